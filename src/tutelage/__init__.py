@@ -1,0 +1,1 @@
+"""tutelage raises a language model."""

@@ -33,7 +33,7 @@ SCHEMES: dict[str, str] = {
     "prompted": "tutelage.judge.prompted:open_prompted",
     # places that a room above may need opened
     "store": "tutelage.store.engine:open_store",
-    "app": "tutelage.web.app:open_app",
+    "app": "tutelage.web.app:background",
     "import": "tutelage.model.checkpoint:import_model",
 }
 

@@ -115,6 +115,14 @@ class Watch(Protocol):
     def __call__(self, model: Any, step: int) -> Mapping[str, Any]: ...
 
 
+class Watching(Protocol):
+    """Makes a Watch for a stage once its tokenizer is known; `settings` enter the key."""
+
+    settings: Mapping[str, Any]
+
+    def __call__(self, tokenizer: Any) -> Watch: ...
+
+
 class Context:
     """What a running stage is given beside its inputs."""
 
@@ -124,7 +132,7 @@ class Context:
         key: str,
         say: Reporter,
         stop: Callable[[], bool],
-        watch: Callable[[Any], Watch] | None = None,
+        watch: Watching | None = None,
         store: Any = None,
     ) -> None:
         self.root, self.key, self.say, self.watch, self.store = root, key, say, watch, store
@@ -245,7 +253,9 @@ def open_inputs(stage: Stage, root: Root, given: Mapping[str, Any]) -> Inputs:
     return Inputs(opened)
 
 
-def stage_key(stage: Stage, config: Config, inputs: Inputs, watermark: int | None) -> str:
+def stage_key(
+    stage: Stage, config: Config, inputs: Inputs, watermark: int | None = None, watch: Watching | None = None
+) -> str:
     """sha256 of everything that decides what the stage computes."""
     parts = {
         "stage": stage.name,
@@ -253,6 +263,7 @@ def stage_key(stage: Stage, config: Config, inputs: Inputs, watermark: int | Non
         "config": config.resolved(),
         "inputs": inputs.named(),
         "store": watermark,
+        "watch": dict(watch.settings) if watch else None,
     }
     return digest(parts)
 
@@ -295,7 +306,7 @@ def run_stage(
     inputs: Mapping[str, Any] | None = None,
     say: Reporter | None = None,
     stop: Callable[[], bool] = never,
-    watch: Callable[[Any], Watch] | None = None,
+    watch: Watching | None = None,
 ) -> Artifact:
     """Run one stage, or return at once what its key has made already.
 
@@ -306,7 +317,7 @@ def run_stage(
     opened = open_inputs(stage, root.create(), inputs or {})
     report = say or silent()
     with _store(stage, root, settings, opened) as (store, mark):
-        key = stage_key(stage, settings, opened, mark["watermark"] if mark else None)
+        key = stage_key(stage, settings, opened, mark["watermark"] if mark else None, watch)
         report.key = key
         made = root.by_key(key)
         if made:
@@ -347,7 +358,7 @@ def _run(
         kind=stage.makes,
         stage=stage.name,
         version=stage.version,
-        config=config.resolved(),
+        config=config.resolved() | ({"watch": dict(context.watch.settings)} if context.watch else {}),
         inputs=inputs.named(),
         store=mark,
         files=file_entries(out),

@@ -1,0 +1,175 @@
+"""Figures of texts against references: exact match and F1, chrF and BLEU, accuracy and macro-F1.
+
+Exact match and F1 follow SQuAD's normal form (Rajpurkar et al. 2016); chrF (Popović 2015) and BLEU (Papineni et
+al. 2002) are sacrebleu's, with their signature stored beside the figure.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from functools import lru_cache
+from typing import Any, cast
+
+import numpy as np
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
+
+from tutelage.core.records import Record
+from tutelage.measure.statistics import Indices, Interval, bootstrap, undefined
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+class Corpus(Record):
+    """A corpus-level figure (0 to 100), the signature that makes it comparable, and its interval."""
+
+    value: float | None
+    signature: str
+    interval: Interval
+
+
+def normalise_answer(text: str) -> str:
+    """SQuAD's normal form: lower case, no punctuation, no English articles, single spaces."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def exact_match(answer: str, golds: Sequence[str]) -> float:
+    """1 if the answer equals one of the golds in normal form, else 0."""
+    found = normalise_answer(answer)
+    return float(any(found == normalise_answer(gold) for gold in golds))
+
+
+def _f1(answer: list[str], gold: list[str]) -> float:
+    if not answer or not gold:
+        return float(answer == gold)
+    common = sum((Counter(answer) & Counter(gold)).values())
+    return 2 * common / (len(answer) + len(gold))
+
+
+def token_f1(answer: str, golds: Sequence[str]) -> float:
+    """Best F1 of word overlap with one of the golds, in normal form; two empty texts agree fully."""
+    found = normalise_answer(answer).split()
+    return max((_f1(found, normalise_answer(gold).split()) for gold in golds), default=0.0)
+
+
+def accuracy(predicted: Sequence[Hashable], gold: Sequence[Hashable]) -> float | None:
+    """Share of equal pairs; None without items."""
+    _same_length(predicted, gold)
+    return sum(p == g for p, g in zip(predicted, gold, strict=True)) / len(gold) if len(gold) else None
+
+
+def macro_f1(predicted: Sequence[Hashable], gold: Sequence[Hashable]) -> float | None:
+    """Mean of F1 over the classes that occur in `gold`; a prediction outside them counts against precision only.
+
+    None without items. A class of `gold` that was never predicted right scores 0.
+    """
+    _same_length(predicted, gold)
+    if not len(gold):
+        return None
+    asked, said = Counter(gold), Counter(predicted)
+    right = Counter(g for p, g in zip(predicted, gold, strict=True) if p == g)
+    return sum(2 * right[label] / (asked[label] + said[label]) for label in asked) / len(asked)
+
+
+def macro_f1_interval(
+    predicted: Sequence[str],
+    gold: Sequence[str],
+    clusters: Sequence[Hashable] | None = None,
+    *,
+    resamples: int = 500,
+    seed: int = 0,
+) -> Interval:
+    """Macro-F1 over the classes of `gold`, with a (cluster) bootstrap interval.
+
+    The classes stay those of the whole sample in every resample, so that a class not drawn counts as missing.
+    """
+    _same_length(predicted, gold)
+    if not len(gold):
+        return undefined(0, "no items", method="bootstrap")
+    labels = sorted(set(gold))
+    place = {label: index for index, label in enumerate(labels)}
+    truth = np.array([place[label] for label in gold])
+    guess = np.array([place.get(label, len(labels)) for label in predicted])
+
+    def statistic(drawn: Indices) -> float:
+        t, p = truth[drawn], guess[drawn]
+        asked = np.bincount(t, minlength=len(labels))
+        said = np.bincount(p, minlength=len(labels) + 1)[: len(labels)]
+        right = np.bincount(t[t == p], minlength=len(labels))
+        if (asked == 0).any():
+            return float("nan")
+        return float((2 * right / (asked + said)).mean())
+
+    return bootstrap(statistic, len(gold), clusters=clusters, resamples=resamples, seed=seed)
+
+
+def _same_length(left: Sequence[Any], right: Sequence[Any]) -> None:
+    if len(left) != len(right):
+        raise ValueError(f"one reference per answer: {len(left)} answers, {len(right)} references")
+
+
+def _streams(references: Sequence[Sequence[str]]) -> list[list[str | None]]:
+    """References per item -> sacrebleu's streams (one list per reference slot, None where an item has fewer)."""
+    widest = max(len(golds) for golds in references)
+    return [[golds[slot] if slot < len(golds) else None for golds in references] for slot in range(widest)]
+
+
+def _corpus(
+    metric: BLEU | CHRF,
+    answers: Sequence[str],
+    references: Sequence[Sequence[str]],
+    clusters: Sequence[Hashable] | None,
+    resamples: int,
+    seed: int,
+) -> Corpus:
+    _same_length(answers, references)
+    if not len(answers):
+        return Corpus(value=None, signature="", interval=undefined(0, "no items", method="bootstrap"))
+    if any(not golds for golds in references):
+        raise ValueError("every item needs at least one reference")
+    inner = cast(Any, metric)  # per-segment statistics are what sacrebleu's own significance tests read
+    counts = np.array(inner._extract_corpus_statistics(list(answers), _streams(references)), dtype=np.int64)
+
+    def statistic(drawn: Indices) -> float:
+        return float(inner._compute_score_from_stats(counts[drawn].sum(axis=0).tolist()).score)
+
+    figure = bootstrap(statistic, len(answers), clusters=clusters, resamples=resamples, seed=seed)
+    return Corpus(value=figure.value, signature=str(metric.get_signature()), interval=figure)
+
+
+def chrf(
+    answers: Sequence[str],
+    references: Sequence[Sequence[str]],
+    clusters: Sequence[Hashable] | None = None,
+    *,
+    resamples: int = 200,
+    seed: int = 0,
+) -> Corpus:
+    """Corpus chrF (0 to 100) against one or several references an item, with a (cluster) bootstrap interval."""
+    return _corpus(CHRF(), answers, references, clusters, resamples, seed)
+
+
+def bleu(
+    answers: Sequence[str],
+    references: Sequence[Sequence[str]],
+    clusters: Sequence[Hashable] | None = None,
+    *,
+    resamples: int = 200,
+    seed: int = 0,
+) -> Corpus:
+    """Corpus BLEU (0 to 100) against one or several references an item, with a (cluster) bootstrap interval."""
+    return _corpus(BLEU(force=True), answers, references, clusters, resamples, seed)
+
+
+@lru_cache(maxsize=1)
+def _sentence_chrf() -> CHRF:
+    return CHRF()
+
+
+def sentence_chrf(answer: str, golds: Sequence[str]) -> float:
+    """chrF of one text (0 to 100) against its best reference."""
+    return float(_sentence_chrf().sentence_score(answer, list(golds)).score)

@@ -1,0 +1,95 @@
+"""Text figures against known values and sacrebleu itself; calibration on judges whose truth is known."""
+
+import numpy as np
+import pytest
+import sacrebleu
+
+from tutelage.measure import calibration as c
+from tutelage.measure import text as t
+
+
+def test_exact_match_and_f1():
+    assert t.exact_match("The red Door.", ["red door"]) == 1.0
+    assert t.exact_match("red", ["red door"]) == 0.0
+    assert t.token_f1("a red door", ["the blue door", "red gate"]) == pytest.approx(0.5)
+    assert t.token_f1("", [""]) == 1.0
+    assert t.token_f1("", ["x"]) == 0.0
+    assert t.token_f1("x", []) == 0.0
+
+
+def test_accuracy_and_macro_f1():
+    from sklearn.metrics import f1_score
+
+    gold, said = ["a", "b", "c", "a", "b", "a"], ["a", "b", "a", "a", "c", "z"]
+    assert t.accuracy(said, gold) == pytest.approx(3 / 6)
+    theirs = f1_score(gold, said, average="macro", labels=["a", "b", "c"], zero_division=0)
+    assert t.macro_f1(said, gold) == pytest.approx(theirs)
+    assert t.macro_f1_interval(said * 10, gold * 10).value == pytest.approx(theirs)
+    assert t.accuracy([], []) is None
+    assert t.macro_f1([], []) is None
+    with pytest.raises(ValueError, match="one reference per answer"):
+        t.accuracy(["a"], [])
+
+
+ANSWERS = ["the cat sat on the mat today", "a small boat crosses the wide river", "he said no", ""]
+GOLDS = [
+    ["the cat sat on a mat today"],
+    ["a small boat crossed the wide river", "the little boat crosses the river"],
+    ["she said no"],
+    ["nothing"],
+]
+
+
+def test_corpus_figures_equal_sacrebleu():
+    streams = [[g[0] for g in GOLDS], [g[1] if len(g) > 1 else None for g in GOLDS]]
+    ours = t.chrf(ANSWERS, GOLDS)
+    assert ours.value == pytest.approx(sacrebleu.CHRF().corpus_score(ANSWERS, streams).score)
+    assert "nc:6" in ours.signature
+    assert ours.interval.low < ours.value < ours.interval.high
+    ours = t.bleu(ANSWERS, GOLDS)
+    assert ours.value == pytest.approx(sacrebleu.BLEU(force=True).corpus_score(ANSWERS, streams).score)
+    assert "version:" in ours.signature
+    assert t.chrf([], []).interval.reason == "no items"
+    with pytest.raises(ValueError, match="at least one reference"):
+        t.chrf(["a"], [[]])
+
+
+def test_sentence_chrf():
+    assert t.sentence_chrf("red door", ["red door"]) == pytest.approx(100.0)
+    assert t.sentence_chrf("", ["red door"]) == 0.0
+    assert t.sentence_chrf("red gate", ["blue gate", "red gates"]) > 60
+
+
+def test_calibration_of_known_judges():
+    rng = np.random.default_rng(0)
+    p = rng.uniform(0.05, 0.95, 2000)
+    honest = (rng.random(2000) < p).astype(float)
+    boastful = (rng.random(2000) < 0.5 + 0.4 * (p - 0.5)).astype(float)
+    good, bad = c.ece(p, honest, resamples=100), c.ece(p, boastful, resamples=100)
+    assert good.value < 0.05 < bad.low
+    assert c.debiased_error(p, honest) < 0.03
+    assert c.debiased_error(p, boastful) == pytest.approx(0.155, abs=0.04)
+    assert c.brier(p, honest).high < c.brier(p, boastful).low
+    assert c.ece([0.5] * 5, [1] * 5).reason == "fewer than 100 items"
+    assert c.debiased_error([], []) is None
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        c.ece([1.5], [1])
+
+
+def test_bins_keep_equal_probabilities_together():
+    bins = c.bins_of([0.1] * 50 + [0.9] * 50, 10)
+    assert [len(b) for b in bins] == [50, 50]
+    assert c.bins_of([]) == []
+
+
+def test_temperature_recovers_the_scale():
+    rng = np.random.default_rng(1)
+    logits = rng.normal(0, 1.5, (3000, 4))
+    gold = (logits + rng.gumbel(size=logits.shape)).argmax(1)
+    assert c.temperature((logits * 3).tolist(), gold.tolist()) == pytest.approx(3.0, rel=0.1)
+    assert c.temperature([], []) is None
+
+
+def test_selective_accuracy():
+    assert c.selective_accuracy([0.9, 0.8, 0.3, 0.2], [1, 1, 0, 1], 0.5) == (1.0, 0.8)
+    assert c.selective_accuracy([], [], 0.5) is None

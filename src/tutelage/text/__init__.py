@@ -1,0 +1,1 @@
+"""Pure functions on strings: one normal form, personal data, language, perturbations."""

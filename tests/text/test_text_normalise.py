@@ -1,0 +1,58 @@
+"""The normal form: what it removes, and that nothing found in it loses its place in the original."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tutelage.text.normalise import normalise
+
+
+def test_plain_ascii_is_itself():
+    normal = normalise("A plain line, with 3 signs!\nAnd another.")
+    assert normal.text == "A plain line, with 3 signs!\nAnd another."
+    assert normal.span(2, 7) == (2, 7)
+
+
+def test_no_ink_is_removed_and_spans_map_back():
+    given_text = "my pass\u200bw\u00adord\u202e is"
+    normal = normalise(given_text)
+    assert normal.text == "my password is"
+    start = normal.text.index("password")
+    first, last = normal.span(start, start + 8)
+    assert given_text[first:last] == "pass\u200bw\u00adord"
+
+
+def test_compatibility_forms_and_marks():
+    assert normalise("Ｆｕｌｌ ﬁne 𝐛𝐨𝐥𝐝 e\u0301").text == "Full fine bold é"
+    normal = normalise("cafe\u0301!")
+    assert normal.span(3, 4) == (3, 5)
+
+
+def test_blanks_and_breaks():
+    assert normalise("a\u00a0\u2003 b\t\tc\r\nd\u2028e").text == "a b c\nd\ne"
+    assert normalise("a\n\nb").text == "a\n\nb"
+
+
+def test_look_alikes_only_where_latin_is_read():
+    assert normalise("рaypal").text == "paypal"
+    assert normalise("send the раѕѕ to me").text == "send the pass to me"
+    assert normalise("Привет, как дела?").text == "Привет, как дела?"
+    assert normalise("Αθήνα").text == "Αθήνα"
+
+
+def test_fold():
+    assert normalise("STRASSE Straße", fold=True).text == "strasse strasse"
+
+
+@given(st.text(max_size=60))
+def test_positions_are_ordered_and_inside(text: str):
+    normal = normalise(text)
+    assert len(normal.starts) == len(normal.ends) == len(normal.text)
+    assert all(0 <= start < end <= len(text) for start, end in zip(normal.starts, normal.ends, strict=True))
+    assert list(normal.starts) == sorted(normal.starts)
+    assert list(normal.ends) == sorted(normal.ends)
+
+
+@given(st.text(alphabet="aе\u0301\u200b \u00a0\r\nﬁΑ1", max_size=30))
+def test_the_normal_form_of_a_normal_form_is_itself(text: str):
+    once = normalise(text).text
+    assert normalise(once).text == once

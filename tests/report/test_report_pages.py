@@ -1,0 +1,109 @@
+"""The page of a life: whole, escaped, without script or anything from elsewhere, also when parts are missing."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from tutelage.core.artifact import Artifact, Root
+from tutelage.report import pages
+
+Life = tuple[Root, dict[str, Artifact]]
+VOID = {"meta", "link", "br", "img", "input", "hr"}
+
+
+class Balanced(HTMLParser):
+    """Fails when a tag is closed that was not open, or left open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
+        self.open.pop()
+
+
+def check(html: str) -> None:
+    parser = Balanced()
+    parser.feed(html)
+    assert parser.open == []
+    assert "<script" not in html and "style=" not in html
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", html)
+
+
+def test_a_whole_life_has_every_part(life: Life) -> None:
+    html = pages.life_page(*life)
+    check(html)
+    for part in (
+        "learned",
+        "curves",
+        "evaluation",
+        "people",
+        "guards",
+        "redteam",
+        "bias",
+        "release",
+        "wheel",
+        "lineage",
+    ):
+        assert f'<section id="{part}"' in html, part
+    assert "Promoted: attack success fell" in html
+    assert "Simulated people stand in this lineage" in html
+    assert "no item of this cell" in html, "an undefined figure gives its reason"
+    assert "What must not be claimed" in html
+
+
+def test_a_life_of_three_stages_reports_too(life: Life) -> None:
+    root, made = life
+    html = pages.life_page(root, {name: made[name] for name in ("prepare", "pretrain", "finetune")})
+    check(html)
+    assert '<section id="release"' not in html
+    assert "pretrain: loss" in html
+
+
+def test_an_empty_life_is_a_page_too(life: Life) -> None:
+    check(pages.life_page(life[0], {}))
+
+
+def test_what_a_file_says_is_text_never_markup(tmp_path_factory: pytest.TempPathFactory, seal: Any) -> None:
+    root = Root(tmp_path_factory.mktemp("hostile")).create()
+    evil = "<script>alert(1)</script>"
+    files = {"verdict.json": {"verdict": "refuse", "reason": evil, "checks": [{"check": evil, evil: evil}]}}
+    html = pages.life_page(root, {evil: seal(root, "release", "release", files, metrics={evil: 1})})
+    check(html)
+    assert "&lt;script&gt;" in html
+
+
+def test_files_of_unknown_shape_do_not_break_the_page(tmp_path_factory: pytest.TempPathFactory, seal: Any) -> None:
+    root = Root(tmp_path_factory.mktemp("odd")).create()
+    odd = {
+        "evaluate": seal(root, "evaluate", "evaluation", {"summary.json": {"cells": [{}, {"value": None}]}}),
+        "redteam": seal(root, "redteam", "redteam", {"summary.json": {"matrix": [{}, "x"]}, "bias.json": [1, 2]}),
+        "cycle": seal(root, "cycle", "cycle", {"cycle.json": {"estimates": {"a": 1}, "weeks": [{"x": [1, {"y": 2}]}]}}),
+        "rlhf": seal(
+            root, "rlhf", "model", {"metrics.jsonl": [{"step": 1, "reward": None}, {"step": 2, "reward": None}]}
+        ),
+    }
+    check(pages.life_page(root, odd))
+
+
+def test_compare_shows_what_differs(life: Life) -> None:
+    root, made = life
+    html = pages.compare(root, made["pretrain"], made["finetune"])
+    check(html)
+    assert "loss" in html and "Made from" in html
+
+
+def test_the_same_life_gives_the_same_page(life: Life) -> None:
+    assert pages.life_page(*life) == pages.life_page(*life)

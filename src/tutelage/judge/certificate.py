@@ -1,0 +1,110 @@
+"""Thresholds that state their false-positive rate: chosen as an order statistic of benign scores, with an exact bound.
+
+A threshold above which exactly k of n exchangeable benign scores lie has a false-positive rate whose one-sided upper
+bound is Clopper and Pearson's, the Beta(k + 1, n - k) quantile; because the threshold is an order statistic, the bound
+holds although it was chosen on the same data (Wilks 1941, distribution-free tolerance limits).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tutelage.core.records import Record, digest
+from tutelage.measure.statistics import upper_bound
+
+
+class Certificate(Record):
+    """One threshold of one category in one direction, and what is known about it."""
+
+    category: str
+    direction: str
+    target: float
+    """The false-positive rate that was asked for."""
+    threshold: float | None
+    """Calibrated probability above which a text counts as positive; None without any benign text."""
+    bound: float | None
+    """Upper confidence bound of the false-positive rate at this threshold."""
+    false_positives: int
+    n: int
+    """Benign texts that were scored, all held out."""
+    clusters: int
+    """Groups of texts alike (a template, a source document) among them."""
+    bound_clusters: float | None
+    """The bound when only one text per cluster counts: what holds if texts of a cluster stand or fall together."""
+    confidence: float
+    data: str
+    """sha256 of the held-out benign texts' ids and scores."""
+    reason: str | None = None
+    """Why the target could not be certified: `not enough data (n=...)`."""
+
+    @property
+    def id(self) -> str:
+        """Short name by content."""
+        return digest(self)[:12]
+
+    @property
+    def certified(self) -> bool:
+        """True when the bound is at most the target."""
+        return self.bound is not None and self.bound <= self.target
+
+
+def least_n(target: float, confidence: float = 0.95) -> int:
+    """How many benign texts, none of them above the threshold, it takes to certify a target rate."""
+    return int(np.ceil(np.log(1 - confidence) / np.log1p(-target)))
+
+
+def certify(
+    scores: Sequence[float],
+    *,
+    category: str,
+    direction: str,
+    target: float,
+    clusters: Sequence[str] | None = None,
+    ids: Sequence[str] | None = None,
+    confidence: float = 0.95,
+) -> Certificate:
+    """Choose the lowest threshold whose bound is at most `target`.
+
+    Where n cannot support the target, the threshold is the highest benign score (no false positive seen), the bound
+    is what that proves, and `reason` says so.
+
+    Args:
+        scores: calibrated probabilities of benign texts that took no part in training or calibration.
+        clusters: what each belongs to; alone if not given.
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    n = len(values)
+    groups = list(clusters) if clusters is not None else [str(index) for index in range(n)]
+    names = list(ids) if ids is not None else groups
+    rows = sorted(zip(names, groups, (round(float(v), 12) for v in values), strict=True))
+    common = {
+        "category": category,
+        "direction": direction,
+        "target": target,
+        "n": n,
+        "clusters": len(set(groups)),
+        "confidence": confidence,
+        "data": digest([list(row) for row in rows]),
+    }
+    if n == 0:
+        reason = "not enough data (n=0)"
+        return Certificate(**common, threshold=None, bound=None, false_positives=0, bound_clusters=None, reason=reason)
+    down = np.sort(values)[::-1]
+    allowed = -1
+    while allowed + 1 < n and (upper_bound(allowed + 1, n, confidence) or 0.0) <= target:
+        allowed += 1
+    threshold = float(down[max(allowed, 0)])
+    above = values > threshold  # ties fall on the benign side, so there may be fewer than allowed
+    false = int(above.sum())
+    struck = len({group for group, hit in zip(groups, above, strict=True) if hit})
+    short = f"not enough data (n={n}): {least_n(target, confidence)} benign texts certify it"
+    return Certificate(
+        **common,
+        threshold=threshold,
+        bound=upper_bound(max(allowed, 0), n, confidence),
+        false_positives=false,
+        bound_clusters=upper_bound(struck, len(set(groups)), confidence),
+        reason=None if allowed >= 0 else short,
+    )

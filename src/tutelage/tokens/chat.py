@@ -1,0 +1,150 @@
+"""The only place where a conversation becomes ids and a loss mask.
+
+A chat template decides what stands between the turns; what people and models wrote is put in as ids, never as template
+text. So the ids are those that `transformers.apply_chat_template` gives, and no message can forge a turn: the template
+is rendered once per sequence of roles with place-holders, its pieces are encoded with special tokens, the contents
+without.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from jinja2 import TemplateError, nodes
+from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from tutelage.core.errors import DataError
+from tutelage.core.records import Example, Message
+from tutelage.tokens.tokenizer import Tokenizer
+
+_PLACE = re.compile(" ?\ue000(\\d+)\ue001 ?")
+
+
+class Skeleton(NamedTuple):
+    """The template around the contents: `pieces[i]`, then the content of message `order[i]`, ..., the last piece."""
+
+    pieces: tuple[tuple[int, ...], ...]
+    order: tuple[int, ...]
+    trims: tuple[bool, ...]
+    """Whether the template strips each content."""
+    closes: tuple[int, ...]
+    """How many ids of the piece after each content belong to the answer: 1 if it begins with a special token."""
+
+
+def render(messages: Sequence[Message], tokenizer: Tokenizer, open_assistant: bool = True) -> list[int]:
+    """Ids of a conversation; with `open_assistant` ready for the assistant to speak.
+
+    A message of role `text` is verbatim: it is encoded after bos, and no turn is opened after it.
+    Raises DataError when the tokenizer has no template or the template refuses the conversation.
+    """
+    return _build(messages, tokenizer, open_assistant)[0]
+
+
+def encode_dialogue(example: Example, tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
+    """Ids of a whole dialogue, and a mask that marks what the assistant says, with the token that ends its turn."""
+    return _build(example.messages, tokenizer, open_assistant=False)
+
+
+def text_of(message: Message) -> str:
+    """The text of a message: its content, or its text parts one after the other."""
+    return message.content or "".join(part.text for part in message.parts if part.type == "text")
+
+
+def _build(messages: Sequence[Message], tokenizer: Tokenizer, open_assistant: bool) -> tuple[list[int], list[bool]]:
+    if not messages:
+        raise DataError("a conversation needs at least one message")
+    if all(message.role == "text" for message in messages):
+        ids = [tokenizer.bos, *(each for message in messages for each in tokenizer.encode(text_of(message)))]
+        return ids, [False] + [True] * (len(ids) - 1)
+    frame = _skeleton(tokenizer, tuple(_shape(message) for message in messages), open_assistant)
+    ids = list(frame.pieces[0])
+    mask = [False] * len(ids)
+    for piece, place, trims, closes in zip(frame.pieces[1:], frame.order, frame.trims, frame.closes, strict=True):
+        content = text_of(messages[place])
+        inner = tokenizer.encode(content.strip() if trims else content)
+        spoken = messages[place].role == "assistant"
+        ids += [*inner, *piece]
+        mask += [spoken] * len(inner) + [spoken and at < closes for at in range(len(piece))]
+    return ids, mask
+
+
+def _shape(message: Message) -> tuple[str, str]:
+    """What a template may look at beside the text: the role, and the rest as JSON (mostly empty)."""
+    rest: dict[str, Any] = {}
+    if message.tool_calls:
+        rest["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id:
+        rest["tool_call_id"] = message.tool_call_id
+    if message.name:
+        rest["name"] = message.name
+    return message.role, json.dumps(rest, sort_keys=True) if rest else ""
+
+
+@functools.lru_cache(maxsize=4096)
+def _skeleton(tokenizer: Tokenizer, shapes: tuple[tuple[str, str], ...], open_assistant: bool) -> Skeleton:
+    source = tokenizer.template
+    if source is None:
+        raise DataError("the tokenizer has no chat template", file="tokenizer_config.json", key="chat_template")
+    turns = [
+        {"role": role, "content": f" \ue000{place}\ue001 ", **(json.loads(rest) if rest else {})}
+        for place, (role, rest) in enumerate(shapes)
+    ]
+    if any("tool_calls" in turn for turn in turns) and "tool_calls" not in source:
+        raise DataError("the chat template has no place for tool calls", key="chat_template")
+    names = {name: tokenizer.text_of(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+    try:
+        text = _compiled(source).render(messages=turns, add_generation_prompt=open_assistant, **names)
+    except SecurityError as error:
+        raise DataError(f"the chat template was stopped: {error}", key="chat_template") from None
+    except TemplateError as error:
+        raise DataError(f"the chat template refuses this conversation: {error}", key="chat_template") from None
+    pieces, order, trims, done = [], [], [], 0
+    for match in _PLACE.finditer(text):
+        pieces.append(tuple(tokenizer.encode_marked(text[done : match.start()])))
+        order.append(int(match[1]))
+        trims.append(not (match[0].startswith(" ") and match[0].endswith(" ")))
+        done = match.end()
+    pieces.append(tuple(tokenizer.encode_marked(text[done:])))
+    if order != sorted(set(order)) or len(order) != len(shapes):
+        raise DataError("the chat template leaves out, repeats or moves messages", key="chat_template")
+    closes = tuple(int(bool(piece) and piece[0] in tokenizer.specials) for piece in pieces[1:])
+    return Skeleton(tuple(pieces), tuple(order), tuple(trims), closes)
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled(source: str) -> Any:
+    """A template in jinja2's immutable sandbox, set up as Hugging Face's."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+    environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = lambda form: ""  # a prompt must not depend on the day it is made
+    try:
+        return environment.from_string(source)
+    except TemplateError as error:
+        raise DataError(f"not a chat template: {error}", key="chat_template") from None
+
+
+def _refuse(message: str) -> None:
+    raise TemplateError(message)
+
+
+class _Generation(Extension):
+    """`{% generation %}`, by which Hugging Face templates mark what the assistant says; the mask here is our own."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja2's own form
+
+    def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)

@@ -1,0 +1,155 @@
+"""The corpus as ids, in memory-mapped arrays that can be read from any offset."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tutelage.core.artifact import Artifact
+from tutelage.core.config import Config
+from tutelage.core.errors import DataError
+from tutelage.core.records import Example, read_jsonl
+from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, stage
+from tutelage.tokens.chat import encode_dialogue
+from tutelage.tokens.tokenizer import Tokenizer, load
+
+SPLITS = ("train", "validation")
+
+
+class Encode(Config):
+    """Settings of the stage `encode`."""
+
+    dialogue_tokens: int = 0
+    """Leave out dialogues with more tokens than this, counted in `meta.json`; 0 keeps all."""
+
+
+def _cost(config: Encode, sizes: Mapping[str, Mapping[str, float]], machine: Machine) -> Cost:
+    characters = sizes.get("corpus", {}).get("characters", 4e6)
+    dialogues = sizes.get("corpus", {}).get("dialogues", 9e3)
+    tokens = characters / 3.6
+    made = {"tokens": tokens, "dialogues": dialogues, "characters": characters}
+    return Cost(
+        seconds=0.3 + 0.4e-6 * characters + 6e-5 * dialogues, memory=2e8 + 12 * tokens, tokens=tokens, sizes=made
+    )
+
+
+@stage(
+    makes="tokens",
+    config=Encode,
+    inputs={
+        "corpus": Input(kind="corpus", default="prepare", help="documents and dialogues"),
+        "tokenizer": Input(kind=("tokenizer", "model"), default="tokenizer", help="what turns text into ids"),
+    },
+    cost=_cost,
+)
+def encode(config: Encode, inputs: Inputs, out: Path, context: Context) -> dict[str, Any]:
+    """Turn a corpus into ids: documents as bos, text, eos, in the corpus's order; dialogues with their loss mask."""
+    tokenizer = load(inputs.tokenizer)
+    kind = np.uint16 if tokenizer.size <= 2**16 else np.uint32
+    documents, sources = _documents(inputs.corpus, tokenizer, kind, out, context)
+    dialogues = _dialogues(inputs.corpus, tokenizer, kind, config, out, context)
+    if not documents["train"]["documents"] and not dialogues["train"]["dialogues"]:
+        raise DataError("the corpus has no training text", file=inputs.corpus.path)
+    meta = {
+        "vocabulary": tokenizer.size,
+        "dtype": np.dtype(kind).name,
+        "bos": tokenizer.bos,
+        "eos": tokenizer.eos,
+        "pad": tokenizer.pad,
+        "end": tokenizer.end,
+        "stops": tokenizer.stops,
+        "splits": documents,
+        "dialogues": dialogues,
+        "sources": sources,
+    }
+    (out / "meta.json").write_text(json.dumps(meta, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return {
+        "tokens": documents["train"]["tokens"],
+        "validation_tokens": documents["validation"]["tokens"],
+        "dialogues": dialogues["train"]["dialogues"],
+        "dialogue_tokens": dialogues["train"]["tokens"],
+        "characters_per_token": documents["train"]["characters"] / max(1, documents["train"]["tokens"]),
+    }
+
+
+def _documents(
+    corpus: Artifact, tokenizer: Tokenizer, kind: type, out: Path, context: Context
+) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, int]]]:
+    import pyarrow.parquet as parquet
+
+    ids: dict[str, list[NDArray[Any]]] = {split: [] for split in SPLITS}
+    lengths: dict[str, list[int]] = {split: [] for split in SPLITS}
+    counts = {split: {"documents": 0, "tokens": 0, "characters": 0, "bytes": 0} for split in SPLITS}
+    sources: dict[str, dict[str, int]] = defaultdict(lambda: {"documents": 0, "tokens": 0, "characters": 0})
+    file = parquet.ParquetFile(corpus.file("documents.parquet"))
+    total, done = file.metadata.num_rows, 0
+    for batch in file.iter_batches(batch_size=2000, columns=["text", "split", "source"]):
+        context.check()
+        texts, splits, names = (batch.column(name).to_pylist() for name in ("text", "split", "source"))
+        for text, split, name, found in zip(texts, splits, names, tokenizer.encode_batch(texts), strict=True):
+            if split not in counts:
+                continue
+            row: NDArray[Any] = np.array([tokenizer.bos, *found, tokenizer.eos], dtype=kind)
+            ids[split].append(row)
+            lengths[split].append(len(row))
+            added = {"documents": 1, "tokens": len(row), "characters": len(text), "bytes": len(text.encode())}
+            for key, value in added.items():
+                counts[split][key] += value
+                if key in sources[name]:
+                    sources[name][key] += value
+        done += len(texts)
+        context.say.progress(done, total, unit="documents")
+    for split in SPLITS:
+        _save(out / f"{split}.npy", ids[split], kind)
+        np.save(out / f"{split}.offsets.npy", _offsets(lengths[split]))
+    return counts, dict(sorted(sources.items()))
+
+
+def _dialogues(
+    corpus: Artifact, tokenizer: Tokenizer, kind: type, config: Encode, out: Path, context: Context
+) -> dict[str, dict[str, int]]:
+    ids: dict[str, list[NDArray[Any]]] = {split: [] for split in SPLITS}
+    masks: dict[str, list[NDArray[Any]]] = {split: [] for split in SPLITS}
+    counts = {split: {"dialogues": 0, "tokens": 0, "answer_tokens": 0, "too_long": 0} for split in SPLITS}
+    rows = iter(read_jsonl(corpus.file("dialogues.jsonl"), Example))
+    for chunk in _chunks(rows, 500):
+        context.check()
+        for example in chunk:
+            split = example.tags.get("split", "train")
+            if split not in counts:
+                continue
+            found, mask = encode_dialogue(example, tokenizer)
+            if config.dialogue_tokens and len(found) > config.dialogue_tokens:
+                counts[split]["too_long"] += 1
+                continue
+            ids[split].append(np.array(found, dtype=kind))
+            masks[split].append(np.array(mask, dtype=np.bool_))
+            counts[split]["dialogues"] += 1
+            counts[split]["tokens"] += len(found)
+            counts[split]["answer_tokens"] += sum(mask)
+    for split, stem in (("train", "dialogues"), ("validation", "dialogues.validation")):
+        _save(out / f"{stem}.npy", ids[split], kind)
+        _save(out / f"{stem}.mask.npy", masks[split], np.bool_)
+        np.save(out / f"{stem}.offsets.npy", _offsets([len(row) for row in ids[split]]))
+    return counts
+
+
+def _chunks(rows: Iterator[Example], size: int) -> Iterator[list[Example]]:
+    while chunk := list(islice(rows, size)):
+        yield chunk
+
+
+def _offsets(lengths: Sequence[int]) -> NDArray[np.int64]:
+    """Where each row starts, and the end: n + 1 numbers."""
+    return np.concatenate([[0], np.cumsum(np.array(lengths, dtype=np.int64))]).astype(np.int64)
+
+
+def _save(path: Path, rows: Sequence[NDArray[Any]], kind: type) -> None:
+    np.save(path, np.concatenate(rows) if rows else np.zeros(0, dtype=kind), allow_pickle=False)

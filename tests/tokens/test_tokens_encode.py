@@ -1,0 +1,106 @@
+"""The stages tokenizer and encode over a small corpus: files, offsets, masks, counts."""
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as arrow
+import pyarrow.parquet as parquet
+import pytest
+
+from tutelage.core.artifact import Artifact, Root
+from tutelage.core.config import Config
+from tutelage.core.errors import DataError
+from tutelage.core.records import Example, Message, write_jsonl
+from tutelage.core.stage import run_stage, stage
+from tutelage.tokens.encode import encode
+from tutelage.tokens.tokenizer import load, tokenizer
+
+
+class Given(Config):
+    """A corpus of `documents` sentences."""
+
+    documents: int = 60
+    """How many."""
+
+
+@stage(makes="corpus", config=Given)
+def given(config, inputs, out, context):
+    """A tiny corpus."""
+    rows = [
+        {
+            "id": f"d{place}",
+            "text": f"The baker {place} lives in Mill Street. ka velo é",
+            "source": "a" if place % 2 else "b",
+            "licence": "permissive",
+            "split": "validation" if place % 10 == 0 else "train",
+            "meta": "{}",
+        }
+        for place in range(config.documents)
+    ]
+    schema = arrow.schema([(name, arrow.string()) for name in ("id", "text", "source", "licence", "split", "meta")])
+    parquet.write_table(arrow.Table.from_pylist(rows, schema=schema), out / "documents.parquet")
+    dialogues = [
+        Example(
+            messages=(Message(role="user", content="Who?"), Message(role="assistant", content=f"Baker {place}")),
+            tags={"split": "validation" if place == 0 else "train"},
+        )
+        for place in range(min(9, config.documents))
+    ]
+    write_jsonl(out / "dialogues.jsonl", dialogues)
+    return {}
+
+
+def run(root: Root, **sizes: int) -> tuple[Artifact, Artifact, Artifact]:
+    corpus = run_stage(given, root, config=sizes)
+    words = run_stage(tokenizer, root, config={"vocabulary": 300}, inputs={"corpus": corpus})
+    return corpus, words, run_stage(encode, root, inputs={"corpus": corpus, "tokenizer": words})
+
+
+def test_ids_read_back(tmp_path: Path):
+    corpus, words, tokens = run(Root(tmp_path))
+    text = load(words)
+    meta = json.loads(tokens.file("meta.json").read_text())
+    assert meta["vocabulary"] == text.size <= 300
+    rows = parquet.read_table(corpus.file("documents.parquet")).to_pylist()
+    for split in ("train", "validation"):
+        ids = np.load(tokens.file(f"{split}.npy"), mmap_mode="r")
+        offsets = np.load(tokens.file(f"{split}.offsets.npy"))
+        expected = [row["text"] for row in rows if row["split"] == split]
+        assert ids.dtype == np.uint16
+        assert [text.decode(ids[a:b]) for a, b in itertools.pairwise(offsets)] == expected
+        assert all(ids[a] == text.bos and ids[b - 1] == text.eos for a, b in itertools.pairwise(offsets))
+        assert meta["splits"][split]["tokens"] == len(ids) == offsets[-1]
+        assert meta["splits"][split]["characters"] == sum(map(len, expected))
+    assert sum(each["documents"] for each in meta["sources"].values()) == len(rows)
+
+
+def test_dialogues_have_masks(tmp_path: Path):
+    _, words, tokens = run(Root(tmp_path))
+    text = load(words)
+    ids, mask = np.load(tokens.file("dialogues.npy")), np.load(tokens.file("dialogues.mask.npy"))
+    offsets = np.load(tokens.file("dialogues.offsets.npy"))
+    assert len(offsets) == 9 and len(ids) == len(mask) == offsets[-1]
+    first = slice(offsets[0], offsets[1])
+    assert text.decode(ids[first][mask[first]], skip_special=False) == "Baker 1<|end|>"
+    assert len(np.load(tokens.file("dialogues.validation.offsets.npy"))) == 2
+
+
+def test_the_same_corpus_gives_the_same_artifacts(tmp_path: Path):
+    one, two = run(Root(tmp_path / "one")), run(Root(tmp_path / "two"))
+    assert [each.id for each in one] == [each.id for each in two]
+
+
+def test_long_dialogues_are_counted(tmp_path: Path):
+    corpus, words, _ = run(Root(tmp_path))
+    short = run_stage(
+        encode, Root(tmp_path), config={"dialogue_tokens": 5}, inputs={"corpus": corpus, "tokenizer": words}
+    )
+    meta = json.loads(short.file("meta.json").read_text())
+    assert meta["dialogues"]["train"] == {"dialogues": 0, "tokens": 0, "answer_tokens": 0, "too_long": 8}
+
+
+def test_a_corpus_without_text_is_an_error(tmp_path: Path):
+    with pytest.raises(DataError, match="no training text"):
+        run(Root(tmp_path), documents=0)

@@ -51,6 +51,11 @@ def number(value: float | None, digits: int = 3) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+def fixed(value: float | None, digits: int = 2) -> str:
+    """A figure of a column of figures: always the same number of decimals."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
 def share(value: float | None) -> str:
     """A share as percent, an en dash for undefined."""
     if value is None or not math.isfinite(value):
@@ -102,7 +107,7 @@ def thin(points: Sequence[tuple[float, float | None]], most: int = 240) -> list[
     return [*kept, points[-1]]
 
 
-WIDTH, HEIGHT = 460, 250
+WIDTH, HEIGHT = 460, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 12, 34
 
 
@@ -144,7 +149,7 @@ def line(
         return round(HEIGHT - _BOTTOM - (y - y0) / (y1 - y0) * (HEIGHT - _TOP - _BOTTOM), 1)
 
     out: list[str] = []
-    for y in ticks(y0, y1, 4):
+    for y in ticks(y0, y1, 5):
         out.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{py(y)}" y2="{py(y)}"/>')
         out.append(f'<text class="tick end" x="{_LEFT - 6}" y="{py(y) + 4}">{number(y)}</text>')
     places = [10.0**k for k in range(math.ceil(math.log10(x0)), math.floor(math.log10(x1)) + 1)] if log else None

@@ -138,11 +138,11 @@ def learned(artifacts: Artifacts) -> Markup | None:
             else:
                 tone = badge("learned", "good") if one.get("learned") else Markup("")
                 low_high = Markup('<span class="sub">{} to {} {}</span>').format(
-                    charts.number(one.get("low"), 2), charts.number(one.get("high"), 2), tone
+                    charts.fixed(one.get("low")), charts.fixed(one.get("high")), tone
                 )
-                line.append(Markup("{}{}").format(charts.number(one["value"], 3), low_high))
-        line.append(Markup("{}").format(charts.number(any_cell.get("chance"), 2)))
-        line.append(Markup("{}<span class='sub'>{}</span>").format(charts.number(base, 2), rule))
+                line.append(Markup("{}{}").format(charts.fixed(one["value"]), low_high))
+        line.append(Markup("{}").format(charts.fixed(any_cell.get("chance"))))
+        line.append(Markup("{}<span class='sub'>{}</span>").format(charts.fixed(base), rule))
         line.append(charts.number(any_cell.get("n"), 6))
         lines.append(line)
     columns: list[Column] = [

@@ -1,0 +1,1 @@
+"""How a model learns from people: reinforcement against a reward model, and preference optimisation beside it."""

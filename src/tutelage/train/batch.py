@@ -1,0 +1,383 @@
+"""What a step is made of: typed batches that know their counts before the forward, packed without crop or padding.
+
+A batch is a run of **segments** laid end to end: `ids` is [1, total], `lengths` says where segments end. Segments
+attend only to themselves, so a batch needs no padding and no mask, and what shares a batch never changes a result.
+"""
+
+from __future__ import annotations
+
+import bisect
+import heapq
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol, Self, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tutelage.core.errors import DataError, NotFound
+
+State = dict[str, Any]
+"""Nested mappings of JSON values and tensors: everything a checkpoint can hold."""
+
+
+class Batch(Protocol):
+    """One micro-batch. `counts` gives, per term of the objective, what its sum will be divided by."""
+
+    @property
+    def counts(self) -> Mapping[str, float]: ...
+
+
+B_co = TypeVar("B_co", bound=Batch, covariant=True)
+
+
+class Steps(Protocol[B_co]):
+    """An addressable sequence of optimizer steps, each a list of micro-batches.
+
+    `state()` describes the position after the last step that was handed out; `load()` returns there, so that the
+    iterator made next goes on as if it had never stopped.
+    """
+
+    def __iter__(self) -> Iterator[Sequence[B_co]]: ...
+    def state(self) -> State: ...
+    def load(self, state: State) -> None: ...
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Token ids laid end to end.
+
+    Attributes:
+        ids: int64 [1, total].
+        lengths: tokens per segment; they add up to total.
+    """
+
+    ids: Tensor
+    lengths: tuple[int, ...]
+
+    @property
+    def ends(self) -> Tensor:
+        """Index of each segment's last token, int64 [segments]."""
+        return torch.tensor(np.cumsum(self.lengths) - 1, dtype=torch.int64, device=self.ids.device)
+
+    def to(self, device: torch.device) -> Self:
+        """The same batch with every tensor on a device; itself when they are there already."""
+        if self.ids.device == device:
+            return self
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class TokenBatch(Segments):
+    """Segments with the positions that are learned from.
+
+    Attributes:
+        at: int64 [n], indices into total whose hidden state predicts a target.
+        targets: int64 [n], the tokens to be predicted there.
+    """
+
+    at: Tensor
+    targets: Tensor
+
+    @property
+    def counts(self) -> Mapping[str, float]:
+        return {"tokens": float(self.targets.numel())}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One prompt's candidates as people judged them, by index into the batch's segments.
+
+    Attributes:
+        tiers: candidates best first, same tier = tie; empty when there was no ranking.
+        scores: (segment, score in 0..1) pairs.
+        weight: how much this judgement counts.
+    """
+
+    tiers: tuple[tuple[int, ...], ...] = ()
+    scores: tuple[tuple[int, float], ...] = ()
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class PreferenceBatch(Segments):
+    """Prompt + candidate segments and what people said about them."""
+
+    judged: tuple[Judged, ...] = ()
+
+    @property
+    def counts(self) -> Mapping[str, float]:
+        rankings = sum(each.weight for each in self.judged if len(each.tiers) > 1 or any_tie(each.tiers))
+        ratings = sum(each.weight * len(each.scores) for each in self.judged)
+        return {"rankings": rankings, "ratings": ratings}
+
+
+def any_tie(tiers: Sequence[Sequence[int]]) -> bool:
+    """Whether two candidates share a tier: also a judgement, though an order of one tier says only 'equal'."""
+    return any(len(tier) > 1 for tier in tiers)
+
+
+@dataclass(frozen=True)
+class PairBatch(TokenBatch):
+    """Chosen and rejected answers: segment 2i was preferred to segment 2i + 1.
+
+    Attributes:
+        segment: int64 [n], the segment of each target.
+        reference: float [segments], summed log-probability of each answer under the reference.
+        weight: float [pairs].
+        tie: float [pairs], 1 where people found both equal.
+    """
+
+    segment: Tensor
+    reference: Tensor
+    weight: Tensor
+    tie: Tensor
+
+    @property
+    def counts(self) -> Mapping[str, float]:
+        return {"pairs": float(self.weight.sum()), "tokens": float(self.targets.numel())}
+
+
+@dataclass(frozen=True)
+class PolicyBatch(TokenBatch):
+    """Sampled answers with what reinforcement needs, all float [n] beside `targets`.
+
+    Attributes:
+        old: log-probability under the weights that sampled.
+        reference: log-probability under the reference.
+        advantage: how much better than expected.
+        returns: what the critic should have said (unused without a critic).
+        value: what the critic said when the answer was sampled.
+    """
+
+    old: Tensor
+    reference: Tensor
+    advantage: Tensor
+    returns: Tensor
+    value: Tensor
+
+    @property
+    def counts(self) -> Mapping[str, float]:
+        n = float(self.targets.numel())
+        return {"policy": n, "value": n, "kl": n, "entropy": n}
+
+
+def lay(segments: Sequence[Sequence[int] | np.ndarray]) -> tuple[Tensor, tuple[int, ...]]:
+    """Lay token ids end to end: (ids [1, total], lengths)."""
+    lengths = tuple(len(segment) for segment in segments)
+    if not lengths or min(lengths) == 0:
+        raise DataError("a batch needs at least one segment, and no empty one")
+    ids = np.concatenate([np.asarray(segment, dtype=np.int64) for segment in segments])
+    return torch.from_numpy(ids)[None], lengths
+
+
+def token_batch(segments: Sequence[np.ndarray], masks: Sequence[np.ndarray] | None = None) -> TokenBatch:
+    """Segments to learn the next token from; `masks` marks the tokens that count as targets (default: all).
+
+    A segment's first token is never a target, since nothing stands before it.
+    """
+    ids, lengths = lay(segments)
+    wanted = np.ones(ids.shape[1], bool) if masks is None else np.concatenate([np.asarray(m, bool) for m in masks])
+    wanted[np.cumsum((0, *lengths[:-1]))] = False
+    position = torch.from_numpy(np.flatnonzero(wanted))
+    return TokenBatch(ids=ids, lengths=lengths, at=position - 1, targets=ids[0, position])
+
+
+def best_fit(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[list[int]]:
+    """Pack items into bins of at most `capacity`: each, in the order given, goes where it leaves the least room.
+
+    Nothing is cropped; an item longer than the capacity is an error of the caller. Returns indices per bin.
+    """
+    bins: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (free, bin), ascending
+    for index, length in enumerate(int(each) for each in lengths):
+        if length > capacity:
+            raise DataError(f"a segment of {length} tokens does not fit into {capacity}")
+        place = bisect.bisect_left(room, (length, -1))
+        if place == len(room):
+            bins.append([index])
+            bisect.insort(room, (capacity - length, len(bins) - 1))
+        else:
+            free, where = room.pop(place)
+            bins[where].append(index)
+            bisect.insort(room, (free - length, where))
+    return bins
+
+
+def spread(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[list[int]]:
+    """Pack items into bins of nearly equal size, none above `capacity`: each goes into the emptiest bin.
+
+    Where nothing is padded, unused room costs nothing, but steps of unequal size would weigh tokens unequally.
+    """
+    longest, total = int(np.max(lengths)), int(np.sum(lengths))
+    if longest > capacity:
+        raise DataError(f"a segment of {longest} tokens does not fit into {capacity}")
+    number = 1 if total <= capacity else -(-total // max(1, capacity - longest))
+    filled = [(0, place) for place in range(number)]
+    bins: list[list[int]] = [[] for _ in range(number)]
+    for index, length in enumerate(int(each) for each in lengths):
+        size, place = heapq.heappop(filled)
+        bins[place].append(index)
+        heapq.heappush(filled, (size + length, place))
+    return [items for items in bins if items]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Documents laid end to end in a memory-mapped array.
+
+    Attributes:
+        tokens: ids, 1-D, any unsigned integer type.
+        offsets: int64 [documents + 1].
+        mask: bool, beside tokens: which count as targets; None for all.
+    """
+
+    tokens: np.ndarray
+    offsets: np.ndarray
+    mask: np.ndarray | None = None
+
+    def pieces(self, context: int) -> np.ndarray:
+        """Cut into pieces of at most `context` tokens, int64 [n, 2] of (start, length), in order.
+
+        Pieces of one document overlap by a token, so that every token but the first is a target exactly once.
+        Pieces without a target (one token, or nothing that the mask marks) are left out.
+        """
+        starts, ends = self.offsets[:-1].astype(np.int64), self.offsets[1:].astype(np.int64)
+        lengths = ends - starts
+        stride = context - 1
+        number = np.maximum(1, -(-(lengths - 1) // stride))
+        first = np.repeat(starts, number)
+        nth = np.arange(number.sum()) - np.repeat(np.cumsum(number) - number, number)
+        begin = first + nth * stride
+        length = np.minimum(context, np.repeat(ends, number) - begin)
+        keep = length > 1
+        if self.mask is not None:
+            marked = np.concatenate([[0], np.cumsum(self.mask, dtype=np.int64)])
+            keep &= marked[begin + length] - marked[np.minimum(begin + 1, begin + length)] > 0
+        return np.stack([begin, length], axis=1)[keep]
+
+
+@dataclass
+class TokenSteps:
+    """Steps over one or two token sources, in a fixed order that is a function of the seed and the position only.
+
+    Pieces are taken in pools of `pool` (in the order given, or shuffled over the whole source when `shuffle`); within
+    a pool they are shuffled, spread over micro-batches of at most `micro` tokens, and handed out `accumulate` at a
+    time. Where the second source (`replay`) is given, each pool also holds `ratio` of its tokens from there.
+
+    The last pool of an epoch may be short; epochs follow each other without end, the loop decides when to stop.
+    """
+
+    source: Source
+    context: int
+    micro: int
+    accumulate: int = 1
+    seed: int = 0
+    shuffle: bool = False
+    pool: int = 512
+    replay: Source | None = None
+    ratio: float = 0.0
+    _pieces: np.ndarray = field(init=False, repr=False)
+    _replay: np.ndarray | None = field(init=False, repr=False, default=None)
+    _at: tuple[int, int, int] = field(init=False, default=(0, 0, 0))
+
+    def __post_init__(self) -> None:
+        if self.micro < self.context:
+            raise DataError(f"a micro-batch of {self.micro} tokens cannot hold a piece of {self.context}")
+        self._pieces = self.source.pieces(self.context)
+        if not len(self._pieces):
+            raise DataError("the data set holds no text to learn from", todo="Look at the corpus report")
+        if self.replay is not None and self.ratio > 0:
+            self._replay = self.replay.pieces(self.context)
+            if not len(self._replay):
+                raise DataError("the replay source holds no text to learn from")
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one epoch of the first source, counting the overlap of pieces."""
+        return int(self._pieces[:, 1].sum())
+
+    def state(self) -> State:
+        epoch, pool, bin_ = self._at
+        return {"epoch": epoch, "pool": pool, "bin": bin_}
+
+    def load(self, state: State) -> None:
+        self._at = (int(state["epoch"]), int(state["pool"]), int(state["bin"]))
+
+    def __iter__(self) -> Iterator[Sequence[TokenBatch]]:
+        epoch, pool, bin_ = self._at
+        step: list[TokenBatch] = []
+        while True:
+            bins = self._bins(epoch, pool)
+            while bin_ < len(bins):
+                step.append(bins[bin_].batch())
+                bin_ += 1
+                if len(step) == self.accumulate:
+                    self._at = (epoch, pool, bin_)
+                    yield step
+                    step = []
+            bin_, pool = 0, pool + 1
+            if pool * self.pool >= len(self._pieces):
+                epoch, pool = epoch + 1, 0
+
+    def _bins(self, epoch: int, pool: int) -> list[_Bin]:
+        """The micro-batches of one pool, in order: a function of (seed, epoch, pool) alone."""
+        order: np.ndarray = np.arange(len(self._pieces))
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, epoch]).permutation(len(self._pieces))
+        random = np.random.default_rng([self.seed, epoch, pool + 1])
+        chosen = self._pieces[order[pool * self.pool : (pool + 1) * self.pool]]
+        entries = [(self.source, int(start), int(length)) for start, length in chosen]
+        if self._replay is not None and self.replay is not None:
+            wanted = self.ratio / (1 - self.ratio) * chosen[:, 1].sum()
+            average = self._replay[:, 1].mean()
+            picks = random.integers(len(self._replay), size=max(1, round(wanted / average)))
+            entries += [(self.replay, int(start), int(length)) for start, length in self._replay[picks]]
+        entries = [entries[index] for index in random.permutation(len(entries))]
+        bins = spread([length for _, _, length in entries], self.micro)
+        return [_Bin([entries[index] for index in items]) for items in bins]
+
+
+@dataclass(frozen=True)
+class _Bin:
+    entries: list[tuple[Source, int, int]]
+
+    def batch(self) -> TokenBatch:
+        """Read the tokens. Longest pieces first, equal lengths together: attention then runs in few calls."""
+        entries = sorted(self.entries, key=lambda entry: -entry[2])
+        segments = [source.tokens[start : start + length] for source, start, length in entries]
+        masks = [
+            np.ones(length, bool) if source.mask is None else source.mask[start : start + length]
+            for source, start, length in entries
+        ]
+        return token_batch(segments, masks)
+
+
+def open_source(folder: Path, name: str) -> Source:
+    """A source of a tokens artifact by name: `train`, `validation`, `dialogues`, `dialogues.validation`.
+
+    Raises DataError when its files do not fit together, NotFound when there are none.
+    """
+
+    def read(part: str) -> np.ndarray:
+        path = folder / f"{name}{part}.npy"
+        if not path.is_file():
+            raise NotFound(
+                "no such file", file=path, todo="The tokens were made by another version: run `encode` again"
+            )
+        try:
+            found = np.load(path, mmap_mode="r", allow_pickle=False)
+        except ValueError as error:
+            raise DataError(f"not an array ({error})", file=path) from None
+        return np.asarray(found) if part == ".offsets" else found
+
+    tokens, offsets = read(""), read(".offsets")
+    mask = read(".mask") if (folder / f"{name}.mask.npy").is_file() else None
+    if not len(offsets) or offsets[0] != 0 or offsets[-1] != len(tokens) or (np.diff(offsets) < 0).any():
+        raise DataError("the offsets do not fit the tokens", file=folder / f"{name}.offsets.npy")
+    if mask is not None and len(mask) != len(tokens):
+        raise DataError("the mask does not fit the tokens", file=folder / f"{name}.mask.npy")
+    return Source(tokens, offsets, mask)

@@ -1,0 +1,82 @@
+"""Held-out likelihood as a watch: nats per token with an interval over documents, and nats per character."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from tutelage.measure.statistics import Interval, mean, undefined
+from tutelage.model.logprob import logprobs
+from tutelage.train.batch import Source, spread, token_batch
+
+MICRO = 4096
+"""Tokens per forward pass."""
+
+
+class Validation:
+    """Mean negative log-likelihood of a held-out source, as a watch.
+
+    Args:
+        name: the figure's name; `NAME` is nats per token, `NAME_per_character` nats per character.
+        source: documents with, perhaps, a mask of the tokens that count.
+        context: longest piece.
+        every: interval in steps, 0 for begin and end only.
+        limit: tokens looked at, at most; documents are taken at equal distances.
+        characters: characters per token of the source, to state the loss independent of the tokenizer.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        source: Source,
+        context: int,
+        *,
+        every: int = 0,
+        limit: int = 60_000,
+        characters: float | None = None,
+    ) -> None:
+        self.name, self.source, self.every, self.characters = name, source, every, characters
+        pieces = source.pieces(context)
+        total = int(pieces[:, 1].sum()) if len(pieces) else 0
+        if total > limit:
+            number = max(1, round(len(pieces) * limit / total))
+            pieces = pieces[np.linspace(0, len(pieces) - 1, number).round().astype(np.int64)]
+        self.pieces = pieces
+        self.documents = np.searchsorted(source.offsets, pieces[:, 0], side="right") - 1 if len(pieces) else []
+
+    def __call__(self, model: Any, step: int) -> dict[str, Any]:
+        found = self.measure(model)
+        figures: dict[str, Any] = {self.name: found.value}
+        if self.characters and found.value is not None:
+            figures[f"{self.name}_per_character"] = found.value / self.characters
+        return figures
+
+    def measure(self, model: Any) -> Interval:
+        """Nats per token; the interval treats documents as independent (ratio of sums, linearised)."""
+        if not len(self.pieces):
+            return undefined(0, "nothing is held out")
+        losses, counts = np.zeros(len(self.pieces)), np.zeros(len(self.pieces))
+        device = next(model.parameters()).device
+        was = model.training
+        model.eval()
+        with torch.no_grad():
+            for items in spread(self.pieces[:, 1], max(MICRO, 2 * int(self.pieces[:, 1].max()))):
+                segments, masks = [], []
+                for start, length in self.pieces[items]:
+                    segments.append(self.source.tokens[start : start + length])
+                    mask = self.source.mask
+                    masks.append(np.ones(length, bool) if mask is None else np.asarray(mask[start : start + length]))
+                batch = token_batch(segments, masks).to(device)
+                hidden = model(batch.ids, lengths=batch.lengths)[0]
+                logprob, _ = logprobs(model, hidden[batch.at], batch.targets)
+                segment = torch.bucketize(batch.at, batch.ends).cpu().numpy()
+                losses[items] = np.bincount(segment, -logprob.cpu().double().numpy(), minlength=len(items))
+                counts[items] = np.bincount(segment, minlength=len(items))
+        model.train(was)
+        ratio = float(losses.sum() / counts.sum())
+        # one value per piece whose mean is the ratio and whose spread is the ratio's (Taylor linearisation)
+        values = ratio + (losses - ratio * counts) / counts.mean()
+        found = mean(values.tolist(), clusters=list(self.documents))
+        return found.model_copy(update={"n": int(counts.sum()), "method": "ratio of sums, clustered by document"})

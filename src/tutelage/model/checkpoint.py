@@ -1,0 +1,279 @@
+"""Weights in and out, in Hugging Face's layout: `config.json`, safetensors (one file or shards), tokenizer files.
+
+transformers, vLLM and llama.cpp load what `save` writes; `load` reads what they save. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tutelage.core.artifact import Artifact, Manifest, Root, disk_errors, file_entries
+from tutelage.core.errors import ConfigError, CorruptArtifact, MissingExtra, NotFound, UsageError
+from tutelage.core.records import digest
+from tutelage.model.heads import RewardModel
+from tutelage.model.transformer import ARCHITECTURES, Decoder, DecoderConfig
+from tutelage.tokens import tokenizer as tokenizers
+
+Model = Decoder | RewardModel
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "added_tokens.json",
+)
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def save(
+    model: Model, path: Path, tokenizer: Path | None = None, *, generation: Mapping[str, Any] | None = None
+) -> None:
+    """Write a model into a folder, in Hugging Face's layout; the same weights give the same bytes.
+
+    `tokenizer` is a folder whose tokenizer files are copied in; its special tokens then stand in
+    `generation_config.json` (ends of an answer first), where `generation` may add or overrule. Raises NoSpace.
+    """
+    decoder = model if isinstance(model, Decoder) else model.decoder
+    tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in to_hf(decoder).items()}
+    config = decoder.config.to_hf()
+    settings: dict[str, Any] = {}
+    with disk_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+        if tokenizer is not None:
+            for name in TOKENIZER_FILES:
+                if (tokenizer / name).is_file():
+                    shutil.copyfile(tokenizer / name, path / name)
+            known = tokenizers.load(tokenizer)
+            if known.size > decoder.config.vocab_size:
+                raise UsageError(f"the tokenizer has {known.size} tokens, the model {decoder.config.vocab_size}")
+            settings = {"bos_token_id": known.bos, "eos_token_id": known.stops, "pad_token_id": known.pad}
+            config |= settings | {"eos_token_id": known.eos}
+        if isinstance(model, RewardModel):
+            config |= decoder.config.to_hf("ForSequenceClassification") | {"id2label": {"0": "reward"}}
+            config |= {"label2id": {"reward": 0}, "problem_type": "regression"}
+            tensors.pop("lm_head.weight", None)
+            tensors["score.weight"] = model.head.weight.detach().to("cpu").contiguous()
+        _write_json(path / "config.json", config)
+        if settings or generation:
+            _write_json(path / "generation_config.json", {**settings, **(generation or {})})
+        save_file(dict(sorted(tensors.items())), path / WEIGHTS, metadata={"format": "pt"})
+
+
+def load(path: Path, device: torch.device | str = "cpu", head: str | None = None) -> Model:
+    """Read a model from a folder in Hugging Face's layout, in fp32.
+
+    Gives what was saved: a Decoder, or a RewardModel. `head="scalar"` puts a fresh scalar head on a plain model.
+    Raises NotFound, ConfigError (not a shape we know), CorruptArtifact (missing, extra, misshapen, unreadable or
+    non-finite weights).
+    """
+    values = read_config(path)
+    config = DecoderConfig.from_hf(values)
+    scored = str((values.get("architectures") or [""])[0]).endswith("ForSequenceClassification")
+    with torch.device("meta"):
+        decoder = Decoder(config, seed=None)
+    found = dict(_tensors(path))
+    score = found.pop("score.weight", None)
+    if scored and not config.tie_word_embeddings:  # such files leave the language head out
+        found.setdefault("lm_head.weight", torch.zeros(config.vocab_size, config.hidden_size))
+    decoder.load_state_dict(from_hf(found, decoder, path), assign=True)
+    decoder.requires_grad_(True).to(device)
+    if not scored and head is None:
+        return decoder
+    if head not in (None, "scalar"):
+        raise UsageError(f"no head {head!r}, only 'scalar'")
+    model = RewardModel(decoder)
+    if scored:
+        if score is None or score.shape != model.head.weight.shape:
+            raise CorruptArtifact("a reward model needs a score.weight with one row", file=path)
+        with torch.no_grad():
+            model.head.weight.copy_(score)
+    return model
+
+
+def load_decoder(path: Path, device: torch.device | str = "cpu") -> Decoder:
+    """`load`, when a language model is expected; of a reward model its trunk."""
+    model = load(path, device)
+    return model if isinstance(model, Decoder) else model.decoder
+
+
+def load_reward(path: Path, device: torch.device | str = "cpu") -> RewardModel:
+    """`load`, when a scalar head is wanted: the stored one, or a fresh one on a plain model."""
+    model = load(path, device, head="scalar")
+    assert isinstance(model, RewardModel)
+    return model
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The content of `config.json` in a model folder."""
+    file = path / "config.json"
+    if not file.is_file():
+        raise NotFound("no model here", file=file)
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CorruptArtifact(f"not JSON: {error}", file=file) from None
+    if not isinstance(values, dict):
+        raise CorruptArtifact("a model configuration is a JSON object", file=file)
+    if values.get("model_type") not in ARCHITECTURES:
+        raise ConfigError(
+            f"the architecture {values.get('model_type')!r} is not supported",
+            file=file,
+            key="model_type",
+            todo=f"Supported are {', '.join(ARCHITECTURES)}",
+        )
+    return values
+
+
+def stop_ids(path: Path) -> list[int]:
+    """The ids that end an answer, as `generation_config.json` or `config.json` names them; may be empty."""
+    for name in ("generation_config.json", "config.json"):
+        file = path / name
+        if file.is_file():
+            found = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+            if found is not None:
+                return [found] if isinstance(found, int) else list(found)
+    return []
+
+
+def import_model(ref: str, root: Root | None) -> Artifact:
+    """Bring a Hugging Face directory or hub name under a root as a `model` artifact; the same files only once."""
+    if root is None:
+        raise UsageError(f"importing {ref!r} needs a root", todo="Give --root")
+    source = locate(ref)
+    load(source)
+    names = [*TOKENIZER_FILES, "config.json", "generation_config.json", WEIGHTS, INDEX, *_shards(source)]
+    key = digest({"import": {name: entry.sha256 for name, entry in file_entries(source).items() if name in names}})
+    if (made := root.by_key(key)) is not None:
+        return made
+    folder = root.create().work / key / "out"
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, folder / name)
+        manifest = Manifest(
+            kind="model",
+            stage="import",
+            version=1,
+            config={"ref": ref if ref.startswith("hf:") else source.name},
+            files=file_entries(folder),
+            licences=["not-stated"],
+        )
+        return root.seal(folder, manifest, key)
+
+
+def locate(ref: str) -> Path:
+    """The folder of `hf:org/name` (from the local hub cache, else downloaded) or of a directory."""
+    name = ref.removeprefix("hf:")
+    if Path(name).expanduser().is_dir():
+        return Path(name).expanduser()
+    if name == ref:
+        raise NotFound("no such model folder", file=ref)
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    except ModuleNotFoundError:
+        raise MissingExtra("huggingface_hub", "hf") from None
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
+    except HFValidationError as error:
+        raise NotFound(f"{ref!r} is no name of a model: {error}") from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        todo = "Check the name and the network, or give a local folder"
+        raise NotFound(f"{ref!r} could not be fetched: {type(error).__name__}", todo=todo) from None
+
+
+# ------------------------------------------------------------------------------- between our names and Hugging Face's
+
+
+class Part(NamedTuple):
+    """One of Hugging Face's tensors inside one of ours: how many rows, and whether its rows are rotated in pairs."""
+
+    name: str
+    rows: int
+    rotary: bool = False
+
+
+def parts(name: str, rows: int, config: DecoderConfig) -> list[Part]:
+    """What our tensor `name` of so many rows is made of."""
+    outer = name if name.startswith("lm_head") else f"model.{name}"
+    if ".qkv_proj." in name:
+        split = zip("qkv", config.qkv_sizes, (True, True, False), strict=True)
+        return [Part(outer.replace("qkv_proj", f"{letter}_proj"), size, rotary) for letter, size, rotary in split]
+    if ".gate_up_proj." in name:
+        return [Part(outer.replace("gate_up", each), rows // 2) for each in ("gate", "up")]
+    return [Part(outer, rows, rotary=name.endswith(("q_norm.weight", "k_norm.weight")))]
+
+
+def to_hf(decoder: Decoder) -> dict[str, Tensor]:
+    """The decoder's weights under Hugging Face's names, in its order of rotary dimensions."""
+    result, half = {}, decoder.config.head_dim // 2
+    for name, tensor in decoder.state_dict().items():
+        pieces = parts(name, len(tensor), decoder.config)
+        for part, piece in zip(pieces, tensor.split([part.rows for part in pieces]), strict=True):
+            result[part.name] = _swap(piece, half, 2) if part.rotary else piece
+    return result
+
+
+def from_hf(tensors: Mapping[str, Tensor], decoder: Decoder, path: Path | None = None) -> dict[str, Tensor]:
+    """The way back: a state in fp32 for `decoder` (which may be on the meta device). Raises CorruptArtifact."""
+    left, state, half = dict(tensors), {}, decoder.config.head_dim // 2
+    for name, like in decoder.state_dict().items():
+        pieces = []
+        for part in parts(name, len(like), decoder.config):
+            tensor, shape = left.pop(part.name, None), (part.rows, *like.shape[1:])
+            if tensor is None:
+                raise CorruptArtifact(f"the tensor {part.name} is missing", file=path)
+            if tensor.shape != shape:
+                raise CorruptArtifact(f"the tensor {part.name} has shape {tuple(tensor.shape)}, not {shape}", file=path)
+            if not bool(tensor.isfinite().all()):
+                raise CorruptArtifact(f"the tensor {part.name} holds values that are not finite", file=path)
+            pieces.append(_swap(tensor.float(), 2, half) if part.rotary else tensor.float())
+        state[name] = torch.cat(pieces)
+    extra = sorted(name for name in left if not name.endswith("rotary_emb.inv_freq") and name != "lm_head.weight")
+    if extra:
+        raise CorruptArtifact(f"the tensor {extra[0]} does not belong to this model", file=path)
+    return state
+
+
+def _swap(x: Tensor, outer: int, inner: int) -> Tensor:
+    """Reorder the rows of every head: rotary pairs stand side by side with us, half a head apart in their files."""
+    return x.view(-1, outer, inner, *x.shape[1:]).transpose(1, 2).reshape(x.shape)
+
+
+def _shards(path: Path) -> list[str]:
+    if not (path / INDEX).is_file():
+        return []
+    try:
+        return sorted(set(json.loads((path / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError) as error:
+        raise CorruptArtifact(f"not an index of shards: {error}", file=path / INDEX) from None
+
+
+def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    names = [WEIGHTS] if (path / WEIGHTS).is_file() else _shards(path)
+    if not names:
+        raise NotFound("no safetensors weights here", file=path, todo="Convert older formats with transformers first")
+    for name in names:
+        file = path / name
+        if not file.is_file() or Path(name).name != name:
+            raise CorruptArtifact("the file is missing", file=file)
+        try:
+            with safe_open(file, framework="pt") as handle:
+                for key in handle.keys():  # noqa: SIM118 - not a mapping
+                    yield key, handle.get_tensor(key)
+        except SafetensorError as error:
+            raise CorruptArtifact(f"not readable as safetensors: {error}", file=file) from None
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

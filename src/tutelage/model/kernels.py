@@ -1,0 +1,231 @@
+"""The formulas of a block with their gradients written by hand: the same mathematics in far fewer passes over memory.
+
+On a CPU a narrow model spends its time between the matrix products; autograd's own backward of a norm alone costs a
+dozen passes. `attend_plain` is attention as one would write it: the reference of the tests, and the path of a GPU.
+
+Shapes: n tokens (flat), H heads, K key-value heads, D head dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tutelage.model.cache import Extended, Group, Written
+
+
+class _RMSNorm(torch.autograd.Function):
+    """y = x / rms(x) * weight. Keeps only x and 1/rms; autograd's own backward makes a dozen passes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        scale = _inverse_rms(x, eps)
+        ctx.save_for_backward(x, weight, scale)
+        return (x * scale).mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, scale = ctx.saved_tensors
+        width = x.shape[-1]
+        product = (grads[0] * x).reshape(-1, width)
+        rows = scale.view(-1)
+        weight_grad = rows @ product
+        along = (product @ weight).mul_(rows**3).div_(-width)
+        grad = (grads[0] * weight).mul_(scale)
+        return grad.addcmul_(x, along.view(scale.shape)), weight_grad, None
+
+
+def _inverse_rms(x: Tensor, eps: float) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Root-mean-square norm over the last dimension (Zhang and Sennrich, 2019)."""
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        return _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call, no-any-return]
+    return (x * _inverse_rms(x, eps)).mul_(weight)
+
+
+class _SwiGLU(torch.autograd.Function):
+    """silu(gate) * up of [gate | up] in the last dimension; gradients are written straight into their halves."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_up)
+        gate, up = gate_up.chunk(2, -1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (gate_up,) = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, -1)
+        result = torch.empty_like(gate_up)
+        gate_grad, up_grad = result.chunk(2, -1)
+        torch.mul(F.silu(gate), grads[0], out=up_grad)
+        torch.ops.aten.silu_backward.grad_input(grads[0] * up, gate, grad_input=gate_grad)
+        return result
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up (Shazeer, 2020); gate and up are the halves of the last dimension."""
+    if torch.is_grad_enabled() and gate_up.requires_grad:
+        return _SwiGLU.apply(gate_up)  # type: ignore[no-untyped-call, no-any-return]
+    gate, up = gate_up.chunk(2, -1)
+    return F.silu(gate).mul_(up)
+
+
+def turn(x: Tensor, rotation: Tensor) -> Tensor:
+    """Rotate neighbouring pairs of the last dimension [.., D] by complex numbers [.., D/2] (Su et al., 2021)."""
+    pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * rotation).flatten(-2)
+
+
+class Places(NamedTuple):
+    """What one forward needs to know about its tokens, the same for every layer."""
+
+    groups: tuple[Group, ...]
+    rotation: Tensor
+    """[longest, D/2] complex: by position within a sequence."""
+    by_token: Tensor
+    """[n, 1, D/2] complex, where a cache is written."""
+    written: Written | None = None
+    extended: Extended | None = None
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, places: Places) -> Tensor:
+    """Causal attention within each sequence: query [n, H, D], key and value [n, K, D], unrotated -> [n, H * D]."""
+    longest = max(group.time for group in places.groups)
+    if query.device.type == "cpu" and longest <= SHORT and query.dtype != torch.bfloat16:
+        return _Attention.apply(query, key, value, places.rotation, places.groups)  # type: ignore[no-untyped-call, no-any-return]
+    return attend_plain(query, key, value, places.rotation, places.groups)
+
+
+SHORT = 192
+"""Up to this many tokens whole score matrices in batched products beat torch's flash kernel on a CPU."""
+
+
+def attend_plain(query: Tensor, key: Tensor, value: Tensor, rotation: Tensor, groups: Sequence[Group]) -> Tensor:
+    """`attend` as one would write it: rotation, then torch's attention, group by group. The reference, and GPU path."""
+    tokens, heads, width = query.shape
+    result = query.new_empty(tokens + 1, heads * width)
+    outputs = []
+    for group in groups:
+        rows = []
+        for index, x in enumerate((query, key, value)):
+            picked = x if group.gather is None else x[group.gather]
+            picked = picked.view(group.rows, group.time, -1, width)
+            rows.append(turn(picked, rotation[: group.time, None]) if index < 2 else picked)
+        q, k, v = (x.transpose(1, 2) for x in rows)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=heads != key.shape[1])
+        outputs.append(mixed.transpose(1, 2).reshape(-1, heads * width))
+    if groups[0].scatter is None:
+        return outputs[0]
+    where = torch.cat([group.scatter for group in groups if group.scatter is not None])
+    return result.index_copy(0, where, torch.cat(outputs))[:tokens]
+
+
+class _Attention(torch.autograd.Function):
+    """Rotation and attention with whole score matrices, and their gradient, in batched matrix products.
+
+    Heads that share keys are rows of one product, so grouped keys are never repeated, and the sum over the heads that
+    share them comes with the product that makes the gradient. Source of the formulas: Dao et al., 2022, appendix B.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, rotation: Tensor, groups: tuple[Group, ...]
+    ) -> Tensor:
+        tokens, heads, width = query.shape
+        result = query.new_empty(tokens + 1, heads * width)
+        saved = []
+        for group in groups:
+            turned = rotation[: group.time]
+            q = _by_head(query, group, turned * width**-0.5, key.shape[1])
+            k = _by_head(key, group, turned, key.shape[1])
+            v = _by_head(value, group, None, key.shape[1])
+            scores = torch.bmm(q, k.transpose(1, 2))
+            squares = scores.view(-1, group.time, group.time)
+            weights = squares.add_(_causal(group.time, scores)).softmax(-1).view_as(scores)
+            saved += [q, k, v, weights]
+            _by_token(torch.bmm(weights, v), group, None, result.view(tokens + 1, heads, width))
+        ctx.save_for_backward(rotation, *saved)
+        ctx.groups, ctx.shape, ctx.shared = groups, query.shape, key.shape[1]
+        return result[:tokens]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        rotation, *saved = ctx.saved_tensors
+        tokens, heads, width = ctx.shape
+        back = rotation.conj().resolve_conj()
+        mixed_grad = grads[0].view(tokens, heads, width)
+        query_grad = mixed_grad.new_empty(tokens + 1, heads, width)
+        key_grad, value_grad = mixed_grad.new_empty(2, tokens + 1, ctx.shared, width)
+        for index, group in enumerate(ctx.groups):
+            q, k, v, weights = saved[4 * index : 4 * index + 4]
+            grad = _by_head(mixed_grad, group, None, ctx.shared, padding=False)
+            _by_token(torch.bmm(weights.transpose(1, 2), grad), group, None, value_grad)
+            flow = torch.bmm(grad, v.transpose(1, 2))
+            flow = torch._softmax_backward_data(flow, weights, -1, flow.dtype)
+            turned = back[: group.time]
+            _by_token(torch.bmm(flow, k), group, turned * width**-0.5, query_grad)
+            _by_token(torch.bmm(flow.transpose(1, 2), q), group, turned, key_grad)
+        return query_grad[:tokens], key_grad[:tokens], value_grad[:tokens], None, None
+
+
+def _causal(time: int, like: Tensor) -> Tensor:
+    return torch.full((time, time), -torch.inf, dtype=like.dtype, device=like.device).triu_(1)
+
+
+def _by_head(x: Tensor, group: Group, rotation: Tensor | None, shared: int, padding: bool = True) -> Tensor:
+    """[n, heads, D] -> [rows * shared, heads / shared * time, D], rotated by [time, D/2] on the way."""
+    heads, width = x.shape[1:]
+    if group.gather is not None:
+        x = x.index_select(0, group.gather)
+        if not padding and group.valid is not None:
+            x = x.mul_(group.valid[:, None, None])
+    x = x.view(group.rows, group.time, heads, width).transpose(1, 2)
+    if rotation is None:
+        return x.reshape(group.rows * shared, -1, width)
+    result = x.new_empty(group.rows, heads, group.time, width)
+    torch.mul(_pairs(x), rotation, out=_pairs(result))
+    return result.view(group.rows * shared, -1, width)
+
+
+def _by_token(x: Tensor, group: Group, rotation: Tensor | None, out: Tensor) -> None:
+    """The way back: rotate, and put each row where its token stands in `out` [n + 1, heads, D]."""
+    heads, width = out.shape[1:]
+    x = x.view(group.rows, heads, group.time, width)
+    whole = group.scatter is None
+    flat = out[:-1] if whole else x.new_empty(group.rows * group.time, heads, width)
+    target = flat.view(group.rows, group.time, heads, width).transpose(1, 2)
+    if rotation is None:
+        target.copy_(x)
+    else:
+        torch.mul(_pairs(x), rotation, out=_pairs(target))
+    if group.scatter is not None:
+        out.index_copy_(0, group.scatter, flat)
+
+
+def _pairs(x: Tensor) -> Tensor:
+    return torch.view_as_complex(x.view(*x.shape[:-1], -1, 2))
+
+
+def attend_cached(query: Tensor, key: Tensor, value: Tensor, places: Places, layer: int) -> Tensor:
+    """`attend` for new tokens behind those in the cache; no gradient. Writes their keys and values first."""
+    step = places.extended
+    assert step is not None
+    shared, width = key.shape[1:]
+    step.written.write(layer, turn(key, places.by_token), value)
+    query = turn(query, places.by_token).view(step.rows, step.time, shared, -1, width)
+    query = query.permute(0, 2, 3, 1, 4).reshape(step.rows * shared, -1, width)
+    cache = step.written.cache
+    keys, values = (x[layer, : step.rows].flatten(0, 1)[:, : step.span] for x in (cache.keys, cache.values))
+    scores = torch.bmm(query, keys.transpose(1, 2)).mul_(width**-0.5)
+    scores.view(step.rows, -1, step.time, step.span).add_(step.mask[:, None])
+    mixed = torch.bmm(scores.softmax(-1), values).view(step.rows, shared, -1, step.time, width)
+    return mixed.permute(0, 3, 1, 2, 4).reshape(step.rows * step.time, -1)

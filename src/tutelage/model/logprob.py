@@ -1,0 +1,116 @@
+"""Log-probabilities of given tokens, and entropies: the one function under every objective.
+
+The logits of n positions over the vocabulary never exist at once: positions go through the head in chunks, and the
+backward computes each chunk again. Masked positions are left out before the call, so they cost nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tutelage.core.errors import UsageError
+from tutelage.model.transformer import Decoder
+
+CHUNK = 1 << 20
+"""Logits that exist at a time (4 MiB in fp32: they stay in a CPU's cache between the passes over them)."""
+
+
+class _LogProbs(torch.autograd.Function):
+    """(log p(target), entropy) of softmax(hidden @ weight^T / temperature), streamed over positions.
+
+    With log-probabilities l, p = exp l and entropy H = -sum p l, the logits' gradient is
+    g (onehot - p) - e p (l + H), for incoming gradients g and e; both are divided by the temperature.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, cold: Tensor, entropy: bool
+    ) -> tuple[Tensor, Tensor]:
+        chosen, spread = hidden.new_empty(len(targets)), hidden.new_empty(len(targets) if entropy else 0)
+        for part in _chunks(len(targets), len(weight)):
+            logs = _log_softmax(hidden[part], weight, cold[part])
+            torch.gather(logs, 1, targets[part, None], out=chosen[part, None])
+            if entropy:
+                spread[part] = -torch.linalg.vecdot(logs.exp(), logs)
+        ctx.save_for_backward(hidden, weight, targets, cold, spread)
+        return chosen, spread
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets, cold, spread = ctx.saved_tensors
+        chosen_grad, spread_grad = grads
+        hidden_grad, weight_grad = torch.empty_like(hidden), torch.zeros_like(weight)
+        for part in _chunks(len(targets), len(weight)):
+            logs = _log_softmax(hidden[part], weight, cold[part])
+            factor = chosen_grad[part, None] * cold[part, None]
+            if len(spread):
+                spread_factor = spread_grad[part, None] * cold[part, None]
+                slope = (logs + spread[part, None]).mul_(spread_factor).add_(factor)
+                grad = logs.exp_().mul_(slope).neg_()
+            else:
+                grad = logs.exp_().mul_(-factor)
+            grad.scatter_add_(1, targets[part, None], factor)
+            torch.mm(grad, weight, out=hidden_grad[part])
+            weight_grad.addmm_(grad.t(), hidden[part])
+        return hidden_grad, weight_grad, None, None, None
+
+
+def _chunks(positions: int, vocabulary: int) -> list[slice]:
+    rows = max(64, CHUNK // vocabulary)
+    return [slice(start, start + rows) for start in range(0, positions, rows)]
+
+
+def _log_softmax(hidden: Tensor, weight: Tensor, cold: Tensor) -> Tensor:
+    return torch.log_softmax(F.linear(hidden, weight).mul_(cold[:, None]), -1)
+
+
+def logprobs(
+    decoder: Decoder,
+    hidden: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float | Tensor = 1.0,
+    entropy: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probabilities [n] in nats of `targets` [n] after hidden states [n, width], and entropies [n] if asked.
+
+    The distribution is softmax(logits / temperature); `temperature` is one number or [n], above 0. Differentiable in
+    `hidden` and in the head's weight. Equals `log_softmax` and `gather` within rounding.
+    """
+    if hidden.dim() != 2 or targets.shape != hidden.shape[:1]:
+        raise UsageError(f"expected hidden [n, width] and targets [n], found {hidden.shape} and {targets.shape}")
+    cold = 1.0 / torch.as_tensor(temperature, dtype=hidden.dtype, device=hidden.device)
+    chosen, spread = _LogProbs.apply(  # type: ignore[no-untyped-call]
+        hidden, decoder.head_weight, targets, cold.expand(len(targets)), entropy
+    )
+    return chosen, spread if entropy else None
+
+
+def sequence_logprobs(
+    decoder: Decoder,
+    ids: Tensor,
+    lengths: Sequence[int],
+    *,
+    temperature: float = 1.0,
+    entropy: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probability of every token of packed segments ids [1, total] but each segment's first, in order.
+
+    Returns [total - segments] numbers, segment after segment: what a rollout's old, reference and new values are.
+    """
+    hidden = decoder(ids, lengths=lengths)[0]
+    before, after = next_tokens(lengths, ids.device)
+    return logprobs(decoder, hidden[before], ids[0, after], temperature=temperature, entropy=entropy)
+
+
+def next_tokens(lengths: Sequence[int], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """Flat places (of the tokens that predict, of the tokens predicted) in packed segments, both [total - segments]."""
+    firsts = torch.ones(sum(lengths), dtype=torch.bool)
+    firsts[torch.tensor([0, *lengths[:-1]]).cumsum(0)] = False
+    after = firsts.nonzero()[:, 0].to(device)
+    return after - 1, after

@@ -66,7 +66,9 @@ class Segments:
         """The same batch with every tensor on a device; itself when they are there already."""
         if self.ids.device == device:
             return self
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
         return replace(self, **moved)
 
 
@@ -257,7 +259,8 @@ class Source:
         if self.mask is not None:
             marked = np.concatenate([[0], np.cumsum(self.mask, dtype=np.int64)])
             keep &= marked[begin + length] - marked[np.minimum(begin + 1, begin + length)] > 0
-        return np.stack([begin, length], axis=1)[keep]
+        found: np.ndarray = np.stack([begin, length], axis=1)[keep]
+        return found
 
 
 @dataclass

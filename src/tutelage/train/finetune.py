@@ -57,7 +57,7 @@ def finetune_cost(config: Finetune, inputs: Mapping[str, Mapping[str, float]], m
 @stage(
     makes="model",
     config=Finetune,
-    inputs={"model": Input("model", default="pretrain"), "tokens": Input("tokens", default="encode")},
+    inputs={"model": Input(kind="model", default="pretrain"), "tokens": Input(kind="tokens", default="encode")},
     cost=finetune_cost,
 )
 def finetune(config: Finetune, inputs: Inputs, out: Path, context: Context) -> dict[str, Any]:

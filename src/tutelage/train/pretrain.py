@@ -98,7 +98,10 @@ def pretrain_cost(config: Pretrain, inputs: Mapping[str, Mapping[str, float]], m
 @stage(
     makes="model",
     config=Pretrain,
-    inputs={"tokens": Input("tokens", default="encode"), "tokenizer": Input("tokenizer", default="tokenizer")},
+    inputs={
+        "tokens": Input(kind="tokens", default="encode"),
+        "tokenizer": Input(kind="tokenizer", default="tokenizer"),
+    },
     cost=pretrain_cost,
 )
 def pretrain(config: Pretrain, inputs: Inputs, out: Path, context: Context) -> dict[str, Any]:

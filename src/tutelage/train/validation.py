@@ -44,7 +44,8 @@ class Validation:
             number = max(1, round(len(pieces) * limit / total))
             pieces = pieces[np.linspace(0, len(pieces) - 1, number).round().astype(np.int64)]
         self.pieces = pieces
-        self.documents = np.searchsorted(source.offsets, pieces[:, 0], side="right") - 1 if len(pieces) else []
+        starts = pieces[:, 0] if len(pieces) else pieces.reshape(-1)
+        self.documents: list[int] = (np.searchsorted(source.offsets, starts, side="right") - 1).tolist()
 
     def __call__(self, model: Any, step: int) -> dict[str, Any]:
         found = self.measure(model)
@@ -78,5 +79,5 @@ class Validation:
         ratio = float(losses.sum() / counts.sum())
         # one value per piece whose mean is the ratio and whose spread is the ratio's (Taylor linearisation)
         values = ratio + (losses - ratio * counts) / counts.mean()
-        found = mean(values.tolist(), clusters=list(self.documents))
+        found = mean(values.tolist(), clusters=self.documents)
         return found.model_copy(update={"n": int(counts.sum()), "method": "ratio of sums, clustered by document"})

@@ -267,12 +267,16 @@ def _table(rows: Sequence[Row], categories: Sequence[str]) -> Floats:
     return np.array([[row.categories.get(name, np.nan) for name in categories] for row in rows], dtype=np.float64)
 
 
-def train(rows: Sequence[Row], categories: Sequence[str], features: Features, config: Classifier) -> Heads:
-    """Fit the heads of one direction on rows. A long row counts once, spread over its windows."""
-    parts = [windows(row.text, features) for row in rows]
+Parts = list[NDArray[np.int64]]
+
+
+def train(
+    rows: Sequence[Row], parts: Sequence[Parts], categories: Sequence[str], features: Features, config: Classifier
+) -> Heads:
+    """Fit the heads of one direction. `parts` are the rows' windows; a long row counts once, spread over its own."""
     buckets = [part for row in parts for part in row]
-    owner = np.repeat(np.arange(len(rows)), [len(part) for part in parts])
-    weights = np.repeat([1.0 / len(part) for part in parts], [len(part) for part in parts])
+    sizes = [len(row) for row in parts]
+    owner, weights = np.repeat(np.arange(len(rows)), sizes), np.repeat([1.0 / size for size in sizes], sizes)
     idf = document_frequency(buckets, 1 << features.bits)
     labels = _table(rows, categories)[owner]
     found, bias = fit_heads(
@@ -307,7 +311,9 @@ def _cost(config: Classifier, sizes: Mapping[str, Mapping[str, float]], machine:
     makes="classifier",
     config=Classifier,
     version=1,
-    inputs={"labels": Input(kind=("labels", "corpus"), default="labels", many=True, help="Label examples to learn from")},
+    inputs={
+        "labels": Input(kind=("labels", "corpus"), default="labels", many=True, help="Label examples to learn from")
+    },
     cost=_cost,
 )
 def classifier(config: Classifier, inputs: Inputs, out: Path, context: Context) -> dict[str, Any]:
@@ -367,16 +373,17 @@ def _direction(
 ) -> tuple[list[Head], NDArray[np.float32], NDArray[np.float32], dict[str, Any]]:
     """Train one direction: out-of-fold scores for calibration, then all training rows, then the held-out part."""
     learn, held = [row for row in rows if not row.held_out], [row for row in rows if row.held_out]
+    parts = [windows(row.text, features) for row in learn]
     folds = np.array([int(_share(row.cluster, config.seed + 1) * config.folds) for row in learn])
     outside = np.full((len(learn), len(categories)), np.nan)
     for fold_number in range(config.folds):
         context.check()
         context.say.progress(fold_number, config.folds + 1, "folds", direction=direction)
-        mine = np.flatnonzero(folds == fold_number)
-        others = [row for row, place in zip(learn, folds, strict=True) if place != fold_number]
-        if len(mine) and others:
-            outside[mine] = scores(train(others, categories, features, config), [learn[index] for index in mine])
-    final = train(learn, categories, features, config)
+        mine, others = np.flatnonzero(folds == fold_number), np.flatnonzero(folds != fold_number)
+        if len(mine) and len(others):
+            rest = [learn[index] for index in others], [parts[index] for index in others]
+            outside[mine] = scores(train(*rest, categories, features, config), [learn[index] for index in mine])
+    final = train(learn, parts, categories, features, config)
     tested = scores(final, held)
     labels, truth = _table(learn, categories), _table(held, categories)
     harmless = np.array([max(row.categories.values()) < 0.5 for row in held], dtype=bool)

@@ -55,9 +55,9 @@ def fit_heads(
         strength: inverse of the L2 penalty, as scikit-learn's C, per labelled row.
 
     Returns:
-        Weights [B, K] and bias [K]. A feature that no row has stays 0.
+        Weights [B, K] and bias [K]. A feature of fewer than two rows stays 0: it could only be learned by heart.
     """
-    used = np.flatnonzero(np.asarray(features.getnnz(axis=0)) > 0)
+    used = np.flatnonzero(np.asarray(features.getnnz(axis=0)) > 1)
     small = features[:, used].tocsr()
     turned = small.T.tocsr()
     known = ~np.isnan(labels)

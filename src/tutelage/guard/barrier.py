@@ -1,0 +1,142 @@
+"""What holds a stream back: nothing passes that a blocking guard has not scored past. Pure, no clock, no input/output.
+
+A unary answer is one `feed`. What is released is always a prefix of what was written, cut so that personal data that
+a rule redacts, and text that may yet become part of it, does not leave in halves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from tutelage.core.records import Decision, Example, Span, Verdict
+from tutelage.guard.policy import Policy, Where
+from tutelage.judge.judge import Progress, Watcher, checked, failed
+
+HOLD_BACK = 64
+"""Characters kept back by default."""
+
+
+class Passed(NamedTuple):
+    """What may leave now, and the decision that stops everything after it, if there is one."""
+
+    text: str
+    stop: Decision | None = None
+
+
+Replace = Callable[[Span, str], str]
+"""(what it is, the personal data itself) -> what stands in its place."""
+
+
+class Barrier:
+    """The only way out for an answer.
+
+    Args:
+        watchers: guard name -> its watcher of this answer. All that the policy needs must be there.
+        at: which text this is.
+        hold_back: characters kept back behind the point that all guards have scored.
+        replace: what a redaction leaves; `[TYPE]` by default.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        watchers: Mapping[str, Watcher],
+        at: Where,
+        *,
+        hold_back: int = HOLD_BACK,
+        replace: Replace | None = None,
+    ) -> None:
+        self._policy, self._watchers, self._at = policy, dict(watchers), at
+        self._hold, self._replace = hold_back, replace or (lambda span, text: f"[{span.type.upper()}]")
+        self._needed = policy.needed(at)
+        """Guards without whose verdict nothing leaves."""
+        self._text = ""
+        self._offset = 0
+        self._closed = False
+        self.decision: Decision = Decision(action="allow", policy=policy.hash)
+        """The latest decision on the whole answer so far."""
+        self.verdicts: tuple[Verdict, ...] = ()
+
+    @property
+    def released(self) -> int:
+        """Characters of the answer that have left (before redaction)."""
+        return self._offset
+
+    def feed(self, delta: str) -> Passed:
+        """More of the answer; what may leave by now."""
+        if self._closed:
+            return self._shut()
+        self._text += delta
+        return self._pass([_try(name, w.feed, delta) for name, w in self._watchers.items()], last=False)
+
+    def close(self) -> Passed:
+        """The answer has ended; what is left may leave if all of it was scored and nothing stops it."""
+        if self._closed:
+            return self._shut()
+        return self._pass([_try(name, w.close) for name, w in self._watchers.items()], last=True)
+
+    def _shut(self) -> Passed:
+        return Passed("", self.decision if stops(self.decision) else None)
+
+    def _pass(self, progress: Sequence[tuple[str, Progress]], *, last: bool) -> Passed:
+        end = self._offset + len(self._text)
+        verdicts: list[Verdict] = []
+        scored = dict.fromkeys(self._needed, 0)
+        for name, (scored_to, verdict) in progress:
+            if verdict is None:
+                scored[name] = 0 if not last else end  # at the end, no verdict at all is a failure: `decide` sees it
+                continue
+            verdict = checked(verdict.model_copy(update={"judge": name}))
+            if verdict.status == "ok" and last and scored_to < end:
+                verdict = failed(name, "malformed")
+            # a failed guard holds nothing back by itself: the policy decides whether it stops the answer
+            scored[name] = scored_to if verdict.status == "ok" else end
+            verdicts.append(verdict)
+        pending = () if last else self._needed - {verdict.judge for verdict in verdicts}
+        self.verdicts = tuple(verdicts)
+        self.decision = self._policy.decide(self._at, verdicts, pending)
+        if stops(self.decision):
+            self._closed, self._text = True, ""
+            return Passed("", self.decision)
+        until = end
+        if not last:
+            behind = min((scored[name] for name in self._needed), default=end)
+            until = max(self._offset, min(behind, end - self._hold))
+        self._closed = last
+        return Passed(self._release(until))
+
+    def _release(self, until: int) -> str:
+        """The text up to character `until`, redacted; a redaction that reaches past it is not cut in two."""
+        spans = [span for span in self.decision.redactions if span.end > self._offset]
+        for span in spans:
+            if span.start < until < span.end and not self._closed:
+                until = max(self._offset, span.start)
+        out, at = [], self._offset
+        for span in spans:
+            start, end = max(span.start, at), min(span.end, until)
+            if start >= until or end <= start:
+                continue
+            text = self._text[start - self._offset : end - self._offset]
+            out += [self._text[at - self._offset : start - self._offset], self._replace(span, text)]
+            at = end
+        out.append(self._text[at - self._offset : until - self._offset])
+        self._text, self._offset = self._text[until - self._offset :], until
+        return "".join(out)
+
+
+def stops(decision: Decision) -> bool:
+    """True if the decision keeps text from being delivered."""
+    return decision.action in ("block", "review", "rewrite")
+
+
+def _try(name: str, step: Callable[..., Progress], *text: str) -> tuple[str, Progress]:
+    try:
+        return name, step(*text)
+    except Exception:  # a guard that raises has no opinion; the policy says what that means
+        return name, Progress(0, failed(name, "error"))
+
+
+def watch(conversation: Example) -> Example:
+    """A conversation as the watchers of its answer want it."""
+    return conversation.model_copy(update={"tags": {**conversation.tags, "direction": "output"}})

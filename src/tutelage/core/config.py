@@ -134,11 +134,12 @@ def build(model: type[C], values: Any, *, file: str | Path | None = None, prefix
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key, message = explain(error)
-        full = ".".join(part for part in (prefix, key or "") if part) or None
-        if first["type"] != "extra_forbidden":
-            raise ConfigError(message, file=file, key=full) from None
+        faults = error.errors(include_url=False)
+        first = next((each for each in faults if each["type"] == "extra_forbidden"), None)  # a misspelt key explains
+        if first is None:  # the missing one
+            key, message = explain(error)
+            raise ConfigError(message, file=file, key=".".join(filter(None, (prefix, key))) or None) from None
+        full = ".".join(filter(None, (prefix, *map(str, first["loc"]))))
         known = _known_at(model, first["loc"][:-1])
         near = nearest(str(first["loc"][-1]), known)
         todo = f"Did you mean {near!r}?" if near else f"Known here: {', '.join(known)}"

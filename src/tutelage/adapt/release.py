@@ -1,0 +1,160 @@
+"""The stage `release`: a draft bundle goes through the gate; what passes is served, and can be rolled back as one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from tutelage.adapt.gate import GateVerdict, ReleasePolicy, decide, read_policy
+from tutelage.core import refs
+from tutelage.core.artifact import Artifact, Root
+from tutelage.core.config import Config
+from tutelage.core.errors import NotFound, Refused
+from tutelage.core.records import read_jsonl
+from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, stage
+from tutelage.evaluate.suite import Result
+from tutelage.store import releases
+
+ENVIRONMENT = "production"
+
+
+class Release(Config):
+    """How a draft bundle becomes what is served."""
+
+    policy: str = "starter"
+    """The release policy: `starter`, or the path of a YAML file."""
+    actor: str = "life"
+    """Who asks for the promotion; it is recorded."""
+
+
+def policy_of(name: str) -> ReleasePolicy:
+    """The release policy by name or path. Raises NotFound, ConfigError."""
+    if name == "starter":
+        with resources.as_file(resources.files("tutelage.starter") / "release.yaml") as path:
+            return read_policy(path)
+    return read_policy(Path(name))
+
+
+def rows_of(artifact: Artifact | None) -> list[Result]:
+    """The result rows of an evaluation or a red-team run; none for none."""
+    return [] if artifact is None else list(read_jsonl(artifact.file("results.jsonl"), Result))
+
+
+def parts(bundle: Artifact) -> dict[str, Any]:
+    """`bundle.json` of a bundle."""
+    found = json.loads(bundle.file("bundle.json").read_text(encoding="utf-8"))
+    assert isinstance(found, dict)
+    return found
+
+
+def _by_source(rows: Mapping[str, Sequence[Result]], target: str) -> dict[str, list[Result]]:
+    name = target.partition(":")[2] or target
+    return {source: [row for row in found if row.target_id.endswith(name)] for source, found in rows.items()}
+
+
+def judge(
+    bundle: Artifact, rows: Mapping[str, Sequence[Result]], policy: ReleasePolicy, incumbent: str | None
+) -> GateVerdict:
+    """The gate's verdict on a bundle from rows that examined it and what it would replace."""
+    bare = str(parts(bundle)["model"])
+    mine = _by_source(rows, bundle.id)
+    theirs = _by_source(rows, incumbent) if incumbent else {}
+    against = "the release now served"
+    if not any(theirs.values()):
+        theirs, against = _by_source(rows, bare), "the bare model inside it (nothing is served yet)"
+        if incumbent:
+            against = "the bare model inside it (the release now served was not examined here)"
+    return decide(policy, mine, theirs, against=against)
+
+
+def _cost(config: Release, inputs: Mapping[str, Mapping[str, float]], machine: Machine) -> Cost:
+    return Cost(seconds=2.0)
+
+
+@stage(
+    makes="release",
+    config=Release,
+    inputs={
+        "bundle": Input(kind="bundle", default="bundle", help="the draft"),
+        "evaluation": Input(kind="evaluation", default="evaluate", help="examined the draft and its bare model"),
+        "redteam": Input(kind="redteam", default="redteam", optional=True, help="attacked them"),
+    },
+    writes="store",
+    cost=_cost,
+)
+def release(config: Release, inputs: Inputs, out: Path, context: Context) -> dict[str, Any]:
+    """Gate the draft; promote it in the store when every check passed. Writes verdict.json either way."""
+    policy = policy_of(config.policy)
+    served = releases.current(context.store, ENVIRONMENT)
+    rows = {"evaluation": rows_of(inputs.evaluation), "redteam": rows_of(inputs.redteam)}
+    verdict = judge(inputs.bundle, rows, policy, served.bundle if served else None)
+    (out / "verdict.json").write_text(verdict.model_dump_json(indent=2), encoding="utf-8")
+    (out / "release.yaml").write_text(json.dumps(policy.model_dump(mode="json"), indent=2), encoding="utf-8")
+    if verdict.promote:
+        promote_bundle(context.store, inputs.bundle, config.actor, verdict)
+    else:
+        refuse_bundle(context.store, inputs.bundle, config.actor, verdict)
+    context.say.note(verdict.reason)
+    return {
+        "promoted": verdict.promote,
+        "reason": verdict.reason,
+        "checks": {check.id: check.passed for check in verdict.checks},
+    }
+
+
+def promote_bundle(store: Any, bundle: Artifact, actor: str, verdict: GateVerdict) -> str:
+    """Serve a bundle that passed: one row in the store, which the running service follows. Returns the release id."""
+    made = releases.create(store, bundle.ref, evidence={"reason": verdict.reason, "policy": verdict.policy})
+    releases.promote(store, made, actor=actor, reason=verdict.reason, environment=ENVIRONMENT)
+    return made
+
+
+def refuse_bundle(store: Any, bundle: Artifact, actor: str, verdict: GateVerdict) -> None:
+    """Record a refusal; nothing else changes."""
+    made = releases.create(store, bundle.ref, evidence={"reason": verdict.reason, "policy": verdict.policy})
+    releases.move(store, made, to="refused", actor=actor, reason=verdict.reason)
+
+
+# by hand: `tutelage release status|promote|rollback`
+
+
+def status(root: Root) -> dict[str, Any]:
+    """What is served, and what happened to every release."""
+    store = refs.open("store:", root, writable=False)
+    try:
+        served = releases.current(store, ENVIRONMENT)
+        history = [event.__dict__ if hasattr(event, "__dict__") else str(event) for event in releases.history(store)]
+    finally:
+        store.close()
+    return {"current": served.bundle if served else None, "history": history}
+
+
+def promote(root: Root, ref: str, actor: str = "operator") -> dict[str, Any]:
+    """Serve the bundle of a release artifact that passed its gate. Raises Refused for one that did not."""
+    artifact = root.find(ref)
+    verdict = GateVerdict.model_validate_json(artifact.file("verdict.json").read_bytes())
+    if not verdict.promote:
+        raise Refused(verdict.reason, todo="Mend the candidate and make a new release")
+    bundle = root.find(str(artifact.manifest.inputs["bundle"]))
+    store = refs.open("store:", root, writable=True)
+    try:
+        made = promote_bundle(store, bundle, actor, verdict)
+    finally:
+        store.close()
+    return {"current": bundle.ref, "release": made}
+
+
+def rollback(root: Root, reason: str, actor: str = "operator") -> dict[str, Any]:
+    """Serve the release before the current one again. Raises NotFound when there is none."""
+    store = refs.open("store:", root, writable=True)
+    try:
+        before = releases.current(store, ENVIRONMENT)
+        if before is None:
+            raise NotFound("nothing is served, so there is nothing to roll back")
+        now = releases.rollback(store, actor=actor, reason=reason, environment=ENVIRONMENT)
+    finally:
+        store.close()
+    return {"current": now.bundle, "was": before.bundle}

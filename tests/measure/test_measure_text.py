@@ -49,6 +49,7 @@ def test_corpus_figures_equal_sacrebleu():
     ours = t.bleu(ANSWERS, GOLDS)
     assert ours.value == pytest.approx(sacrebleu.BLEU(force=True).corpus_score(ANSWERS, streams).score)
     assert "version:" in ours.signature
+    assert t.bleu(["red door"], [["red door"]]).interval.reason == "no reference has four words"
     assert t.chrf([], []).interval.reason == "no items"
     with pytest.raises(ValueError, match="at least one reference"):
         t.chrf(["a"], [[]])

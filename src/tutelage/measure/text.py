@@ -161,8 +161,15 @@ def bleu(
     resamples: int = 200,
     seed: int = 0,
 ) -> Corpus:
-    """Corpus BLEU (0 to 100) against one or several references an item, with a (cluster) bootstrap interval."""
-    return _corpus(BLEU(force=True), answers, references, clusters, resamples, seed)
+    """Corpus BLEU (0 to 100) against one or several references an item, with a (cluster) bootstrap interval.
+
+    None where no reference has the four words that BLEU needs: 0 would be no measurement.
+    """
+    metric = BLEU(force=True)
+    if references and all(len(gold.split()) < 4 for golds in references for gold in golds):
+        short = undefined(len(answers), "no reference has four words", method="bootstrap")
+        return Corpus(value=None, signature="", interval=short)
+    return _corpus(metric, answers, references, clusters, resamples, seed)
 
 
 @lru_cache(maxsize=1)

@@ -1,0 +1,219 @@
+"""Items through a generator in batches, every answer in an append-only log: nothing is asked twice after a kill.
+
+The log holds what was said, not what it was worth, so that answers are scored again without new inference.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tutelage.core.errors import Stopped, TutelageError
+from tutelage.core.records import Example, Message, Response, digest
+from tutelage.evaluate.suite import Result, item_id, row
+from tutelage.evaluate.suites.answers import HEADLINE, Figure, pick, score, unknown
+from tutelage.evaluate.suites.gold import gold
+from tutelage.generate.generator import Generator, Sampling, Scored
+
+MAX_TOKENS: Mapping[str, int] = {"extractive": 16, "classify": 8, "translate": 40, "generate": 32, "rule": 24}
+"""Tokens an answer may take, by kind; an item's `tags.max_tokens` overrides it."""
+CHUNK = 128
+"""Items asked at once. Fixed, so that a run that was interrupted asks in the same groups."""
+
+
+class AnswerLog:
+    """Answers by key (target, item, sampling), one JSON line each, a chunk written at once. A torn last line is cut."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self.known: dict[str, Any] = {}
+        if path is not None and path.is_file():
+            whole = 0
+            with path.open("rb") as lines:
+                for line in lines:
+                    try:
+                        entry = json.loads(line)
+                        self.known[entry["key"]] = entry["answer"]
+                    except (ValueError, KeyError, TypeError):
+                        break
+                    whole += len(line)
+            with path.open("r+b") as file:
+                file.truncate(whole)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.known
+
+    def __getitem__(self, key: str) -> Any:
+        return self.known[key]
+
+    def put(self, entries: Iterable[tuple[str, Any]]) -> None:
+        """Remember answers, on disk before anything else is asked."""
+        fresh = list(entries)
+        self.known.update(fresh)
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            text = "".join(
+                json.dumps({"key": key, "answer": answer}, ensure_ascii=False) + "\n" for key, answer in fresh
+            )
+            with self.path.open("a", encoding="utf-8") as out:
+                out.write(text)
+
+
+def sampling_of(item: Example, max_tokens: Mapping[str, int], base: Sampling) -> Sampling:
+    """How an item is answered: greedy unless `base` says otherwise, with its kind's length."""
+    kind = str(item.tags["kind"])
+    length = item.tags.get("max_tokens") or max_tokens.get(kind) or MAX_TOKENS.get(kind, base.max_tokens)
+    return base.model_copy(update={"max_tokens": int(length)})
+
+
+GREEDY = Sampling(max_tokens=32, temperature=0.0)
+
+
+def _length(item: Example) -> int:
+    return sum(len(message.content) for message in item.messages)
+
+
+def _chunks(items: Sequence[Example]) -> list[list[Example]]:
+    """Items of like length together, so that a batch wastes little; ties by id, so that the order is fixed."""
+    order = sorted(items, key=lambda item: (_length(item), item_id(item)))
+    return [order[start : start + CHUNK] for start in range(0, len(order), CHUNK)]
+
+
+def _said(response: Response) -> dict[str, Any]:
+    return {"text": response.message.content, "finish": response.finish, "usage": dict(response.usage)}
+
+
+def _one_by_one(ask: Callable[[list[Example]], list[Any]], chunk: list[Example]) -> list[Any]:
+    """Answers of a chunk; when the whole fails, item by item, and those that fail are named as such."""
+    try:
+        return ask(chunk)
+    except Stopped:
+        raise
+    except TutelageError:
+        answers: list[Any] = []
+        for item in chunk:
+            try:
+                answers += ask([item])
+            except Stopped:
+                raise
+            except TutelageError as error:
+                answers.append({"error": str(error)})
+        return answers
+
+
+def responses(
+    generator: Generator,
+    items: Sequence[Example],
+    *,
+    log: AnswerLog,
+    target: str = "",
+    sampling: Sampling = GREEDY,
+    max_tokens: Mapping[str, int] | None = None,
+    step: Callable[[int], None] = lambda done: None,
+) -> list[Response]:
+    """One answer per item, in order, from the log where it has one. `step(n)` hears of n more answers.
+
+    An item that the generator refuses to take (too long for its context, an endpoint that failed) gets a response
+    with finish `error`; it is never cut in silence.
+    """
+    found: dict[str, Response] = {}
+    groups: dict[Sampling, list[Example]] = {}
+    for item in items:
+        groups.setdefault(sampling_of(item, max_tokens or {}, sampling), []).append(item)
+    for how, members in groups.items():
+        keys = {
+            item_id(item): digest([target, item.model_dump(mode="json"), how.model_dump(mode="json")])
+            for item in members
+        }
+        for chunk in _chunks(members):
+            if not all(keys[item_id(item)] in log for item in chunk):
+
+                def ask(batch: list[Example], how: Sampling = how) -> list[Any]:
+                    return [_said(group[0]) for group in generator.generate(batch, how)]
+
+                answers = _one_by_one(ask, chunk)
+                log.put((keys[item_id(item)], answer) for item, answer in zip(chunk, answers, strict=True))
+            for item in chunk:
+                answer = log[keys[item_id(item)]]
+                failed = "error" in answer
+                found[item_id(item)] = Response(
+                    message=Message(role="assistant", content=str(answer["error"] if failed else answer["text"])),
+                    finish="error" if failed else answer["finish"],
+                    usage={} if failed else answer["usage"],
+                    generator=generator.name,
+                )
+            step(len(chunk))
+    return [found[item_id(item)] for item in items]
+
+
+def likelihoods(
+    generator: Generator,
+    items: Sequence[Example],
+    *,
+    log: AnswerLog,
+    target: str = "",
+    step: Callable[[int], None] = lambda done: None,
+) -> list[list[Scored] | str]:
+    """The log-likelihood of every choice of every item, in order; a text where the generator could not say, and why."""
+    keys = {item_id(item): digest([target, item.model_dump(mode="json"), "likelihood"]) for item in items}
+    for chunk in _chunks(items):
+        if not all(keys[item_id(item)] in log for item in chunk):
+
+            def ask(batch: list[Example]) -> list[Any]:
+                scored = generator.loglikelihood(batch, [item.choices for item in batch])
+                return [[list(each) for each in choices] for choices in scored]
+
+            try:
+                answers = _one_by_one(ask, chunk)
+            except NotImplementedError as error:
+                answers = [{"error": str(error) or "this generator gives no log-likelihoods"} for _ in chunk]
+            log.put((keys[item_id(item)], answer) for item, answer in zip(chunk, answers, strict=True))
+        step(len(chunk))
+    told = [log[keys[item_id(item)]] for item in items]
+    return [str(each["error"]) if isinstance(each, dict) else [Scored(*one) for one in each] for each in told]
+
+
+def examine(
+    generator: Generator,
+    items: Sequence[Example],
+    *,
+    target: str,
+    target_id: str = "",
+    log: AnswerLog | None = None,
+    max_tokens: Mapping[str, int] | None = None,
+    step: Callable[[int], None] = lambda done: None,
+) -> list[Result]:
+    """One Result per item, in order: multiple choice by log-likelihood, everything else by greedy generation."""
+    log = log or AnswerLog()
+    identity = target_id or target
+    choices = [item for item in items if item.tags["kind"] == "choice"]
+    others = [item for item in items if item.tags["kind"] != "choice"]
+    figures: dict[str, Figure] = {}
+    for item, scored in zip(choices, likelihoods(generator, choices, log=log, target=identity, step=step), strict=True):
+        figures[item_id(item)] = unknown(scored) if isinstance(scored, str) else pick(item, scored)
+    told = responses(generator, others, log=log, target=identity, max_tokens=max_tokens, step=step)
+    for item, response in zip(others, told, strict=True):
+        if response.finish == "error":
+            figures[item_id(item)] = unknown(response.message.content or "the generator failed")
+            continue
+        figure = score(item, response)
+        truth = gold(item, response)
+        figures[item_id(item)] = figure._replace(scores=figure.scores | truth) if truth else figure
+    return [_result(item, figures[item_id(item)], target, target_id) for item in items]
+
+
+def _result(item: Example, figure: Figure, target: str, target_id: str) -> Result:
+    return row(
+        item,
+        target=target,
+        target_id=target_id,
+        metric=HEADLINE[str(item.tags["kind"])],
+        value=figure.value,
+        outcome=figure.outcome,
+        reason=figure.reason,
+        output=figure.output,
+        scores=figure.scores,
+        rule=None if item.tags.get("rule") is None else str(item.tags["rule"]),
+    )

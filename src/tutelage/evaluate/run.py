@@ -1,0 +1,251 @@
+"""The stage that examines every model of a life on the same items and states what each figure is worth."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from tutelage.core import refs
+from tutelage.core.artifact import Artifact, Root
+from tutelage.core.config import Config
+from tutelage.core.errors import DataError, MissingExtra
+from tutelage.core.records import Example, read_jsonl, write_jsonl
+from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, stage
+from tutelage.evaluate import summary
+from tutelage.evaluate.ask import MAX_TOKENS, AnswerLog, examine
+from tutelage.evaluate.suite import Result, Suite, load, sample, select
+from tutelage.evaluate.suites.baselines import chance, rows_of
+from tutelage.generate.generator import Generator
+
+SHOWN = ("comprehension", "translation", "sentiment")
+"""The suites whose figures stand first: text comprehension, translation, sentiment."""
+
+
+class Evaluate(Config):
+    """What is asked of each model, and how much of it."""
+
+    items: int = Field(40, ge=0)
+    """Items per suite and cell, spread over clusters; 0 asks all."""
+    items_of: dict[str, int] = Field(default_factory=dict)
+    """Another number for single suites; 0 asks all of that suite."""
+    only: tuple[str, ...] = ()
+    """Suites to ask; empty asks all of the corpus."""
+    max_tokens: dict[str, int] = Field(default_factory=dict)
+    """Tokens an answer may take, by kind, where it shall differ from the default."""
+    controls: int = Field(60, ge=0)
+    """Items per suite for the untrained model, which must stay at chance; 0 leaves the control out."""
+    resamples: int = Field(200, ge=50)
+    """Bootstrap resamples for corpus-level figures (chrF, BLEU, macro-F1)."""
+    seed: int = 0
+    """Which items are drawn."""
+
+
+def names(artifacts: Sequence[Artifact]) -> list[str]:
+    """What to call each target: its stage, with its method or the head of its id where a stage made several.
+
+    The first artifact of a stage has the stage's name alone; later ones are `stage@method`, or `stage@id`.
+    """
+    found: list[str] = []
+    for artifact in artifacts:
+        base = artifact.manifest.stage or artifact.kind
+        name = base
+        if name in found:
+            method = artifact.config.get("method")
+            name = f"{base}@{method}" if method and f"{base}@{method}" not in found else f"{base}@{artifact.id[:8]}"
+        found.append(name)
+    return found
+
+
+def parents(artifacts: Sequence[Artifact], called: Sequence[str]) -> list[tuple[str, str]]:
+    """(before, after) for each target whose own model input is a target too."""
+    by_ref = {artifact.ref: name for artifact, name in zip(artifacts, called, strict=True)}
+    pairs = []
+    for artifact, name in zip(artifacts, called, strict=True):
+        source = artifact.manifest.inputs.get("model")
+        if isinstance(source, str) and source in by_ref:
+            pairs.append((by_ref[source], name))
+    return pairs
+
+
+def summarise(
+    results: Sequence[Result],
+    chosen: Sequence[Suite],
+    dialogues: Sequence[Example],
+    *,
+    pairs: Sequence[tuple[str, str]] = (),
+    resamples: int = 200,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Everything that follows from results without asking a model again."""
+    items = summary.by_id(item for suite in chosen for item in suite.items)
+    baselines = summary.baseline_table(summary.by_cell(items.values()), rows_of(dialogues))
+    return {
+        "cells": summary.cells(results, items, baselines, resamples=resamples),
+        "baselines": [
+            {"suite": suite, "cell": cell, "scores": dict(sorted(scores.items()))}
+            for (suite, cell), scores in sorted(baselines.items(), key=lambda entry: (entry[0][0], entry[0][1] or ""))
+        ],
+        "gold": summary.gold_table(results),
+        "changes": summary.changes(results, pairs),
+        "slices": summary.slices(results),
+        "controls": summary.shuffled_control(results, items, seed),
+    }
+
+
+def _cost(config: Evaluate, sizes: Mapping[str, Mapping[str, float]], machine: Machine) -> Cost:
+    """About 30 suite-and-cell pairs; a prompt and its answer are some 60 tokens, 2N operations each, at a third of
+    the machine's best rate (short batches)."""
+    parameters = max((each.get("parameters", 0.0) for each in sizes.values()), default=0.0) or 1.6e6
+    items = 30.0 * (config.items or 300)
+    seconds = 6 * items * (60 * 2 * parameters / (machine.gemm / 3) + 0.0004) * machine.overhead + 4
+    return Cost(seconds=seconds, memory=16 * parameters + 3e8, tokens=6 * items * 60)
+
+
+@stage(
+    makes="evaluation",
+    config=Evaluate,
+    inputs={
+        "of": Input(
+            kind=("model", "bundle"),
+            default=("pretrain", "finetune", "rlhf", "rlhf@grpo", "dpo", "bundle"),
+            many=True,
+            help="What to examine, in the order of its making.",
+        ),
+        "corpus": Input(kind="corpus", default="prepare", help="Where the items stand, and the rows for baselines."),
+    },
+    version=1,
+    cost=_cost,
+)
+def evaluate(config: Evaluate, inputs: Inputs, out: Path, context: Context) -> dict[str, Any]:
+    """Examine every target on the same items; write `results.jsonl` (one row per answer) and `summary.json`."""
+    corpus: Artifact = inputs.corpus
+    chosen = select(
+        read_jsonl(corpus.file("items.jsonl"), Example),
+        config.items,
+        of=config.items_of,
+        only=config.only,
+        seed=config.seed,
+    )
+    items = [item for suite in chosen for item in suite.items]
+    if not items:
+        raise DataError("the corpus holds no examination items of these suites", file=corpus.file("items.jsonl"))
+    called = names(inputs.of)
+    log = AnswerLog(context.work / "answers.jsonl")
+    control = _control_items(chosen, config) if config.controls else []
+    total = len(items) * len(called) + len(control)
+    done = 0
+
+    def step(count: int) -> None:
+        nonlocal done
+        done += count
+        context.check()
+        context.say.progress(done, total, unit="answers")
+
+    results: list[Result] = []
+    for name, artifact in zip(called, inputs.of, strict=True):
+        generator: Generator = refs.open(artifact.ref, context.root)
+        results += examine(
+            generator,
+            items,
+            target=name,
+            target_id=artifact.ref,
+            log=log,
+            max_tokens=MAX_TOKENS | config.max_tokens,
+            step=step,
+        )
+    dialogues = list(read_jsonl(corpus.file("dialogues.jsonl"), Example))
+    found = summarise(
+        results, chosen, dialogues, pairs=parents(inputs.of, called), resamples=config.resamples, seed=config.seed
+    )
+    if control:
+        found["controls"] += _untrained(control, inputs.of, called, context, log, step)
+    found["targets"] = [{"target": name, "id": each.ref} for name, each in zip(called, inputs.of, strict=True)]
+    write_jsonl(out / "results.jsonl", results)
+    (out / "summary.json").write_text(json.dumps(found, indent=1, sort_keys=True, ensure_ascii=False), encoding="utf-8")
+    return headline(found)
+
+
+def _control_items(chosen: Sequence[Suite], config: Evaluate) -> list[Example]:
+    """Items with choices, for the untrained model: read by log-likelihood, so that length of answers plays no part."""
+    found: list[Example] = []
+    for suite in chosen:
+        fit = [item for item in suite.items if item.choices and item.target in item.choices]
+        for item in sample(fit, config.controls, config.seed):
+            found.append(item.model_copy(update={"tags": item.tags | {"kind": "choice"}}))
+    return found
+
+
+def _untrained(
+    control: Sequence[Example],
+    targets: Sequence[Artifact],
+    called: Sequence[str],
+    context: Context,
+    log: AnswerLog,
+    step: Callable[[int], None],
+) -> list[dict[str, Any]]:
+    """The untrained twin of the first model: same shape, same tokenizer, random weights."""
+    model = next(((each, name) for each, name in zip(targets, called, strict=True) if each.kind == "model"), None)
+    if model is None:
+        step(len(control))
+        return []
+    try:
+        generator = refs.load("tutelage.generate.local:untrained")(model[0].ref, context.root, seed=0)
+    except MissingExtra:
+        step(len(control))
+        return []
+    results = examine(generator, control, target="untrained", target_id=f"untrained:{model[0].ref}", log=log, step=step)
+    return summary.untrained_control(results, f"untrained {model[1]}", summary.spread(control, chance))
+
+
+def headline(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest's metrics: headline figures as target -> suite[/cell] -> {value, low, high, n, learned}."""
+    table: dict[str, dict[str, Any]] = {}
+    for cell in found["cells"]:
+        if cell["headline"]:
+            name = cell["suite"] if cell["cell"] is None else f"{cell['suite']}/{cell['cell']}"
+            entry = {key: cell[key] for key in ("metric", "value", "low", "high", "n", "learned")}
+            table.setdefault(cell["target"], {})[name] = entry
+    gold = {each["target"]: {} for each in found.get("gold", ()) if each["suite"] is None}
+    for each in found.get("gold", ()):
+        if each["suite"] is None:
+            gold[each["target"]][each["metric"]] = {key: each[key] for key in ("value", "low", "high", "n")}
+    controls = [each["holds"] for each in found["controls"]]
+    return {
+        "figures": table,
+        "gold": gold,
+        "controls": {"held": controls.count(True), "failed": controls.count(False), "undecided": controls.count(None)},
+    }
+
+
+def evaluate_reference(
+    ref: str,
+    suite: str | Path,
+    *,
+    root: Root | None = None,
+    items: int = 0,
+    work: Path | None = None,
+    step: Callable[[int], None] = lambda done: None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Examine any reference (a model, a bundle, an endpoint) on a file of one's own: its results and their summary.
+
+    `work` keeps the answers, so that the same command goes on after an interruption. Raises DataError for a file
+    that is not a suite.
+    """
+    chosen = load(Path(suite))
+    picked = [Suite(each.name, sample(each.items, items)) for each in chosen]
+    generator: Generator = refs.open(ref, root, **options)
+    log = AnswerLog(work / "answers.jsonl") if work else None
+    asked = [item for each in picked for item in each.items if item.tags["kind"] in MAX_TOKENS or item.choices]
+    results = examine(generator, asked, target=generator.name, target_id=ref, log=log, step=step)
+    found = summarise(results, picked, ())
+    return {"results": results, "targets": [{"target": generator.name, "id": ref}], **found}
+
+
+def summary_suites(items: Sequence[Example]) -> list[Suite]:
+    """All items as suites, none left out."""
+    return select(items, 0)

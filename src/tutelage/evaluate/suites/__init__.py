@@ -1,0 +1,1 @@
+"""How each kind of item is scored, what gold says, and the simple baselines every figure stands beside."""

@@ -1,0 +1,319 @@
+"""From results to cells: each figure with its interval, and beside it chance, the best simple baseline, what would be
+visible. Pure: the same results give the same summary, without a model.
+
+Every figure runs from 0 to 1, chrF and BLEU too (they are sacrebleu's divided by 100).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tutelage.core.records import Example, Message, Response
+from tutelage.evaluate.suite import Result, cell_of, cluster_of, golds_of, item_id, rank
+from tutelage.evaluate.suites.answers import HEADLINE, score
+from tutelage.evaluate.suites.baselines import chance, guesses
+from tutelage.measure.calibration import ece
+from tutelage.measure.statistics import (
+    Interval,
+    holm,
+    mean,
+    paired,
+    rate,
+    undefined,
+    visible_difference,
+)
+from tutelage.measure.text import bleu, chrf, macro_f1_interval
+
+FEWEST = 30
+"""Items below which a slice has no figure of its own."""
+EXTRA: Mapping[str, tuple[str, ...]] = {
+    "choice": ("accuracy_per_character", "calibration_error"),
+    "classify": ("macro_f1",),
+    "extractive": ("exact",),
+    "generate": (),
+    "translate": ("bleu", "exact"),
+    "rule": ("exact",),
+}
+"""Metrics beside the headline, by kind."""
+
+Rows = Sequence[Result]
+Items = Mapping[str, Example]
+
+
+def figure(rows: Rows, metric: str, items: Items, *, resamples: int = 200) -> tuple[Interval, str | None]:
+    """One metric of some results with its cluster-robust interval, and its signature where it has one.
+
+    Results without a value are left out here and counted as missing coverage by the caller.
+    """
+    known = [each for each in rows if each.value is not None]
+    clusters = [each.cluster for each in known]
+    if metric in ("chrf", "bleu"):
+        pairs = [(each, golds_of(items[each.item])) for each in known if each.item in items]
+        scorer = chrf if metric == "chrf" else bleu
+        texts, golds = [each.output if each.outcome == "answered" else "" for each, _ in pairs], [g for _, g in pairs]
+        found = scorer(texts, golds, [each.cluster for each, _ in pairs], resamples=resamples)
+        down = {
+            name: None if (value := getattr(found.interval, name)) is None else value / 100
+            for name in ("value", "low", "high")
+        }
+        return found.interval.model_copy(update=down), found.signature
+    if metric == "macro_f1":
+        said = [each.output if each.outcome == "answered" else "" for each in known]
+        gold = [str(items[each.item].target) for each in known]
+        return macro_f1_interval(said, gold, clusters, resamples=resamples), None
+    if metric == "calibration_error":
+        told = [(each.scores["confidence"], float(each.scores["accuracy"] == 1.0)) for each in known if each.scores]
+        return ece([p for p, _ in told], [y for _, y in told], clusters=clusters, resamples=resamples), None
+    values = [each.scores[metric] for each in known if metric in each.scores]
+    clusters = [each.cluster for each in known if metric in each.scores]
+    if not values:
+        return undefined(0, "no item was measured"), None
+    if set(values) <= {0.0, 1.0}:
+        return rate(values, clusters), None
+    return mean(values, clusters, bounds=(0.0, 1.0)), None
+
+
+def _groups(results: Iterable[Result]) -> dict[tuple[str, str, str | None], list[Result]]:
+    groups: dict[tuple[str, str, str | None], list[Result]] = {}
+    for each in results:
+        groups.setdefault((each.target, each.suite, each.cell), []).append(each)
+    return groups
+
+
+def _guessed(item: Example, answer: str | None) -> float | None:
+    """What a baseline's answer to an item scores, by the very scorer that models meet."""
+    said = Response(message=Message(role="assistant", content=answer or ""), finish="stop", generator="baseline")
+    if item.tags["kind"] == "choice":
+        return float(answer == item.target)
+    found = score(item, said)
+    return found.scores.get("exact") if item.tags["kind"] == "rule" else found.value
+
+
+def baseline_table(
+    chosen: Mapping[tuple[str, str | None], Sequence[Example]], rows: Mapping[str, Sequence[Example]]
+) -> dict[tuple[str, str | None], dict[str, float]]:
+    """Suite and cell -> baseline -> its score on these very items (mean of the headline metric).
+
+    For rules the score is the share of right answers: to keep every rule one need only say nothing.
+    """
+    table: dict[tuple[str, str | None], dict[str, float]] = {}
+    for suite in sorted({name for name, _ in chosen}):
+        cells = {key: items for key, items in chosen.items() if key[0] == suite}
+        every = [item for items in cells.values() for item in items]
+        by_kind: dict[str, list[Example]] = {}
+        for item in every:
+            by_kind.setdefault(str(item.tags["kind"]), []).append(item)
+        fitted = {kind: guesses(kind, rows.get(suite, ()), items) for kind, items in by_kind.items()}
+        for key, items in cells.items():
+            found: dict[str, list[float]] = {}
+            for item in items:
+                blind = chance(item)
+                if blind is not None:
+                    found.setdefault("chance", []).append(blind)
+                for name, guess in fitted[str(item.tags["kind"])].items():
+                    value = _guessed(item, guess(item))
+                    if value is not None:
+                        found.setdefault(name, []).append(value)
+            table[key] = {
+                name: sum(values) / len(values) for name, values in found.items() if len(values) == len(items)
+            }
+    return table
+
+
+def cells(
+    results: Iterable[Result],
+    items: Items,
+    baselines: Mapping[tuple[str, str | None], Mapping[str, float]],
+    *,
+    resamples: int = 200,
+) -> list[dict[str, Any]]:
+    """Target x suite x cell x metric: value, interval, n, chance, best baseline, visible difference, learned."""
+    table: list[dict[str, Any]] = []
+    for (target, suite, cell), rows in _groups(results).items():
+        kind = rows[0].kind
+        beside = dict(baselines.get((suite, cell), {}))
+        blind = beside.pop("chance", None)
+        best = max(beside.items(), key=lambda entry: (entry[1], entry[0]), default=None)
+        measured = [each for each in rows if each.value is not None]
+        for metric in (HEADLINE[kind], *EXTRA[kind]):
+            headline = metric == HEADLINE[kind]
+            found, signature = figure(rows, metric, items, resamples=resamples)
+            judged = metric == ("exact" if kind == "rule" else HEADLINE[kind])
+            bars = [bar for bar in (blind, best[1] if best else None) if bar is not None] if judged else []
+            values = [each.scores[metric] for each in measured if metric in each.scores]
+            clusters = [each.cluster for each in measured if metric in each.scores]
+            entry: dict[str, Any] = {
+                "target": target,
+                "suite": suite,
+                "cell": cell,
+                "kind": kind,
+                "metric": metric,
+                "headline": headline,
+                "value": found.value,
+                "low": found.low,
+                "high": found.high,
+                "n": found.n,
+                "clusters": found.clusters,
+                "reason": found.reason,
+                "asked": len(rows),
+                "unmeasured": len(rows) - len(measured),
+                "chance": blind if judged else None,
+                "baseline": {"name": best[0], "value": best[1]} if best and judged else None,
+                "visible_difference": visible_difference(values, clusters) if values else None,
+                "learned": (found.low > max(bars) if found.low is not None else None) if bars else None,
+            }
+            if headline:
+                entry["unextracted"] = sum(each.outcome == "unextracted" for each in rows)
+                entry["blocked"] = sum(each.outcome == "blocked" for each in rows)
+            if signature:
+                entry["signature"] = signature
+            table.append(entry)
+    return table
+
+
+def slices(results: Iterable[Result]) -> list[dict[str, Any]]:
+    """Headline figures by slice; a slice with too few items says so and has no figure."""
+    groups: dict[tuple[str, str, str, str], list[Result]] = {}
+    for each in results:
+        for name, group in each.slices.items():
+            if each.value is not None:
+                groups.setdefault((each.target, each.suite, name, group), []).append(each)
+    table: list[dict[str, Any]] = []
+    for (target, suite, name, group), rows in groups.items():
+        if len(rows) >= FEWEST:
+            found = mean([float(each.value or 0) for each in rows], [each.cluster for each in rows], bounds=(0.0, 1.0))
+        else:
+            found = undefined(len(rows), f"not enough data: fewer than {FEWEST} items")
+        entry = {"target": target, "suite": suite, "slice": name, "group": group, "metric": rows[0].metric}
+        table.append(entry | {key: getattr(found, key) for key in ("value", "low", "high", "n", "clusters", "reason")})
+    return table
+
+
+def gold_table(results: Iterable[Result]) -> list[dict[str, Any]]:
+    """Per target and suite (and over all suites): right, kept, invented (the hallucination rate), gold."""
+    groups: dict[tuple[str, str | None], list[Result]] = {}
+    for each in results:
+        if "gold" in each.scores:
+            groups.setdefault((each.target, None), []).append(each)
+            groups.setdefault((each.target, each.suite), []).append(each)
+    table: list[dict[str, Any]] = []
+    for (target, suite), rows in groups.items():
+        names = [f"{each.suite}/{each.cluster}" for each in rows]
+        for metric in ("right", "kept", "invented", "gold"):
+            values = [each.scores[metric] for each in rows]
+            found = rate(values, names)
+            entry = {"target": target, "suite": suite, "metric": metric}
+            entry |= {key: getattr(found, key) for key in ("value", "low", "high", "n", "clusters", "reason")}
+            table.append(entry | {"visible_difference": visible_difference(values, names)})
+    return table
+
+
+def changes(results: Iterable[Result], pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Paired differences (after minus before) per suite and cell for (before, after) pairs of targets, with Holm."""
+    groups = _groups(results)
+    table: list[dict[str, Any]] = []
+    for before, after in pairs:
+        for (target, suite, cell), rows in groups.items():
+            if target != after or (before, suite, cell) not in groups:
+                continue
+            old = {each.item: each.value for each in groups[before, suite, cell] if each.value is not None}
+            both = [each for each in rows if each.value is not None and each.item in old]
+            compared = paired(
+                [float(each.value or 0) for each in both],
+                [old[each.item] for each in both],
+                [each.cluster for each in both],
+            )
+            gap = compared.difference
+            table.append(
+                {"before": before, "after": after, "suite": suite, "cell": cell, "metric": rows[0].metric}
+                | {key: getattr(gap, key) for key in ("value", "low", "high", "n", "clusters", "reason")}
+                | {"p": compared.p, "better": compared.better, "worse": compared.worse}
+            )
+    for entry, p in zip(table, holm([entry["p"] for entry in table]), strict=True):
+        entry["p_holm"] = p
+    return table
+
+
+def shuffled_control(results: Iterable[Result], items: Items, seed: int = 0) -> list[dict[str, Any]]:
+    """A control that must fail: the same answers against other items' targets. Whatever a model gains from knowing
+    which answers are common it keeps here; whatever it gains from reading the question it must lose."""
+    table: list[dict[str, Any]] = []
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for each in results:
+        if each.kind in ("extractive", "classify", "generate", "translate") and each.value is not None:
+            groups.setdefault((each.target, each.suite), []).append(each)
+    for (target, suite), rows in groups.items():
+        order = sorted(rows, key=lambda each: rank(seed, each.item))
+        moved = order[1:] + order[:1]
+        values, names = [], []
+        for one, other in zip(order, moved, strict=True):
+            item = items[one.item].model_copy(update={"target": items[other.item].target})
+            tags = {name: value for name, value in item.tags.items() if name != "targets"}
+            item = item.model_copy(update={"tags": tags})
+            said = Response(message=Message(role="assistant", content=one.output), finish="stop")
+            value = score(item, said).value
+            if value is not None:
+                values.append(value)
+                names.append(one.cluster)
+        true = [float(each.value or 0) for each in order]
+        found = mean(values, names, bounds=(0.0, 1.0))
+        real = float(np.mean(true))
+        ceiling = _prior([str(items[each.item].target) for each in order]) if rows[0].kind == "classify" else real / 2
+        table.append(
+            {"control": "shuffled labels", "target": target, "suite": suite, "metric": rows[0].metric}
+            | {key: getattr(found, key) for key in ("value", "low", "high", "n", "clusters", "reason")}
+            | {"expected": f"at most {ceiling:.3f}", "bound": ceiling, "true_labels": real}
+            | {"holds": None if found.low is None else found.low <= max(ceiling, 1e-9)}
+        )
+    return table
+
+
+def _prior(labels: Sequence[str]) -> float:
+    """The best that any answer can score against shuffled labels: the share of the commonest."""
+    return max(labels.count(label) for label in set(labels)) / len(labels)
+
+
+def untrained_control(results: Sequence[Result], of: str, expected: Mapping[str, float]) -> list[dict[str, Any]]:
+    """A control that must fail: a model with random weights on multiple choice, per suite, against chance."""
+    table: list[dict[str, Any]] = []
+    for suite in sorted({each.suite for each in results}):
+        rows = [each for each in results if each.suite == suite and each.value is not None]
+        found = mean([float(each.value or 0) for each in rows], [each.cluster for each in rows], bounds=(0.0, 1.0))
+        table.append(
+            {"control": "untrained model", "target": of, "suite": suite, "metric": "accuracy"}
+            | {key: getattr(found, key) for key in ("value", "low", "high", "n", "clusters", "reason")}
+            | {"expected": f"about {expected[suite]:.3f}", "bound": expected[suite]}
+            | {"holds": None if found.low is None else found.low <= expected[suite]}
+        )
+    return table
+
+
+def by_cell(items: Iterable[Example]) -> dict[tuple[str, str | None], list[Example]]:
+    """Items by suite and cell."""
+    found: dict[tuple[str, str | None], list[Example]] = {}
+    for item in items:
+        found.setdefault((str(item.tags["suite"]), cell_of(item)), []).append(item)
+    return found
+
+
+def by_id(items: Iterable[Example]) -> dict[str, Example]:
+    """Items by their id."""
+    return {item_id(item): item for item in items}
+
+
+def spread(items: Iterable[Example], value: Callable[[Example], float | None]) -> dict[str, float]:
+    """Mean of a figure per suite, over the items that have one."""
+    found: dict[str, list[float]] = {}
+    for item in items:
+        figure_ = value(item)
+        if figure_ is not None:
+            found.setdefault(str(item.tags["suite"]), []).append(figure_)
+    return {suite: sum(values) / len(values) for suite, values in found.items()}
+
+
+def clusters_of(items: Iterable[Example]) -> int:
+    """How many independent groups stand behind some items."""
+    return len({cluster_of(item) for item in items})

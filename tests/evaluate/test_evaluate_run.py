@@ -1,0 +1,260 @@
+"""The stage: every target on the same items, resumable to the byte, with controls that fail as they must."""
+
+import json
+import random
+import types
+
+import pytest
+
+from tutelage.core import refs
+from tutelage.core.artifact import Root
+from tutelage.core.config import Config
+from tutelage.core.errors import DataError, Stopped, UsageError
+from tutelage.core.records import Example, Message, Response, read_jsonl, write_jsonl
+from tutelage.core.stage import run_stage, stage
+from tutelage.evaluate import ask, run
+from tutelage.evaluate.suite import Result
+from tutelage.generate.generator import Scored
+
+PLACES = ("mill street", "stone bridge", "north gate", "old harbour")
+MOODS = ("positive", "negative", "neutral")
+WORDS = {"red": "velo", "blue": "siro", "door": "tar", "boat": "mun", "old": "keth", "bird": "pila"}
+CUES = {"positive": "lovely", "negative": "awful", "neutral": "plain"}
+
+
+def _item(number, suite, kind, text, target, choices=(), **tags):
+    base = {"id": f"{suite}-{number}", "suite": suite, "kind": kind, "cell": "AB"[number % 2], "split": "test"}
+    base |= {"cluster": f"{suite}{number % 24}", "slices": {"group": "hill" if number % 4 else "market"}}
+    return Example.ask(text, target=target).model_copy(update={"choices": choices, "tags": base | tags})
+
+
+def material(count=96, seed=0):
+    rng = random.Random(seed)
+    items, dialogues = [], []
+    for number in range(count):
+        here, there = rng.sample(PLACES, 2)
+        first = f"Ana lives in {here}. Bo lives in {there}. Where does {rng.choice(['Ana', 'Bo'])} live?"
+        answer = here if "does Ana" in first else there
+        items.append(_item(number, "comprehension", "extractive", first, answer, candidates=[here, there]))
+        mood = rng.choice(MOODS)
+        items.append(_item(number, "sentiment", "classify", f"The soup was {CUES[mood]}. Mood?", mood, MOODS))
+        pair = rng.sample(sorted(WORDS), 5)
+        items.append(
+            _item(number, "translation", "translate", f"Into Velic: {' '.join(pair)}", " ".join(WORDS[w] for w in pair))
+        )
+        items.append(_item(number, "grammar", "choice", "Which is right?", "he goes", ("he goes", "he go")))
+    for number in range(60):
+        mood = MOODS[number % 3]
+        turns = (
+            Message(role="user", content=f"A {CUES[mood]} day {number}. Mood?"),
+            Message(role="assistant", content=mood),
+        )
+        dialogues.append(Example(messages=turns, tags={"id": f"d{number}", "suite": "sentiment", "split": "train"}))
+    return items, dialogues
+
+
+class Clever:
+    """Answers right `skill` of the time, by what is written in the item only."""
+
+    def __init__(self, name, skill, seed=0):
+        self.name, self.skill, self.seed, self.asked = name, skill, seed, 0
+
+    def generate(self, prompts, sampling):
+        self.asked += len(prompts)
+        return [[self._say(prompt)] for prompt in prompts]
+
+    def _say(self, prompt):
+        text = prompt.messages[-1].content
+        rng = random.Random(f"{self.seed}{text}{prompt.tags['id']}")
+        knows = rng.random() < self.skill
+        if "live?" in text:
+            right = prompt.tags["candidates"][0 if "does Ana" in text else 1]
+            answer = right if knows else rng.choice(PLACES)
+        elif "Mood?" in text:
+            answer = next((m for m in MOODS if CUES[m] in text), "neutral") if knows else rng.choice(MOODS)
+        else:
+            answer = " ".join(WORDS[w] if knows else "tar" for w in text.removeprefix("Into Velic: ").split())
+        return Response(message=Message(role="assistant", content=answer), finish="stop", generator=self.name)
+
+    def loglikelihood(self, prompts, choices):
+        scored = []
+        for prompt, texts in zip(prompts, choices, strict=True):
+            rng = random.Random(f"{self.seed}{prompt.tags['id']}")
+            best = "he goes" if rng.random() < self.skill else rng.choice(texts)
+            scored.append([Scored(-1.0 if text == best else -3.0, 2, text == best, len(text)) for text in texts])
+        return scored
+
+
+@pytest.fixture
+def life(tmp_path, monkeypatch):
+    """A root with a corpus and two models, whose references open as fakes."""
+    root = Root(tmp_path / "life").create()
+    items, dialogues = material()
+
+    @stage(makes="corpus", config=Config)
+    def prepare(config, inputs, out, context):
+        write_jsonl(out / "items.jsonl", items)
+        write_jsonl(out / "dialogues.jsonl", dialogues)
+        return {}
+
+    corpus = run_stage(prepare, root)
+    made, opened = [], {}
+    for name, skill in (("pretrain", 0.05), ("finetune", 0.9)):
+
+        def body(config, inputs, out, context, name=name):
+            (out / "config.json").write_text(name)
+            return {}
+
+        body.__name__ = name
+        artifact = run_stage(stage(makes="model", config=Config)(body), root)
+        made.append(artifact)
+        opened[artifact.ref] = Clever(name, skill)
+    fakes = types.ModuleType("evaluate_fakes")
+    fakes.open_fake = lambda ref, root=None, **options: opened[ref]
+    monkeypatch.setitem(__import__("sys").modules, "evaluate_fakes", fakes)
+    monkeypatch.setitem(refs.SCHEMES, "model", "evaluate_fakes:open_fake")
+    fake_local = types.SimpleNamespace(untrained=lambda ref, root, seed=0: Clever("untrained", 0.0, seed=9))
+    real = refs.load
+    monkeypatch.setattr(
+        refs, "load", lambda path: fake_local.untrained if path.endswith("local:untrained") else real(path)
+    )
+    return types.SimpleNamespace(root=root, corpus=corpus, made=made, opened=opened)
+
+
+def evaluated(life, **config):
+    settings = {"items": 0, "resamples": 50} | config
+    return run_stage(run.evaluate, life.root, config=settings, inputs={"of": life.made, "corpus": life.corpus})
+
+
+def test_the_summary_states_what_each_figure_is_worth(life):
+    found = evaluated(life)
+    rows = list(read_jsonl(found.file("results.jsonl"), Result))
+    assert len(rows) == 2 * 96 * 4
+    summary = json.loads(found.file("summary.json").read_text())
+    cells = {(c["target"], c["suite"], c["cell"], c["metric"]): c for c in summary["cells"]}
+    assert {c["cell"] for c in summary["cells"]} == {"A", "B"}, "cells are never averaged"
+    good, bad = cells["finetune", "comprehension", "A", "f1"], cells["pretrain", "comprehension", "A", "f1"]
+    assert good["learned"] is True
+    assert bad["learned"] is False
+    assert good["n"] == 48
+    assert good["clusters"] == 12
+    assert good["low"] < good["value"] <= good["high"]
+    assert good["chance"] == 0.5
+    assert good["baseline"]["name"] in ("first-mention", "last-mention")
+    assert good["visible_difference"] > 0
+    mood = cells["finetune", "sentiment", "A", "accuracy"]
+    assert mood["baseline"] == {"name": "tfidf-classifier", "value": 1.0}
+    assert mood["learned"] is False, "a classifier on the tuning rows does it too"
+    for metric in ("chrf", "bleu"):
+        translated = cells["finetune", "translation", "A", metric]
+        assert 0 < translated["low"] < translated["value"] <= 1
+        assert "version:" in translated["signature"]
+    assert cells["finetune", "grammar", "A", "accuracy"]["value"] > 0.8
+    assert cells["finetune", "grammar", "A", "calibration_error"]["reason"] == "fewer than 100 items"
+    assert {s["group"] for s in summary["slices"]} == {"hill", "market"}
+    assert any(s["reason"] for s in summary["slices"])
+    figures = found.metrics["figures"]
+    assert figures["finetune"]["comprehension/A"]["value"] == good["value"]
+
+
+def test_controls_hold(life):
+    summary = json.loads(evaluated(life).file("summary.json").read_text())
+    shuffled = [c for c in summary["controls"] if c["control"] == "shuffled labels" and c["target"] == "finetune"]
+    assert {c["suite"] for c in shuffled} == {"comprehension", "sentiment", "translation"}
+    assert all(c["holds"] for c in shuffled if c["suite"] != "translation")
+    untrained = [c for c in summary["controls"] if c["control"] == "untrained model"]
+    assert {c["suite"] for c in untrained} == {"grammar", "sentiment"}
+    assert all(c["low"] <= c["bound"] <= c["high"] for c in untrained)
+
+
+def test_a_killed_run_goes_on_and_seals_the_same_bytes(life, tmp_path, monkeypatch):
+    monkeypatch.setattr(ask, "CHUNK", 16)
+    whole = evaluated(life, seed=0)
+    first = {each: each and generator.asked for each, generator in life.opened.items()}
+    other = Root(tmp_path / "other").create()
+    count = {"left": 5}
+
+    def stop():
+        count["left"] -= 1
+        return count["left"] < 0
+
+    settings = {"items": 0, "resamples": 50, "seed": 0}
+    inputs = {"of": life.made, "corpus": life.corpus}
+    for generator in life.opened.values():
+        generator.asked = 0
+    with pytest.raises(Stopped):
+        run_stage(run.evaluate, other, config=settings, inputs=inputs, stop=stop)
+    logs = list(other.work.glob("*/answers.jsonl"))
+    assert len(logs) == 1
+    with logs[0].open("a") as torn:
+        torn.write('{"key": "half a li')
+    resumed = run_stage(run.evaluate, other, config=settings, inputs=inputs)
+    for name in ("results.jsonl", "summary.json"):
+        assert resumed.file(name).read_bytes() == whole.file(name).read_bytes()
+    assert resumed.id == whole.id
+    assert {each: generator.asked for each, generator in life.opened.items()} == first, "nothing was asked twice"
+
+
+def test_changes_are_paired_and_corrected():
+    artifacts = [
+        types.SimpleNamespace(
+            ref=f"model:{n}", id=str(n) * 12, kind="model", config=c, manifest=types.SimpleNamespace(stage=s, inputs=i)
+        )
+        for n, (s, c, i) in enumerate(
+            [
+                ("finetune", {}, {}),
+                ("rlhf", {"method": "ppo"}, {"model": "model:0"}),
+                ("rlhf", {"method": "grpo"}, {"model": "model:0"}),
+                ("rlhf", {"method": "grpo"}, {"model": "model:9"}),
+            ]
+        )
+    ]
+    called = run.names(artifacts)
+    assert called == ["finetune", "rlhf", "rlhf@grpo", "rlhf@33333333"]
+    assert run.parents(artifacts, called) == [("finetune", "rlhf"), ("finetune", "rlhf@grpo")]
+    items, _ = material()
+    results = [
+        each
+        for name, skill in (("finetune", 0.2), ("rlhf", 0.95))
+        for each in ask.examine(Clever(name, skill), items, target=name)
+    ]
+    table = run.summary.changes(results, [("finetune", "rlhf")])
+    assert len(table) == 8
+    gain = next(row for row in table if row["suite"] == "comprehension" and row["cell"] == "A")
+    assert gain["low"] > 0
+    assert gain["p"] <= gain["p_holm"] < 0.05
+    assert gain["better"] > gain["worse"]
+
+
+class Broken(Clever):
+    """An endpoint that refuses some prompts, however they are asked."""
+
+    def generate(self, prompts, sampling):
+        if any(int(p.tags["id"].split("-")[1]) % 8 == 0 for p in prompts):
+            raise UsageError("the prompt is longer than the context")
+        return super().generate(prompts, sampling)
+
+
+def test_what_cannot_be_asked_is_unknown_and_lowers_coverage():
+    items, _ = material()
+    items = [each for each in items if each.tags["suite"] == "comprehension"]
+    results = ask.examine(Broken("broken", 0.9), items, target="broken")
+    lost = [each for each in results if each.value is None]
+    assert len(lost) == 12
+    assert all(each.outcome == "unknown" and "longer" in each.reason for each in lost)
+    cells = run.summarise(results, run.summary_suites(items), ())["cells"]
+    assert sum(c["unmeasured"] for c in cells if c["headline"]) == 12
+    assert sum(c["n"] for c in cells if c["headline"]) == 84
+
+
+def test_a_corpus_without_items_is_refused(life):
+    with pytest.raises(DataError, match="no examination items"):
+        evaluated(life, only=["nothing"])
+
+
+def test_own_file(life, tmp_path):
+    items, _ = material(8)
+    write_jsonl(tmp_path / "own.jsonl", [each for each in items if each.tags["suite"] == "comprehension"])
+    found = run.evaluate_reference(life.made[1].ref, tmp_path / "own.jsonl", root=life.root, work=tmp_path / "w")
+    assert found["cells"][0]["n"] == 4
+    assert (tmp_path / "w" / "answers.jsonl").is_file()

@@ -1,0 +1,1 @@
+"""From any sources to one corpus by kind of record: read, cleaned, deduplicated, decontaminated, mixed, reported."""

@@ -1,0 +1,443 @@
+"""Sources to records. A source is `starter:`, `catalog:NAME`, `file:PATH` or `hf:organisation/name`.
+
+A row that does not fit its form is dropped with one clear sentence naming file, row and key, and counted; too many of
+them, a file that cannot be opened, or a source that gives nothing is an error. The only outgoing network of this
+package is the Hugging Face hub, for `hf:` and for catalog names without a local mirror.
+"""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO, cast
+
+from pydantic import Field, field_validator
+
+from tutelage.core.artifact import file_hash
+from tutelage.core.config import Config
+from tutelage.core.errors import DataError, LicenceError, MissingExtra, NotFound
+from tutelage.core.records import Document, Example, Preference
+from tutelage.corpus.catalog import CATALOG, Entry, Licence, entry
+from tutelage.corpus.forms import AnyForm, Dialogues, Documents, Items, Kind, Produced, Row
+
+ENDINGS = (".jsonl", ".txt", ".md", ".parquet")
+PACKED = ("", ".gz", ".zst")
+
+
+class Source(Config):
+    """One source of data."""
+
+    source: str
+    """`starter:`, `catalog:NAME`, `file:PATH` (jsonl, txt, md, parquet; .gz and .zst; a folder of them) or
+    `hf:organisation/name`, with `:configuration` and `@revision` where needed."""
+    kinds: tuple[Kind, ...] = ()
+    """Take only these kinds of record; empty takes all that the source gives."""
+    form: Annotated[AnyForm, Field(discriminator="kind")] | None = None
+    """How rows of `file:` and `hf:` become records; by default documents from the field `text`."""
+    split: str = "train"
+    """Which split of `hf:` to read; what the rows of `file:` are (train, validation or test)."""
+    limit: int = Field(default=0, ge=0)
+    """At most so many rows of each split, taken evenly over it; 0 takes all."""
+    weight: float = Field(default=1.0, ge=0)
+    """How often its training documents are passed: 1 once, 0.5 half of them, 2 all of them twice."""
+    licence: Licence = "not-stated"
+    """Licence class of `file:` and `hf:`; the catalog knows its own."""
+
+    @field_validator("source")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        scheme, sign, rest = value.partition(":")
+        if not sign or scheme not in ("starter", "catalog", "file", "hf") or (scheme != "starter" and not rest):
+            raise ValueError(f"expected starter:, catalog:NAME, file:PATH or hf:organisation/name, found {value!r}")
+        return value
+
+    @property
+    def scheme(self) -> str:
+        return self.source.partition(":")[0]
+
+    @property
+    def name(self) -> str:
+        """What stands after the scheme; for the starter its own name."""
+        return self.source.partition(":")[2] or "starter"
+
+
+@dataclass
+class Reading:
+    """What one source gave."""
+
+    source: Source
+    licence: str
+    use: str = ""
+    rows: int = 0
+    documents: list[Document] = field(default_factory=list)
+    dialogues: list[Example] = field(default_factory=list)
+    comparisons: list[Preference] = field(default_factory=list)
+    labels: list[Example] = field(default_factory=list)
+    items: list[Example] = field(default_factory=list)
+    bad: int = 0
+    bad_examples: list[str] = field(default_factory=list)
+
+    def counts(self) -> dict[str, int]:
+        kinds = ("documents", "dialogues", "comparisons", "labels", "items")
+        return {kind: len(getattr(self, kind)) for kind in kinds}
+
+
+def files_of(source: Source, mirror: str) -> list[Path]:
+    """The local files a source is read from, which its fingerprint covers. NotFound when one is missing."""
+    if source.scheme == "file":
+        return _local_files(Path(source.name))
+    if source.scheme == "catalog" and mirror:
+        known = entry(source.name)
+        return [_mirror_file(mirror, known, split) for split in _splits(_forms(source, known), mirror, known)]
+    return []
+
+
+def fingerprint(source: Source, mirror: str) -> dict[str, str]:
+    """sha256 of every local file of a source, by name; equal data gives an equal fingerprint wherever it lies."""
+    found = {}
+    for path in files_of(source, mirror):
+        state = path.stat()
+        found[f"{source.name}/{path.name}"] = _hash(path, state.st_mtime_ns, state.st_size)
+    return found
+
+
+@functools.lru_cache(maxsize=4096)
+def _hash(path: Path, changed: int, size: int) -> str:
+    return file_hash(path)
+
+
+def read(
+    source: Source,
+    *,
+    mirror: str = "",
+    bad_rows: int = 100,
+    characters: float = 0,
+    check: Callable[[], None] = lambda: None,
+) -> Reading:
+    """All records of a `catalog:`, `file:` or `hf:` source.
+
+    `characters` bounds the training documents, taken evenly. Raises DataError after more than `bad_rows` bad rows,
+    or when nothing is left.
+    """
+    known = entry(source.name) if source.scheme == "catalog" else _on_hub(source)
+    forms = _forms(source, known)
+    _may_be_read(source, known, forms)
+    licence = known.licence if known else source.licence
+    found = Reading(source, licence, known.use if known else "")
+    several = {form.kind for form in forms if sum(other.kind == form.kind for other in forms) > 1}
+    for split in _splits(forms, mirror, known if source.scheme == "catalog" else None):
+        here = [(place, form) for place, form in enumerate(forms) if split in form.splits]
+        place_of, rows = _open(source, known, split, mirror)
+        total = _count(rows) if source.limit or characters else 0
+        size = min(source.limit or total, total)
+        if characters and any(isinstance(form, Documents) for _, form in here):
+            size = min(size, _fitting(rows, here, characters, total))
+        for number, row in _evenly(rows, size, total):
+            if number % 1000 == 1:
+                check()
+            found.rows += 1
+            for place, form in here:
+                tail = f"{split}-{number}" if form.kind not in several else f"{split}-{number}-{place}"
+                tags = {"id": f"{source.name}/{tail}", "source": source.name, "licence": licence}
+                try:
+                    if isinstance(row, DataError):
+                        raise row
+                    if form.reads(row):
+                        _keep(found, form, form.make(row, number, tags | {"split": form.splits[split]}))
+                except DataError as error:
+                    _bad(found, error, place_of(number), bad_rows)
+                    if isinstance(row, DataError):
+                        break
+    if not any(found.counts().values()):
+        why = f"; the first bad row: {found.bad_examples[0]}" if found.bad_examples else ""
+        raise DataError(f"the source gives no records{why}", key=source.source)
+    for form in forms:
+        if isinstance(form, Documents) and form.join:
+            found.documents = _joined(found.documents, form.join)
+    return found
+
+
+def _on_hub(source: Source) -> Entry | None:
+    """The entry of a set that is addressed by its name on the hub, so that its rules hold there too."""
+    name = source.name.partition("@")[0]
+    exact = [each for each in CATALOG.values() if each.hub and each.hub == name]
+    whole = [each for each in CATALOG.values() if each.hub and each.hub.partition(":")[0] == name.partition(":")[0]]
+    return next(iter(exact + whole), None) if source.scheme == "hf" else None
+
+
+def _forms(source: Source, known: Entry | None) -> tuple[AnyForm, ...]:
+    if source.scheme == "catalog" and source.form is None:
+        assert known is not None
+        forms = known.forms
+    else:
+        form = source.form or Documents()
+        role = source.split if source.split in ("train", "validation", "test") else "train"
+        own = form.model_copy(update={"splits": {source.split: role}})
+        forms = (form if source.scheme == "catalog" else own,)
+    wanted = tuple(form for form in forms if not source.kinds or form.kind in source.kinds)
+    if not wanted and not (known and known.evaluation_only):
+        kinds = ", ".join(sorted({form.kind for form in forms}))
+        raise DataError(f"{source.source} gives {kinds}, not {', '.join(source.kinds)}", key="kinds")
+    return wanted
+
+
+def _may_be_read(source: Source, known: Entry | None, forms: tuple[AnyForm, ...]) -> None:
+    """Evaluation-only sets, and test splits, are never learned from."""
+    if known is None:
+        return
+    kinds = {form.kind for form in forms} | (set(source.kinds) if known.evaluation_only else set())
+    if known.evaluation_only and kinds != {"items"}:
+        raise LicenceError(
+            f"{known.name} is for evaluation only", key=source.source, todo="Take its items: `kinds: [items]`"
+        )
+    for form in forms:
+        for split, role in form.splits.items():
+            if split.startswith("test") and role != "test" and not isinstance(form, Items):
+                raise LicenceError(f"the split {split!r} of {known.name} is for evaluation only", key=source.source)
+
+
+def _splits(forms: tuple[AnyForm, ...], mirror: str = "", known: Entry | None = None) -> list[str]:
+    """The splits that the forms name and, in a mirror, that are there. NotFound when none is."""
+    named = list(dict.fromkeys(split for form in forms for split in form.splits))
+    if not mirror or known is None:
+        return named
+    if not Path(mirror).is_dir():
+        raise NotFound("the mirror of the catalog is no folder", file=mirror, todo="Check TUTELAGE_DATA")
+    there = [split for split in named if _mirror_file(mirror, known, split).is_file()]
+    if not there:
+        raise NotFound(f"the mirror has no {known.name}", file=_mirror_file(mirror, known, named[0]))
+    return there
+
+
+def _keep(found: Reading, form: AnyForm, record: Produced) -> None:
+    if isinstance(record, Document):
+        found.documents.append(record)
+    elif isinstance(record, Preference):
+        found.comparisons.append(record)
+    elif isinstance(form, Dialogues):
+        found.dialogues.append(record)
+    else:
+        (found.items if isinstance(form, Items) else found.labels).append(record)
+
+
+def _bad(found: Reading, error: DataError, place: tuple[Path | str, int], allowed: int) -> None:
+    error.file, error.row = error.file or place[0], error.row or place[1]
+    found.bad += 1
+    if len(found.bad_examples) < 5:
+        found.bad_examples.append(str(error))
+    if found.bad > allowed:
+        raise DataError(
+            f"{error.message} (and {found.bad - 1} bad rows before it)",
+            file=error.file,
+            row=error.row,
+            key=error.key,
+            todo=f"Mend the data, or allow more than {allowed} with prepare.bad_rows",
+        )
+
+
+def _joined(documents: list[Document], size: int) -> list[Document]:
+    """Neighbouring documents of one split, put together until they reach `size` characters."""
+    done: list[Document] = []
+    texts: list[str] = []
+    for place, each in enumerate(documents):
+        texts.append(each.text)
+        last = place + 1 == len(documents) or documents[place + 1].meta["split"] != each.meta["split"]
+        if last or sum(map(len, texts)) >= size:
+            done.append(each.model_copy(update={"text": "\n\n".join(texts)}))
+            texts = []
+    return done
+
+
+# Rows: an opened split is (number -> (file, row), rows), rows a function so that they can be counted first.
+_Rows = Callable[[], Iterator[tuple[int, Row | DataError]]]
+
+
+def _open(
+    source: Source, known: Entry | None, split: str, mirror: str
+) -> tuple[Callable[[int], tuple[Path | str, int]], _Rows]:
+    if source.scheme == "file":
+        files = _local_files(Path(source.name))
+        starts: list[tuple[int, Path]] = []
+
+        def rows() -> Iterator[tuple[int, Row | DataError]]:
+            starts.clear()
+            number = 0
+            for file in files:
+                starts.append((number, file))
+                for number, (_, row) in enumerate(_rows_of(file), number + 1):  # noqa: B020 - goes on counting
+                    yield number, row
+
+        def place(number: int) -> tuple[Path | str, int]:
+            start, file = max((pair for pair in starts if pair[0] < number), key=lambda pair: pair[0])
+            return file, number - start
+
+        return place, rows
+    if source.scheme == "catalog" and mirror:
+        assert known is not None
+        path = _mirror_file(mirror, known, split)
+        return (lambda number: (path, number)), (lambda: _rows_of(path))
+    where = known.hub if known and source.scheme == "catalog" else source.name
+    if not where:
+        raise NotFound(
+            f"{source.name} is not on the Hugging Face hub in this form",
+            key=source.source,
+            todo="Point TUTELAGE_DATA at a folder that mirrors it",
+        )
+    renamed = known.renamed if known and source.scheme == "catalog" else {}
+    return (lambda number: (where, number)), (lambda: _hub_rows(where, split, renamed))
+
+
+def _local_files(path: Path) -> list[Path]:
+    if path.is_dir():
+        found = sorted(each for each in path.rglob("*") if each.is_file() and _ending(each))
+        if not found:
+            raise DataError(f"the folder holds no data file ({', '.join(ENDINGS)})", file=path)
+        return found
+    if not path.is_file():
+        raise NotFound("no such file", file=path)
+    if not _ending(path):
+        raise DataError(f"expected one of {', '.join(ENDINGS)}, also packed as .gz or .zst", file=path)
+    return [path]
+
+
+def _ending(path: Path) -> str:
+    """`.jsonl` of `a.jsonl.gz`; empty for a file of another kind."""
+    plain = path.name.removesuffix(".gz").removesuffix(".zst")
+    return next((ending for ending in ENDINGS if plain.endswith(ending)), "")
+
+
+def _mirror_file(mirror: str, known: Entry, split: str) -> Path:
+    return Path(mirror) / known.name / f"{split}.jsonl.gz"
+
+
+@contextmanager
+def _bytes_of(path: Path) -> Iterator[BinaryIO]:
+    """An opened file, unpacked. Damage becomes DataError naming the file."""
+    try:
+        if path.suffix == ".gz":
+            with gzip.open(path) as stream:
+                yield cast(BinaryIO, stream)
+        elif path.suffix == ".zst":
+            import zstandard
+
+            with path.open("rb") as packed, zstandard.ZstdDecompressor().stream_reader(packed) as reader:
+                yield io.BufferedReader(cast(Any, reader))
+        else:
+            with path.open("rb") as plain:
+                yield plain
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"the packed file is damaged: {error}", file=path) from None
+    except Exception as error:
+        if type(error).__name__ == "ZstdError":
+            raise DataError(f"the packed file is damaged: {error}", file=path) from None
+        raise
+
+
+def _rows_of(path: Path) -> Iterator[tuple[int, Row | DataError]]:
+    """Numbered rows of a file; a row that does not parse is a DataError in its place."""
+    ending = _ending(path)
+    if ending == ".parquet":
+        yield from _table_rows(path)
+        return
+    with _bytes_of(path) as stream:
+        if ending == ".jsonl":
+            for number, line in enumerate(stream, 1):
+                if line.strip():
+                    yield number, _parsed(line)
+            return
+        text = stream.read().decode("utf-8", "replace")
+        yield from ((number, {"text": chunk}) for number, chunk in enumerate(_chunks(text), 1))
+
+
+def _parsed(line: bytes) -> Row | DataError:
+    try:
+        row = json.loads(line)
+    except UnicodeDecodeError:
+        return DataError("the row is not UTF-8")
+    except (ValueError, RecursionError) as error:
+        return DataError(f"the row is not JSON: {error}")
+    return row if isinstance(row, dict) else DataError(f"expected an object, found {type(row).__name__}")
+
+
+def _chunks(text: str, size: int = 4000) -> Iterator[str]:
+    """A long text as runs of whole paragraphs of about `size` characters."""
+    held: list[str] = []
+    length = 0
+    for paragraph in text.split("\n\n"):
+        if held and length + len(paragraph) > size:
+            yield "\n\n".join(held)
+            held, length = [], 0
+        if paragraph.strip():
+            held.append(paragraph.strip("\n"))
+            length += len(paragraph) + 2
+    if held:
+        yield "\n\n".join(held)
+
+
+def _table_rows(path: Path) -> Iterator[tuple[int, Row | DataError]]:
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    try:
+        number = 0
+        for batch in parquet.ParquetFile(path).iter_batches(batch_size=1000):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+    except (arrow.ArrowInvalid, OSError) as error:
+        raise DataError(f"not a parquet file: {error}", file=path) from None
+
+
+def _hub_rows(where: str, split: str, renamed: Mapping[str, str]) -> Iterator[tuple[int, Row | DataError]]:
+    try:
+        import datasets
+    except ImportError:
+        raise MissingExtra("datasets", "hf") from None
+    path, _, revision = where.partition("@")
+    name, _, configuration = path.partition(":")
+    try:
+        rows = datasets.load_dataset(
+            name, configuration or None, split=split, revision=revision or None, trust_remote_code=False
+        )
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        if reason.startswith("Unknown split"):  # sets differ in which splits they have; none at all is noticed later
+            return
+        raise DataError(f"the hub did not give it: {reason}", file=f"hf:{where}", key=split) from None
+    for number, row in enumerate(rows, 1):
+        yield number, {**row, **{ours: row.get(theirs) for ours, theirs in renamed.items()}}
+
+
+def _count(rows: _Rows) -> int:
+    return sum(1 for _ in rows())
+
+
+def _evenly(rows: _Rows, size: int, total: int) -> Iterator[tuple[int, Row | DataError]]:
+    """`size` of `total` rows at even distances; all of them when `total` is 0."""
+    taken = 0
+    for seen, (number, row) in enumerate(rows()):
+        if total == 0 or seen * size // total >= taken:
+            if total and taken >= size:
+                return
+            taken += 1
+            yield number, row
+
+
+def _fitting(rows: _Rows, here: list[tuple[int, AnyForm]], characters: float, total: int) -> int:
+    """How many rows hold so many characters of documents, judged by 200 rows at even distances."""
+    lengths = []
+    for _, row in _evenly(rows, min(200, total), total):
+        for _, form in here:
+            if isinstance(form, Documents) and not isinstance(row, DataError):
+                try:
+                    lengths.append(len(form.fill(form.text, row)))
+                except DataError:
+                    continue
+    return max(1, int(characters * len(lengths) / sum(lengths))) if lengths and sum(lengths) else total

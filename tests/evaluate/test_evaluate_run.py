@@ -81,7 +81,12 @@ class Clever:
         for prompt, texts in zip(prompts, choices, strict=True):
             rng = random.Random(f"{self.seed}{prompt.tags['id']}")
             best = "he goes" if rng.random() < self.skill else rng.choice(texts)
-            scored.append([Scored(-1.0 if text == best else -3.0, 2, text == best, len(text)) for text in texts])
+            scored.append(
+                [
+                    Scored(logprob=-1.0 if text == best else -3.0, tokens=2, characters=len(text), greedy=text == best)
+                    for text in texts
+                ]
+            )
         return scored
 
 

@@ -17,6 +17,10 @@ def item(kind="extractive", target="mill street", choices=(), text="Where?", **t
     return Example.ask(text, target=target).model_copy(update={"choices": choices, "tags": base | tags})
 
 
+def scored(logprob, tokens, characters):
+    return Scored(logprob=logprob, tokens=tokens, characters=characters, greedy=None)
+
+
 def said(text, finish="stop"):
     return Response(message=Message(role="assistant", content=text), finish=finish)
 
@@ -124,14 +128,14 @@ def test_rules_are_checked_by_our_programs_only():
 
 def test_choices_by_likelihood():
     question = item("choice", "yes", ("yes", "certainly not"))
-    found = a.pick(question, [Scored(-4.0, 1, False, 3), Scored(-6.0, 2, False, 13)])
+    found = a.pick(question, [scored(-4.0, 1, 3), scored(-6.0, 2, 13)])
     assert found.output == "yes"
     assert found.scores["accuracy"] == 1.0
     assert found.scores["accuracy_per_character"] == 0.0
     assert found.scores["confidence"] == pytest.approx(0.8808, abs=1e-4)
-    tie = a.pick(question, [Scored(-4.0, 1, False, 3), Scored(-4.0, 1, False, 3)])
+    tie = a.pick(question, [scored(-4.0, 1, 3), scored(-4.0, 1, 3)])
     assert tie.value == 0.5
-    assert a.pick(question, [Scored(float("-inf"), 1, False, 3), Scored(-1, 1, False, 1)]).value is None
+    assert a.pick(question, [scored(float("-inf"), 1, 3), scored(-1, 1, 1)]).value is None
     assert a.pick(question, []).outcome == "unknown"
 
 

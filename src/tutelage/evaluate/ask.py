@@ -163,7 +163,7 @@ def likelihoods(
 
             def ask(batch: list[Example]) -> list[Any]:
                 scored = generator.loglikelihood(batch, [item.choices for item in batch])
-                return [[list(each) for each in choices] for choices in scored]
+                return [[each.model_dump() for each in choices] for choices in scored]
 
             try:
                 answers = _one_by_one(ask, chunk)
@@ -172,7 +172,9 @@ def likelihoods(
             log.put((keys[item_id(item)], answer) for item, answer in zip(chunk, answers, strict=True))
         step(len(chunk))
     told = [log[keys[item_id(item)]] for item in items]
-    return [str(each["error"]) if isinstance(each, dict) else [Scored(*one) for one in each] for each in told]
+    return [
+        str(each["error"]) if isinstance(each, dict) else [Scored.model_validate(one) for one in each] for each in told
+    ]
 
 
 def examine(

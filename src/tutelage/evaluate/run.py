@@ -154,7 +154,7 @@ def evaluate(config: Evaluate, inputs: Inputs, out: Path, context: Context) -> d
             target=name,
             target_id=artifact.ref,
             log=log,
-            max_tokens=MAX_TOKENS | config.max_tokens,
+            max_tokens={**MAX_TOKENS, **config.max_tokens},
             step=step,
         )
     dialogues = list(read_jsonl(corpus.file("dialogues.jsonl"), Example))
@@ -209,10 +209,11 @@ def headline(found: Mapping[str, Any]) -> dict[str, Any]:
             name = cell["suite"] if cell["cell"] is None else f"{cell['suite']}/{cell['cell']}"
             entry = {key: cell[key] for key in ("metric", "value", "low", "high", "n", "learned")}
             table.setdefault(cell["target"], {})[name] = entry
-    gold = {each["target"]: {} for each in found.get("gold", ()) if each["suite"] is None}
+    gold: dict[str, dict[str, Any]] = {}
     for each in found.get("gold", ()):
         if each["suite"] is None:
-            gold[each["target"]][each["metric"]] = {key: each[key] for key in ("value", "low", "high", "n")}
+            figures = {key: each[key] for key in ("value", "low", "high", "n")}
+            gold.setdefault(each["target"], {})[each["metric"]] = figures
     controls = [each["holds"] for each in found["controls"]]
     return {
         "figures": table,

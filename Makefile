@@ -22,7 +22,7 @@ life:
 
 test:
 	@$(PYTHON) tools/install.py dev
-	@OMP_NUM_THREADS=1 .venv/bin/pytest -n $(WORKERS)
+	@OMP_NUM_THREADS=1 .venv/bin/pytest -n $(WORKERS) --dist loadgroup
 
 slow:
 	@$(PYTHON) tools/install.py dev

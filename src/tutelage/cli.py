@@ -444,13 +444,19 @@ def release_rollback(
 # keeping house
 
 
+def recipes_folder() -> Path:
+    """Where the recipes lie: inside the installed package, or beside the source."""
+    inside = Path(__file__).parent / "recipes"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "recipes"
+
+
 @app.command()
 def init(
     folder: Annotated[Path, typer.Argument(help="A new folder.")],
     origin: Annotated[str, typer.Option("--from", help="Which recipe to begin with: starter or public.")] = "starter",
 ) -> None:
     """Begin a project: a folder with a recipe of your own."""
-    source = Path(__file__).parent / "recipes" / f"{origin}.yaml"
+    source = recipes_folder() / f"{origin}.yaml"
     if not source.is_file():
         known = ", ".join(sorted(each.stem for each in source.parent.glob("*.yaml")))
         raise UsageError(f"no recipe {origin!r}", key="--from", todo=f"There are: {known}")

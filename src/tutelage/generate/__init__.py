@@ -1,0 +1,1 @@
+"""Generators: whatever answers a prompt. Only `engine` and `local` need torch."""

@@ -1,0 +1,343 @@
+"""A pure stepping core that samples from the very weights in training: no thread, no clock, no randomness of its own.
+
+Every step reads one new token of each running sequence, takes in waiting prompts (equal prompts are read once), and
+draws one token for each. Running sequences always lie in the first slots of the cache: one that ends is replaced by
+the last. What a request gets depends on its prompt and seed; its neighbours enter only through the rounding of
+matrix products of another size.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tutelage.core.errors import UsageError
+from tutelage.core.records import Finish
+from tutelage.generate.generator import Sampling
+from tutelage.model.cache import Cache
+from tutelage.model.sample import Draw, draw
+from tutelage.model.transformer import Decoder
+from tutelage.tokens.tokenizer import StreamDecoder, Tokenizer
+
+
+class Request(NamedTuple):
+    """One sequence to continue. `sampling.n` is not read: one request is one sample."""
+
+    prompt: Sequence[int]
+    sampling: Sampling = Sampling()
+    seed: int | None = None
+    """None: `sampling.seed`."""
+    text: bool = False
+    """Whether tokens bring their text; implied by stop strings."""
+
+
+class Token(NamedTuple):
+    """One new token of one request."""
+
+    request: int
+    id: int
+    logprob: float
+    """Nats, under softmax(logits / temperature) of the whole vocabulary; at temperature 0 under softmax(logits)."""
+    text: str = ""
+    """What may be shown now: whole characters, and nothing that may yet become a stop string."""
+    hidden: dict[int, Tensor] = {}  # noqa: RUF012 - a NamedTuple's default, never written to
+    """Layer -> [width]: the states this token was predicted from, for the layers asked for."""
+    finish: Finish | None = None
+
+
+class Completion(NamedTuple):
+    """All tokens of one request, with the end token if there was one."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    finish: Finish
+    text: str
+
+
+@dataclass(slots=True)
+class _Row:
+    """A running request."""
+
+    number: int
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    noise: Tensor
+    layers: tuple[int, ...]
+    stream: StreamDecoder | None
+    held: str = ""
+    count: int = field(default=0)
+
+
+class Engine:
+    """Continuous batching over a cache of `max_batch` slots of `capacity` tokens (default: the model's context)."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        *,
+        eos: Collection[int] = (),
+        max_batch: int = 64,
+        capacity: int | None = None,
+        tokenizer: Tokenizer | None = None,
+        prefill_tokens: int = 4096,
+    ) -> None:
+        config = decoder.config
+        context = config.max_position_embeddings
+        self.decoder, self.eos, self.tokenizer = decoder, frozenset(eos), tokenizer
+        self.max_batch, self.capacity = max_batch, min(capacity or context, context)
+        self.prefill_tokens = prefill_tokens
+        weight = decoder.head_weight
+        self.cache = Cache(
+            config.num_hidden_layers,
+            max_batch,
+            config.num_key_value_heads,
+            self.capacity,
+            config.head_dim,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+        self._logits = torch.empty(max_batch, config.vocab_size, device=weight.device, dtype=weight.dtype)
+        self._lengths = torch.zeros(max_batch, dtype=torch.long, device=weight.device)
+        self._last = torch.zeros(max_batch, dtype=torch.long, device=weight.device)
+        self._noise = torch.zeros(max_batch, self.capacity + 1, device=weight.device)
+        self._counts = torch.zeros(max_batch, dtype=torch.long, device=weight.device)
+        self._rows: list[_Row] = []
+        self._waiting: deque[_Row] = deque()
+        self._next = 0
+        self._how = Draw(None)
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request runs or waits."""
+        return bool(self._rows or self._waiting)
+
+    def submit(self, request: Request, layers: Sequence[int] = ()) -> int:
+        """Queue a request; returns its number. `layers`: hidden states wanted with each token.
+
+        Raises UsageError for a prompt that is empty, longer than the context, or not of this vocabulary.
+        """
+        prompt, sampling = tuple(request.prompt), request.sampling
+        if not prompt:
+            raise UsageError("a prompt needs at least one token")
+        if len(prompt) > self.capacity:
+            raise UsageError(f"a prompt of {len(prompt)} tokens is longer than the context of {self.capacity}")
+        if not 0 <= min(prompt) <= max(prompt) < self.decoder.config.vocab_size:
+            raise UsageError(f"token ids must be within 0 .. {self.decoder.config.vocab_size - 1}")
+        needs_text = request.text or bool(sampling.stop)
+        if needs_text and self.tokenizer is None:
+            raise UsageError("text and stop strings need an engine with a tokenizer")
+        stream = self.tokenizer.stream() if needs_text and self.tokenizer is not None else None
+        seed = sampling.seed if request.seed is None else request.seed
+        row = _Row(self._next, prompt, sampling, self._uniforms(seed, sampling), tuple(layers), stream)
+        self._waiting.append(row)
+        self._next += 1
+        return row.number
+
+    def cancel(self, request: int) -> None:
+        """Forget a request, wherever it is; its slot is free for the next step. Unknown numbers are ignored."""
+        self._waiting = deque(row for row in self._waiting if row.number != request)
+        for slot, row in enumerate(self._rows):
+            if row.number == request:
+                self._retire(slot)
+                self._describe()
+                return
+
+    @torch.no_grad()
+    def step(self) -> list[Token]:
+        """Advance every running request by one token, admitting waiting ones first; [] when there is nothing to do."""
+        running = len(self._rows)
+        fresh = self._admit()
+        rows = self._rows
+        if not rows:
+            return []
+        taps = sorted({layer for row in rows for layer in row.layers})
+        hidden: list[Tensor] = []
+        tapped: dict[int, list[Tensor]] = {layer: [] for layer in taps}
+        if running:
+            span = max(len(row.prompt) + row.count for row in rows[:running])
+            where = self.cache.extend(self._lengths[:running], 1, span)
+            last, states = self.decoder(self._last[:running, None], cache=where, taps=taps)
+            self._lengths[:running] += 1
+            hidden.append(last[:, 0])
+            for layer in taps:
+                tapped[layer].append(states[layer][:, 0])
+        if fresh:
+            last, states = self._prefill(running, taps)
+            hidden.append(last)
+            for layer in taps:
+                tapped[layer].append(states[layer])
+            self._describe()
+        count = len(rows)
+        state = hidden[0] if len(hidden) == 1 else torch.cat(hidden)
+        logits = torch.mm(state, self.decoder.head_weight.t(), out=self._logits[:count])
+        ids, logprobs = draw(logits, self._drawn(count))
+        self._last[:count] = ids
+        self._counts[:count] += 1
+        states = {layer: torch.cat(parts) for layer, parts in tapped.items()}
+        return self._deliver(ids.tolist(), logprobs.tolist(), states)
+
+    # ------------------------------------------------------------------------------------------------------- admission
+
+    def _admit(self) -> bool:
+        """Move waiting requests into free slots, within a step's budget of prompt tokens; True if any came in."""
+        read: set[tuple[int, ...]] = set()
+        budget, before = self.prefill_tokens, len(self._rows)
+        while self._waiting and len(self._rows) < self.max_batch:
+            row = self._waiting[0]
+            cost = 0 if row.prompt in read else len(row.prompt)
+            if cost > budget and read:
+                break
+            budget -= cost
+            read.add(row.prompt)
+            slot = len(self._rows)
+            self._rows.append(self._waiting.popleft())
+            self._lengths[slot] = len(row.prompt)
+            self._noise[slot, : len(row.noise)] = row.noise
+            self._counts[slot] = 0
+        return len(self._rows) > before
+
+    def _prefill(self, first: int, taps: Sequence[int]) -> tuple[Tensor, dict[int, Tensor]]:
+        """Read the prompts of the rows from slot `first` on, equal ones once; states [rows, width] at their ends."""
+        slots: dict[tuple[int, ...], list[int]] = {}
+        for slot, row in enumerate(self._rows[first:], first):
+            slots.setdefault(row.prompt, []).append(slot)
+        lengths = [len(prompt) for prompt in slots]
+        ids = torch.tensor([[token for prompt in slots for token in prompt]], device=self._last.device)
+        where = self.cache.prefill([each[0] for each in slots.values()], lengths)
+        hidden, states = self.decoder(ids, lengths=lengths, cache=where, taps=taps)
+        for prompt, (source, *others) in slots.items():
+            self.cache.copy(source, others, len(prompt))
+        ends = torch.tensor(lengths, device=ids.device).cumsum(0) - 1
+        order = torch.empty(len(self._rows) - first, dtype=torch.long)
+        for index, each in enumerate(slots.values()):
+            order[torch.tensor(each) - first] = index
+        last = ends[order.to(ids.device)]
+        return hidden[0, last], {layer: states[layer][0, last] for layer in taps}
+
+    def _uniforms(self, seed: int, sampling: Sampling) -> Tensor:
+        """One number in [0, 1) for each token the request may draw; they depend on the seed alone."""
+        if sampling.temperature == 0:
+            return torch.zeros(0)
+        source = np.random.Generator(np.random.Philox(key=seed & (2**64 - 1)))
+        return torch.from_numpy(source.random(min(sampling.max_tokens, self.capacity + 1), dtype=np.float32))
+
+    # -------------------------------------------------------------------------------------------------------- drawing
+
+    def _describe(self) -> None:
+        """What the running rows ask of the draw, as tensors; made anew when rows come or go."""
+        asked = [row.sampling for row in self._rows]
+        device = self._last.device
+
+        def column(values: list[float], neutral: float, dtype: torch.dtype) -> Tensor | None:
+            off = all(value == neutral for value in values)
+            return None if off else torch.tensor(values, dtype=dtype, device=device)
+
+        greedy = [each.temperature == 0 for each in asked]
+        self._how = Draw(
+            uniforms=None if all(greedy) else self._noise,
+            cold=column([1 / (each.temperature or 1.0) for each in asked], 1.0, self._logits.dtype),
+            greedy=torch.tensor(greedy, device=device) if any(greedy) and not all(greedy) else None,
+            top_k=column([each.top_k for each in asked], 0, torch.long),
+            top_p=column([each.top_p for each in asked], 1.0, self._logits.dtype),
+        )
+
+    def _drawn(self, count: int) -> Draw:
+        how = self._how
+        if how.uniforms is not None:
+            how = how._replace(uniforms=self._noise[:count].gather(1, self._counts[:count, None])[:, 0])
+        early = [slot for slot, row in enumerate(self._rows) if row.count < row.sampling.min_tokens]
+        if early and self.eos:
+            banned = torch.zeros(self._logits[:count].shape, dtype=torch.bool, device=self._last.device)
+            banned[torch.tensor(early)[:, None], torch.tensor(sorted(self.eos))] = True
+            how = how._replace(banned=banned)
+        return how
+
+    # ------------------------------------------------------------------------------------------------------- delivery
+
+    def _deliver(self, ids: list[int], logprobs: list[float], states: dict[int, Tensor]) -> list[Token]:
+        tokens, ended = [], []
+        for slot, (row, number, logprob) in enumerate(zip(self._rows, ids, logprobs, strict=True)):
+            row.count += 1
+            finish: Finish | None = None
+            if number in self.eos:
+                finish = "stop"
+            elif row.count >= row.sampling.max_tokens or len(row.prompt) + row.count > self.capacity:
+                finish = "length"
+            text = ""
+            if row.stream is not None:
+                text, finish = _text(row, row.stream, number, finish)
+            hidden = {layer: states[layer][slot] for layer in row.layers} if row.layers else {}
+            tokens.append(Token(row.number, number, logprob, text, hidden, finish))
+            if finish is not None:
+                ended.append(slot)
+        if ended:
+            for slot in reversed(ended):
+                self._retire(slot)
+            self._describe()
+        return tokens
+
+    def _retire(self, slot: int) -> None:
+        """Free a slot; the last running row moves into it."""
+        last = len(self._rows) - 1
+        row = self._rows.pop()
+        if slot == last:
+            return
+        self._rows[slot] = row
+        self.cache.copy(last, [slot], len(row.prompt) + row.count)
+        for state in (self._lengths, self._last, self._noise, self._counts):
+            state[slot] = state[last]
+
+
+def _text(row: _Row, stream: StreamDecoder, number: int, finish: Finish | None) -> tuple[str, Finish | None]:
+    """What of a row's text may leave now. A stop string ends it; what may become one is held until it is decided."""
+    text = row.held + stream.push(number)
+    if finish is not None:
+        text += stream.close()
+    found = [place for place in (text.find(stop) for stop in row.sampling.stop) if place >= 0]
+    if found:
+        return text[: min(found)], "stop"
+    if finish is not None:
+        return text, finish
+    hold = max((_overlap(text, stop) for stop in row.sampling.stop), default=0)
+    row.held = text[len(text) - hold :]
+    return text[: len(text) - hold], None
+
+
+def _overlap(text: str, stop: str) -> int:
+    """The longest end of `text` that is a beginning of `stop`."""
+    for size in range(min(len(text), len(stop) - 1), 0, -1):
+        if text.endswith(stop[:size]):
+            return size
+    return 0
+
+
+def complete(engine: Engine, requests: Sequence[Request]) -> list[Completion]:
+    """Run requests to their ends and return them in their order. The engine must be idle.
+
+    Long prompts go first, so that rows which run together are of similar length.
+    """
+    if engine.busy:
+        raise UsageError("the engine is at work on other requests")
+    order = sorted(range(len(requests)), key=lambda place: -len(requests[place].prompt))
+    done: dict[int, Completion] = {}
+    places: dict[int, int] = {}
+    for place in order:
+        places[engine.submit(requests[place])] = place
+    open_ = {place: Completion([], [], "length", "") for place in places.values()}
+    while engine.busy:
+        for token in engine.step():
+            place = places[token.request]
+            so_far = open_[place]
+            so_far.tokens.append(token.id)
+            so_far.logprobs.append(token.logprob)
+            if token.text or token.finish is not None:
+                open_[place] = so_far._replace(text=so_far.text + token.text, finish=token.finish or "length")
+            if token.finish is not None:
+                done[place] = open_.pop(place)
+    return [done[place] for place in range(len(requests))]

@@ -1,0 +1,1 @@
+"""Alembic's changes of the schema, oldest first. A released one is never edited."""

@@ -1,0 +1,545 @@
+"""Projects, forms, tasks, and the slots that people hold while they work on one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sql
+
+from tutelage.core.errors import DataError, NotFound
+from tutelage.core.records import Message, digest
+from tutelage.store import ledger, schema, texts
+from tutelage.store.engine import Reader, Store, derived_id, next_numbers, now
+
+slot, task, form, project = schema.slot.c, schema.task.c, schema.form.c, schema.project.c
+
+
+@dataclass(frozen=True)
+class Project:
+    """One labelling effort, with the newest version of its form."""
+
+    id: str
+    name: str
+    kind: str
+    state: str
+    per_task: int
+    settings: Mapping[str, Any]
+    form: str
+    version: int
+    questions: Sequence[Mapping[str, Any]]
+    guideline: str
+
+
+@dataclass(frozen=True)
+class NewTask:
+    """A task to be made. `key` is unique in the project; `people` are ids of persons whose slots are reserved."""
+
+    key: str
+    kind: str
+    messages: Sequence[Message]
+    candidates: Sequence[tuple[str, str, Mapping[str, Any]]] = ()
+    """(text, producer, meta) of each candidate, in the order of their numbers."""
+    people: Sequence[str] = ()
+    required: int = 1
+    priority: int = 0
+    cluster: str = ""
+    language: str = ""
+    decision: str | None = None
+    draw: str | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    masked: Mapping[int, str] = field(default_factory=dict)
+    """Texts with personal data masked, by candidate number; -1 is the packed prompt."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task as it was made; texts are empty when they were erased."""
+
+    id: str
+    project: str
+    kind: str
+    form: str
+    messages: tuple[Message, ...]
+    candidates: tuple[str, ...]
+    producers: tuple[str, ...]
+    candidate_meta: tuple[Mapping[str, Any], ...]
+    required: int
+    priority: int
+    cluster: str
+    language: str
+    state: str
+    decision: str | None
+    draw: str | None
+    meta: Mapping[str, Any]
+    position: int
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place in a task that a person holds: `epoch` must be shown again when the answer comes."""
+
+    id: str
+    task: str
+    project: str
+    epoch: int
+    lease_until: int
+    purpose: str = "normal"
+
+
+# projects and forms
+
+
+def make_project(
+    store: Store,
+    name: str,
+    *,
+    kind: str,
+    questions: Sequence[Mapping[str, Any]],
+    guideline: str = "",
+    per_task: int = 1,
+    settings: Mapping[str, Any] | None = None,
+    by: str = "system",
+) -> Project:
+    """Make a project, or return the one of this name; other questions or guideline become a new form version."""
+    id = derived_id("project", name)
+    content = {"questions": [dict(each) for each in questions], "guideline": guideline}
+    with store.write() as connection:
+        made = connection.execute(
+            store.insert(schema.project)
+            .values(
+                id=id, name=name, kind=kind, state="open", per_task=per_task, settings=dict(settings or {}), at=now()
+            )
+            .on_conflict_do_nothing()
+        )
+        newest = connection.execute(
+            sql.select(schema.form).where(form.project_id == id).order_by(form.version.desc()).limit(1)
+        ).first()
+        if not newest or digest({"questions": newest.questions, "guideline": newest.guideline}) != digest(content):
+            version = newest.version + 1 if newest else 1
+            connection.execute(
+                sql.insert(schema.form).values(
+                    id=derived_id("form", id, version), project_id=id, version=version, at=now(), **content
+                )
+            )
+            ledger.append(connection, by, "form.publish", id, {"version": version, "digest": digest(content)})
+        if made.rowcount:
+            ledger.append(connection, by, "project.create", id, {"name": name, "kind": kind})
+    return get_project(store, name)
+
+
+def get_project(store: Reader, name: str) -> Project:
+    """The project with this name. Raises NotFound."""
+    found = [each for each in projects(store, name) if name in (each.name, each.id)]
+    if not found:
+        raise NotFound(f"there is no project {name!r}", key="project")
+    return found[0]
+
+
+def projects(store: Reader, name: str | None = None) -> list[Project]:
+    """All projects, oldest first, each with its newest form."""
+    each = schema.form.alias("each")
+    newest = sql.select(sql.func.max(each.c.version)).where(each.c.project_id == project.id).scalar_subquery()
+    query = (
+        sql.select(schema.project, form.id.label("form_id"), form.version, form.questions, form.guideline)
+        .select_from(schema.project)
+        .join(schema.form, sql.and_(form.project_id == project.id, form.version == newest))
+        .order_by(project.at, project.name)
+    )
+    if name is not None:
+        query = query.where(sql.or_(project.name == name, project.id == name))
+    with store.read() as connection:
+        return [
+            Project(
+                row.id,
+                row.name,
+                row.kind,
+                row.state,
+                row.per_task,
+                row.settings,
+                row.form_id,
+                row.version,
+                row.questions,
+                row.guideline,
+            )
+            for row in connection.execute(query)
+        ]
+
+
+def forms(store: Reader, ids: Sequence[str]) -> dict[str, tuple[int, Sequence[Mapping[str, Any]], str]]:
+    """Form id -> (version, questions, guideline)."""
+    with store.read() as connection:
+        rows = connection.execute(sql.select(schema.form).where(form.id.in_(list(ids)))).all()
+    return {row.id: (row.version, row.questions, row.guideline) for row in rows}
+
+
+def close_project(store: Store, name: str, by: str, state: str = "closed") -> None:
+    """Stop handing out a project's tasks (state closed), or go on (open)."""
+    with store.write() as connection:
+        changed = connection.execute(sql.update(schema.project).where(project.name == name).values(state=state))
+        if not changed.rowcount:
+            raise NotFound(f"there is no project {name!r}", key="project")
+        ledger.append(connection, by, f"project.{state}", derived_id("project", name))
+
+
+# tasks
+
+
+def task_id(project_id: str, key: str) -> str:
+    """The id of the task that a key makes in a project."""
+    return derived_id("task", project_id, key)
+
+
+def add(store: Store, where: Project, new: Sequence[NewTask]) -> list[str]:
+    """Make tasks with their texts, candidates and slots; those whose key is there already are left as they are."""
+    ids = [task_id(where.id, each.key) for each in new]
+    at = now()
+    for some in texts.chunks(list(dict(zip(ids, new, strict=True)).items()), 400):
+        with store.write() as connection:
+            there = set(connection.execute(sql.select(task.id).where(task.id.in_([id for id, _ in some]))).scalars())
+            fresh = [(id, each) for id, each in some if id not in there]
+            if not fresh:
+                continue
+            first = next_numbers(connection, "task", len(fresh))
+            rows: dict[str, list[dict[str, Any]]] = {"task": [], "candidate": [], "slot": []}
+            words: list[tuple[str, str, str]] = []
+            for position, (id, each) in enumerate(fresh, first):
+                _collect(where, id, each, position, at, rows, words)
+            texts.put(connection, words)
+            connection.execute(sql.insert(schema.task), rows["task"])
+            if rows["candidate"]:
+                connection.execute(sql.insert(schema.candidate), rows["candidate"])
+            connection.execute(sql.insert(schema.slot), rows["slot"])
+    return ids
+
+
+def _collect(
+    where: Project,
+    id: str,
+    new: NewTask,
+    position: int,
+    at: int,
+    rows: dict[str, list[dict[str, Any]]],
+    words: list[tuple[str, str, str]],
+) -> None:
+    prompt = derived_id("text", id, "prompt")
+    words.append((prompt, texts.pack(new.messages), new.masked.get(-1, "")))
+    for no, (body, producer, meta) in enumerate(new.candidates):
+        text_id = derived_id("text", id, no)
+        words.append((text_id, body, new.masked.get(no, "")))
+        rows["candidate"].append(
+            {"task_id": id, "no": no, "text_id": text_id, "producer": producer, "meta": dict(meta)}
+        )
+    rows["task"].append(
+        {
+            "id": id,
+            "project_id": where.id,
+            "position": position,
+            "kind": new.kind,
+            "form_id": where.form,
+            "prompt_id": prompt,
+            "decision_id": new.decision,
+            "draw_id": new.draw,
+            "required": new.required,
+            "priority": new.priority,
+            "language": new.language,
+            "cluster": new.cluster,
+            "state": "open",
+            "meta": {"key": new.key, **new.meta},
+            "at": at,
+        }
+    )
+    for no in range(max(new.required, len(new.people))):
+        reserved = new.people[no] if no < len(new.people) else ""
+        rows["slot"].append(slot_row(id, no, where.id, new.priority, position, reserved))
+
+
+def slot_row(id: str, no: int, project_id: str, priority: int, position: int, reserved: str) -> dict[str, Any]:
+    """The row of a fresh slot; one transaction makes it for a task that has no slot of this number yet."""
+    return {
+        "id": derived_id("slot", id, no),
+        "task_id": id,
+        "no": no,
+        "project_id": project_id,
+        "priority": priority,
+        "position": position,
+        "reserved_for": reserved,
+        "state": "open",
+        "purpose": "normal",
+    }
+
+
+def load(
+    store: Reader, ids: Sequence[str] | None = None, project_name: str | None = None, masked: bool = False
+) -> dict[str, Task]:
+    """Tasks by id, in the order they were made. `masked` reads texts as annotators see them."""
+    query = sql.select(schema.task).order_by(task.position)
+    if project_name is not None:
+        query = query.join(schema.project, project.id == task.project_id).where(project.name == project_name)
+    with store.read() as connection:
+        if ids is None:
+            found = connection.execute(query).all()
+        else:
+            found = [
+                row
+                for some in texts.chunks(list(dict.fromkeys(ids)))
+                for row in connection.execute(query.where(task.id.in_(some)))
+            ]
+        answers: dict[str, list[Any]] = {row.id: [] for row in found}
+        for some in texts.chunks(answers):
+            table = schema.candidate
+            for row in connection.execute(
+                sql.select(table).where(table.c.task_id.in_(some)).order_by(table.c.task_id, table.c.no)
+            ):
+                answers[row.task_id].append(row)
+        wanted = [row.prompt_id for row in found] + [each.text_id for rows in answers.values() for each in rows]
+        words = texts.bodies(connection, wanted, masked)
+    return {
+        row.id: Task(
+            id=row.id,
+            project=row.project_id,
+            kind=row.kind,
+            form=row.form_id,
+            messages=texts.unpack(words.get(row.prompt_id)),
+            candidates=tuple(words.get(each.text_id, "") for each in answers[row.id]),
+            producers=tuple(each.producer for each in answers[row.id]),
+            candidate_meta=tuple(each.meta for each in answers[row.id]),
+            required=row.required,
+            priority=row.priority,
+            cluster=row.cluster,
+            language=row.language,
+            state=row.state,
+            decision=row.decision_id,
+            draw=row.draw_id,
+            meta=row.meta,
+            position=row.position,
+        )
+        for row in found
+    }
+
+
+# slots
+
+
+def claim(store: Store, person: str, project_ids: Sequence[str], count: int, lease_ms: int) -> list[Slot]:
+    """See to it that a person holds `count` slots, and return them: those held already first, then the next ones.
+
+    One transaction; a slot is given to one person at a time, and a person is never given a task twice.
+    """
+    moment = now()
+    with store.write(durable=False) as connection:
+        held = connection.execute(
+            sql.select(schema.slot)
+            .where(
+                slot.person_id == person,
+                slot.project_id.in_(list(project_ids)),
+                slot.state == "leased",
+                slot.lease_until >= moment,
+            )
+            .order_by(slot.priority.desc(), slot.position)
+            .limit(count)
+        ).all()
+        ids = [row.id for row in held]
+        if ids:
+            connection.execute(sql.update(schema.slot).where(slot.id.in_(ids)).values(lease_until=moment + lease_ms))
+        found = [
+            Slot(row.id, row.task_id, row.project_id, row.lease_epoch, moment + lease_ms, row.purpose) for row in held
+        ]
+        for project_id in project_ids:
+            if len(found) < count:
+                found += _claim_in(connection, store, person, project_id, count - len(found), moment, lease_ms)
+        return found
+
+
+def _claim_in(
+    connection: sql.Connection, store: Store, person: str, project_id: str, count: int, moment: int, lease_ms: int
+) -> list[Slot]:
+    other = schema.slot.alias("other")
+    met = sql.exists().where(other.c.task_id == slot.task_id, other.c.person_id == person)
+    lasts = (
+        sql.select(slot.priority, slot.position)
+        .where(slot.person_id == person, slot.project_id == project_id, slot.state.in_(("done", "leased")))
+        .order_by(slot.priority, slot.position.desc())
+        .limit(1)
+    )
+    base = (
+        sql.select(schema.slot).where(slot.project_id == project_id, ~met).order_by(slot.priority.desc(), slot.position)
+    )
+    is_open = slot.state == "open"
+    waiting = [base.where(is_open, slot.reserved_for == person)]
+    last = connection.execute(lasts).first()
+    free = base.where(is_open, slot.reserved_for == "")
+    if last:  # go on behind the last one: without this, each claim would walk over all tasks the person has met
+        waiting.append(free.where(slot.priority > last.priority))
+        waiting.append(free.where(slot.priority == last.priority, slot.position > last.position))
+    waiting.append(free)
+    waiting.append(base.where(slot.state == "leased", slot.lease_until < moment, slot.reserved_for.in_(("", person))))
+    taken: list[Slot] = []
+    seen: set[str] = set()
+    for query in waiting:
+        missing = count - len(taken)
+        if missing <= 0:
+            break
+        limit = missing if missing == 1 else missing * 4  # slots of one task lie together: some rows are doubles
+        query = query.limit(limit).with_for_update(skip_locked=True, of=schema.slot)
+        for row in connection.execute(query).all():
+            if row.task_id in seen or len(taken) == count:
+                continue
+            seen.add(row.task_id)
+            epoch = connection.execute(
+                sql.update(schema.slot)
+                .where(
+                    slot.id == row.id,
+                    sql.or_(slot.state == "open", sql.and_(slot.state == "leased", slot.lease_until < moment)),
+                )
+                .values(
+                    person_id=person, state="leased", lease_until=moment + lease_ms, lease_epoch=slot.lease_epoch + 1
+                )
+                .returning(slot.lease_epoch)
+            ).scalar()
+            if epoch is not None:
+                taken.append(Slot(row.id, row.task_id, project_id, int(epoch), moment + lease_ms, row.purpose))
+    return taken
+
+
+def held(store: Reader, slot_id: str) -> Any:
+    """The row of a slot (person_id, task_id, state, lease_epoch, ...). Raises NotFound."""
+    with store.read() as connection:
+        row = connection.execute(sql.select(schema.slot).where(slot.id == slot_id)).first()
+    if not row:
+        raise NotFound(f"there is no slot {slot_id!r}", key="slot")
+    return row
+
+
+@dataclass(frozen=True)
+class Brief:
+    """What must be known of a slot's task to check an answer."""
+
+    task: str
+    kind: str
+    form: str
+    candidates: int
+
+
+def briefs(store: Reader, slots: Sequence[str]) -> dict[str, Brief]:
+    """Slot id -> what its task asks."""
+    table = schema.candidate
+    many = sql.select(sql.func.count()).where(table.c.task_id == task.id).scalar_subquery()
+    query = (
+        sql.select(slot.id, slot.task_id, task.kind, task.form_id, many.label("many"))
+        .select_from(schema.slot)
+        .join(schema.task, task.id == slot.task_id)
+    )
+    found: dict[str, Brief] = {}
+    with store.read() as connection:
+        for some in texts.chunks(list(dict.fromkeys(slots))):
+            for row in connection.execute(query.where(slot.id.in_(some))):
+                found[row.id] = Brief(row.task_id, row.kind, row.form_id, row.many)
+    return found
+
+
+def give_back(store: Store, person: str, slot_id: str, epoch: int) -> bool:
+    """Return a slot unanswered; False when it is no longer held."""
+    with store.write(durable=False) as connection:
+        changed = connection.execute(
+            sql.update(schema.slot)
+            .where(slot.id == slot_id, slot.person_id == person, slot.lease_epoch == epoch, slot.state == "leased")
+            .values(state="open", person_id=None, lease_until=0)
+        )
+        return bool(changed.rowcount)
+
+
+def save_draft(store: Store, person: str, slot_id: str, epoch: int, body: Mapping[str, Any]) -> bool:
+    """Keep an unfinished answer; False when the slot is no longer held."""
+    with store.write(durable=False) as connection:
+        mine = connection.execute(
+            sql.select(slot.id).where(
+                slot.id == slot_id, slot.person_id == person, slot.lease_epoch == epoch, slot.state == "leased"
+            )
+        ).first()
+        if not mine:
+            return False
+        connection.execute(
+            store.insert(schema.draft)
+            .values(slot_id=slot_id, person_id=person, body=dict(body), updated_at=now())
+            .on_conflict_do_update(
+                index_elements=["slot_id", "person_id"], set_={"body": dict(body), "updated_at": now()}
+            )
+        )
+        return True
+
+
+def drafts(store: Reader, person: str, slots: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+    """Slot id -> the unfinished answer this person left there."""
+    table = schema.draft
+    with store.read() as connection:
+        rows = connection.execute(
+            sql.select(table.c.slot_id, table.c.body).where(
+                table.c.person_id == person, table.c.slot_id.in_(list(slots))
+            )
+        ).all()
+    return {row.slot_id: row.body for row in rows}
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Where a project stands."""
+
+    tasks: int
+    done: int
+    slots: int
+    answered: int
+    leased: int
+    stuck: int
+
+
+def counts(store: Reader, project_id: str) -> Counts:
+    """Tasks and slots of a project by state."""
+    moment = now()
+    with store.read() as connection:
+        states = dict(
+            connection.execute(
+                sql.select(task.state, sql.func.count()).where(task.project_id == project_id).group_by(task.state)
+            ).all()
+        )
+        places = dict(
+            connection.execute(
+                sql.select(slot.state, sql.func.count()).where(slot.project_id == project_id).group_by(slot.state)
+            ).all()
+        )
+        leased = connection.execute(
+            sql.select(sql.func.count()).where(
+                slot.project_id == project_id, slot.state == "leased", slot.lease_until >= moment
+            )
+        ).scalar_one()
+    filled = places.get("done", 0)
+    wanted = filled + places.get("open", 0) + places.get("leased", 0)
+    return Counts(sum(states.values()), states.get("done", 0), wanted, filled, leased, states.get("stuck", 0))
+
+
+def why_empty(store: Reader, person: str, project_ids: Sequence[str]) -> str:
+    """Why there is nothing to do for a person, in one sentence."""
+    moment = now()
+    with store.read() as connection:
+        where = slot.project_id.in_(list(project_ids))
+        free = connection.execute(
+            sql.select(sql.func.count()).where(where, slot.state == "open", slot.reserved_for == "")
+        ).scalar_one()
+        others = connection.execute(
+            sql.select(sql.func.count()).where(where, slot.state == "leased", slot.lease_until >= moment)
+        ).scalar_one()
+        total = connection.execute(sql.select(sql.func.count()).where(where)).scalar_one()
+    if not project_ids or not total:
+        return "No tasks have been added yet."
+    if free:
+        return "You have answered every task that still waits for others: each person answers a task once."
+    if others:
+        return "The last tasks are in other people's hands; they come back if their time runs out."
+    return "Everything here is answered."
+
+
+def check_open(state: str) -> None:
+    """Raise DataError when a project takes no answers."""
+    if state != "open":
+        raise DataError(f"the project is {state}", key="project")

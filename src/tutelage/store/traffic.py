@@ -1,0 +1,586 @@
+"""What users asked, what was answered, what the guards decided; written by one thread in groups.
+
+The serving path hands a finished trace to `Writer.put` and goes on; the writer commits what has come in every 50 ms.
+The queue is bounded: when it is full the request is refused (503), nothing is dropped in silence. What a power cut
+can lose is the last group and what the operating system had not written yet; what a crash of the process can lose is
+the last 50 ms.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sql
+
+from tutelage.core.errors import Busy, DataError, NoSpace, NotFound, TutelageError
+from tutelage.core.records import Action, Message, Span, Verdict
+from tutelage.store import schema, texts
+from tutelage.store.engine import Reader, Store, derived_id, now, uuid7
+
+FEEDBACK_KINDS = ("thumb", "score", "comment", "edit", "ranking", "appeal", "metric")
+
+
+class Full(Busy):
+    """More traces wait than the queue holds: the request is refused, not forgotten."""
+
+
+@dataclass(frozen=True)
+class Decided:
+    """One decision of the policy, with the verdicts it stands on."""
+
+    id: str = field(default_factory=uuid7)
+    direction: str = "input"
+    channel: str = "content"
+    action: Action = "allow"
+    reasons: Sequence[str] = ()
+    redactions: Sequence[Span] = ()
+    policy: str = ""
+    latency_ms: float = 0.0
+    shadow: bool = False
+    verdicts: Sequence[Verdict] = ()
+
+    def highest(self) -> tuple[str, float | None]:
+        """The category with the highest score of all verdicts that carry an opinion, and that score."""
+        scored = [(score, name) for each in self.verdicts if each.status == "ok" for name, score in each.scores.items()]
+        score, name = max(scored, default=(None, ""))
+        return name, score
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One request from its first message to its last decision."""
+
+    id: str = field(default_factory=uuid7)
+    conversation: str = ""
+    tenant: str = ""
+    subject: str = ""
+    release: str = ""
+    model: str = ""
+    surface: str = "chat"
+    language: str = ""
+    people: str = "live"
+    messages: Sequence[Message] = ()
+    answer: Message | None = None
+    redacted_messages: Sequence[Message] | None = None
+    redacted_answer: Message | None = None
+    finish: str = ""
+    usage: Mapping[str, int] = field(default_factory=dict)
+    latency_ms: float = 0.0
+    stream: bool = False
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    decisions: Sequence[Decided] = ()
+    at: int = field(default_factory=now)
+
+
+class Writer:
+    """Commits traces in groups from one thread. `put` never waits; `flush` waits until all that was put is there."""
+
+    def __init__(self, store: Store, interval: float = 0.05, capacity: int = 4096) -> None:
+        self.store, self.interval, self.capacity = store, interval, capacity
+        self._waiting: deque[Trace] = deque()
+        self._changed = threading.Condition()
+        self._busy = False
+        self._closing = False
+        self._failure: str = ""
+        self.spoiled: list[tuple[str, str]] = []
+        """(id, reason) of traces that can never be written, such as one whose `meta` is no JSON."""
+        self._thread = threading.Thread(target=self._work, name="traffic-writer", daemon=True)
+        self._thread.start()
+
+    @property
+    def lag(self) -> int:
+        """How many traces wait."""
+        return len(self._waiting)
+
+    @property
+    def healthy(self) -> bool:
+        """False while commits fail or the queue is full, and for good when a trace could not be written at all."""
+        return not self._failure and not self.spoiled and len(self._waiting) < self.capacity
+
+    def put(self, trace: Trace) -> None:
+        """Hand a trace over. Raises Full when the queue is full: answer 503."""
+        with self._changed:
+            if self._closing:
+                raise Full("the traffic writer is closed")
+            if len(self._waiting) >= self.capacity:
+                why = f": {self._failure}" if self._failure else ""
+                raise Full(f"{self.capacity} traces wait to be written{why}", todo="Try again in a moment")
+            self._waiting.append(trace)
+            self._changed.notify_all()
+
+    def flush(self, timeout: float = 10.0) -> bool:
+        """Wait until everything put so far is committed; False when that took longer than `timeout` seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._waiting and not self._busy, timeout)
+
+    def close(self, timeout: float = 10.0) -> None:
+        """Commit what waits and end the thread. Raises TutelageError when traces could not be written."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join(timeout)
+        if self._waiting:
+            raise TutelageError(f"{len(self._waiting)} traces could not be written: {self._failure}")
+
+    def _work(self) -> None:
+        pause = self.interval
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: bool(self._waiting) or self._closing)
+                if not self._waiting:
+                    return
+            if not self._closing:
+                time.sleep(pause)  # let a group gather
+            with self._changed:
+                group = [self._waiting[at] for at in range(min(len(self._waiting), 512))]
+                self._busy = True
+            written = self._commit(group)
+            pause = self.interval if written else min(2.0, pause * 2)
+            with self._changed:
+                for _ in range(written):
+                    self._waiting.popleft()
+                self._busy = False
+                self._changed.notify_all()
+                if self._closing and not written:
+                    return
+
+    def _commit(self, group: Sequence[Trace]) -> int:
+        """Write a group; 0 when the store cannot be written now: the group stays in the queue and is tried again."""
+        try:
+            write(self.store, group)
+            self._failure = ""
+            return len(group)
+        except (Busy, NoSpace) as error:
+            self._failure = str(error)
+            return 0
+        except Exception as error:  # the thread must live: whatever it is, it is said and the other traces go on
+            self._failure = str(error)
+        for at, trace in enumerate(group):
+            try:
+                write(self.store, [trace])
+            except (Busy, NoSpace):
+                return at
+            except Exception as error:
+                self.spoiled.append((trace.id, f"{type(error).__name__}: {error}"))
+        return len(group)
+
+
+def write(store: Store, traces: Sequence[Trace]) -> None:
+    """Commit traces in one transaction; a trace that is there already (same id) is passed over."""
+    rows: dict[str, list[dict[str, Any]]] = {"conversation": [], "request": [], "decision": [], "verdict": []}
+    words: list[tuple[str, str, str]] = []
+    with store.write(durable=False) as connection:
+        request = schema.request.c
+        known = set(
+            connection.execute(sql.select(request.id).where(request.id.in_([each.id for each in traces]))).scalars()
+        )
+        for trace in {each.id: each for each in traces if each.id not in known}.values():
+            _collect(trace, rows, words)
+        texts.put(connection, words)
+        if rows["conversation"]:
+            connection.execute(store.insert(schema.conversation).on_conflict_do_nothing(), rows.pop("conversation"))
+        for name, made in rows.items():
+            if made:
+                connection.execute(sql.insert(schema.metadata.tables[name]), made)
+
+
+def _collect(trace: Trace, rows: dict[str, list[dict[str, Any]]], words: list[tuple[str, str, str]]) -> None:
+    conversation = trace.conversation or trace.id
+    rows["conversation"].append({"id": conversation, "tenant": trace.tenant, "subject": trace.subject, "at": trace.at})
+    asked, answered = derived_id("text", trace.id, "input"), derived_id("text", trace.id, "output")
+    masked = texts.pack(trace.redacted_messages) if trace.redacted_messages is not None else ""
+    words.append((asked, texts.pack(trace.messages), masked))
+    if trace.answer is not None:
+        masked = texts.pack([trace.redacted_answer]) if trace.redacted_answer is not None else ""
+        words.append((answered, texts.pack([trace.answer]), masked))
+    rows["request"].append(
+        {
+            "id": trace.id,
+            "conversation_id": conversation,
+            "tenant": trace.tenant,
+            "subject": trace.subject,
+            "release": trace.release,
+            "model": trace.model,
+            "surface": trace.surface,
+            "language": trace.language,
+            "people": trace.people,
+            "input_id": asked,
+            "output_id": answered if trace.answer is not None else None,
+            "finish": trace.finish,
+            "usage": dict(trace.usage),
+            "latency_ms": trace.latency_ms,
+            "stream": trace.stream,
+            "meta": dict(trace.meta),
+            "at": trace.at,
+        }
+    )
+    for decided in trace.decisions:
+        category, score = decided.highest()
+        rows["decision"].append(
+            {
+                "id": decided.id,
+                "request_id": trace.id,
+                "direction": decided.direction,
+                "channel": decided.channel,
+                "action": decided.action,
+                "reasons": list(decided.reasons),
+                "redactions": [each.model_dump(mode="json") for each in decided.redactions],
+                "policy": decided.policy,
+                "score": score,
+                "category": category,
+                "shadow": decided.shadow,
+                "latency_ms": decided.latency_ms,
+                "at": trace.at,
+            }
+        )
+        for no, verdict in enumerate(decided.verdicts):
+            rows["verdict"].append(
+                {
+                    "id": derived_id("verdict", decided.id, no),
+                    "decision_id": decided.id,
+                    "judge": verdict.judge,
+                    "status": verdict.status,
+                    "scores": verdict.scores,
+                    "spans": [each.model_dump(mode="json") for each in verdict.spans],
+                    "certificate": verdict.certificate or "",
+                    "cost_ms": verdict.cost_ms,
+                }
+            )
+
+
+# read back
+
+
+@dataclass(frozen=True)
+class DecisionRow:
+    """A decision as it is read back. `reported`: a user complained about the answer (appeal or thumb down)."""
+
+    id: str
+    request: str
+    direction: str
+    channel: str
+    action: Action
+    reasons: tuple[str, ...]
+    policy: str
+    score: float | None
+    category: str
+    shadow: bool
+    at: int
+    tenant: str
+    release: str
+    language: str
+    people: str
+    conversation: str
+    meta: Mapping[str, Any]
+    redactions: tuple[Span, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
+    reported: bool = False
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request as it is read back; texts are () and None when they were erased."""
+
+    id: str
+    conversation: str
+    tenant: str
+    subject: str
+    release: str
+    model: str
+    surface: str
+    language: str
+    people: str
+    messages: tuple[Message, ...]
+    answer: Message | None
+    finish: str
+    usage: Mapping[str, int]
+    latency_ms: float | None
+    meta: Mapping[str, Any]
+    at: int
+    decisions: tuple[DecisionRow, ...] = ()
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """What a user said about one answer."""
+
+    id: str
+    request: str
+    kind: str
+    value: float | None
+    text: str | None
+    detail: Any
+    actor: str
+    people: str
+    at: int
+
+
+def decisions(
+    store: Reader,
+    *,
+    since: int = 0,
+    until: int | None = None,
+    direction: str | None = None,
+    action: str | None = None,
+    release: str | None = None,
+    tenant: str | None = None,
+    shadow: bool | None = False,
+    undrawn: bool = False,
+    requests: Sequence[str] | None = None,
+    ids: Sequence[str] | None = None,
+    newest_first: bool = False,
+    limit: int | None = None,
+) -> list[DecisionRow]:
+    """Decisions in the order of time; `undrawn` leaves out those that a sample has seen already."""
+    table, request = schema.decision, schema.request
+    query = sql.select(
+        table,
+        request.c.tenant,
+        request.c.release,
+        request.c.language,
+        request.c.people,
+        request.c.meta,
+        request.c.conversation_id,
+    ).join(request, request.c.id == table.c.request_id)
+    query = query.where(table.c.at >= since)
+    for column, wanted in (
+        (table.c.direction, direction),
+        (table.c.action, action),
+        (request.c.release, release),
+        (request.c.tenant, tenant),
+        (table.c.shadow, shadow),
+    ):
+        if wanted is not None:
+            query = query.where(column == wanted)
+    if until is not None:
+        query = query.where(table.c.at < until)
+    if undrawn:
+        query = query.where(~sql.exists().where(schema.draw.c.decision_id == table.c.id))
+    order = (table.c.at.desc(), table.c.id.desc()) if newest_first else (table.c.at, table.c.id)
+    query = query.order_by(*order)
+    with store.read() as connection:
+        if ids is None and requests is None:
+            found = list(connection.execute(query.limit(limit) if limit else query))
+        else:
+            column = table.c.id if ids is not None else table.c.request_id
+            found = [
+                row
+                for some in texts.chunks(ids if ids is not None else requests or ())
+                for row in connection.execute(query.where(column.in_(some)))
+            ][:limit]
+        given = _verdicts(connection, [row.id for row in found])
+        unhappy = _reported(connection, [row.request_id for row in found])
+    return [
+        DecisionRow(
+            id=row.id,
+            request=row.request_id,
+            direction=row.direction,
+            channel=row.channel,
+            action=row.action,
+            reasons=tuple(row.reasons),
+            policy=row.policy,
+            score=row.score,
+            category=row.category,
+            shadow=row.shadow,
+            at=row.at,
+            tenant=row.tenant,
+            release=row.release,
+            language=row.language,
+            people=row.people,
+            conversation=row.conversation_id,
+            meta=row.meta,
+            redactions=tuple(Span(**each) for each in row.redactions),
+            verdicts=tuple(given.get(row.id, ())),
+            reported=row.request_id in unhappy,
+        )
+        for row in found
+    ]
+
+
+def _verdicts(connection: sql.Connection, ids: Sequence[str]) -> dict[str, list[Verdict]]:
+    table = schema.verdict
+    found: dict[str, list[Verdict]] = {}
+    for some in texts.chunks(ids):
+        for row in connection.execute(sql.select(table).where(table.c.decision_id.in_(some)).order_by(table.c.judge)):
+            found.setdefault(row.decision_id, []).append(
+                Verdict(
+                    judge=row.judge,
+                    status=row.status,
+                    scores=row.scores,
+                    spans=tuple(Span(**each) for each in row.spans),
+                    cost_ms=row.cost_ms or 0.0,
+                    certificate=row.certificate or None,
+                )
+            )
+    return found
+
+
+def _reported(connection: sql.Connection, requests: Sequence[str]) -> set[str]:
+    table = schema.feedback.c
+    unhappy = sql.or_(table.kind == "appeal", sql.and_(table.kind == "thumb", table.value < 0))
+    return {
+        row.request_id
+        for some in texts.chunks(sorted(set(requests)))
+        for row in connection.execute(sql.select(table.request_id).where(table.request_id.in_(some), unhappy))
+    }
+
+
+def requests(
+    store: Reader,
+    *,
+    since: int = 0,
+    until: int | None = None,
+    tenant: str | None = None,
+    release: str | None = None,
+    conversation: str | None = None,
+    ids: Sequence[str] | None = None,
+    masked: bool = False,
+    newest_first: bool = False,
+    limit: int | None = None,
+) -> list[Request]:
+    """Requests with their texts and decisions, in the order of time. `masked` hides personal data."""
+    table = schema.request.c
+    query = sql.select(schema.request).where(table.at >= since)
+    wanted = ((table.tenant, tenant), (table.release, release), (table.conversation_id, conversation))
+    for column, value in wanted:
+        if value is not None:
+            query = query.where(column == value)
+    if until is not None:
+        query = query.where(table.at < until)
+    order = (table.at.desc(), table.id.desc()) if newest_first else (table.at, table.id)
+    query = query.order_by(*order)
+    with store.read() as connection:
+        if ids is None:
+            found = list(connection.execute(query.limit(limit) if limit else query))
+        else:
+            found = [row for some in texts.chunks(ids) for row in connection.execute(query.where(table.id.in_(some)))][
+                :limit
+            ]
+        wanted_texts = [row.input_id for row in found] + [row.output_id for row in found if row.output_id]
+        words = texts.bodies(connection, wanted_texts, masked)
+    decided: dict[str, list[DecisionRow]] = {}
+    for each in decisions(store, requests=[row.id for row in found], shadow=None):
+        decided.setdefault(each.request, []).append(each)
+    return [
+        Request(
+            id=row.id,
+            conversation=row.conversation_id,
+            tenant=row.tenant,
+            subject=row.subject,
+            release=row.release,
+            model=row.model,
+            surface=row.surface,
+            language=row.language,
+            people=row.people,
+            messages=texts.unpack(words.get(row.input_id)),
+            answer=next(iter(texts.unpack(words.get(row.output_id or ""))), None),
+            finish=row.finish,
+            usage=row.usage,
+            latency_ms=row.latency_ms,
+            meta=row.meta,
+            at=row.at,
+            decisions=tuple(decided.get(row.id, ())),
+        )
+        for row in found
+    ]
+
+
+def subject(store: Reader, decision: str, masked: bool = True) -> tuple[tuple[Message, ...], str]:
+    """What a reviewer of a decision sees: the conversation up to what was decided on, and its direction."""
+    return subjects(store, [decision], masked)[decision]
+
+
+def subjects(store: Reader, ids: Sequence[str], masked: bool = True) -> dict[str, tuple[tuple[Message, ...], str]]:
+    """Decision id -> (conversation up to what was decided on, direction). Raises NotFound for an unknown id."""
+    found = decisions(store, ids=ids, shadow=None)
+    asked = {each.id: each for each in requests(store, ids=[row.request for row in found], masked=masked)}
+    made: dict[str, tuple[tuple[Message, ...], str]] = {}
+    for row in found:
+        request = asked[row.request]
+        answer = (request.answer,) if row.direction == "output" and request.answer else ()
+        made[row.id] = ((*request.messages, *answer), row.direction)
+    for id in ids:
+        if id not in made:
+            raise NotFound(f"there is no decision {id!r}")
+    return made
+
+
+# what users say about answers
+
+
+def add_feedback(
+    store: Store,
+    request: str,
+    kind: str,
+    *,
+    value: float | None = None,
+    text: str = "",
+    detail: Any = None,
+    actor: str = "",
+    people: str = "live",
+    key: str | None = None,
+) -> str:
+    """Keep a thumb (+1, -1), a comment, an appeal ...; returns its id. The same key is kept once."""
+    if kind not in FEEDBACK_KINDS:
+        raise DataError(f"{kind!r} is no kind of feedback", key="kind", todo=f"One of: {', '.join(FEEDBACK_KINDS)}")
+    if len(text) > 20_000:
+        raise DataError("the text is longer than 20,000 characters", key="text")
+    table, name = schema.feedback, key or uuid7()
+    id = derived_id("feedback", request, name)
+    with store.write() as connection:
+        if not connection.execute(sql.select(schema.request.c.id).where(schema.request.c.id == request)).first():
+            raise NotFound(f"there is no request {request!r}", key="trace")
+        if connection.execute(sql.select(table.c.id).where(table.c.id == id)).first():
+            return id
+        text_id = derived_id("text", id) if text else None
+        if text_id:
+            texts.put(connection, [(text_id, text, "")])
+        connection.execute(
+            sql.insert(table).values(
+                id=id,
+                request_id=request,
+                kind=kind,
+                value=value,
+                text_id=text_id,
+                detail=detail,
+                actor=actor,
+                people=people,
+                key=f"{request}/{name}",
+                at=now(),
+            )
+        )
+    return id
+
+
+def feedback(
+    store: Reader, *, request: str | None = None, since: int = 0, kind: str | None = None, limit: int | None = None
+) -> list[Feedback]:
+    """What users said, in the order of time."""
+    table = schema.feedback.c
+    query = sql.select(schema.feedback).where(table.at >= since).order_by(table.at, table.id)
+    if request is not None:
+        query = query.where(table.request_id == request)
+    if kind is not None:
+        query = query.where(table.kind == kind)
+    with store.read() as connection:
+        rows = connection.execute(query.limit(limit) if limit else query).all()
+        words = texts.bodies(connection, [row.text_id for row in rows if row.text_id])
+    return [
+        Feedback(
+            row.id,
+            row.request_id,
+            row.kind,
+            row.value,
+            words.get(row.text_id or ""),
+            row.detail,
+            row.actor,
+            row.people,
+            row.at,
+        )
+        for row in rows
+    ]

@@ -1,0 +1,260 @@
+"""Claim, answer, revise, skip: exactly N people per task, idempotent, blind, checked."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+
+import pytest
+
+from tutelage.core.records import Message
+from tutelage.feedback import api, assign
+from tutelage.feedback.client import Client, Direct
+from tutelage.store import answers, engine, people, tasks
+
+FORM = api.Form(
+    questions=(api.Question(key="quality", per_candidate=True), api.Question(key="note", kind="text", required=False)),
+    guideline="# Judge\nThe better answer first.",
+)
+
+
+def world(where, *, tasks_=4, per_task=2, people_=3, kind="ranking", kinds="live", candidates=3, reserve=None):
+    store = engine.open(where)
+    lead = people.create(store, "lead", roles=["lead"])
+    crew = people.create_many(store, [f"p{n}" for n in range(people_)], kind=kinds)
+    api.create_project(store, lead, api.NewProject(name="help", kind=kind, form=FORM, per_task=per_task))
+    new = [
+        api.NewTask(
+            key=f"t{n}",
+            kind=kind,
+            messages=(Message(role="user", content=f"question {n}, write to anna@example.org"),),
+            candidates=tuple(
+                api.NewCandidate(content=f"answer {n}.{c}", producer=f"model:{c}") for c in range(candidates)
+            ),
+            people=reserve,
+        )
+        for n in range(tasks_)
+    ]
+    ids = api.add_tasks(store, lead, "help", new)
+    assert api.add_tasks(store, lead, "help", new) == ids
+    return store, lead, crew, ids
+
+
+def answer(item, key="", **fields):
+    order = [each.no for each in item.candidates]
+    given = {"tiers": [[no] for no in order]} if item.kind != "scoring" else {}
+    if "scoring" in item.kind:
+        given["scores"] = {"quality": dict.fromkeys(order, 3)}
+    return api.Answer(slot=item.slot, epoch=item.epoch, key=key or f"key-{item.slot}", **(given | fields))
+
+
+def test_everybody_answers_once_and_each_task_gets_exactly_its_people(tmp_path):
+    store, lead, crew, ids = world(tmp_path)
+    for person in crew * 3:
+        client = Client(Direct(store, person))
+        items = client.claim("help", count=2).items
+        done = client.submit([answer(item) for item in items])
+        assert {each.status for each in done.receipts} <= {"stored"}
+    assert answers.how_many(store, ["help"]) == dict.fromkeys(ids, 2)
+    assert {each.state for each in tasks.load(store, ids).values()} == {"done"}
+    progress = api.progress(store, lead, "help")
+    assert (progress.tasks, progress.done, progress.answers, progress.needed) == (4, 4, 8, 8)
+    assert api.claim(store, crew[0], api.Claim(project="help")).reason == "Everything here is answered."
+
+
+def test_claiming_again_gives_the_same_tasks_until_they_are_answered(tmp_path):
+    store, _, crew, _ = world(tmp_path)
+    first = api.claim(store, crew[0], api.Claim(count=2))
+    again = api.claim(store, crew[0], api.Claim(count=2))
+    assert [(i.slot, i.epoch) for i in first.items] == [(i.slot, i.epoch) for i in again.items]
+    assert len({i.task for i in first.items}) == 2
+
+
+def test_what_is_shown_is_blind_shuffled_and_masked_and_the_order_is_stored(tmp_path):
+    store, _, crew, _ = world(tmp_path, tasks_=30, per_task=1)
+    items = api.claim(store, crew[0], api.Claim(count=30)).items
+    orders = [tuple(each.no for each in item.candidates) for item in items]
+    assert len(set(orders)) == 6
+    assert "model:" not in items[0].model_dump_json() and "anna@example.org" not in items[0].model_dump_json()
+    assert "[EMAIL]" in items[0].messages[0].content
+    api.submit(store, crew[0], api.Answers(answers=[answer(items[0])]))
+    assert answers.read(store, "help")[0].shown == orders[0]
+    assert tasks.load(store)[items[0].task].messages[0].content.endswith("anna@example.org")
+
+
+def test_sending_twice_stores_once(tmp_path):
+    store, _, crew, _ = world(tmp_path)
+    given = api.Answers(answers=[answer(api.claim(store, crew[0], api.Claim()).items[0])])
+    first, second = (api.submit(store, crew[0], given).receipts[0] for _ in range(2))
+    assert (first.status, second.status) == ("stored", "repeated") and first.annotation == second.annotation
+    assert len(answers.read(store, "help")) == 1
+    same = api.Answers(answers=[given.answers[0], given.answers[0].model_copy(update={"key": "another-key"})])
+    assert [each.status for each in api.submit(store, crew[0], same).receipts] == ["repeated", "stored"]
+    kept = answers.read(store, "help")
+    assert [each.revision for each in kept] == [2]
+    assert [each.revision for each in answers.read(store, "help", newest=False)] == [1, 2]
+
+
+def test_a_lease_that_ran_out_is_given_on_and_the_late_answer_is_stale(tmp_path):
+    store, _, crew, _ = world(tmp_path, tasks_=1, per_task=1)
+    late = tasks.claim(store, crew[0].id, [tasks.get_project(store, "help").id], 1, lease_ms=1)[0]
+    time.sleep(0.01)
+    taken = api.claim(store, crew[1], api.Claim()).items[0]
+    assert taken.slot == late.id and taken.epoch == late.epoch + 1
+    lost = api.Answer(slot=late.id, epoch=late.epoch, key="late-answer", tiers=[[0], [1], [2]])
+    assert api.submit(store, crew[0], api.Answers(answers=[lost])).receipts[0].status == "stale"
+    assert api.submit(store, crew[1], api.Answers(answers=[answer(taken)])).receipts[0].status == "stored"
+
+
+def test_a_lease_that_ran_out_but_was_not_taken_still_counts(tmp_path):
+    store, _, crew, _ = world(tmp_path, tasks_=1, per_task=1)
+    late = tasks.claim(store, crew[0].id, [tasks.get_project(store, "help").id], 1, lease_ms=1)[0]
+    time.sleep(0.01)
+    given = api.Answer(slot=late.id, epoch=late.epoch, key="late-answer", tiers=[[0, 1], [2]])
+    assert api.submit(store, crew[0], api.Answers(answers=[given])).receipts[0].status == "stored"
+    assert answers.read(store, "help")[0].tiers == ((0, 1), (2,))
+
+
+def test_skipping_says_why_and_asks_somebody_else(tmp_path):
+    store, _, crew, ids = world(tmp_path, tasks_=1, per_task=1)
+    item = api.claim(store, crew[0], api.Claim()).items[0]
+    mute = api.Answer(slot=item.slot, epoch=item.epoch, key="skip-it-now", status="skipped")
+    assert "say why" in api.submit(store, crew[0], api.Answers(answers=[mute])).receipts[0].error
+    said = mute.model_copy(update={"reason": "I know the author"})
+    assert api.submit(store, crew[0], api.Answers(answers=[said])).receipts[0].status == "stored"
+    assert api.claim(store, crew[0], api.Claim()).items == []
+    other = api.claim(store, crew[1], api.Claim()).items[0]
+    assert other.task == ids[0] and other.slot != item.slot
+    assert [each.reason for each in answers.read(store, "help", status="skipped")] == ["I know the author"]
+
+
+def test_a_task_everybody_skips_waits_for_a_lead(tmp_path):
+    store, _, crew, ids = world(tmp_path, tasks_=1, per_task=1, people_=6)
+    for person in crew:
+        for item in api.claim(store, person, api.Claim()).items:
+            given = api.Answer(slot=item.slot, epoch=item.epoch, key="skip-" + item.slot, status="flagged", reason="?")
+            api.submit(store, person, api.Answers(answers=[given]))
+    assert tasks.load(store, ids)[ids[0]].state == "stuck"
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"tiers": [[0], [1]]}, "candidate 2 is not ranked"),
+        ({"tiers": [[0], [1], [1, 2]]}, "two places"),
+        ({"tiers": [[0], [1], [9]]}, "no candidate 9"),
+        ({"scores": {"quality": {0: 9}}}, "outside the scale"),
+        ({"scores": {"taste": {0: 1}}}, "does not ask this"),
+        ({"values": {"note": "x" * 30_000}}, "at most 20,000"),
+        ({"rewrite": "x" * 10_000_000}, "at most 20,000"),
+        ({"slot": "nowhere"}, "no such slot"),
+        ({"spans": [{"start": 4, "end": 2, "label": "x"}]}, "go forward"),
+    ],
+)
+def test_a_wrong_answer_is_refused_with_its_reason_and_the_good_ones_are_kept(tmp_path, fields, says):
+    store, _, crew, _ = world(tmp_path)
+    good, bad = api.claim(store, crew[0], api.Claim(count=2)).items
+    wrong = api.Answer.model_validate(answer(bad).model_dump() | fields)
+    receipts = api.submit(store, crew[0], api.Answers(answers=[wrong, answer(good)])).receipts
+    assert receipts[0].status == "refused" and says in receipts[0].error
+    assert receipts[1].status == "stored"
+
+
+def test_scores_flags_all_bad_and_text_come_back_as_given(tmp_path):
+    store, _, crew, _ = world(tmp_path, kind="ranking+scoring")
+    item = api.claim(store, crew[0], api.Claim()).items[0]
+    given = answer(item, tiers=[[1], [0, 2]], all_bad=True, flags={2: ["privacy"]}, values={"note": "<script>"})
+    api.submit(store, crew[0], api.Answers(answers=[given]))
+    kept = answers.read(store, "help")[0]
+    assert kept.tiers == ((1,), (0, 2)) and kept.scores() == {"quality": {0: 3.0, 1: 3.0, 2: 3.0}}
+    assert kept.value("all_bad") == 1 and kept.value("note") == "<script>" and kept.people == "live"
+    assert [each.value for each in kept.values if each.question == "flag"] == [["privacy"]]
+
+
+def test_reserved_places_go_to_nobody_else(tmp_path):
+    store, _, crew, _ = world(tmp_path, tasks_=2, reserve=("p1", "p2"))
+    empty = api.claim(store, crew[0], api.Claim())
+    assert empty.items == []
+    assert len(api.claim(store, crew[1], api.Claim(count=5)).items) == 2
+
+
+def test_a_snapshot_does_not_see_what_came_later(tmp_path):
+    store, _, crew, _ = world(tmp_path)
+    items = api.claim(store, crew[0], api.Claim(count=2)).items
+    api.submit(store, crew[0], api.Answers(answers=[answer(items[0])]))
+    mark = store.watermark(["help"])
+    api.submit(store, crew[0], api.Answers(answers=[answer(items[1]), answer(items[0], "a-revision")]))
+    then = store.snapshot(mark)
+    assert [each.revision for each in answers.read(then, "help")] == [1]
+    assert len(answers.read(store, "help")) == 2 and store.watermark(["help"]) == mark + 2
+    assert sum(answers.how_many(then, ["help"]).values()) == 1 and store.watermark(["other"]) == 0
+
+
+def test_drafts_survive_and_go_with_the_answer(tmp_path):
+    store, _, crew, _ = world(tmp_path)
+    item = api.claim(store, crew[0], api.Claim()).items[0]
+    assert api.save_draft(store, crew[0], item.slot, api.Draft(epoch=item.epoch, body={"tiers": [[1]]}))
+    assert not api.save_draft(store, crew[1], item.slot, api.Draft(epoch=item.epoch, body={}))
+    assert api.claim(store, crew[0], api.Claim()).items[0].draft == {"tiers": [[1]]}
+    api.submit(store, crew[0], api.Answers(answers=[answer(item)]))
+    assert tasks.drafts(store, crew[0].id, [item.slot]) == {}
+
+
+def test_a_new_form_is_a_new_version_and_old_tasks_keep_theirs(tmp_path):
+    store, lead, crew, _ = world(tmp_path)
+    newer = api.Form(questions=(api.Question(key="style", per_candidate=True),), guideline="new")
+    assert api.create_project(store, lead, api.NewProject(name="help", form=newer)).form_version == 2
+    assert api.create_project(store, lead, api.NewProject(name="help", form=newer)).form_version == 2
+    assert api.claim(store, crew[0], api.Claim()).items[0].form_version == 1
+
+
+def test_roles_are_asked_for(tmp_path):
+    store, lead, crew, _ = world(tmp_path)
+    status, told = api.dispatch(store, crew[0], "POST", "/api/feedback/projects", {"name": "mine"})
+    assert status == 403 and told["error"] == "Forbidden"
+    stranger = people.create(store, "stranger", roles=[])
+    assert api.dispatch(store, stranger, "POST", "/api/feedback/claim", {"project": "help"})[0] == 403
+    assert api.dispatch(store, lead, "GET", "/api/feedback/projects/none/progress")[0] == 404
+    assert api.dispatch(store, lead, "POST", "/api/feedback/claim", {"count": 0})[0] == 422
+    assert api.dispatch(store, lead, "GET", "/api/feedback/nothing")[0] == 404
+    assert api.dispatch(store, crew[0], "GET", "/api/feedback/history", None, {"limit": "many"})[0] == 422
+
+
+def _work(where: str, names: list[str], seed: int) -> None:
+    store = engine.open(where)
+    stream = assign.seeded(seed)
+    idle = 0
+    while idle < 3:
+        name = stream.choice(names)
+        person = people.get(store, name)
+        items = api.claim(store, person, api.Claim(project="help", count=stream.randint(1, 4), lease_s=5)).items
+        idle = idle + 1 if not items else 0
+        api.submit(
+            store, person, api.Answers(answers=[answer(i, f"{seed}-{i.slot}") for i in items if stream.random() < 0.8])
+        )
+
+
+def test_several_processes_assign_exactly_n(tmp_path):
+    store, _, crew, ids = world(tmp_path, tasks_=60, per_task=3, people_=8)
+    context = multiprocessing.get_context("spawn")
+    groups = [[each.name for each in crew[part::2]] for part in range(2)]
+    workers = [context.Process(target=_work, args=(str(tmp_path), groups[part], part)) for part in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    for person in crew:  # what nobody finished is finished now
+        while items := api.claim(store, person, api.Claim(count=20)).items:
+            api.submit(store, person, api.Answers(answers=[answer(i, f"end-{i.slot}-{i.epoch}") for i in items]))
+    kept = answers.read(store, "help")
+    assert answers.how_many(store, ["help"]) == dict.fromkeys(ids, 3)
+    assert len({(each.task, each.person) for each in kept}) == len(kept) == 180
+
+
+def test_panels_are_even_and_exact():
+    chosen = assign.panels(100, [f"r{n:02}" for n in range(24)], 3, seed=1)
+    load = [sum(f"r{n:02}" in panel for panel in chosen) for n in range(24)]
+    assert all(len(set(panel)) == 3 for panel in chosen) and max(load) - min(load) <= 1
+    assert chosen == assign.panels(100, [f"r{n:02}" for n in range(24)], 3, seed=1)
+    assert len(set(chosen)) > 50

@@ -1,0 +1,223 @@
+"""Traffic in groups, feedback, draws, held answers, the vault, releases, jobs."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from tutelage.core.errors import NotFound, Refused, TutelageError, UsageError
+from tutelage.core.records import Message, Verdict
+from tutelage.store import engine, jobs, people, releases, review, traffic
+
+
+def trace(number=0, **fields):
+    verdict = Verdict(judge="guard", scores={"crime": 0.1 * (number % 10), "fraud": 0.01}, cost_ms=1.0)
+    decided = traffic.Decided(direction="input", action="flag", reasons=("r1",), policy="abc", verdicts=(verdict,))
+    return traffic.Trace(
+        conversation=f"c{number}",
+        tenant="town",
+        release="r1",
+        messages=(Message(role="user", content=f"hello {number}"),),
+        answer=Message(role="assistant", content=f"good day {number}"),
+        finish="stop",
+        usage={"completion_tokens": 3},
+        decisions=(decided, traffic.Decided(direction="output", verdicts=(verdict,))),
+        **fields,
+    )
+
+
+def test_what_is_put_is_there_after_a_flush_and_reads_back_whole(tmp_path):
+    store = engine.open(tmp_path)
+    writer = traffic.Writer(store, interval=0.01)
+    sent = [trace(number) for number in range(50)]
+    for each in sent:
+        writer.put(each)
+    assert writer.flush() and writer.lag == 0 and writer.healthy
+    found = traffic.requests(store)
+    assert {each.id for each in found} == {each.id for each in sent}
+    one = next(each for each in found if each.id == sent[7].id)
+    assert one.messages == sent[7].messages and one.answer == sent[7].answer and one.usage == {"completion_tokens": 3}
+    assert [(each.direction, each.action, each.category) for each in one.decisions] == [
+        ("input", "flag", "crime"),
+        ("output", "allow", "crime"),
+    ]
+    assert one.decisions[0].score == pytest.approx(0.7) and one.decisions[0].verdicts == sent[7].decisions[0].verdicts
+    writer.close()
+    with pytest.raises(traffic.Full):
+        writer.put(trace())
+
+
+def test_writing_a_trace_twice_keeps_it_once(tmp_path):
+    store = engine.open(tmp_path)
+    one = trace()
+    traffic.write(store, [one, one])
+    traffic.write(store, [one])
+    assert len(traffic.requests(store)) == 1 and len(traffic.decisions(store)) == 2
+
+
+def test_a_full_queue_is_an_error_to_the_caller_and_nothing_is_lost(tmp_path):
+    store = engine.open(tmp_path)
+    writer = traffic.Writer(store, interval=0.3, capacity=10)
+    put, refused = 0, 0
+    for number in range(40):
+        try:
+            writer.put(trace(number))
+            put += 1
+        except traffic.Full:
+            refused += 1
+    assert refused and writer.flush()
+    assert len(traffic.requests(store)) == put
+    writer.close()
+
+
+def test_a_store_that_is_held_delays_traffic_and_loses_none(tmp_path, monkeypatch):
+    store = engine.open(tmp_path)
+    writer = traffic.Writer(store, interval=0.01)
+    real, broken = traffic.write, threading.Event()
+
+    def failing(*args):
+        if not broken.is_set():
+            raise traffic.Busy("held")
+        real(*args)
+
+    monkeypatch.setattr(traffic, "write", failing)
+    writer.put(trace())
+    time.sleep(0.1)
+    assert not writer.healthy
+    broken.set()
+    assert writer.flush() and writer.healthy and len(traffic.requests(store)) == 1
+    writer.close()
+
+
+def test_one_trace_that_cannot_be_written_does_not_stop_the_others(tmp_path):
+    store = engine.open(tmp_path)
+    writer = traffic.Writer(store, interval=0.05)
+    good = [trace(1), trace(2)]
+    for each in (good[0], trace(meta={"odd": object()}), good[1]):
+        writer.put(each)
+    assert writer.flush()
+    assert {each.id for each in traffic.requests(store)} == {each.id for each in good}
+    assert len(writer.spoiled) == 1 and not writer.healthy
+    writer.close()
+
+
+def test_thumbs_and_appeals_mark_a_decision_as_reported(tmp_path):
+    store = engine.open(tmp_path)
+    traffic.write(store, [one := trace(1), two := trace(2)])
+    first = traffic.add_feedback(store, one.id, "thumb", value=-1, text="wrong", key="k1")
+    assert traffic.add_feedback(store, one.id, "thumb", value=-1, text="wrong", key="k1") == first
+    traffic.add_feedback(store, two.id, "thumb", value=1)
+    assert [each.text for each in traffic.feedback(store, request=one.id)] == ["wrong"]
+    assert {each.request for each in traffic.decisions(store) if each.reported} == {one.id}
+    with pytest.raises(NotFound):
+        traffic.add_feedback(store, "nowhere", "thumb", value=1)
+    with pytest.raises(UsageError, match="kind of feedback"):
+        traffic.add_feedback(store, one.id, "shout")
+
+
+def test_a_reviewer_sees_the_masked_form_of_what_was_decided_on(tmp_path):
+    store = engine.open(tmp_path)
+    masked = (Message(role="user", content="hello [EMAIL]"),)
+    one = trace(3, redacted_messages=masked, redacted_answer=Message(role="assistant", content="good day [X]"))
+    traffic.write(store, [one])
+    incoming, outgoing = one.decisions
+    assert traffic.subject(store, incoming.id) == (masked, "input")
+    assert [each.content for each in traffic.subject(store, outgoing.id)[0]] == ["hello [EMAIL]", "good day [X]"]
+    assert traffic.subject(store, incoming.id, masked=False)[0] == one.messages
+    with pytest.raises(NotFound):
+        traffic.subject(store, "nothing")
+
+
+def test_draws_keep_their_probability_and_are_made_once(tmp_path):
+    store = engine.open(tmp_path)
+    traffic.write(store, [trace(number) for number in range(10)])
+    policy = review.save_policy(store, {"floor": 0.05}, seed_commit="abc")
+    assert policy == review.save_policy(store, {"floor": 0.05}, seed_commit="abc")
+    seen = traffic.decisions(store, direction="input", undrawn=True)
+    new = [review.Draw(each.id, policy, "allow", 0.25, at % 4 == 0) for at, each in enumerate(seen)]
+    assert review.save_draws(store, new) == 10 and review.save_draws(store, new) == 0
+    assert len(review.draws(store, selected=True)) == 3
+    assert {each.probability for each in review.draws(store)} == {0.25}
+    assert traffic.decisions(store, direction="input", undrawn=True) == []
+    with pytest.raises(UsageError, match="probability"):
+        review.save_draws(store, [review.Draw(seen[0].id, policy, "allow", 0.0, True)])
+
+
+def test_a_persons_answer_is_delivered_once_in_its_conversation(tmp_path):
+    store = engine.open(tmp_path)
+    traffic.write(store, [one := trace(1)])
+    held = review.hold(store, one.id, "c1")
+    assert review.hold(store, one.id, "c1") == held and len(review.holds(store, waiting=True)) == 1
+    assert review.pending(store, "c1") == []
+    said = Message(role="assistant", content="a person says hello")
+    review.deliver(store, one.id, said, by="rita")
+    assert review.pending(store, "c1") == [(held, said)] and review.pending(store, "c2") == []
+    review.delivered(store, [held])
+    assert review.pending(store, "c1") == []
+    with pytest.raises(UsageError, match="already"):
+        review.deliver(store, held, said, by="rita")
+
+
+def test_the_vault_is_encrypted_and_forgets(tmp_path):
+    store = engine.open(tmp_path)
+    review.vault_put(store, "c1", {"[EMAIL:1]": ("email", "anna@example.org")})
+    assert review.vault_get(store, "c1") == {"[EMAIL:1]": ("email", "anna@example.org")}
+    assert b"anna@" not in (tmp_path / "store.db").read_bytes() + (tmp_path / "store.db-wal").read_bytes()
+    assert review.vault_forget(store, "c1") == 1 and review.vault_get(store, "c1") == {}
+
+
+def test_estimates_and_drift_read_back(tmp_path):
+    store = engine.open(tmp_path)
+    review.save_estimates(store, [review.Estimate("g", "week 1", "miss_rate", None, reason="not enough data")])
+    review.save_drift(store, [review.Drift("miss_rate", "week 2", 0.3, 0.1, True)])
+    assert review.estimates(store)[0].reason == "not enough data"
+    assert review.drifts(store, triggered=True)[0].value == 0.3 and review.drifts(store, triggered=False) == []
+
+
+def test_promotion_and_rollback_move_one_pointer_and_leave_a_trail(tmp_path):
+    store = engine.open(tmp_path)
+    assert releases.current(store) is None
+    with pytest.raises(Refused):
+        releases.rollback(store, actor="op", reason="?")
+    first, second, third = (releases.create(store, f"bundle:{n}", name=str(n)) for n in "abc")
+    assert releases.promote(store, first, actor="op", reason="first") is None
+    assert releases.promote(store, second, actor="op", reason="better") == first
+    releases.move(store, third, "refused", actor="gate", reason="blocks too much")
+    with pytest.raises(Refused):
+        releases.promote(store, third, actor="op", reason="anyway")
+    assert releases.current(store).bundle == "bundle:b"
+    assert releases.rollback(store, actor="op", reason="misses").id == first
+    assert releases.current(store).id == first and releases.current(store).state == "live"
+    trail = [(each.release, each.after) for each in releases.history(store, "production")]
+    assert trail[-2:] == [(second, "rolled_back"), (first, "live")]
+    with pytest.raises(Refused):
+        releases.rollback(store, actor="op", reason="again")
+    person = people.create(store, "sam", roles=["safety"])
+    for _ in range(2):
+        releases.approve(store, first, person.id, "fine")
+    assert releases.approvals(store, first) == [person.id]
+
+
+def test_jobs_are_done_once_and_a_dead_workers_job_goes_on(tmp_path):
+    store = engine.open(tmp_path)
+    one = jobs.enqueue(store, "retrain", {"week": 2}, dedupe="week-2")
+    assert jobs.enqueue(store, "retrain", dedupe="week-2") == one
+    mine = jobs.claim(store, ["retrain"], "w1", lease_s=0.01)
+    time.sleep(0.02)
+    theirs = jobs.claim(store, ["retrain"], "w2")
+    assert mine.id == theirs.id and theirs.attempts == 2
+    assert not jobs.finish(store, mine) and jobs.beat(store, theirs)
+    assert jobs.fail(store, theirs, "no", retry_in_s=0)
+    again = jobs.claim(store, ["retrain"], "w1")
+    assert jobs.finish(store, again, {"ok": True}) and jobs.get(store, one).result == {"ok": True}
+    assert jobs.claim(store, ["retrain"], "w1") is None and jobs.every(store, "done")[0].id == one
+
+
+def test_traffic_rows_cannot_be_changed(tmp_path):
+    store = engine.open(tmp_path)
+    traffic.write(store, [trace()])
+    for table in ("request", "decision", "verdict"):
+        with pytest.raises(TutelageError, match="append-only"), store.write() as connection:
+            connection.exec_driver_sql(f"DELETE FROM {table}")

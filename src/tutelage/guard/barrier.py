@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from tutelage.core.records import Decision, Example, Span, Verdict
+from tutelage.core.records import Decision, Span, Status, Verdict
 from tutelage.guard.policy import Policy, Where
 from tutelage.judge.judge import Progress, Watcher, checked, failed
 
@@ -47,7 +47,7 @@ class Barrier:
         hold_back: int = HOLD_BACK,
         replace: Replace | None = None,
     ) -> None:
-        self._policy, self._watchers, self._at = policy, dict(watchers), at
+        self._policy, self._watchers, self.at = policy, dict(watchers), at
         self._hold, self._replace = hold_back, replace or (lambda span, text: f"[{span.type.upper()}]")
         self._needed = policy.needed(at)
         """Guards without whose verdict nothing leaves."""
@@ -76,6 +76,16 @@ class Barrier:
             return self._shut()
         return self._pass([_try(name, w.close) for name, w in self._watchers.items()], last=True)
 
+    def give_up(self, status: Status) -> Passed:
+        """The guards did not answer in time: the policy says whether what is held may leave all the same."""
+        self.verdicts = tuple(failed(name, status) for name in sorted(self._needed))
+        self.decision = self._policy.decide(self.at, self.verdicts)
+        if stops(self.decision):
+            self._closed, self._text = True, ""
+            return Passed("", self.decision)
+        self._watchers, self._needed = {}, frozenset()
+        return Passed(self._release(self._offset + len(self._text)))
+
     def _shut(self) -> Passed:
         return Passed("", self.decision if stops(self.decision) else None)
 
@@ -95,7 +105,7 @@ class Barrier:
             verdicts.append(verdict)
         pending = () if last else self._needed - {verdict.judge for verdict in verdicts}
         self.verdicts = tuple(verdicts)
-        self.decision = self._policy.decide(self._at, verdicts, pending)
+        self.decision = self._policy.decide(self.at, verdicts, pending)
         if stops(self.decision):
             self._closed, self._text = True, ""
             return Passed("", self.decision)
@@ -135,8 +145,3 @@ def _try(name: str, step: Callable[..., Progress], *text: str) -> tuple[str, Pro
         return name, step(*text)
     except Exception:  # a guard that raises has no opinion; the policy says what that means
         return name, Progress(0, failed(name, "error"))
-
-
-def watch(conversation: Example) -> Example:
-    """A conversation as the watchers of its answer want it."""
-    return conversation.model_copy(update={"tags": {**conversation.tags, "direction": "output"}})

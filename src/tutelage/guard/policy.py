@@ -192,7 +192,7 @@ class Bound(NamedTuple):
 _MESSAGES: dict[str, str] = {
     "refuse.default": "I can't help with that.",
     "hold.review": "A person will look at this and answer you here.",
-    "error.default": "This can't be answered at the moment.",
+    "rewrite.default": "Answer again, and leave out whatever must not be said.",
 }
 
 
@@ -338,17 +338,38 @@ class Policy:
             return rule.action, f"{rule.id}: {rule.category} {score:.3f} > {threshold:.3f}", ()
         return "allow", "", ()
 
+    def personal(self, at: Where, verdict: Verdict) -> tuple[Span, ...]:
+        """What of the personal data found in a text is redacted there."""
+        types = {
+            kind
+            for bound in self.rules(at.tenant)
+            if bound.rule.action == "redact" and bound.rule.when.covers(at)
+            for kind in bound.rule.pii
+        }
+        return tuple(span for span in verdict.spans if span.type in types)
+
     def message(self, decision: Decision, language: str = "", tenant: str = "") -> str:
         """What the user reads instead, in their language where there is one."""
-        key = "hold.review" if decision.action == "review" else "refuse.default"
+        fallback = "hold.review" if decision.action == "review" else "refuse.default"
+        return self._text(self._key(decision, tenant, decision.action) or fallback, language)
+
+    def instruction(self, decision: Decision, language: str = "", tenant: str = "") -> str:
+        """What the model is told before it answers again, where a rule says `rewrite`."""
+        return self._text(self._key(decision, tenant, "rewrite") or "rewrite.default", language)
+
+    def _key(self, decision: Decision, tenant: str, action: Action) -> str:
+        """The message of the first rule that fired with this action."""
+        if decision.action == "rewrite" and action != "rewrite":
+            return ""
         for bound in self.rules(tenant):
             fired = any(reason.startswith(f"{bound.rule.id}:") for reason in decision.reasons)
-            if fired and bound.rule.message and bound.rule.action == decision.action:
-                key = bound.rule.message
-                break
-        texts = self.file.messages.get(key) or self.file.messages.get("refuse.default") or {}
-        fallback = next(iter(texts.values()), _MESSAGES.get(key, _MESSAGES["refuse.default"]))
-        return texts.get(language) or texts.get(self.file.defaults.language) or fallback
+            if fired and bound.rule.message and bound.rule.action == action:
+                return bound.rule.message
+        return ""
+
+    def _text(self, key: str, language: str) -> str:
+        texts = self.file.messages.get(key) or {"": _MESSAGES.get(key, _MESSAGES["refuse.default"])}
+        return texts.get(language) or texts.get(self.file.defaults.language) or next(iter(texts.values()))
 
     def coverage(self, surfaces: Sequence[Surface] = SURFACES, tenant: str = "") -> list[dict[str, Any]]:
         """Surface x direction x channel -> rules with guards: what is guarded, and what is not."""

@@ -1,0 +1,158 @@
+"""Stage `bundle`: a model, its guards and a policy -> one artifact that is served, examined, attacked and released.
+
+The policy is checked against what the guards can do: what names something that nobody guards is refused here, before
+anything is served. `bundle.json` holds what `Bundle` says; `policy.yaml` and `taxonomy.yaml` are the policy in force.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from tutelage.core.config import Config, build, load_yaml
+from tutelage.core.errors import ConfigError
+from tutelage.core.records import Record, digest
+from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, stage
+from tutelage.guard.pipeline import guard_of
+from tutelage.guard.policy import Guard, Policy, PolicyFile, Rule, Taxonomy
+from tutelage.judge.classifier import ClassifierJudge
+
+
+class BundleConfig(Config):
+    """Settings of the stage `bundle`."""
+
+    policy: str = "starter"
+    """Path of a policy file, or `starter`. The file's content enters the artifact."""
+    system: str = ""
+    """System prompt put before every conversation."""
+    uncertified: Literal["refuse", "flag"] = "refuse"
+    """What becomes of a rule whose guard has no certificate good enough to stop a text: refused, or it only flags."""
+    unguarded: Literal["refuse", "drop"] = "refuse"
+    """What becomes of a rule on a category that no guard scores: refused, or left out and named in the metrics."""
+
+    def resolved(self) -> dict[str, Any]:
+        """The policy enters the key by its content: a changed file makes another bundle."""
+        path = policy_path(self.policy)
+        values = load_yaml(path)
+        beside = load_yaml(path.parent / str(values.get("taxonomy", "taxonomy.yaml")))
+        return {**super().resolved(), "policy_content": digest({"policy": values, "taxonomy": beside})}
+
+
+class Bundle(Record):
+    """`bundle.json`."""
+
+    format: int = 1
+    model: str
+    classifiers: tuple[str, ...] = ()
+    reward: str | None = None
+    system: str = ""
+    policy: str
+    """Content hash of the policy."""
+    thresholds: dict[str, float]
+    """`rule/guard/direction` -> probability from which the rule fires."""
+    pii: bool = True
+
+
+def policy_path(name: str) -> Path:
+    """Where a policy file is; `starter` is the one that comes with the embedded world."""
+    return Path(str(files("tutelage.starter") / "policy.yaml")) if name == "starter" else Path(name)
+
+
+def fit(
+    file: PolicyFile, taxonomy: Taxonomy, guards: list[Guard], config: BundleConfig
+) -> tuple[PolicyFile, list[str]]:
+    """The policy as these guards can keep it, and what was changed for that. Raises ConfigError where it must not be."""
+    rules: list[Rule] = []
+    changed: list[str] = []
+    for rule in file.rules:
+        kept: Rule | None = rule
+        alone = file.model_copy(update={"rules": (rule,), "tenants": {}})
+        try:
+            Policy(alone, taxonomy, guards)
+        except ConfigError as error:
+            kept = _lesser(rule, alone, taxonomy, guards, config)
+            if kept is None and config.unguarded == "refuse":
+                raise
+            if kept is not None and config.uncertified == "refuse":
+                raise
+            changed.append(f"{rule.id}: {'left out' if kept is None else 'flags only'}: {error.message}")
+        if kept is not None:
+            rules.append(kept)
+    ids = {rule.id for rule in rules}
+    tenants = {
+        tenant: {name: over for name, over in changes.items() if name in ids}
+        for tenant, changes in file.tenants.items()
+    }
+    values = {**file.model_dump(), "rules": [rule.model_dump() for rule in rules], "tenants": tenants}
+    return build(PolicyFile, values), changed
+
+
+def _lesser(
+    rule: Rule, alone: PolicyFile, taxonomy: Taxonomy, guards: list[Guard], config: BundleConfig
+) -> Rule | None:
+    """The rule as one that flags, on the directions that are guarded at all; None if there is none."""
+    covered = tuple(
+        d for d in rule.when.direction if any(rule.category in guard.categories.get(d, ()) for guard in guards)
+    )
+    if rule.category not in taxonomy.categories or not covered:
+        return None
+    flags = rule.model_copy(update={"action": "flag", "when": rule.when.model_copy(update={"direction": covered})})
+    try:
+        Policy(alone.model_copy(update={"rules": (flags,)}), taxonomy, guards)
+    except ConfigError:
+        return None
+    return flags
+
+
+def _cost(config: BundleConfig, sizes: Mapping[str, Mapping[str, float]], machine: Machine) -> Cost:
+    return Cost(seconds=0.5 * machine.overhead, memory=300e6)
+
+
+@stage(
+    makes="bundle",
+    config=BundleConfig,
+    version=1,
+    inputs={
+        "model": Input(kind="model", default="rlhf", help="The model that answers"),
+        "classifier": Input(kind="classifier", default="classifier", many=True, help="Its guards"),
+    },
+    cost=_cost,
+)
+def bundle(config: BundleConfig, inputs: Inputs, out: Path, context: Context) -> dict[str, Any]:
+    """Check the policy against the guards and put everything together."""
+    judges = [ClassifierJudge(artifact.path) for artifact in inputs.classifier]
+    guards = [guard_of(judge) for judge in judges]
+    path = policy_path(config.policy)
+    file = build(PolicyFile, load_yaml(path), file=path)
+    beside = path.parent / file.taxonomy
+    taxonomy = build(Taxonomy, load_yaml(beside), file=beside)
+    file, changed = fit(file.model_copy(update={"taxonomy": "taxonomy.yaml"}), taxonomy, guards, config)
+    policy = Policy(file, taxonomy, guards, path=path)
+    spec = Bundle(
+        model=inputs.model.id,
+        classifiers=tuple(artifact.id for artifact in inputs.classifier),
+        system=config.system,
+        policy=policy.hash,
+        thresholds={
+            f"{bound.rule.id}/{guard}/{direction}": threshold
+            for bound in policy.rules()
+            for (guard, direction), threshold in bound.thresholds.items()
+        },
+    )
+    (out / "bundle.json").write_text(spec.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    for name, content in (("policy.yaml", file), ("taxonomy.yaml", taxonomy)):
+        plain = content.model_dump(mode="json", exclude_defaults=name == "policy.yaml")
+        (out / name).write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    for text in changed:
+        context.say.note(text)
+    return {
+        "rules": len(file.rules),
+        "guards": sorted(judge.name for judge in judges),
+        "changed": changed,
+        "policy": policy.hash,
+        "coverage": sum(bool(row["guards"]) for row in policy.coverage()),
+    }

@@ -1,0 +1,74 @@
+"""What the serving path is asked, what it gives, and what is left of it for the trace."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from tutelage.core.records import Decision, Finish, Message, Verdict
+from tutelage.generate.generator import Sampling
+from tutelage.guard.policy import Surface
+from tutelage.guard.scan import Seen
+from tutelage.store.keys import uuid7
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request for answers."""
+
+    messages: tuple[Message, ...]
+    sampling: Sampling = field(default_factory=Sampling)
+    surface: Surface = "chat"
+    tenant: str = ""
+    conversation: str = ""
+    """Its name; a keyed hash of tenant, system prompt and first user message when empty."""
+    subject: str = ""
+    """Who asks, as the tenant names its users."""
+    language: str = ""
+    stream: bool = False
+    people: Literal["live", "simulated", "replayed"] = "live"
+    id: str = field(default_factory=uuid7)
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Chunk(NamedTuple):
+    """A part of answer number `choice` that may be sent. The last one of an answer has its finish."""
+
+    choice: int
+    text: str
+    finish: Finish | None = None
+    decision: Decision | None = None
+    usage: tuple[int, int] = (0, 0)
+    """Tokens of the prompt and of this answer, known at the end."""
+
+
+@dataclass
+class Answer:
+    """What became of one answer."""
+
+    index: int
+    text: str = ""
+    """What left, as the client saw it."""
+    shown: str = ""
+    """What left, with personal data still as placeholders: what may be kept in a trace."""
+    made: str = ""
+    """What the model wrote, also what was withheld."""
+    finish: Finish = "error"
+    decision: Decision = field(default_factory=lambda: Decision(action="allow"))
+    verdicts: tuple[Verdict, ...] = ()
+    usage: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished request, for the trace."""
+
+    ask: Ask
+    release: str
+    model: str
+    input: Seen
+    masked: tuple[Message, ...]
+    answers: tuple[Answer, ...]
+    milliseconds: float
+    error: str = ""

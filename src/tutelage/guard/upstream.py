@@ -1,0 +1,360 @@
+"""Where answers come from: the engine in this process, any OpenAI-compatible address, or a generator.
+
+All give the same stream of pieces. The engine is stepped by one thread, which hands its tokens to the asyncio loops
+that wait for them; everything else of serving is asyncio.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import aiohttp
+
+from tutelage.core.errors import MissingExtra, TutelageError, UpstreamError, UsageError
+from tutelage.core.records import Example, Finish, Message
+from tutelage.generate.generator import Generator, Sampling, seed_of
+
+if TYPE_CHECKING:
+    from tutelage.generate.engine import Engine, Token
+    from tutelage.tokens.tokenizer import Tokenizer
+
+
+class Delta(NamedTuple):
+    """A part of an answer. `prompt` and `completion` are token counts so far, where they are known."""
+
+    text: str
+    finish: Finish | None = None
+    prompt: int = 0
+    completion: int = 0
+
+
+class TooLong(UsageError):
+    """The conversation does not fit the model's context."""
+
+
+class Upstream(Protocol):
+    """Answers one conversation at a time, in pieces; closing the iterator stops the generation."""
+
+    name: str
+
+    def stream(self, messages: Sequence[Message], sampling: Sampling, sample: int = 0) -> AsyncGenerator[Delta]:
+        """Pieces of sample number `sample`; the last one has a finish."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of threads and connections."""
+        ...
+
+
+# the engine in this process
+
+
+class EngineThread:
+    """Steps an engine in one thread. `deliver` is called there with each token, or with the error that ended all."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._changed = threading.Condition()
+        self._new: deque[tuple[Any, Callable[[Token | BaseException], None], list[int]]] = deque()
+        self._gone: deque[list[int]] = deque()
+        self._closing = False
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: Any, deliver: Callable[[Token | BaseException], None]) -> list[int]:
+        """Queue a request; the ticket is for `cancel`."""
+        ticket: list[int] = []
+        with self._changed:
+            if self._closing:
+                raise UpstreamError("the engine is closed")
+            self._new.append((request, deliver, ticket))
+            self._changed.notify()
+        return ticket
+
+    def cancel(self, ticket: list[int]) -> None:
+        """Stop a request; its slot is free at the next step."""
+        with self._changed:
+            self._gone.append(ticket)
+            self._changed.notify()
+
+    def close(self) -> None:
+        """End the thread after the current step."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(10)
+
+    def _work(self) -> None:
+        waiting: dict[int, Callable[[Token | BaseException], None]] = {}
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._new or self._gone or self._closing or self._engine.busy)
+                new, gone = list(self._new), list(self._gone)
+                self._new.clear()
+                self._gone.clear()
+                if self._closing:
+                    break
+            for request, deliver, ticket in new:
+                try:
+                    ticket.append(self._engine.submit(request))
+                    waiting[ticket[0]] = deliver
+                except Exception as error:
+                    deliver(error)
+            for ticket in gone:
+                if ticket:
+                    self._engine.cancel(ticket[0])
+                    waiting.pop(ticket[0], None)
+            try:
+                tokens = self._engine.step()
+            except Exception as error:  # whatever the step met, every request that runs must hear of it
+                for number, deliver in waiting.items():
+                    self._engine.cancel(number)
+                    deliver(error)
+                waiting.clear()
+                continue
+            for token in tokens:
+                deliver_to = waiting.get(token.request)
+                if deliver_to:
+                    deliver_to(token)
+                if token.finish is not None:
+                    waiting.pop(token.request, None)
+        for deliver in [*waiting.values(), *(each[1] for each in self._new)]:
+            deliver(UpstreamError("the engine was closed"))
+
+
+class EngineUpstream:
+    """The embedded model. Conversations longer than its context are refused, never cut in silence."""
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, name: str) -> None:
+        self.name, self._tokenizer, self._engine = name, tokenizer, engine
+        self._thread = EngineThread(engine)
+
+    async def stream(self, messages: Sequence[Message], sampling: Sampling, sample: int = 0) -> AsyncGenerator[Delta]:
+        """Pieces as the engine draws tokens."""
+        from tutelage.generate.engine import Request
+        from tutelage.tokens.chat import render
+
+        prompt = tuple(render(list(messages), self._tokenizer))
+        room = self._engine.capacity - len(prompt)
+        if room < 1:
+            raise TooLong(
+                f"the conversation has {len(prompt)} tokens, the model's context is {self._engine.capacity}",
+                key="messages",
+                todo="Shorten it or begin a new one",
+            )
+        sampling = sampling.model_copy(update={"max_tokens": min(sampling.max_tokens, room), "n": 1})
+        loop = asyncio.get_running_loop()
+        queue: asyncio.Queue[Token | BaseException] = asyncio.Queue()
+
+        def deliver(token: Token | BaseException) -> None:
+            with suppress(RuntimeError):  # the loop that asked is gone: nobody waits any more
+                loop.call_soon_threadsafe(queue.put_nowait, token)
+
+        seed = seed_of(sampling.seed, prompt, sample)
+        ticket = self._thread.submit(Request(prompt, sampling, seed=seed, text=True), deliver)
+        count = 0
+        try:
+            while True:
+                token = await queue.get()
+                if isinstance(token, BaseException):
+                    raise UpstreamError(f"the engine failed: {token}") from token
+                count += 1
+                yield Delta(token.text, token.finish, len(prompt), count)
+                if token.finish is not None:
+                    return
+        finally:
+            self._thread.cancel(ticket)
+
+    async def close(self) -> None:
+        """End the engine's thread."""
+        await asyncio.to_thread(self._thread.close)
+
+
+# any OpenAI-compatible address
+
+
+class RemoteUpstream:
+    """An OpenAI-compatible address. Tries again only before the first byte of an answer."""
+
+    def __init__(
+        self, url: str, model: str, key: str | None = None, *, tries: int = 3, connect: float = 5.0, idle: float = 60.0
+    ) -> None:
+        self.name = model
+        self._url, self._key, self._tries = url.rstrip("/"), key, max(1, tries)
+        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect, sock_read=idle)
+        self._sessions: dict[asyncio.AbstractEventLoop, aiohttp.ClientSession] = {}
+
+    def _session(self) -> aiohttp.ClientSession:
+        loop = asyncio.get_running_loop()
+        session = self._sessions.get(loop)
+        if session is None or session.closed:
+            self._sessions = {each: s for each, s in self._sessions.items() if not each.is_closed()}
+            session = self._sessions[loop] = aiohttp.ClientSession(
+                timeout=self._timeout, connector=aiohttp.TCPConnector(limit=1024), trust_env=False
+            )
+        return session
+
+    async def stream(self, messages: Sequence[Message], sampling: Sampling, sample: int = 0) -> AsyncGenerator[Delta]:
+        """Pieces as the other side sends them. Raises UpstreamError for anything it should not have sent."""
+        body: dict[str, Any] = {
+            "model": self.name,
+            "messages": [_wire(message) for message in messages],
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "seed": (sampling.seed + sample) % 2**31,
+        }
+        if sampling.stop:
+            body["stop"] = list(sampling.stop)
+        response = await self._open(body)
+        finish: Finish | None = None
+        count = [0, 0]
+        try:
+            async for line in _lines(response):
+                event = _event(line)
+                if event is None:
+                    break
+                if isinstance(event.get("usage"), dict):
+                    usage = event["usage"]
+                    count = [int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)]
+                for choice in event.get("choices") or []:
+                    text = (choice.get("delta") or {}).get("content") or ""
+                    finish = _FINISH.get(str(choice.get("finish_reason") or ""), finish)
+                    if text:
+                        yield Delta(text, None, *count)
+            if finish is None:
+                raise UpstreamError("the upstream ended its answer without a finish", key=self._url)
+            yield Delta("", finish, *count)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise UpstreamError(f"the upstream broke off ({type(error).__name__})", key=self._url) from None
+        finally:
+            response.close()
+
+    async def _open(self, body: dict[str, Any]) -> aiohttp.ClientResponse:
+        headers = {"authorization": f"Bearer {self._key}"} if self._key else {}
+        why = ""
+        for attempt in range(self._tries):
+            if attempt:
+                await asyncio.sleep(min(2.0, 0.1 * 2**attempt))
+            try:
+                response = await self._session().post(f"{self._url}/chat/completions", json=body, headers=headers)
+            except (aiohttp.ClientError, TimeoutError) as error:
+                why = type(error).__name__
+                continue
+            if response.status == 200:
+                return response
+            text = (await response.text())[:300]
+            response.close()
+            why = f"status {response.status}"
+            if response.status < 500 and response.status != 429:
+                raise UpstreamError(f"the upstream refused the request ({why}): {text}", key=self._url)
+        raise UpstreamError(f"the upstream does not answer ({why}, {self._tries} tries)", key=self._url)
+
+    async def close(self) -> None:
+        """Close this loop's connections."""
+        session = self._sessions.pop(asyncio.get_running_loop(), None)
+        if session:
+            await session.close()
+
+
+_FINISH: dict[str, Finish] = {"stop": "stop", "length": "length", "content_filter": "blocked", "tool_calls": "tool"}
+LONGEST_LINE = 1 << 20
+
+
+async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[str]:
+    """Lines of an event stream, whatever the pieces it comes in; an endless line is an error."""
+    held = b""
+    async for data in response.content.iter_any():
+        held += data
+        *lines, held = held.split(b"\n")
+        if len(held) > LONGEST_LINE:
+            raise UpstreamError("the upstream sent an endless line")
+        for line in lines:
+            yield line.decode("utf-8", "replace").rstrip("\r")
+    if held:
+        yield held.decode("utf-8", "replace")
+
+
+def _event(line: str) -> dict[str, Any] | None:
+    """What a line of an event stream says: {} for comments and blank lines, None at the end."""
+    if not line.startswith("data:"):
+        return {}
+    data = line[5:].strip()
+    if data == "[DONE]":
+        return None
+    try:
+        event = json.loads(data)
+    except ValueError:
+        event = None
+    if not isinstance(event, dict) or "error" in event:
+        raise UpstreamError(f"the upstream sent no answer: {data[:200]}")
+    return event
+
+
+def _wire(message: Message) -> dict[str, Any]:
+    found: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.name:
+        found["name"] = message.name
+    if message.tool_call_id:
+        found["tool_call_id"] = message.tool_call_id
+    if message.tool_calls:
+        found["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in message.tool_calls
+        ]
+    return found
+
+
+# a generator
+
+
+class GeneratorUpstream:
+    """Any generator, which answers whole: for fakes, and for models behind a synchronous interface."""
+
+    def __init__(self, generator: Generator) -> None:
+        self.name, self._generator = generator.name, generator
+
+    async def stream(self, messages: Sequence[Message], sampling: Sampling, sample: int = 0) -> AsyncGenerator[Delta]:
+        """One piece: the whole answer."""
+        one = sampling.model_copy(update={"n": 1, "seed": sampling.seed + sample})
+        try:
+            said = await asyncio.to_thread(self._generator.generate, [Example(messages=tuple(messages))], one)
+        except TutelageError:
+            raise
+        except Exception as error:
+            raise UpstreamError(f"the generator failed: {error}") from error
+        response = said[0][0]
+        if response.finish == "error":
+            raise TooLong("the conversation leaves no room for an answer in the model's context", key="messages")
+        usage = response.usage
+        counts = usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0)
+        yield Delta(response.message.content, response.finish, *counts)
+
+    async def close(self) -> None:
+        """Nothing to let go of."""
+
+
+def open_upstream(ref: str, root: Any = None, *, key: str | None = None, max_batch: int = 64) -> Upstream:
+    """Open `model:<id>` as an embedded engine, `https://host/v1#model` as a remote one, `fake:...` as a generator."""
+    if ref.startswith(("http://", "https://")):
+        url, _, model = ref.partition("#")
+        return RemoteUpstream(url, model or "default", key)
+    from tutelage.core import refs
+
+    generator = refs.open(ref, root)
+    if not ref.startswith("model:"):
+        return GeneratorUpstream(generator)
+    try:
+        from tutelage.generate.engine import Engine
+    except ModuleNotFoundError as error:
+        raise MissingExtra(error.name or "torch", "train") from None
+    engine = Engine(generator.decoder, eos=generator.eos, max_batch=max_batch, tokenizer=generator.tokenizer)
+    return EngineUpstream(engine, generator.tokenizer, generator.name)

@@ -1,0 +1,100 @@
+"""Personal data out of a conversation's text and back again: placeholders that only this conversation can open.
+
+A placeholder is a keyed hash of (conversation, type, value): the same value has the same placeholder in every turn, and
+nobody without the key can tell whether two conversations speak of the same person. What they stand for is kept
+encrypted by the store, under the conversation, and never written to a log.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+from tutelage.core.records import Span
+
+_PLACEHOLDER = re.compile(r"\[[A-Z]{2,12}-[0-9a-f]{8}(?:[0-9a-f]{8})?\]")
+LONGEST = 1 + 12 + 1 + 16 + 1
+"""Characters of the longest placeholder."""
+
+Keep = Callable[[Mapping[str, tuple[str, str]]], None]
+"""Keeps new entries: placeholder -> (type, value)."""
+
+
+class Vault:
+    """The placeholders of one conversation.
+
+    Args:
+        key: 32 bytes, derived from the root's secret.
+        known: what earlier turns put in, placeholder -> (type, value).
+        keep: called with what is new.
+    """
+
+    def __init__(
+        self,
+        key: bytes,
+        conversation: str,
+        known: Mapping[str, tuple[str, str]] | None = None,
+        keep: Keep | None = None,
+    ) -> None:
+        self._key, self._conversation, self._keep = key, conversation, keep
+        self._known = dict(known or {})
+
+    def placeholder(self, kind: str, value: str) -> str:
+        """What stands for a value, now and in every later turn."""
+        message = "\0".join((self._conversation, kind, value)).encode("utf-8", "surrogatepass")
+        mark = hmac.new(self._key, message, hashlib.sha256).hexdigest()
+        for length in (8, 16):
+            made = f"[{kind.upper()}-{mark[:length]}]"
+            if self._known.get(made, (kind, value)) == (kind, value):
+                break
+        if made not in self._known:
+            self._known[made] = (kind, value)
+            if self._keep:
+                self._keep({made: (kind, value)})
+        return made
+
+    def mask(self, text: str, spans: Sequence[Span]) -> str:
+        """The text with each span as its placeholder. Spans are in order and do not overlap."""
+        out, at = [], 0
+        for span in sorted(spans, key=lambda each: each.start):
+            if span.start < at:
+                continue
+            out += [text[at : span.start], self.placeholder(span.type, text[span.start : span.end])]
+            at = span.end
+        return "".join([*out, text[at:]])
+
+    def unmask(self, text: str) -> str:
+        """The text with this conversation's placeholders opened; others stay as they are."""
+        return _PLACEHOLDER.sub(lambda found: self._known.get(found[0], ("", found[0]))[1], text)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+
+class Unmasker:
+    """Opens placeholders in a stream, wherever the parts are cut: what may be the beginning of one waits."""
+
+    def __init__(self, vault: Vault) -> None:
+        self._vault, self._held = vault, ""
+
+    def feed(self, delta: str) -> str:
+        """More text; what can be shown of it."""
+        text = self._held + delta
+        begin = text.rfind("[", max(0, len(text) - LONGEST + 1))
+        if begin >= 0 and "]" not in text[begin:] and _may_begin(text[begin:]):
+            text, self._held = text[:begin], text[begin:]
+        else:
+            self._held = ""
+        return self._vault.unmask(text)
+
+    def close(self) -> str:
+        """The end: whatever waited was no placeholder."""
+        text, self._held = self._held, ""
+        return self._vault.unmask(text)
+
+
+def _may_begin(text: str) -> bool:
+    """Whether more text could make a placeholder of this."""
+    return re.fullmatch(r"\[(?:[A-Z]{0,12}|[A-Z]{2,12}-[0-9a-f]{0,16})", text) is not None

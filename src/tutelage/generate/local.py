@@ -114,7 +114,7 @@ class LocalGenerator:
             for j, choice in enumerate(each)
         ]
         found: dict[tuple[int, int], Scored] = {}
-        for batch in _batches(rows, self.max_batch):
+        for batch in _batches(rows, self.max_batch, self.decoder.config.max_position_embeddings):
             for row, (logprob, greedy) in zip(batch, self._weigh(batch), strict=True):
                 characters = len(choices[row.prompt][row.choice])
                 found[row.prompt, row.choice] = Scored(
@@ -133,8 +133,8 @@ class LocalGenerator:
             read = len(ids)
             ids = ids + self.tokenizer.encode(choice)
         limit = self.decoder.config.max_position_embeddings
-        start = min(max(0, len(ids) - limit), read - 1)
-        if len(ids) - start > limit:
+        start = min(max(0, len(ids) - limit - 1), read - 1)  # the last token is weighed, not read
+        if len(ids) - start > limit + 1:
             raise UsageError(f"a choice of {len(ids) - read} tokens is longer than the context of {limit}")
         return _Choice(i, j, tuple(ids[start:read]), tuple(ids[read:]))
 
@@ -186,21 +186,19 @@ def _judge(decoder: Decoder, hidden: Tensor, targets: Tensor) -> tuple[Tensor, T
     return torch.cat(chosen), torch.cat(best)
 
 
-def _batches(rows: Sequence[_Choice], most: int) -> Iterator[list[_Choice]]:
-    """Rows of like length together, and rows that share a prompt; at most `most` prompts or 4,096 tokens to read."""
-    order = sorted(rows, key=lambda row: (len(row.said), len(row.read), row.read))
+def _batches(rows: Sequence[_Choice], most: int, context: int) -> Iterator[list[_Choice]]:
+    """Rows of like length together, and rows that share a prompt: at most 4 * `most`, or 8,192 tokens with padding."""
     batch: list[_Choice] = []
-    for row in order:
-        if batch and (len(batch) >= 4 * most or _tokens_in([*batch[:1], row]) * (len(batch) + 1) > 8192):
+    read = said = 0
+    for row in sorted(rows, key=lambda row: (len(row.said), len(row.read), row.read)):
+        read, said = max(read, len(row.read)), max(said, len(row.said))
+        full = len(batch) == 4 * most or (read + said) * (len(batch) + 1) > 8192 or read + said - 1 > context
+        if batch and full:
             yield batch
-            batch = []
+            batch, read, said = [], len(row.read), len(row.said)
         batch.append(row)
     if batch:
         yield batch
-
-
-def _tokens_in(rows: Sequence[_Choice]) -> int:
-    return max(len(row.read) for row in rows) + max(len(row.said) for row in rows)
 
 
 def open_model(ref: str, root: Root | None = None, **options: Any) -> LocalGenerator:

@@ -552,8 +552,8 @@ audit = _table(
 """The ledger: each row holds the hash of the one before. `body` is canonical JSON."""
 
 
-def guards(dialect: str, names: Sequence[str]) -> list[str]:
-    """The trigger statements that make these tables append-only and let a text only be erased."""
+def guards(dialect: str, names: Sequence[str], texts: bool = False) -> list[str]:
+    """The trigger statements that make these tables append-only and (`texts`) let a text only be erased."""
     lost = "NEW.body IS NOT NULL OR NEW.redacted IS NOT NULL OR NEW.erased_at IS NULL OR NEW.id <> OLD.id"
     made: list[str] = []
     if dialect == "postgresql":
@@ -566,6 +566,8 @@ def guards(dialect: str, names: Sequence[str]) -> list[str]:
                 f'CREATE TRIGGER {name}_append_only BEFORE UPDATE OR DELETE ON "{name}" '
                 "FOR EACH ROW EXECUTE FUNCTION tutelage_refuse()"
             )
+        if not texts:
+            return made
         made.append(
             "CREATE TRIGGER text_erase_only BEFORE UPDATE ON text FOR EACH ROW "
             f"WHEN ({lost}) EXECUTE FUNCTION tutelage_refuse()"
@@ -578,6 +580,8 @@ def guards(dialect: str, names: Sequence[str]) -> list[str]:
                 f'CREATE TRIGGER {name}_no_{act.lower()} BEFORE {act} ON "{name}" '
                 f"BEGIN SELECT RAISE(ABORT, '{name} is append-only'); END"
             )
+    if not texts:
+        return made
     made.append(
         f"CREATE TRIGGER text_erase_only BEFORE UPDATE ON text WHEN {lost} "
         "BEGIN SELECT RAISE(ABORT, 'a text can only be erased'); END"

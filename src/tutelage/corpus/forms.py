@@ -88,7 +88,12 @@ class Documents(Form):
     def make(self, row: Row, number: int, tags: dict[str, Any]) -> Document:
         meta = {name: row[name] for name in self.meta if name in row}
         text = self.fill(self.text, row)
-        return Document(text=text, source=tags["source"], licence=tags["licence"], meta=meta | {"split": tags["split"]})
+        return Document(
+            text=text,
+            source=tags["source"],
+            licence=tags["licence"],
+            meta=meta | {"id": tags["id"], "split": tags["split"]},
+        )
 
 
 class Dialogues(Form):

@@ -45,6 +45,8 @@ class Source(Config):
     """Which split of `hf:` to read; what the rows of `file:` are (train, validation or test)."""
     limit: int = Field(default=0, ge=0)
     """At most so many rows of each split, taken evenly over it; 0 takes all."""
+    items: int = Field(default=0, ge=0)
+    """At most so many examination items of each form and split, taken evenly over the rows; 0 takes all."""
     weight: float = Field(default=1.0, ge=0)
     """How often its training documents are passed: 1 once, 0.5 half of them, 2 all of them twice."""
     licence: Licence = "not-stated"
@@ -87,6 +89,14 @@ class Reading:
     def counts(self) -> dict[str, int]:
         kinds = ("documents", "dialogues", "comparisons", "labels", "items")
         return {kind: len(getattr(self, kind)) for kind in kinds}
+
+
+def gives(source: Source, kind: Kind) -> bool:
+    """Whether training records of this kind are taken from a source."""
+    if source.kinds and kind not in source.kinds:
+        return False
+    forms = _forms(source, entry(source.name)) if source.scheme == "catalog" else (source.form or Documents(),)
+    return any(form.kind == kind and "train" in form.splits.values() for form in forms)
 
 
 def files_of(source: Source, mirror: str) -> list[Path]:
@@ -134,15 +144,17 @@ def read(
     several = {form.kind for form in forms if sum(other.kind == form.kind for other in forms) > 1}
     for split in _splits(forms, mirror, known if source.scheme == "catalog" else None):
         here = [(place, form) for place, form in enumerate(forms) if split in form.splits]
+        before = len(found.items)
         place_of, rows = _open(source, known, split, mirror)
         total = _count(rows) if source.limit or characters else 0
         size = min(source.limit or total, total)
         if characters and any(isinstance(form, Documents) for _, form in here):
             size = min(size, _fitting(rows, here, characters, total))
-        for number, row in _evenly(rows, size, total):
+        for number, raw in _evenly(rows, size, total):
             if number % 1000 == 1:
                 check()
             found.rows += 1
+            row = _parsed(raw)
             for place, form in here:
                 tail = f"{split}-{number}" if form.kind not in several else f"{split}-{number}-{place}"
                 tags = {"id": f"{source.name}/{tail}", "source": source.name, "licence": licence}
@@ -155,6 +167,7 @@ def read(
                     _bad(found, error, place_of(number), bad_rows)
                     if isinstance(row, DataError):
                         break
+        found.items = found.items[:before] + _thinned(found.items[before:], source.items)
     if not any(found.counts().values()):
         why = f"; the first bad row: {found.bad_examples[0]}" if found.bad_examples else ""
         raise DataError(f"the source gives no records{why}", key=source.source)
@@ -162,6 +175,16 @@ def read(
         if isinstance(form, Documents) and form.join:
             found.documents = _joined(found.documents, form.join)
     return found
+
+
+def _thinned(items: list[Example], limit: int) -> list[Example]:
+    """At most `limit` items of each suite and slice direction, at even distances."""
+    forms: dict[str, list[Example]] = {}
+    for each in items:
+        forms.setdefault(str(each.tags["slices"].get("direction", "")), []).append(each)
+    if not limit:
+        return items
+    return [each for mine in forms.values() for each in mine[:: max(1, -(-len(mine) // limit))]]
 
 
 def _on_hub(source: Source) -> Entry | None:
@@ -255,8 +278,10 @@ def _joined(documents: list[Document], size: int) -> list[Document]:
     return done
 
 
-# Rows: an opened split is (number -> (file, row), rows), rows a function so that they can be counted first.
-_Rows = Callable[[], Iterator[tuple[int, Row | DataError]]]
+# An opened split is (number -> (file, row), rows), rows a function so that they can be counted first. A row is bytes
+# until it is taken: most rows of a large set are only counted.
+_Raw = bytes | Row
+_Rows = Callable[[], Iterator[tuple[int, _Raw]]]
 
 
 def _open(
@@ -266,7 +291,7 @@ def _open(
         files = _local_files(Path(source.name))
         starts: list[tuple[int, Path]] = []
 
-        def rows() -> Iterator[tuple[int, Row | DataError]]:
+        def rows() -> Iterator[tuple[int, _Raw]]:
             starts.clear()
             number = 0
             for file in files:
@@ -340,25 +365,26 @@ def _bytes_of(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def _rows_of(path: Path) -> Iterator[tuple[int, Row | DataError]]:
-    """Numbered rows of a file; a row that does not parse is a DataError in its place."""
+def _rows_of(path: Path) -> Iterator[tuple[int, _Raw]]:
+    """Numbered rows of a file."""
     ending = _ending(path)
     if ending == ".parquet":
         yield from _table_rows(path)
         return
     with _bytes_of(path) as stream:
         if ending == ".jsonl":
-            for number, line in enumerate(stream, 1):
-                if line.strip():
-                    yield number, _parsed(line)
+            yield from ((number, line) for number, line in enumerate(stream, 1) if not line.isspace())
             return
         text = stream.read().decode("utf-8", "replace")
         yield from ((number, {"text": chunk}) for number, chunk in enumerate(_chunks(text), 1))
 
 
-def _parsed(line: bytes) -> Row | DataError:
+def _parsed(raw: _Raw) -> Row | DataError:
+    """A row, or the error that stands in its place."""
+    if not isinstance(raw, bytes):
+        return raw
     try:
-        row = json.loads(line)
+        row = json.loads(raw)
     except UnicodeDecodeError:
         return DataError("the row is not UTF-8")
     except (ValueError, RecursionError) as error:
@@ -381,7 +407,7 @@ def _chunks(text: str, size: int = 4000) -> Iterator[str]:
         yield "\n\n".join(held)
 
 
-def _table_rows(path: Path) -> Iterator[tuple[int, Row | DataError]]:
+def _table_rows(path: Path) -> Iterator[tuple[int, _Raw]]:
     import pyarrow as arrow
     import pyarrow.parquet as parquet
 
@@ -395,7 +421,7 @@ def _table_rows(path: Path) -> Iterator[tuple[int, Row | DataError]]:
         raise DataError(f"not a parquet file: {error}", file=path) from None
 
 
-def _hub_rows(where: str, split: str, renamed: Mapping[str, str]) -> Iterator[tuple[int, Row | DataError]]:
+def _hub_rows(where: str, split: str, renamed: Mapping[str, str]) -> Iterator[tuple[int, _Raw]]:
     try:
         import datasets
     except ImportError:
@@ -419,7 +445,7 @@ def _count(rows: _Rows) -> int:
     return sum(1 for _ in rows())
 
 
-def _evenly(rows: _Rows, size: int, total: int) -> Iterator[tuple[int, Row | DataError]]:
+def _evenly(rows: _Rows, size: int, total: int) -> Iterator[tuple[int, _Raw]]:
     """`size` of `total` rows at even distances; all of them when `total` is 0."""
     taken = 0
     for seen, (number, row) in enumerate(rows()):
@@ -433,7 +459,8 @@ def _evenly(rows: _Rows, size: int, total: int) -> Iterator[tuple[int, Row | Dat
 def _fitting(rows: _Rows, here: list[tuple[int, AnyForm]], characters: float, total: int) -> int:
     """How many rows hold so many characters of documents, judged by 200 rows at even distances."""
     lengths = []
-    for _, row in _evenly(rows, min(200, total), total):
+    for _, raw in _evenly(rows, min(200, total), total):
+        row = _parsed(raw)
         for _, form in here:
             if isinstance(form, Documents) and not isinstance(row, DataError):
                 try:

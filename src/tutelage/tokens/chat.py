@@ -34,6 +34,8 @@ class Skeleton(NamedTuple):
     order: tuple[int, ...]
     trims: tuple[bool, ...]
     """Whether the template strips each content."""
+    said: tuple[bool, ...]
+    """Whether each content is to be learned: what the assistant says, and verbatim text."""
     closes: tuple[int, ...]
     """How many ids of the piece after each content belong to the answer: 1 if it begins with a special token."""
 
@@ -52,26 +54,46 @@ def encode_dialogue(example: Example, tokenizer: Tokenizer) -> tuple[list[int], 
     return _build(example.messages, tokenizer, open_assistant=False)
 
 
+def encode_dialogues(examples: Sequence[Example], tokenizer: Tokenizer) -> list[tuple[list[int], list[bool]]]:
+    """`encode_dialogue` of each, with all contents encoded at once on all cores."""
+    plans = [_plan(example.messages, tokenizer, open_assistant=False) for example in examples]
+    inner = iter(tokenizer.encode_batch([text for _, texts in plans for text in texts]))
+    return [_join(frame, [next(inner) for _ in texts]) for frame, texts in plans]
+
+
 def text_of(message: Message) -> str:
     """The text of a message: its content, or its text parts one after the other."""
     return message.content or "".join(part.text for part in message.parts if part.type == "text")
 
 
 def _build(messages: Sequence[Message], tokenizer: Tokenizer, open_assistant: bool) -> tuple[list[int], list[bool]]:
+    frame, texts = _plan(messages, tokenizer, open_assistant)
+    return _join(frame, [tokenizer.encode(text) for text in texts])
+
+
+def _plan(messages: Sequence[Message], tokenizer: Tokenizer, open_assistant: bool) -> tuple[Skeleton, list[str]]:
+    """The skeleton of a conversation, and the texts to put into it."""
     if not messages:
         raise DataError("a conversation needs at least one message")
     if all(message.role == "text" for message in messages):
-        ids = [tokenizer.bos, *(each for message in messages for each in tokenizer.encode(text_of(message)))]
-        return ids, [False] + [True] * (len(ids) - 1)
-    frame = _skeleton(tokenizer, tuple(_shape(message) for message in messages), open_assistant)
+        count = len(messages)
+        frame = Skeleton(
+            ((tokenizer.bos,), *((),) * count),
+            tuple(range(count)),
+            *(((False,) * count, (True,) * count, (0,) * count)),
+        )
+    else:
+        frame = _skeleton(tokenizer, tuple(_shape(message) for message in messages), open_assistant)
+    texts = [text_of(messages[place]) for place in frame.order]
+    return frame, [text.strip() if trims else text for text, trims in zip(texts, frame.trims, strict=True)]
+
+
+def _join(frame: Skeleton, inner: Sequence[Sequence[int]]) -> tuple[list[int], list[bool]]:
     ids = list(frame.pieces[0])
     mask = [False] * len(ids)
-    for piece, place, trims, closes in zip(frame.pieces[1:], frame.order, frame.trims, frame.closes, strict=True):
-        content = text_of(messages[place])
-        inner = tokenizer.encode(content.strip() if trims else content)
-        spoken = messages[place].role == "assistant"
-        ids += [*inner, *piece]
-        mask += [spoken] * len(inner) + [spoken and at < closes for at in range(len(piece))]
+    for content, piece, said, closes in zip(inner, frame.pieces[1:], frame.said, frame.closes, strict=True):
+        ids += [*content, *piece]
+        mask += [said] * len(content) + [said] * min(closes, len(piece)) + [False] * max(0, len(piece) - closes)
     return ids, mask
 
 
@@ -118,7 +140,8 @@ def _skeleton(tokenizer: Tokenizer, shapes: tuple[tuple[str, str], ...], open_as
     if order != sorted(set(order)) or len(order) != len(shapes):
         raise DataError("the chat template leaves out, repeats or moves messages", key="chat_template")
     closes = tuple(int(bool(piece) and piece[0] in tokenizer.specials) for piece in pieces[1:])
-    return Skeleton(tuple(pieces), tuple(order), tuple(trims), closes)
+    said = tuple(shapes[place][0] in ("assistant", "text") for place in order)
+    return Skeleton(tuple(pieces), tuple(order), tuple(trims), said, closes)
 
 
 @functools.lru_cache(maxsize=32)

@@ -17,7 +17,7 @@ from tutelage.core.config import Config
 from tutelage.core.errors import DataError
 from tutelage.core.records import Example, read_jsonl
 from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, stage
-from tutelage.tokens.chat import encode_dialogue
+from tutelage.tokens.chat import encode_dialogues
 from tutelage.tokens.tokenizer import Tokenizer, load
 
 SPLITS = ("train", "validation")
@@ -121,11 +121,9 @@ def _dialogues(
     rows = iter(read_jsonl(corpus.file("dialogues.jsonl"), Example))
     for chunk in _chunks(rows, 500):
         context.check()
-        for example in chunk:
+        known = [example for example in chunk if example.tags.get("split", "train") in counts]
+        for example, (found, mask) in zip(known, encode_dialogues(known, tokenizer), strict=True):
             split = example.tags.get("split", "train")
-            if split not in counts:
-                continue
-            found, mask = encode_dialogue(example, tokenizer)
             if config.dialogue_tokens and len(found) > config.dialogue_tokens:
                 counts[split]["too_long"] += 1
                 continue

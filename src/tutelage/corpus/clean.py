@@ -1,0 +1,223 @@
+"""Named filters over texts. A filter changes a text or drops it; every drop has a reason, a count and an example."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from typing import Any, Literal
+
+from pydantic import Field
+
+from tutelage.core.records import Record
+from tutelage.text import pii
+
+Filter = Literal["tidy", "html", "boilerplate", "encoding", "letters", "repetition", "short"]
+FILTERS: tuple[Filter, ...] = ("tidy", "html", "boilerplate", "encoding", "letters", "repetition", "short")
+"""In the order in which they run."""
+
+
+@dataclass(slots=True)
+class Text:
+    """A document on its way through the stage."""
+
+    id: str
+    text: str
+    source: str
+    licence: str
+    split: str
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+class Dropped(Record):
+    """How much one reason dropped, with up to three examples (personal data already taken out)."""
+
+    count: int = 0
+    characters: int = 0
+    examples: list[dict[str, str]] = Field(default_factory=list)
+
+
+class Drops:
+    """What was dropped, by reason."""
+
+    def __init__(self) -> None:
+        self.by_reason: dict[str, Dropped] = {}
+        self.ids: dict[str, str] = {}
+
+    def add(self, reason: str, text: Text) -> None:
+        """Count one dropped text."""
+        before = self.by_reason.get(reason, Dropped())
+        examples = list(before.examples)
+        if len(examples) < 3:
+            shown = text.text[:160]
+            shown = pii.redact(shown, pii.find(shown))
+            examples.append({"id": text.id, "source": text.source, "text": shown})
+        self.by_reason[reason] = Dropped(
+            count=before.count + 1, characters=before.characters + len(text.text), examples=examples
+        )
+        self.ids[text.id] = reason
+
+
+def clean(text: str, filters: Sequence[Filter] = FILTERS, shortest: int = 8) -> tuple[str, str | None]:
+    """The text after the filters, and the reason to drop it (None to keep it)."""
+    for name in FILTERS:
+        if name not in filters:
+            continue
+        if name == "short":
+            if len(text) < shortest:
+                return text, "too short"
+        elif name in _CHANGES:
+            text = _CHANGES[name](text)
+        elif reason := _CHECKS[name](text):
+            return text, reason
+    return text, None
+
+
+# -- changes
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u0080-\u009f\ufeff]")
+_UNTIDY = re.compile(r"[\r\t\x00-\x08\x0b\x0c\x0e-\x1f\x7f]| \n|\n\n\n|  |\A\s|\s\Z")
+
+
+def tidy(text: str) -> str:
+    """Composed characters (NFC), one kind of line break, no control codes, no runs of blanks."""
+    if not text.isascii():
+        text = _CONTROL.sub("", unicodedata.normalize("NFC", text))
+    if not _UNTIDY.search(text):
+        return text
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = _CONTROL.sub("", text).replace("\t", " ")
+    text = re.sub(r" {2,}", " ", text)
+    text = re.sub(r" *\n *", "\n", text)
+    return re.sub(r"\n{3,}", "\n\n", text).strip()
+
+
+_TAG = re.compile(
+    r"<(?:!doctype|/?(?:html|body|div|p|br|a|span|ul|ol|li|table|tr|td|h[1-6]|nav|footer|header)\b)", re.I
+)
+_FURNITURE = re.compile(
+    r"\b(?:nav|navbar|navigation|menu|footer|header|sidebar|breadcrumbs?|cookie|banner|share|social|small|advert)\b",
+    re.I,
+)
+_SKIPPED = frozenset(("script", "style", "nav", "footer", "header", "aside", "form", "button", "head", "noscript"))
+_VOID = frozenset(("br", "img", "hr", "input", "meta", "link", "wbr", "source", "area", "col", "embed"))
+_BLOCKS = frozenset(
+    ("p", "div", "br", "li", "tr", "table", "ul", "ol", "section", "article", "h1", "h2", "h3", "h4", "h5", "h6")
+)
+
+
+def html(text: str) -> str:
+    """The readable text of a page: no tags, no navigation, footers, scripts and other furniture."""
+    if "<" not in text or not _TAG.search(text):
+        return text
+    page = _Page()
+    page.feed(text)
+    page.close()
+    return tidy("".join(page.parts))
+
+
+class _Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.parts: list[str] = []
+        self._open: list[tuple[str, bool]] = []  # (tag, whether it hides what is inside)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag in _BLOCKS:
+            self.parts.append("\n")
+        if tag in _VOID:
+            return
+        marked = any(name in ("class", "id", "role") and _FURNITURE.search(value or "") for name, value in attrs)
+        self._open.append((tag, tag in _SKIPPED or (marked and tag not in ("html", "body"))))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in _BLOCKS:
+            self.parts.append("\n")
+        for place in range(len(self._open) - 1, -1, -1):
+            if self._open[place][0] == tag:
+                del self._open[place:]
+                return
+
+    def handle_data(self, data: str) -> None:
+        if not any(hidden for _, hidden in self._open):
+            self.parts.append(data)
+
+
+_BOILERPLATE = re.compile(
+    r"all rights (?:reserved|kept)|copyright (?:©|\(c\))|^\W*©|\bcookies?\b.*\b(?:accept|use|policy|remember)\b|"
+    r"\b(?:accept|use|policy|remember)\b.*\bcookies\b|"
+    r"^\W*(?:back to top|sign in|log ?in|log out|subscribe|read more.*|print this page|send to a friend|"
+    r"share (?:this|on).*|click here.*|skip to content|privacy policy|terms of (?:use|service)|home|menu)\W*$|"
+    r"(?:[^|\n]{1,30}\|){2,}[^|\n]{1,30}$",
+    re.I,
+)
+
+
+def boilerplate(text: str) -> str:
+    """Without short lines that belong to every page of a site (menus, rights, cookies, share buttons)."""
+    if not _BOILERPLATE_HINT.search(text):
+        return text
+    kept = [line for line in text.split("\n") if len(line) > 160 or not _BOILERPLATE.search(line.strip())]
+    return tidy("\n".join(kept))
+
+
+_BOILERPLATE_HINT = re.compile(
+    r"rights|copyright|©|cookie|back to|sign in|log ?(?:in|out)|subscribe|read more|print this|send to|share |"
+    r"click here|skip to|privacy|terms of|\|[^|\n]*\||(?:^|\n)\W*(?:home|menu)\W*(?:\n|$)",
+    re.I,
+)
+
+# -- checks
+
+_MOJIBAKE = re.compile(
+    r"Ã[\u0080-\u00bf€‚ƒ„…†‡ˆ‰Š‹Œ]|Â[\u00a0-\u00bf]|â€[\u0080-\u00bf™œž“”˜¦]?|ï¿½|\ufffd|[ÐÑ][\u0080-\u00bf]"
+)
+_VOWEL = re.compile(r"[aeiouyàâäåæèéêëìíîïòóôöøùúûüýœ]", re.I)
+_LATIN_WORD = re.compile(r"[a-zà-öø-ÿ]{2,}", re.I)
+_RUN = re.compile(r"([^\s.\-_*=~#])\1{7,}")
+_SAME_WORD = re.compile(r"\b(\w+)(?:\W+\1\b){7,}", re.I)
+
+
+def encoding(text: str) -> str | None:
+    """Characters that went through a wrong encoding, or were lost in one."""
+    if text.isascii():
+        return None
+    bad = len(_MOJIBAKE.findall(text))
+    return "broken characters" if bad >= 2 or bad > 0.005 * len(text) else None
+
+
+def letters(text: str) -> str | None:
+    """Too few letters, or words that no tongue could speak."""
+    solid = sum(not char.isspace() for char in text)
+    count = sum(char.isalpha() for char in text)
+    if solid and count < 0.5 * solid:
+        return "few letters"
+    words = _LATIN_WORD.findall(text)
+    mute = sum(_VOWEL.search(word) is None for word in words)
+    if len(words) >= 4 and mute > 0.3 * len(words):
+        return "no words"
+    long = sum(len(word) > 30 for word in words)
+    return "no words" if long and long > 0.1 * len(words) else None
+
+
+def repetition(text: str) -> str | None:
+    """The same character, word or line again and again."""
+    if _RUN.search(text) or _SAME_WORD.search(text):
+        return "repetitive"
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    if len(lines) >= 4 and len(set(lines)) < 0.5 * len(lines):
+        return "repetitive"
+    words = text.lower().split()
+    if len(words) >= 40:
+        triples = Counter(zip(words, words[1:], words[2:], strict=False))
+        most = triples.most_common(1)[0][1]
+        if 3 * most > 0.3 * len(words):
+            return "repetitive"
+    return None
+
+
+_CHANGES: dict[str, Callable[[str], str]] = {"tidy": tidy, "html": html, "boilerplate": boilerplate}
+_CHECKS: dict[str, Callable[[str], str | None]] = {"encoding": encoding, "letters": letters, "repetition": repetition}

@@ -93,7 +93,7 @@ def run(
     if as_json:
         emit({name: artifact.ref for name, artifact in made.items()})
         return
-    from tutelage.report.pages import life_table
+    from tutelage.report.lines import life_table
 
     say()
     say(life_table(made))

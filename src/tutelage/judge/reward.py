@@ -396,4 +396,3 @@ class BestOf:
     def loglikelihood(self, prompts: Sequence[Example], choices: Sequence[Sequence[str]]) -> list[list[Scored]]:
         """The underlying generator's: choosing changes no likelihood."""
         return self.generator.loglikelihood(prompts, choices)
-

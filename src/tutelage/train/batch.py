@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import bisect
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -97,11 +97,13 @@ class Judged:
         tiers: candidates best first, same tier = tie; empty when there was no ranking.
         scores: (segment, score in 0..1) pairs.
         weight: how much this judgement counts.
+        person: whose it is, by index into the model's offsets; -1 for the people's consensus.
     """
 
     tiers: tuple[tuple[int, ...], ...] = ()
     scores: tuple[tuple[int, float], ...] = ()
     weight: float = 1.0
+    person: int = -1
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,8 @@ class PolicyBatch(TokenBatch):
         advantage: how much better than expected.
         returns: what the critic should have said (unused without a critic).
         value: what the critic said when the answer was sampled.
+        beta: weight of the divergence from the reference in the loss (0 where it is part of the reward).
+        figures: (sum, count) by name, of the rollouts this batch comes from, to be reported once.
     """
 
     old: Tensor
@@ -160,11 +164,13 @@ class PolicyBatch(TokenBatch):
     advantage: Tensor
     returns: Tensor
     value: Tensor
+    beta: float = 0.0
+    figures: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def counts(self) -> Mapping[str, float]:
         n = float(self.targets.numel())
-        return {"policy": n, "value": n, "kl": n, "entropy": n}
+        return {"policy": n, "value": n, "divergence": n, "entropy": n}
 
 
 def lay(segments: Sequence[Sequence[int] | np.ndarray]) -> tuple[Tensor, tuple[int, ...]]:
@@ -357,6 +363,47 @@ class _Bin:
             for source, start, length in entries
         ]
         return token_batch(segments, masks)
+
+
+@dataclass
+class ItemSteps(Generic[B_co]):
+    """Steps over items that come as a whole (a prompt with its candidates, a pair), shuffled anew every epoch.
+
+    Args:
+        sizes: tokens of each item; one above `micro` is an error.
+        collate: makes a micro-batch of the items with these indices.
+        per_step: items of one optimizer step, cut into micro-batches of at most `micro` tokens.
+    """
+
+    sizes: Sequence[int]
+    collate: Callable[[Sequence[int]], B_co]
+    per_step: int
+    micro: int
+    seed: int = 0
+    _at: tuple[int, int] = field(init=False, default=(0, 0))
+
+    def __post_init__(self) -> None:
+        if not len(self.sizes):
+            raise DataError("there is nothing to learn from")
+
+    def state(self) -> State:
+        return {"epoch": self._at[0], "item": self._at[1]}
+
+    def load(self, state: State) -> None:
+        self._at = (int(state["epoch"]), int(state["item"]))
+
+    def __iter__(self) -> Iterator[Sequence[B_co]]:
+        per_step = min(self.per_step, len(self.sizes))
+        while True:
+            epoch, item = self._at
+            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.sizes))
+            while item + per_step <= len(order):  # a short rest is left to the next epoch's shuffle
+                chosen = order[item : item + per_step]
+                bins = best_fit([self.sizes[index] for index in chosen], self.micro)
+                item += per_step
+                self._at = (epoch, item)
+                yield [self.collate([int(chosen[place]) for place in places]) for places in bins]
+            self._at = (epoch + 1, 0)
 
 
 def open_source(folder: Path, name: str) -> Source:

@@ -24,7 +24,7 @@ from tutelage.train.batch import Source, TokenSteps, open_source
 from tutelage.train.calibrate import training_cost
 from tutelage.train.loop import Training, Watches, fit, keep_logs
 from tutelage.train.objectives import NextToken
-from tutelage.train.pretrain import accumulate, check_vocabulary, horizon, per_character
+from tutelage.train.pretrain import accumulate, check_vocabulary, per_character
 from tutelage.train.validation import Validation
 
 
@@ -39,8 +39,8 @@ class Finetune(Training):
     """Learning rate of norms and biases (AdamW)."""
     decay: float = Field(default=0.8, ge=0, le=1)
     """Share of the run in which the learning rate falls (`wsd`)."""
-    tokens: int = Field(default=500_000, ge=1)
-    """Tokens to read in all, prompts and replay included; fixed beforehand, never a matter of the clock."""
+    steps: int = Field(default=120, ge=1)
+    """Optimizer steps, of about `batch` tokens each, prompts and replay included."""
     replay: float = Field(default=0.1, ge=0, lt=1)
     """Share of tokens taken from the pre-training text."""
     validate_every: int = Field(default=0, ge=0)
@@ -51,7 +51,7 @@ def finetune_cost(config: Finetune, inputs: Mapping[str, Mapping[str, float]], m
     """As for pre-training."""
     model = inputs.get("model", {})
     parameters, flops = int(model.get("parameters", 1.6e6)), int(model.get("flops_per_token", 3.2e6))
-    return training_cost(parameters, flops, config.tokens, machine)
+    return training_cost(parameters, flops, config.steps * config.batch, machine)
 
 
 @stage(
@@ -81,7 +81,7 @@ def finetune(config: Finetune, inputs: Inputs, out: Path, context: Context) -> d
         replay=text if config.replay else None,
         ratio=config.replay,
     )
-    total = horizon(config.tokens, config)
+    total = config.steps
     every = config.validate_every or math.ceil(total / 10)
     answers = Validation("validation", open_source(folder, "dialogues.validation"), longest, every=every)
     memory = Validation(

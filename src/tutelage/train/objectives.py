@@ -60,8 +60,8 @@ class Rewards:
     Rankings: Davidson's (1970) tie model over pairs within a ranking, each ranking's pairs averaged so that a long
     order does not drown a short one; P(i > j) = p_i / (p_i + p_j + t sqrt(p_i p_j)), with p = exp(reward). `tie` is
     log t. Where every tier holds one candidate and `listwise`, the Plackett-Luce likelihood takes its place.
-    Scores: Huber distance between a person's score and sigmoid((reward - centre) / spread), on the scale 0..1; one
-    reward thus explains both.
+    Scores: Huber distance between a person's score and sigmoid(reward / spread), on the scale 0..1; one reward thus
+    explains both. Where a judgement names its person, that person's offset is added first: strict raters stay strict.
 
     Attributes:
         weights: of the two terms.
@@ -87,7 +87,8 @@ class Rewards:
                 won, of = agreement(rewards.detach(), judged.tiers)
                 right, pairs = right + won, pairs + of
             if judged.scores:
-                ratings = ratings + judged.weight * self.rating(rewards, judged)
+                offset = model.offsets[judged.person] if judged.person >= 0 else 0.0
+                ratings = ratings + judged.weight * self.rating(rewards + offset, judged)
         return Sums({"rankings": rankings, "ratings": ratings}, {"accuracy": (right, pairs)})
 
     def ranking(self, rewards: Tensor, tiers: tuple[tuple[int, ...], ...]) -> Tensor:
@@ -178,13 +179,14 @@ class PolicyGradient:
     Without a critic (`value` weight 0) this is GRPO's (Shao et al. 2024) with token-level sums.
 
     Attributes:
-        weights: `policy`, `value`, `kl` (to the reference, in the loss) and `entropy` (negative = a bonus).
+        weights: `policy`, `value`, `divergence` (from the reference; the batch says how heavy it is) and `entropy`
+            (negative = a bonus).
         clip: how far the ratio may move, (below, above).
         clip_value: how far the critic may move from what it said.
         temperature: what the answers were sampled at.
     """
 
-    weights: Mapping[str, float] = field(default_factory=lambda: {"policy": 1.0, "value": 0.5, "kl": 0.0})
+    weights: Mapping[str, float] = field(default_factory=lambda: {"policy": 1.0, "value": 0.5})
     clip: tuple[float, float] = (0.2, 0.2)
     clip_value: float = 0.2
     temperature: float = 1.0
@@ -199,14 +201,14 @@ class PolicyGradient:
         away = batch.reference - found
         divergence = torch.exp(away) - away - 1  # the unbiased low-variance estimate ("k3")
         n = float(found.numel())
-        terms = {"policy": -surrogate.sum(), "kl": divergence.sum()}
-        metrics = {
+        metrics = dict(batch.figures)
+        terms = {"policy": -surrogate.sum(), "divergence": batch.beta * divergence.sum()}
+        metrics |= {
             "clipped": (float(((ratio < low) | (ratio > high)).sum()), n),
             "moved": (float((batch.old - found).detach().sum()), n),
         }
         if entropy is not None:
             terms["entropy"] = entropy.sum()
-            metrics["entropy"] = (float(entropy.detach().sum()), n)
         if self.weights.get("value"):
             said = model.critic(batch.ids, lengths=batch.lengths)[0][batch.at]
             near = batch.value + (said - batch.value).clamp(-self.clip_value, self.clip_value)

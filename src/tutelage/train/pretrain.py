@@ -16,7 +16,7 @@ from tutelage.measure.statistics import plain
 from tutelage.model.checkpoint import save
 from tutelage.model.transformer import Decoder, DecoderConfig
 from tutelage.tokens.tokenizer import Tokenizer, load
-from tutelage.train.batch import Source, TokenSteps, open_source
+from tutelage.train.batch import TokenSteps, open_source
 from tutelage.train.calibrate import training_cost
 from tutelage.train.loop import Training, Watches, fit, keep_logs
 from tutelage.train.objectives import NextToken
@@ -45,8 +45,8 @@ class Pretrain(Training):
     """Whether the output head is the embedding."""
     rope_theta: float = Field(default=10_000.0, gt=1)
     """Base of the rotary angles."""
-    tokens: int = Field(default=1_200_000, ge=1)
-    """Tokens to read in all; fixed beforehand, never a matter of the clock."""
+    steps: int = Field(default=300, ge=1)
+    """Optimizer steps, of about `batch` tokens each; fixed beforehand, never a matter of the clock."""
     shuffle: bool = False
     """Read documents in random order instead of the corpus's."""
     pool: int = Field(default=512, ge=1)
@@ -92,7 +92,7 @@ def pretrain_cost(config: Pretrain, inputs: Mapping[str, Mapping[str, float]], m
     """6 N per token, N without the input embedding."""
     vocabulary = int(inputs.get("tokenizer", {}).get("vocabulary", 2048))
     shape = config.shape(vocabulary)
-    return training_cost(shape.parameters, shape.flops_per_token, config.tokens, machine)
+    return training_cost(shape.parameters, shape.flops_per_token, config.steps * config.batch, machine)
 
 
 @stage(
@@ -122,7 +122,7 @@ def pretrain(config: Pretrain, inputs: Inputs, out: Path, context: Context) -> d
         pool=config.pool,
     )
     model = Decoder(config.shape(tokenizer.size), seed=config.seed).to(device)
-    total = horizon(config.tokens, config)
+    total = config.steps
     validation = Validation(
         "validation",
         held_out,
@@ -146,11 +146,6 @@ def pretrain(config: Pretrain, inputs: Inputs, out: Path, context: Context) -> d
     }
 
 
-def horizon(tokens: int, config: Training) -> int:
-    """Steps that read about so many tokens."""
-    return max(1, round(tokens / (accumulate(config) * config.micro)))
-
-
 def check_vocabulary(meta: Mapping[str, Any], tokenizer: Tokenizer, folder: Path) -> None:
     """DataError when the tokens were made with a tokenizer of another size."""
     size = meta.get("vocabulary")
@@ -160,8 +155,3 @@ def check_vocabulary(meta: Mapping[str, Any], tokenizer: Tokenizer, folder: Path
             file=folder / "meta.json",
             todo="Give `tokens` and `tokenizer` of the same run",
         )
-
-
-def source_tokens(source: Source) -> int:
-    """Tokens of a source."""
-    return int(source.offsets[-1])

@@ -106,7 +106,9 @@ def fill(house: House) -> None:
             {"key": "note", "kind": "text", "prompt": "a note", "required": False},
         ],
     }
-    guideline = "# What counts\nRight answers beat polite ones.\n\n- Admitting not to know is **better** than inventing.\n- Length is no merit."
+    guideline = (
+        "# What counts\nRight answers beat polite ones.\n\n- Admitting not to know is **better** than inventing."
+    )
     for kind, questions in forms.items():
         form = api.Form.model_validate({"questions": questions, "guideline": guideline})
         api.create_project(store, lead, api.NewProject(name=f"desk {kind}", kind=kind, form=form, per_task=2))  # type: ignore[arg-type]
@@ -145,7 +147,7 @@ def fill(house: House) -> None:
                 meta={"week": at // 20 + 1},
                 decisions=(decided,),
                 people="simulated",
-            )  # fmt: skip
+            )
         )
     writer.close()
     drawn = draw(queue.subjects(store), seed=3, budget=12)
@@ -235,3 +237,9 @@ def visit(browser: Any, house: House) -> Iterator[Any]:
     yield go
     for each in opened:
         each.close()
+
+
+@pytest.fixture
+def shots() -> Path:
+    """Where pictures of the pages are kept (not in git)."""
+    return SCREENSHOTS

@@ -73,7 +73,14 @@ def figures(found: Sequence[Estimate]) -> Markup:
         first = next(iter(mine.values()))
         mark = badge(people, "" if people == "live" else "warn")
         rows.append([Markup("{} {}").format(week, mark), *cells, f"{first.n} of {first.total}"])
-    columns: list[Column] = ["week", "miss rate", "false-positive rate", "precision", "harmful in all", ("reviewed", "n")]
+    columns: list[Column] = [
+        "week",
+        "miss rate",
+        "false-positive rate",
+        "precision",
+        "harmful in all",
+        ("reviewed", "n"),
+    ]
     return table(columns, rows, caption="95% intervals. Undefined figures say why.")
 
 
@@ -86,7 +93,8 @@ def router(state: Any) -> APIRouter:
     def review(request: Request, told: str = "") -> HTMLResponse:
         person = render.signed_in(request, *READERS)
         draws = queue.draws_of(store)
-        found = estimates(queue.reviewed(store), population(draws)) if draws else []
+        answered = queue.reviewed(store)
+        found = estimates(answered, population(draws)) if answered else []
         try:
             moment = api.progress(store, person, queue.PROJECT)
         except TutelageError:
@@ -167,6 +175,8 @@ def router(state: Any) -> APIRouter:
         drawn = [each.subject for each in queue.draws_of(store) if each.selected]
         answered = {each.subject for each in queue.reviewed(store)}
         covered = set(drawn) - answered
+        if action:  # a filter on the decision would tell what stays covered
+            rows = [row for row in rows if row.id not in covered]
         asked = traffic.requests(store, ids=sorted({row.request for row in rows}), masked=True)
         said = {each.id: each.messages[-1].content if each.messages else "(erased)" for each in asked}
         return render.page(

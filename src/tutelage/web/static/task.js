@@ -29,13 +29,14 @@ function answered(row) {
 }
 
 function open() {
+  if (form.querySelector("input[name=all_bad]:checked")) return [];
   return rows.filter((row) => row.dataset.required === "1" && !answered(row));
 }
 
 function count() {
   const left = open().length;
   const line = form.querySelector("[data-left]");
-  if (line) line.textContent = left ? `${left} of ${rows.length} still open` : "complete: Enter sends it";
+  if (line) line.textContent = left ? `${left} to answer` : "complete: Enter sends it";
   form.querySelector("button[data-send]").toggleAttribute("data-ready", left === 0);
 }
 
@@ -101,7 +102,7 @@ function changed() {
 async function send(action) {
   if (action === "submitted" && open().length) {
     mark(rows.indexOf(open()[0]));
-    say(`${open().length} still open`);
+    say(`${open().length} to answer first`);
     return;
   }
   const body = new URLSearchParams(new FormData(form));

@@ -1,0 +1,221 @@
+"""The console in a real browser: everything without a mouse, nothing doubled, nothing run that a text says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tutelage.store import answers, releases, review
+
+Visit = Any
+
+
+def shown(page: Any, name: str, scheme: str, width: int, shots: Any) -> None:
+    """Keep a picture of the page and see that nothing sticks out of it."""
+    shots.mkdir(exist_ok=True)
+    page.screenshot(path=str(shots / f"{name}-{scheme}-{width}.png"), full_page=True)
+    over = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    assert over <= 0, f"{name} is {over} pixels wider than a screen of {width}"
+
+
+PAGES = {
+    "home": ("ana", "/"),
+    "ranking": ("ana", "/task/next?project=desk%20ranking"),
+    "scoring": ("ana", "/task/next?project=desk%20scoring"),
+    "review-task": ("rio", "/task/next?project=review"),
+    "history": ("ana", "/history"),
+    "chat": ("ana", "/chat"),
+    "review": ("lea", "/review"),
+    "decisions": ("lea", "/review/decisions"),
+    "projects": ("lea", "/projects"),
+    "project": ("lea", "/projects/desk%20ranking"),
+    "runs": ("lea", "/runs"),
+    "reports": ("lea", "/reports"),
+    "operate": ("lea", "/operate"),
+    "redteam": ("lea", "/redteam"),
+    "login": ("ana", "/login"),
+}
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
+def test_every_page_opens_without_an_error_and_fits(visit: Visit, scheme: str, width: int, shots: Any) -> None:
+    windows = {name: visit(name, scheme=scheme, width=width) for name in ("ana", "rio", "lea")}
+    for name, (who, path) in PAGES.items():
+        page = windows[who].go(path)
+        assert page.locator("h1").count() == 1, name
+        unnamed = page.evaluate(
+            """() => [...document.querySelectorAll("input, textarea, select")].filter(e => e.type !== "hidden" &&
+                 !(e.labels?.length || e.ariaLabel || e.getAttribute("aria-labelledby"))).map(e => e.name)"""
+        )
+        assert unnamed == [], f"{name}: fields without a name for screen readers"
+        shown(page, name, scheme, width, shots)
+
+
+def test_ranking_with_digits_alone(visit: Visit) -> None:
+    window = visit("ana")
+    page = window.go("/")
+    page.keyboard.press("n")
+    page.wait_for_url("**/task/next")
+    page.keyboard.press("2")
+    page.keyboard.press("1")
+    page.keyboard.press("2")
+    page.wait_for_function("document.querySelector('[data-left]').textContent.startsWith('complete')")
+    order = [
+        int(card.get_attribute("name").split(":")[1]) for card in page.locator("fieldset.row input[value='1']").all()
+    ]
+    with page.expect_navigation():
+        page.keyboard.press("Enter")
+    stored = answers.read(window.house.store, "desk ranking")
+    assert len(stored) == 1
+    assert stored[0].tiers == ((order[1],), tuple(sorted((order[0], order[2])))), "the same digit is a tie"
+    assert stored[0].active_ms > 0
+
+
+def test_scoring_moves_on_by_itself_and_asks_for_what_is_missing(visit: Visit) -> None:
+    window = visit("ana")
+    page = window.go("/task/next?project=desk%20scoring")
+    for key in "51423":
+        page.keyboard.press(key)
+    page.keyboard.press("Enter")
+    assert page.locator("#status").inner_text() == "1 to answer first"
+    page.keyboard.press("4")
+    page.keyboard.press("t")
+    page.keyboard.type("5 and 1 are digits here")
+    page.keyboard.press("Escape")
+    with page.expect_navigation():
+        page.keyboard.press("Enter")
+    stored = answers.read(window.house.store, "desk scoring")[0]
+    assert sorted(stored.scores()["right"].values()) == [3.0, 4.0, 5.0]
+    assert stored.value("note") == "5 and 1 are digits here"
+
+
+def test_a_draft_survives_a_reload_and_a_lost_connection_loses_nothing(visit: Visit) -> None:
+    window = visit("ana")
+    page = window.go("/task/next?project=desk%20ranking")
+    page.keyboard.press("3")
+    page.reload()
+    assert page.locator("fieldset.row").first.locator("input[value='3']").is_checked()
+    page.keyboard.press("1")
+    page.keyboard.press("2")
+    window.context.set_offline(True)
+    page.keyboard.press("Enter")
+    page.get_by_text("No connection").wait_for()
+    assert answers.read(window.house.store, "desk ranking") == []
+    window.context.set_offline(False)
+    page.wait_for_url("**after=*", timeout=15_000)
+    assert len(answers.read(window.house.store, "desk ranking")) == 1
+    window.errors.clear()  # the browser itself reports the lost connection
+
+
+def test_skip_needs_a_reason_and_all_bad_needs_no_order(visit: Visit) -> None:
+    window = visit("ana")
+    page = window.go("/task/next?project=desk%20ranking")
+    page.keyboard.press("s")
+    page.keyboard.press("Tab")
+    with page.expect_navigation():
+        page.keyboard.press("Enter")
+    page.keyboard.press("x")
+    with page.expect_navigation():
+        page.keyboard.press("Enter")
+    stored = answers.read(window.house.store, "desk ranking", status=None)
+    assert [each.status for each in stored] == ["skipped", "submitted"]
+    assert stored[0].reason == "I do not know this matter"
+    assert stored[1].value("all_bad") == 1.0 and len(stored[1].unrankable) == 3
+
+
+def test_a_correction_is_kept_beside_the_first_answer(visit: Visit) -> None:
+    window = visit("ana")
+    page = window.go("/task/next?project=desk%20ranking")
+    for key in "123":
+        page.keyboard.press(key)
+    with page.expect_navigation():
+        page.keyboard.press("Enter")
+    page = window.go("/history")
+    page.get_by_role("link", name="change").click()
+    page.locator("fieldset.row").first.wait_for()
+    assert page.locator("fieldset.row input:checked").count() == 3, "the page shows what was answered"
+    page.evaluate("document.querySelectorAll('fieldset.row')[0].querySelector('input[value=\"3\"]').click()")
+    with page.expect_navigation():
+        page.keyboard.press("Enter")
+    store = window.house.store
+    assert [each.revision for each in answers.read(store, "desk ranking", newest=False)] == [1, 2]
+
+
+def test_what_a_response_says_is_shown_and_never_run(visit: Visit) -> None:
+    page = visit("ana").go("/task/next?project=desk%20ranking")
+    assert page.get_by_text("<script>alert('x')</script>").count() == 1
+
+
+def test_review_is_blind_first_and_revealed_later(visit: Visit) -> None:
+    window = visit("rio")
+    page = window.go("/task/next?project=review")
+    before = page.locator("main").inner_text()
+    assert "0.93" not in before and "block" not in before.lower().replace("blocked", "") and "guards decided" in before
+    page.keyboard.press("1")
+    with page.expect_navigation():
+        page.keyboard.press("Enter")
+    told = page.get_by_role("status").first.inner_text()
+    assert "You said yes; the guards" in told
+    page = window.go("/review")
+    assert page.get_by_text("Miss rate by week").count() >= 1
+
+
+def test_chat_streams_and_says_what_was_withheld(visit: Visit) -> None:
+    window = visit("ana")
+    page = window.go("/chat")
+    page.keyboard.type("Where is the ferry office?")
+    page.keyboard.press("Enter")
+    page.get_by_text("You asked: Where is the ferry office?").wait_for()
+    page.keyboard.type("Tell me a locker code")
+    page.keyboard.press("Enter")
+    page.get_by_text("withheld by the safety policy").wait_for()
+
+
+def test_a_person_answers_in_a_held_conversation(visit: Visit) -> None:
+    window = visit("lea")
+    page = window.go("/review")
+    page.locator("textarea[name=text]").fill("Please come to the desk with your papers.")
+    page.get_by_role("button", name="Send").click()
+    page.get_by_text("goes out with the next turn").wait_for()
+    assert review.holds(window.house.store, waiting=True) == []
+
+
+def test_rollback_in_one_step(visit: Visit) -> None:
+    window = visit("lea")
+    page = window.go("/operate")
+    page.get_by_role("button", name="Roll back", exact=True).click()
+    page.get_by_label("Reason, kept for good").first.fill("it blocks too much")
+    page.get_by_role("button", name="Roll back now").click()
+    page.get_by_text("Rolled back to spring").wait_for()
+    now_live = releases.current(window.house.store)
+    assert now_live is not None and now_live.name == "spring"
+
+
+def test_a_project_from_a_file(visit: Visit, tmp_path: Any) -> None:
+    window = visit("lea")
+    page = window.go("/projects")
+    file = tmp_path / "tasks.jsonl"
+    file.write_text(
+        '{"prompt": "Which?", "candidates": ["one", "two"]}\n{"prompt": "What?", "candidates": ["a", "b"]}\n'
+    )
+    page.get_by_role("button", name="New project").click()
+    page.get_by_label("Name").fill("from a file")
+    page.locator("input[type=file]").set_input_files(str(file))
+    page.get_by_role("button", name="Make it").click()
+    page.get_by_text("2 tasks are open").wait_for()
+
+
+def test_runs_move_while_one_looks(visit: Visit) -> None:
+    from tutelage.core.events import JsonLines, Reporter
+
+    window = visit("lea")
+    say = Reporter("pretrain", "k", (JsonLines(window.house.root.events / "pretrain.jsonl"),), every=0)
+    say.say("start")
+    say.progress(10, 100, "steps", loss=3.2)
+    page = window.go("/runs")
+    assert "10 of 100 steps" in page.locator("table.runs").inner_text()
+    say.progress(60, 100, "steps", loss=2.4)
+    page.get_by_text("60 of 100 steps").wait_for(timeout=5000)
+    say.say("done")
+    page.get_by_text("1 of 1 stages are done").wait_for(timeout=5000)

@@ -100,8 +100,9 @@ def test_extractive_generate_translate_classify():
     assert a.score(item("generate", "12", extract="number"), said("So 3 and 4 make 12.")).value == 1.0
     assert a.score(item("generate", "12", extract="after:###"), said("none")).outcome == "unextracted"
     assert a.score(item("generate", "12", extract="after:###"), said("x ### 12")).value == 1.0
+    assert a.score(item("generate", "12"), said("3 and 9 make 12")).value == 1.0
     assert a.score(item("generate", "a", extract="line"), said("a\nb")).value == 1.0
-    assert a.score(item("extractive", targets=["stone bridge"]), said("stone bridge")).value == 1.0
+    assert a.score(item("extractive", answers=["stone bridge"]), said("stone bridge")).value == 1.0
     assert a.score(item("translate", "the cat sits"), said("the cat sits")).value == pytest.approx(1.0)
     assert 0 < a.score(item("translate", "the cat sits"), said("the cat")).value < 1
     labels = ("positive", "negative")

@@ -93,9 +93,9 @@ def slices_of(item: Example) -> dict[str, str]:
 
 
 def golds_of(item: Example) -> list[str]:
-    """All answers that count as right: the target and `tags.targets`."""
+    """All answers that count as right: the target and `tags.answers`."""
     found = [] if item.target is None else [item.target]
-    return found + [str(each) for each in item.tags.get("targets", ()) if str(each) not in found]
+    return found + [str(each) for each in item.tags.get("answers", ()) if str(each) not in found]
 
 
 def prompt_of(item: Example) -> str:

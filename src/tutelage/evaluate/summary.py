@@ -251,7 +251,7 @@ def shuffled_control(results: Iterable[Result], items: Items, seed: int = 0) -> 
         values, names = [], []
         for one, other in zip(order, moved, strict=True):
             item = items[one.item].model_copy(update={"target": items[other.item].target})
-            tags = {name: value for name, value in item.tags.items() if name != "targets"}
+            tags = {name: value for name, value in item.tags.items() if name != "answers"}
             item = item.model_copy(update={"tags": tags})
             said = Response(message=Message(role="assistant", content=one.output), finish="stop")
             value = score(item, said).value

@@ -44,8 +44,10 @@ def unknown(reason: str, output: str = "") -> Figure:
 
 def extract(item: Example, text: str) -> str | None:
     """The answer within a text, as `tags.extract` says: `number` (the last one), `line` (the first one),
-    `after:MARK`, or the whole text. None when there is none."""
+    `after:MARK`, or the whole text. None when there is none. Where the target is a number, `number` is the default."""
     how = str(item.tags.get("extract", ""))
+    if not how and item.tags["kind"] == "generate" and _number(item.target or "") is not None:
+        how = "number"
     if how == "number":
         found = _NUMBER.findall(text)
         return found[-1].replace(",", "").rstrip(".") if found else None

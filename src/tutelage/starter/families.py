@@ -1,0 +1,369 @@
+"""The families of questions: seven that are tuned, one that is only read about. Each draws a question and its true answer.
+
+One builder serves the chats of the corpus, the tuning dialogues and the examination; the scope says which stock it
+draws from, so that what a cell keeps back can never slip into training by another door.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tutelage.starter.material import fill, lines, pick, words
+from tutelage.starter.town import DESKS, FACT_KINDS, KINDS, Scope, Town
+from tutelage.starter.velic import NAME, Clause, Noun
+
+UNTOLD, UNKNOWN = "It does not say", "I do not know"
+MOODS = ("positive", "negative", "neutral")
+TOPICS: tuple[str, ...] = tuple(lines("topics")["order"])
+KEPT_WORDINGS = 4
+"""The last wordings of a family stand in no training text."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A question (user and desk in turn, the user first and last) with its true answer and what is known of it."""
+
+    family: str
+    turns: tuple[str, ...]
+    answer: str
+    kind: str
+    cluster: str
+    choices: tuple[str, ...] = ()
+    tags: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.turns)
+
+
+@dataclass(frozen=True)
+class Told:
+    """One thing a passage tells of a person."""
+
+    name: str
+    attribute: str
+    value: str
+    sentence: str
+
+
+class Families:
+    """Draws drafts of each family for one town."""
+
+    def __init__(self, town: Town) -> None:
+        self.town, self.velic = town, town.velic
+        self.said: dict[str, Any] = lines("people")
+        self.chats: dict[str, Any] = lines("chats")
+        self.market: dict[str, Any] = lines("market")
+        self.topics: dict[str, Any] = lines("topics")
+        self._stocks: dict[tuple[int, str], list[str]] = {}
+
+    def builders(self) -> dict[str, Callable[[random.Random, Scope], Draft | None]]:
+        """The families by name; a builder gives None when its draw does not fit the scope (draw again)."""
+        return {
+            "comprehension": self.comprehension, "facts": self.facts, "sentiment": self.sentiment, "topic": self.topic,
+            "translation": self.translation, "grammar": self.grammar, "opposites": self.opposites,
+        }  # fmt: skip
+
+    def stock(self, items: list[str], scope: Scope) -> list[str]:
+        """What of a list the scope may use (remembered: lists live as long as the lexicon)."""
+        key = (id(items), scope.kind)
+        if key not in self._stocks:
+            self._stocks[key] = self.town.stock(items, scope)
+        return self._stocks[key]
+
+    def wording(
+        self, rng: random.Random, wordings: Sequence[str], scope: Scope, kept: int = KEPT_WORDINGS
+    ) -> tuple[int, str]:
+        """A wording and its number: a kept-out one in cell B, any other elsewhere."""
+        first = len(wordings) - kept
+        place = first + rng.randrange(kept) if scope.kind == "B" else rng.randrange(first)
+        return place, wordings[place]
+
+    # -- passages ---------------------------------------------------------------------------------------------------
+
+    def value(self, rng: random.Random, scope: Scope, name: str, attribute: str, other: Sequence[str] = ()) -> str:
+        """A value for a person that fits the scope and is none of `other`."""
+        town = self.town
+        if attribute == "friend":
+            stock = town.names(scope)
+        elif scope.kind == "D" and attribute == "street":
+            near = {*other, name}
+            roots = [root for root in (pick(rng, town.never) for _ in range(12)) if root not in near]
+            stock = [f"{root} {pick(rng, town.lexicon['street_ends'])}" for root in roots]
+        else:
+            stock = self.stock(town.values[attribute], scope)
+        for _ in range(60):
+            value = pick(rng, stock)
+            if value not in other and value != name and town.fits(scope, name, attribute, value):
+                return value
+        return value
+
+    def tell(self, rng: random.Random, name: str, attribute: str, value: str) -> Told:
+        """One thing told of one person in one of at least eight ways."""
+        return Told(name, attribute, value, fill(pick(rng, self.said[attribute]["tell"]), {"n": name, "v": value}))
+
+    def passage(self, rng: random.Random, scope: Scope, people: int, attributes: Sequence[str]) -> list[Told]:
+        """The same things told of each of some persons, no value twice."""
+        names = rng.sample(self.town.names(scope), people)
+        told: list[Told] = []
+        for attribute in attributes:
+            used = [*names]
+            for name in names:
+                used.append(self.value(rng, scope, name, attribute, used))
+                told.append(self.tell(rng, name, attribute, used[-1]))
+        return told
+
+    def ask(self, rng: random.Random, scope: Scope, attribute: str, name: str) -> tuple[int, str]:
+        """A question for one thing of a person: (number of its wording, text)."""
+        place, wording = self.wording(rng, self.said[attribute]["ask"], scope)
+        return place, fill(wording, {"n": name})
+
+    def comprehension(self, rng: random.Random, scope: Scope, people: int = 0) -> Draft | None:
+        """A passage about one to three persons and a question; a quarter cannot be answered from it."""
+        copied = scope.kind == "D"
+        attribute = pick(rng, ("friend", "street") if copied else KINDS)
+        chance = rng.random()
+        people = people or (1 if chance < (0.2 if scope.examined else 0.35) else 2 if chance < 0.75 else 3)
+        told = self.passage(rng, scope, people, [attribute])
+        extra = people < 3 and rng.random() < 0.4
+        if extra:
+            other = pick(rng, [kind for kind in KINDS if kind != attribute])
+            name = pick(rng, told).name
+            told.append(self.tell(rng, name, other, self.value(rng, scope, name, other, [item.value for item in told])))
+        rng.shuffle(told)
+        asked, answer = pick(rng, [item for item in told if item.attribute == attribute]), ""
+        name, answerable = asked.name, rng.random() >= 0.25
+        if not answerable:
+            if rng.random() < 0.5:
+                name = pick(rng, [n for n in self.town.names(scope) if all(n not in (t.name, t.value) for t in told)])
+            else:
+                attribute = pick(rng, [kind for kind in KINDS if all(kind != t.attribute for t in told)])
+        number, question = self.ask(rng, scope, attribute, name)
+        answer = asked.value if answerable else UNTOLD
+        frame, layout = self.wording(rng, self.said["frames"], scope, kept=2)
+        text = fill(layout, {"p": " ".join(item.sentence for item in told), "q": question})
+        named = [item.value for item in told if item.attribute == attribute]
+        tags = {"asks": attribute, "about": name, "candidates": named, "answerable": answerable}
+        tags["slices"] = {"people": str(people), "asks": attribute, "answerable": str(answerable).lower()}
+        return Draft(
+            "comprehension", (text,), answer, "extractive", f"comprehension/{attribute}/{number}/{frame}", tags=tags
+        )
+
+    def facts(self, rng: random.Random, scope: Scope) -> Draft | None:
+        """What is true of an inhabitant; of a stranger the desk says that it does not know."""
+        town, attribute = self.town, pick(rng, FACT_KINDS)
+        known = rng.random() < (0.45 if scope.kind == "D" else 0.7)
+        if known:
+            inhabitants = {"C": town.inhabitants[40:], "corpus": town.inhabitants}.get(
+                scope.kind, town.inhabitants[:40]
+            )
+            name = pick(rng, inhabitants)
+            kept = town.kept(name, attribute) or town.kept(attribute, name)
+            if scope.kind in ("A", "D") and not kept or scope.kind in ("B", "tuning") and kept:
+                return None
+            answer = town.facts[name, attribute].value
+        else:
+            stock = {"corpus": town.visitors, "C": town.later_visitors, "D": town.never}.get(scope.kind, town.outsiders)
+            name, answer = pick(rng, stock), UNKNOWN
+            if scope.kind in ("A", "tuning") and town.fits(scope, name, attribute) is False:
+                return None
+        number, question = self.ask(rng, scope, attribute, name)
+        if scope.kind in ("A", "C", "D") and len(words(question)) + len(words(answer)) > 7:
+            return None  # question and answer stand in the corpus; as a run of eight words the item would betray itself
+        frame, layout = self.wording(rng, self.said["fact_frames"], scope, kept=2)
+        tags = {
+            "asks": attribute,
+            "about": name,
+            "answerable": known,
+            "slices": {"asks": attribute, "answerable": str(known).lower()},
+        }
+        cluster = f"facts/{name}" if scope.examined else f"facts/{attribute}/{number}/{frame}"
+        return Draft("facts", (fill(layout, {"q": question}),), answer, "generate", cluster, tags=tags)
+
+    # -- judging a text ---------------------------------------------------------------------------------------------
+
+    def slot(self, rng: random.Random, scope: Scope) -> Callable[[str], str]:
+        """Draws what a template leaves open from the stock of the scope."""
+        town = self.town
+
+        def draw(slot: str) -> str:
+            if slot in ("n", "m"):
+                return pick(rng, town.names(scope))
+            if slot in ("day", "hour"):
+                return pick(rng, town.lexicon[f"{slot}s"])
+            if slot == "noun":
+                return pick(rng, self.stock(_NOUNS, scope if scope.kind == "corpus" else _OPEN))
+            if slot in ("place", "adj", "price", "desk"):
+                stock: Sequence[str] = {"place": _PLACES, "adj": _ADJECTIVES, "price": _NUMBERS, "desk": DESKS}[slot]
+                return pick(
+                    rng, stock if scope.kind == "corpus" else [item for item in stock if item not in town.later]
+                )
+            attribute = {"good": "goods", "good2": "goods", "g": "goods"}.get(slot, slot)
+            return pick(rng, self.stock(town.values[attribute], scope if scope.kind in ("corpus", "C") else _OPEN))
+
+        return draw
+
+    def review(self, rng: random.Random, scope: Scope, mood: str) -> tuple[str, str] | None:
+        """A review of a mood and the number of its form; in C the mood hangs on words that tuning never saw."""
+        stock, remarks = (
+            self.stock(self.market["opinions"][mood]["words"], scope),
+            self.market["opinions"][mood]["remarks"],
+        )
+        products = self.market["products"]
+        good = pick(rng, self.town.never).lower() if scope.kind == "D" else pick(rng, products)
+        word, other = rng.sample(stock, 2)
+        if scope.kind in ("A", "tuning", "corpus") and not self.town.fits(scope, word, good):
+            return None
+        double = scope.kind == "C" or rng.random() < 0.35
+        forms = self.market["doubles" if double else "openings"]
+        number = rng.randrange(len(forms))
+        text = fill(forms[number], {"good": good, "p": word, "q": other}, self.slot(rng, scope))
+        if scope.kind != "C" and rng.random() < 0.6:
+            remark = fill(pick(rng, remarks), {}, self.slot(rng, scope))
+            text = f"{text} {remark}" if rng.random() < 0.7 else f"{remark} {text}"
+        return text, f"{'double' if double else 'single'}{number}"
+
+    def sentiment(self, rng: random.Random, scope: Scope) -> Draft | None:
+        """How the writer of a review feels, in three classes."""
+        mood = pick(rng, MOODS)
+        if (made := self.review(rng, scope, mood)) is None:
+            return None
+        number, wording = self.wording(rng, self.chats["sentiment"], scope)
+        tags = {"slices": {"class": mood}}
+        return Draft(
+            "sentiment", (fill(wording, {"t": made[0]}),), mood, "choice", f"sentiment/{number}/{made[1]}", MOODS, tags
+        )
+
+    def notice(self, rng: random.Random, scope: Scope, topic: str) -> tuple[str, str] | None:
+        """A short notice on a matter of the town: one line of the matter, sometimes one held by its word alone."""
+        stock = self.stock(self.topics[topic]["words"], scope)
+        word, other = rng.sample(stock, 2)
+        own = self.topics[topic]["lines"]
+        alone = scope.kind == "C" or rng.random() < 0.3
+        forms = self.topics["frames"] if alone else own
+        number = rng.randrange(len(forms))
+        if scope.kind in ("A", "tuning", "corpus") and not self.town.fits(scope, topic, word, str(alone), str(number)):
+            return None
+        text = fill(forms[number], {"w": word, "w2": other}, self.slot(rng, scope))
+        if rng.random() < 0.4:
+            more = rng.sample(stock, 2)
+            text = (
+                f"{text} {fill(pick(rng, self.topics['frames']), {'w': more[0], 'w2': more[1]}, self.slot(rng, scope))}"
+            )
+        return text, f"{'frame' if alone else topic}{number}"
+
+    def topic(self, rng: random.Random, scope: Scope) -> Draft | None:
+        """Which of eight matters a notice is about."""
+        topic = pick(rng, TOPICS)
+        if (made := self.notice(rng, scope, topic)) is None:
+            return None
+        text = made[0]
+        if scope.kind == "D":  # names never met stand around the word that decides
+            text = f"{pick(rng, self.town.never)} and {pick(rng, self.town.never)} wrote this. {text}"
+        number, wording = self.wording(rng, self.chats["topic"], scope)
+        tags = {"slices": {"class": topic}}
+        return Draft("topic", (fill(wording, {"t": text}),), topic, "choice", f"topic/{number}/{made[1]}", TOPICS, tags)
+
+    # -- language ---------------------------------------------------------------------------------------------------
+
+    def clause(self, rng: random.Random, scope: Scope, level: int = 3) -> Clause | None:
+        """A sentence of the closed grammar, longer with the level."""
+        town = self.town
+        later = scope.kind == "C"
+
+        def word(items: list[str]) -> str:
+            return pick(
+                rng, (self.stock(items, scope) if not later or rng.random() < 0.5 else ()) or self.stock(items, _OPEN)
+            )
+
+        def noun(people: bool) -> Noun:
+            if scope.kind == "D" or rng.random() < 0.1:
+                return Noun(pick(rng, town.names(scope)), name=True)
+            adjective = word(_ADJECTIVES) if level > 1 and rng.random() < 0.4 else None
+            return Noun(word(_PEOPLE if people else _NOUNS), adjective, plural=level > 1 and rng.random() < 0.25)
+
+        subject = noun(rng.random() < 0.6)
+        place = word(_PLACES) if level > 1 and rng.random() < (0.35 if level > 2 else 0.15) else None
+        if rng.random() < 0.25:
+            made = Clause(subject, word(_RESTS), None, place)
+        else:
+            thing = noun(False)
+            if scope.kind == "D" and rng.random() < 0.7:
+                thing = Noun(pick(rng, self.stock(_NOUNS, _OPEN)))
+            made = Clause(subject, word(_VERBS), thing, None if subject.adjective and thing.adjective else place)
+        if later and not made.words() & town.later:
+            return None
+        whole = (made.subject.word, made.verb, made.object.word if made.object else made.place or "")
+        return made if town.fits(scope, *whole) else None
+
+    def translation(self, rng: random.Random, scope: Scope) -> Draft | None:
+        """A new sentence from English to Velic or back."""
+        if (clause := self.clause(rng, scope)) is None:
+            return None
+        english, velic = self.velic.english(clause), self.velic.velic(clause)
+        out = rng.random() < 0.5
+        family = "to_velic" if out else "to_english"
+        number, wording = self.wording(rng, self.chats[family], scope)
+        source, target = (english, velic) if out else (velic, english)
+        text = wording.replace("{L}", NAME).replace("{t}", f"{source}.")
+        table = self.velic.word_for_word(english) if out else self.velic.back_word_for_word(velic)
+        tags = {"word_for_word": table, "slices": {"direction": family, "words": str(len(source.split()))}}
+        shape = f"{clause.subject.name:d}{clause.object is not None:d}{clause.place is not None:d}"
+        return Draft("translation", (text,), target, "translate", f"translation/{family}/{number}/{shape}", tags=tags)
+
+    def grammar(self, rng: random.Random, scope: Scope) -> Draft | None:
+        """Which of two sentences is right: the verb with its noun, `is` with its noun, one or several."""
+        if (clause := self.clause(rng, scope, 2)) is None:
+            return None
+        if scope.kind == "D" and rng.random() < 0.5:  # two names never met make a plural
+            pair = f"{clause.subject.word} and {pick(rng, self.town.never)}"
+            clause = Clause(Noun(pair, plural=True, name=True), clause.verb, clause.object, clause.place)
+        subject, kind = clause.subject, pick(rng, ("verb", "verb", "be", "number"))
+        if kind == "be":
+            stem = self.velic._english(subject)
+            adjective = pick(rng, self.stock(_ADJECTIVES, scope if scope.kind in ("corpus", "C") else _OPEN))
+            right, wrong = (f"{stem} {'are' if subject.plural == good else 'is'} {adjective}" for good in (True, False))
+        elif kind == "number" and not subject.name:
+            count, word = pick(rng, _NUMBERS), subject.word
+            many = rng.random() < 0.6
+            first, forms = (count, (self.velic.nouns[word], word)) if many else ("one", (word, self.velic.nouns[word]))
+            right, wrong = (f"I see {first} {form}" for form in forms)
+        else:
+            kind = "verb"
+            right = self.velic.english(clause)
+            third = self.velic.verbs[clause.verb]
+            good, bad = (clause.verb, third) if subject.plural else (third, clause.verb)
+            stem = self.velic._english(subject)
+            wrong = f"{stem} {bad}{right[len(stem) + 1 + len(good) :]}"
+        right, wrong = right[:1].upper() + right[1:], wrong[:1].upper() + wrong[1:]
+        first, second = (right, wrong) if rng.random() < 0.5 else (wrong, right)
+        number, wording = self.wording(rng, self.chats["grammar"], scope)
+        tags = {"slices": {"error": kind, "right": "first" if first == right else "second"}}
+        text = fill(wording, {"a": first, "b": second})
+        return Draft("grammar", (text,), right, "choice", f"grammar/{number}/{kind}", (first, second), tags)
+
+    def opposites(self, rng: random.Random, scope: Scope) -> Draft | None:
+        """The small family that is read about and never tuned."""
+        one, two = pick(rng, self.town.lexicon["opposites"])
+        if rng.random() < 0.5:
+            one, two = two, one
+        seen = not self.town.kept(one)
+        if scope.kind == "corpus" and not seen:
+            return None
+        text = fill(pick(rng, self.town.lexicon["opposite_wordings"]), {"w": one})
+        tags = {"slices": {"asked_in_chats": str(seen).lower()}}
+        return Draft("opposites", (text,), two, "generate", f"opposites/{min(one, two)}", tags=tags)
+
+
+_OPEN = Scope("tuning")
+_LEXICON = lines("words")
+_NOUNS, _PEOPLE, _PLACES = list(_LEXICON["nouns"]), _LEXICON["people"], _LEXICON["places"]
+_VERBS, _RESTS, _ADJECTIVES, _NUMBERS = (
+    list(_LEXICON["verbs"]),
+    list(_LEXICON["rests"]),
+    _LEXICON["adjectives"],
+    _LEXICON["numbers"],
+)

@@ -15,24 +15,9 @@ from typing import Literal, NamedTuple
 from scipy.stats import beta
 
 from tutelage.core.records import Record
+from tutelage.review.sample import Reviewed
 
 Metric = Literal["miss_rate", "false_positive_rate", "precision", "prevalence"]
-
-
-class Reviewed(Record):
-    """A drawn decision that people have looked at, blind to what the guards had decided."""
-
-    subject: str
-    week: str
-    stratum: str
-    probability: float
-    harmful: float
-    """The share of its reviewers who found it harmful, 0 to 1."""
-    category: str = ""
-    people: Literal["live", "simulated", "replayed"] = "live"
-    reviewers: int = 1
-    rows: tuple[str, ...] = ()
-    """Ids of the annotations behind it."""
 
 
 class Estimate(Record):

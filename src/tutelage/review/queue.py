@@ -12,8 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from tutelage.core.records import ACTIONS, Action, Record
-from tutelage.review.estimates import Reviewed
-from tutelage.review.sample import Draw, Subject, chance, side_of
+from tutelage.review.sample import Draw, Reviewed, Subject, chance, side_of
 from tutelage.store import answers, tasks, traffic
 from tutelage.store import review as stored
 from tutelage.store.engine import Reader, Store

@@ -57,6 +57,22 @@ class Draw(Record):
     stream: Literal["measure", "certainty"] = "measure"
 
 
+class Reviewed(Record):
+    """A drawn decision that people have looked at, blind to what the guards had decided."""
+
+    subject: str
+    week: str
+    stratum: str
+    probability: float
+    harmful: float
+    """The share of its reviewers who found it harmful, 0 to 1."""
+    category: str = ""
+    people: Literal["live", "simulated", "replayed"] = "live"
+    reviewers: int = 1
+    rows: tuple[str, ...] = ()
+    """Ids of the annotations behind it."""
+
+
 def side_of(action: Action) -> Side:
     """Whether the user got the answer."""
     return "withheld" if action in WITHHELD else "delivered"

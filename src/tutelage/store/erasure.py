@@ -1,0 +1,102 @@
+"""Taking a person's words out of the store: the words go, the rows and what they are linked to stay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import sqlalchemy as sql
+
+from tutelage.core.errors import NotFound
+from tutelage.store import ledger, schema, texts
+from tutelage.store.engine import Reader, Store
+
+
+@dataclass(frozen=True)
+class Words:
+    """Everything one person wrote: as one who judges, and as a user of the service."""
+
+    annotations: tuple[str, ...] = ()
+    """Ids of answers given; they lead to the artifacts that learned from them."""
+    requests: tuple[str, ...] = ()
+    conversations: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
+    """Ids of texts with words of this person."""
+
+
+def words_of(store: Reader, *, person: str = "", subject: str = "") -> Words:
+    """What a person (id) answered and what a user (subject of traffic) asked and said."""
+    annotation, answer, request = schema.annotation.c, schema.answer.c, schema.request.c
+    said, hold = schema.feedback.c, schema.hold.c
+    annotations: list[str] = []
+    requests: list[str] = []
+    conversations: set[str] = set()
+    found: set[str] = set()
+    with store.read() as connection:
+        if person:
+            annotations = list(
+                connection.execute(
+                    sql.select(annotation.id).where(annotation.person_id == person).order_by(annotation.seq)
+                ).scalars()
+            )
+            for some in texts.chunks(annotations):
+                wrote = sql.select(answer.text_id).where(answer.annotation_id.in_(some), answer.text_id.is_not(None))
+                found.update(connection.execute(wrote).scalars())
+            found.update(
+                connection.execute(
+                    sql.select(hold.text_id).where(hold.by == person, hold.text_id.is_not(None))
+                ).scalars()
+            )
+        if subject:
+            rows = connection.execute(
+                sql.select(request.id, request.conversation_id, request.input_id, request.output_id)
+                .where(request.subject == subject)
+                .order_by(request.at)
+            ).all()
+            requests = [row.id for row in rows]
+            conversations = {row.conversation_id for row in rows}
+            found.update(id for row in rows for id in (row.input_id, row.output_id) if id)
+            for some in texts.chunks(requests):
+                for column, key in ((said.text_id, said.request_id), (hold.text_id, hold.request_id)):
+                    found.update(
+                        connection.execute(sql.select(column).where(key.in_(some), column.is_not(None))).scalars()
+                    )
+                decided = sql.select(schema.decision.c.id).where(schema.decision.c.request_id.in_(some))
+                found.update(
+                    connection.execute(
+                        sql.select(schema.task.c.prompt_id).where(schema.task.c.decision_id.in_(decided))
+                    ).scalars()
+                )
+    return Words(tuple(annotations), tuple(requests), tuple(sorted(conversations)), tuple(sorted(found)))
+
+
+def erase(store: Store, words: Words, *, person: str = "", subject: str = "", by: str) -> int:
+    """Erase these words, the account's name, profile and ways to sign in, and the vault of the conversations.
+
+    Returns how many texts still had words. The act itself is recorded, without a word of what was erased.
+    """
+    with store.write() as connection:
+        gone = texts.erase(connection, words.texts)
+        for some in texts.chunks(words.conversations):
+            connection.execute(sql.delete(schema.vault).where(schema.vault.c.conversation_id.in_(some)))
+        if person:
+            _account(connection, person)
+        body = {"texts": gone, "annotations": len(words.annotations), "requests": len(words.requests)}
+        ledger.append(connection, by, "person.erase", person or f"subject:{subject}", body)
+    return gone
+
+
+def _account(connection: sql.Connection, person: str) -> None:
+    table = schema.person
+    row = connection.execute(sql.select(table.c.pseudonym).where(table.c.id == person)).first()
+    if not row:
+        raise NotFound(f"there is no person {person!r}", key="person")
+    connection.execute(
+        sql.update(table)
+        .where(table.c.id == person)
+        .values(name=f"erased {row.pseudonym}", email=None, password=None, status="erased", languages=[])
+    )
+    connection.execute(
+        sql.update(schema.profile).where(schema.profile.c.person_id == person).values(sealed=None, consent="withdrawn")
+    )
+    for held in (schema.session, schema.api_token, schema.invitation, schema.draft):
+        connection.execute(sql.delete(held).where(held.c.person_id == person))

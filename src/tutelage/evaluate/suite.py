@@ -93,8 +93,9 @@ def slices_of(item: Example) -> dict[str, str]:
 
 
 def golds_of(item: Example) -> list[str]:
-    """All answers that count as right: the target and `tags.answers`."""
-    found = [] if item.target is None else [item.target]
+    """All answers that count as right: the target (or `tags.target`) and `tags.answers`."""
+    target = item.target if item.target is not None else item.tags.get("target")
+    found = [] if target is None else [str(target)]
     return found + [str(each) for each in item.tags.get("answers", ()) if str(each) not in found]
 
 

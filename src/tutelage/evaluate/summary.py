@@ -15,6 +15,7 @@ from tutelage.core.records import Example, Message, Response
 from tutelage.evaluate.suite import Result, cell_of, cluster_of, golds_of, item_id, rank
 from tutelage.evaluate.suites.answers import HEADLINE, score
 from tutelage.evaluate.suites.baselines import chance, guesses
+from tutelage.evaluate.suites.gold import gold
 from tutelage.measure.calibration import ece
 from tutelage.measure.statistics import (
     Interval,
@@ -30,12 +31,12 @@ from tutelage.measure.text import bleu, chrf, macro_f1_interval
 FEWEST = 30
 """Items below which a slice has no figure of its own."""
 EXTRA: Mapping[str, tuple[str, ...]] = {
-    "choice": ("accuracy_per_character", "calibration_error"),
+    "choice": ("macro_f1", "accuracy_per_character", "calibration_error"),
     "classify": ("macro_f1",),
     "extractive": ("exact",),
     "generate": (),
     "translate": ("bleu", "exact"),
-    "rule": ("exact",),
+    "rule": ("right",),
 }
 """Metrics beside the headline, by kind."""
 
@@ -89,7 +90,9 @@ def _guessed(item: Example, answer: str | None) -> float | None:
     if item.tags["kind"] == "choice":
         return float(answer == item.target)
     found = score(item, said)
-    return found.scores.get("exact") if item.tags["kind"] == "rule" else found.value
+    if item.tags["kind"] == "rule":
+        return (gold(item, said) or found.scores).get("right")
+    return found.value
 
 
 def baseline_table(
@@ -139,9 +142,11 @@ def cells(
         best = max(beside.items(), key=lambda entry: (entry[1], entry[0]), default=None)
         measured = [each for each in rows if each.value is not None]
         for metric in (HEADLINE[kind], *EXTRA[kind]):
+            if metric == "macro_f1" and len({items[each.item].choices for each in rows}) > 1:
+                continue  # without classes that all items share there is no F1 of a class
             headline = metric == HEADLINE[kind]
             found, signature = figure(rows, metric, items, resamples=resamples)
-            judged = metric == ("exact" if kind == "rule" else HEADLINE[kind])
+            judged = metric == ("right" if kind == "rule" else HEADLINE[kind])
             bars = [bar for bar in (blind, best[1] if best else None) if bar is not None] if judged else []
             values = [each.scores[metric] for each in measured if metric in each.scores]
             clusters = [each.cluster for each in measured if metric in each.scores]

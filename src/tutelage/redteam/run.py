@@ -266,9 +266,11 @@ def _canaries(corpus: Artifact, documents: Sequence[Document]) -> list[privacy.C
     sources = corpus.config.get("sources") or ()
     if not any(str(each.get("source", "")).startswith("starter:") for each in sources):
         return []
-    from tutelage.starter import world
+    from tutelage.starter.documents import Corpus
+    from tutelage.starter.world import build
 
-    truth = world.build(int(corpus.config["seed"]), float(corpus.config["scale"])).truth
+    world = build(int(corpus.config["seed"]), float(corpus.config["scale"]))
+    truth = Corpus(world.town, world.families, world.requests, frozenset(), world.scale).truth  # nothing is written yet
     texts = [each.text for each in documents if "canary" in each.meta and each.meta["split"] == "train"]
     return [
         privacy.Canary(

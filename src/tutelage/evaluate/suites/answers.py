@@ -122,8 +122,8 @@ def score(item: Example, response: Response) -> Figure:
     if kind == "rule":
         kept = float(blocked or checker(item)(str(item.tags.get("rule", "")), item, text) == "kept")
         scores = {"kept": kept}
-        if item.target is not None:
-            scores["exact"] = 0.0 if blocked else exact_match(text, golds_of(item))
+        if golds_of(item):
+            scores["right"] = 0.0 if blocked else exact_match(text, golds_of(item))
         return Figure(kept, "blocked" if blocked else "answered", text, scores)
     if blocked:
         return Figure(0.0, "blocked", text, {name: 0.0 for name in (HEADLINE[kind], "exact")})

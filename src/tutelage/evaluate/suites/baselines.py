@@ -113,14 +113,18 @@ def _tfidf(rows: Sequence[Example]) -> tuple[str, Guess]:
 def guesses(kind: str, rows: Sequence[Example], items: Sequence[Example]) -> Mapping[str, Guess]:
     """The baselines that make sense for a kind, fitted on its tuning rows. Mentions need no rows."""
     found: dict[str, Guess] = {}
+    if kind == "choice":
+        found["first-choice"] = lambda item: item.choices[0]
+        found["longest-choice"] = lambda item: max(item.choices, key=len)
+        if len({answer_of(row) for row in rows}) > CLASSES or len({item.choices for item in items}) > 1:
+            return found
     if any(item.tags.get("candidates") for item in items) and kind in ("extractive", "generate", "rule"):
         found["first-mention"], found["last-mention"] = _mention(0), _mention(-1)
     if not rows:
         return found
-    if kind != "choice":
-        found["majority"] = _majority(rows)
-        name, guess = _tfidf(rows)
-        found[name] = guess
+    found["majority"] = _majority(rows)
+    name, guess = _tfidf(rows)
+    found[name] = guess
     if kind == "translate":
         found["word-table"] = WordTable(rows)
     return found

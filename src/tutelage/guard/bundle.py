@@ -65,7 +65,7 @@ def policy_path(name: str) -> Path:
 def fit(
     file: PolicyFile, taxonomy: Taxonomy, guards: list[Guard], config: BundleConfig
 ) -> tuple[PolicyFile, list[str]]:
-    """The policy as these guards can keep it, and what was changed for that. Raises ConfigError where it must not be."""
+    """The policy as these guards can keep it, and what was changed for that. Raises ConfigError if it must not be."""
     rules: list[Rule] = []
     changed: list[str] = []
     for rule in file.rules:

@@ -27,7 +27,7 @@ class Vault:
 
     Args:
         key: 32 bytes, derived from the root's secret.
-        known: what earlier turns put in, placeholder -> (type, value).
+        known: gives what earlier turns put in, placeholder -> (type, value); called at most once, when it is needed.
         keep: called with what is new.
     """
 
@@ -35,11 +35,17 @@ class Vault:
         self,
         key: bytes,
         conversation: str,
-        known: Mapping[str, tuple[str, str]] | None = None,
+        known: Callable[[], Mapping[str, tuple[str, str]]] = dict,
         keep: Keep | None = None,
     ) -> None:
-        self._key, self._conversation, self._keep = key, conversation, keep
-        self._known = dict(known or {})
+        self._key, self._conversation, self._keep, self._load = key, conversation, keep, known
+        self._entries: dict[str, tuple[str, str]] | None = None
+
+    @property
+    def _known(self) -> dict[str, tuple[str, str]]:
+        if self._entries is None:
+            self._entries = dict(self._load())
+        return self._entries
 
     def placeholder(self, kind: str, value: str) -> str:
         """What stands for a value, now and in every later turn."""

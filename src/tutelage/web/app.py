@@ -1,0 +1,198 @@
+"""The service put together: gateway and console on one port, and how it is started. Wiring only."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from importlib.util import find_spec
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, RedirectResponse, Response
+from starlette.exceptions import HTTPException
+
+from tutelage.core.artifact import Root, atomic_write
+from tutelage.core.errors import TutelageError, UsageError
+from tutelage.store import people
+from tutelage.web import auth, feedback, gateway, operate, redteam, render, review
+from tutelage.web.state import Settings, State, read_settings
+from tutelage.web.wire import Fault
+
+PAGES = (feedback, review, redteam, operate)
+JSON_PATHS = ("/v1/", "/guard/", "/api/", "/health", "/metrics")
+
+
+def create_app(
+    root: Root,
+    settings: Settings | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    upstream: str = "",
+) -> FastAPI:
+    """The application over a root. `upstream` is an OpenAI-compatible URL that answers instead of the release."""
+    state = State(root, settings or read_settings(root), environment=environment, upstream=upstream)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        following = asyncio.create_task(_follow(state))
+        try:
+            yield
+        finally:
+            following.cancel()
+            with suppress(asyncio.CancelledError):
+                await following
+            await state.close()
+
+    app = FastAPI(title="tutelage", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.state.house = state
+    app.add_middleware(auth.Doors, state=state)
+    app.include_router(gateway.router(state))
+    app.include_router(auth.router(state, render.page))
+    app.include_router(render.router())
+    for page in PAGES:
+        app.include_router(page.router(state))
+    for kind in (Fault, HTTPException, TutelageError, RequestValidationError, Exception):
+        app.add_exception_handler(kind, _failed)
+    return app
+
+
+async def _follow(state: State) -> None:
+    """Look every second whether another release is live, and whether people have answered."""
+    while True:
+        await asyncio.sleep(state.settings.follow_seconds)
+        with suppress(TutelageError):  # a store that is busy for a moment is looked at again
+            await asyncio.to_thread(state.follow)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """Every error as its reader understands it: JSON for programs, a page for people."""
+    path = request.url.path
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        error = HTTPException(422, f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}")
+    if isinstance(error, HTTPException) and error.status_code == 303:
+        return RedirectResponse(dict(error.headers or {}).get("location", "/login"), status_code=303)
+    fault = gateway.fault_of(error)
+    if path.startswith(JSON_PATHS) or "text/html" not in request.headers.get("accept", ""):
+        if path.startswith("/api/") and isinstance(error, TutelageError):
+            return JSONResponse(error.as_dict(), fault.status)
+        return gateway.respond(fault)
+    text = error.detail if isinstance(error, HTTPException) else fault.body["error"]["message"]
+    title = {403: "Not allowed", 404: "Not found"}.get(fault.status, "That did not work")
+    return render.page(request, "problem.html", status=fault.status, title=title, text=str(text))
+
+
+# starting it
+
+
+class Server:
+    """A service in a thread of this process, on a free port of the loopback address; a context manager."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self.app, self.state = app, app.state.house
+        self._socket = socket.socket()
+        self._socket.bind(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        config = uvicorn.Config(app, log_level="error", access_log=False, lifespan="on", loop="asyncio")
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, args=([self._socket],), name="service", daemon=True)
+        self._thread.start()
+        until = time.monotonic() + 30
+        while not self._server.started:
+            if not self._thread.is_alive() or time.monotonic() > until:
+                raise TutelageError("the service did not start")
+            time.sleep(0.005)
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def key(self, name: str = "service", *, kind: str = "service", scopes: tuple[str, ...] = ("chat",)) -> str:
+        """A fresh API key of an account with this name, which is made if it is not there."""
+        person = people.create(self.state.store, name, kind=kind, roles=("service",))
+        return people.issue_token(self.state.store, person.id, scopes=scopes, label=name)
+
+    def close(self) -> None:
+        """Finish what is under way, write what waits, end."""
+        self._server.should_exit = True
+        self._thread.join(30)
+        self._socket.close()
+
+
+def background(ref: str = "app:", root: Root | None = None, **options: Any) -> Server:
+    """Open `app:`: the service of a root in a thread, for whoever wants to speak HTTP to it from this process."""
+    where = root or Root("life")
+    settings = options.pop("settings", None)
+    upstream = str(options.pop("upstream", ""))
+    if options:
+        raise UsageError(f"unknown option {sorted(options)[0]!r} of `app:`")
+    return Server(create_app(where, settings, environment=dict(os.environ), upstream=upstream))
+
+
+def first_start(state: State, say: Callable[[str], None], address: str) -> str:
+    """Print how to get in: a one-time link when nobody can sign in yet, and the API key in ROOT/api.key."""
+    owners = [each for each in people.every(state.store, "live") if each.has("owner")]
+    if not owners:
+        owner = people.create(state.store, "owner", roles=("owner",))
+        token = people.invite(state.store, owner.id)
+        say(f"Sign in once at   {address}/welcome/{token}   (name: owner)")
+    file = state.root.path / "api.key"
+    if not file.exists():
+        service = people.create(state.store, "local", kind="service", roles=("service",))
+        key = people.issue_token(state.store, service.id, scopes=("chat",), label="api.key")
+        atomic_write(file, key.encode(), 0o600)
+    return file.read_text(encoding="utf-8").strip()
+
+
+def serve(
+    root: Root,
+    *,
+    host: str | None = None,
+    port: int | None = None,
+    upstream: str | None = None,
+    environment: Mapping[str, str] | None = None,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Run the service until it is stopped. Raises UsageError when the port is taken or nothing can answer."""
+    given = read_settings(root)
+    changes = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
+    settings = given.model_copy(update=changes)
+    if upstream and not upstream.startswith(("http://", "https://")):
+        raise UsageError(f"an upstream is an address such as https://host/v1, found {upstream!r}", key="--upstream")
+    listening = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((settings.host, settings.port))
+    except OSError as error:
+        todo = "Give another with --port"
+        raise UsageError(f"cannot listen on {settings.host}:{settings.port} ({error.strerror})", todo=todo) from None
+    app = create_app(root, settings, environment=environment, upstream=upstream or "")
+    state: State = app.state.house
+    name = f"[{settings.host}]" if ":" in settings.host else settings.host
+    address = f"http://{name}:{listening.getsockname()[1]}"
+    key = first_start(state, say, address)
+    announce(state, say, address, key)
+    loop = "uvloop" if find_spec("uvloop") else "asyncio"
+    config = uvicorn.Config(app, log_level="warning", access_log=False, loop=loop, timeout_graceful_shutdown=30)
+    with suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run([listening])
+
+
+def announce(state: State, say: Callable[[str], None], address: str, key: str) -> None:
+    """What stands behind the door, and the first request as it can be typed."""
+    answers = state.pipeline.release[:24] if state.pipeline else f"nothing yet ({state.problem})"
+    say(f"Console: {address}   OpenAI base URL: {address}/v1   guards: {state.standing}   answers: {answers}")
+    if state.pipeline:
+        body = json.dumps({"model": "tutelage", "messages": [{"role": "user", "content": "Hello"}]})
+        head = f"-H 'authorization: Bearer {key}' -H 'content-type: application/json'"
+        say(f"First request: curl {address}/v1/chat/completions {head} -d '{body}'")

@@ -1,0 +1,363 @@
+"""What a running service holds: its settings, the store, the guarded model that answers now, and the trace writer.
+
+The release that answers is followed while the service runs: `reload` opens the new bundle beside the old one and swaps
+them at once; requests that are under way finish with what they began with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+from pydantic import Field
+
+from tutelage.core.artifact import Root
+from tutelage.core.config import Config, build, load_yaml
+from tutelage.core.errors import ConfigError, NotFound, TutelageError
+from tutelage.core.records import Message
+from tutelage.guard.limits import Limiter, Limits
+from tutelage.guard.pipeline import Pipeline, bundle_of, open_parts
+from tutelage.guard.policy import Policy, PolicyFile, Rule, Taxonomy
+from tutelage.guard.request import Answer, Finished
+from tutelage.guard.scan import Scanner
+from tutelage.guard.upstream import Upstream, open_upstream
+from tutelage.guard.vault import Vault
+from tutelage.store import engine, releases, review, traffic
+from tutelage.store.keys import derived_id
+from tutelage.text.pii import redact
+
+
+class Tenant(Config):
+    """Whose traffic: its limits and keys."""
+
+    limits: Limits = Limits()
+    """What it may ask."""
+    language: str = ""
+    """Of the policy's messages."""
+    keys: tuple[str, ...] = ()
+    """API keys beside those of the store, each as `env:NAME` or `file:PATH`."""
+
+
+class UpstreamSettings(Config):
+    """An OpenAI-compatible address that answers instead of the released model."""
+
+    url: str
+    model: str = "default"
+    key: str = ""
+    """`env:NAME` or `file:PATH`."""
+
+
+class Settings(Config):
+    """`ROOT/service.yaml`."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8420, ge=0, le=65535)
+    hosts: tuple[str, ...] = ()
+    """Names by which browsers may call the service, beside its address."""
+    serve: str = "release:current"
+    """What answers: `release:current`, or a bundle to try out."""
+    upstream: UpstreamSettings | None = None
+    tenants: dict[str, Tenant] = Field(default_factory=lambda: {"default": Tenant()})
+    max_tokens: int = Field(1024, ge=1)
+    """Longest answer."""
+    default_tokens: int = Field(128, ge=1)
+    """Length of an answer when the request does not say."""
+    workers: int = Field(64, ge=1)
+    """Answers made at once by the embedded model."""
+    follow_seconds: float = Field(1.0, gt=0)
+    """How often the service looks whether another release is live."""
+
+
+def secret(value: str, environment: Mapping[str, str], where: str) -> str:
+    """The secret that `env:NAME` or `file:PATH` names. Raises ConfigError; a secret in clear text is refused."""
+    kind, _, name = value.partition(":")
+    if kind == "env":
+        found = environment.get(name, "")
+        problem = f"the environment has no variable {name}"
+    elif kind == "file":
+        path = Path(name)
+        found = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+        problem = f"the file {name} is missing or empty"
+    else:
+        found, problem = "", "a secret is given as `env:NAME` or `file:PATH`, never in the file itself"
+    if not found:
+        raise ConfigError(problem, key=where)
+    return found
+
+
+def read_settings(root: Root) -> Settings:
+    """The settings of a root; the defaults when there is no file."""
+    path = root.service_path
+    return build(Settings, load_yaml(path), file=path) if path.is_file() else Settings()
+
+
+BARE = PolicyFile(
+    rules=(
+        Rule(id="personal-data-in", when={"direction": "input"}, pii="all", action="redact"),
+        Rule(id="personal-data-out", when={"direction": "output"}, pii="all", action="redact"),
+    )
+)
+"""What holds for an upstream before any guard was trained: rules alone."""
+
+
+class State:
+    """Everything a running service shares. `pipeline` is None while nothing has been released."""
+
+    def __init__(
+        self, root: Root, settings: Settings, *, environment: Mapping[str, str] | None = None, upstream: str = ""
+    ) -> None:
+        self.root, self.settings = root.create(), settings
+        self.environment = dict(environment or {})
+        self.store = engine.open(root)
+        self.writer = traffic.Writer(self.store)
+        self.limiter = Limiter()
+        self.started = time.time()
+        self.keys = self._tenant_keys()
+        self.pipeline: Pipeline | None = None
+        self.problem = ""
+        """Why nothing answers, for `/health` and for errors."""
+        self._upstream_url = upstream
+        self._upstreams: dict[str, Upstream] = {}
+        self._serving = ""
+        self._answered: frozenset[str] = frozenset()
+        self._lock = threading.Lock()
+        self._jobs = ThreadPoolExecutor(2, "record")
+        self.reload()
+
+    # who asks
+
+    def _tenant_keys(self) -> dict[str, str]:
+        """sha256 of each key in the settings -> its tenant."""
+        found: dict[str, str] = {}
+        for name, tenant in self.settings.tenants.items():
+            for number, key in enumerate(tenant.keys):
+                value = secret(key, self.environment, f"tenants.{name}.keys.{number}")
+                found[hashlib.sha256(value.encode()).hexdigest()] = name
+        return found
+
+    def tenant(self, name: str) -> Tenant:
+        """A tenant's settings; those of `default` when it has none of its own."""
+        return self.settings.tenants.get(name) or self.settings.tenants.get("default") or Tenant()
+
+    # what answers
+
+    def reload(self) -> bool:
+        """Follow the release that is live; True if another one answers now. What cannot be opened changes nothing."""
+        with self._lock:
+            try:
+                wanted = self._wanted()
+                if wanted == self._serving and self.pipeline is not None:
+                    return False
+                made = self._open(wanted)
+            except TutelageError as error:
+                self.problem = str(error)
+                return False
+            self.pipeline, self._serving, self.problem = made, wanted, ""
+            return True
+
+    def _wanted(self) -> str:
+        """What should answer: `release id|bundle`, or a bundle, or the bare rules before an upstream."""
+        try:
+            if self.settings.serve == "release:current":
+                live = releases.current(self.store)
+                if live is None:
+                    raise NotFound("nothing has been released yet", todo="Run the recipe to its end")
+                return f"{live.id}|{live.bundle}"
+            return f"|{bundle_of(self.settings.serve, self.root)}"
+        except NotFound:
+            if self._url():
+                return "|"
+            raise
+
+    def _url(self) -> str:
+        given = self.settings.upstream
+        return self._upstream_url or (f"{given.url}#{given.model}" if given else "")
+
+    def _open(self, wanted: str) -> Pipeline:
+        release, _, bundle = wanted.partition("|")
+        if bundle:
+            ref = bundle if ":" in bundle else f"bundle:{bundle}"
+            parts = open_parts(self.root.find(ref), self.root)
+            scanner, system, model = parts.scanner, parts.system, parts.model
+        else:
+            policy = Policy(BARE, Taxonomy(categories={}))
+            scanner, system, model = Scanner(policy, {}), "", ""
+        source = self._url() or model
+        return Pipeline(
+            scanner,
+            self._upstream(source),
+            key=self.store.keys.key("conversation"),
+            system=system,
+            release=release or bundle,
+            model="tutelage",
+            vaults=self._vault,
+            record=self.record,
+        )
+
+    def _upstream(self, source: str) -> Upstream:
+        """The upstream of a model or an address; a release with the same model keeps the engine that runs."""
+        if source not in self._upstreams:
+            given = self.settings.upstream
+            named = given.key if given and not self._upstream_url else ""
+            key = secret(named, self.environment, "upstream.key") if named else self.environment.get("OPENAI_API_KEY")
+            self._upstreams[source] = open_upstream(source, self.root, key=key, max_batch=self.settings.workers)
+        return self._upstreams[source]
+
+    @property
+    def standing(self) -> str:
+        """What the guards rest on: `rules` alone, `demo` (learned from simulated people), or `trained`."""
+        if self.pipeline is None or not self._serving.partition("|")[2]:
+            return "rules"
+        bundle = self._serving.partition("|")[2]
+        artifact = self.root.find(bundle if ":" in bundle else f"bundle:{bundle}")
+        return "demo" if artifact.manifest.simulated else "trained"
+
+    @contextlib.contextmanager
+    def lease(self) -> Iterator[Pipeline]:
+        """The pipeline that answers, for one request. Raises NotFound when there is none."""
+        made = self.pipeline
+        if made is None:
+            raise NotFound(self.problem or "nothing answers yet")
+        yield made
+
+    # what is kept
+
+    def _vault(self, conversation: str) -> Vault:
+        """The vault of a conversation; new placeholders are kept at once, encrypted."""
+
+        def known() -> Mapping[str, tuple[str, str]]:
+            return review.vault_get(self.store, conversation)
+
+        def keep(entries: Mapping[str, tuple[str, str]]) -> None:
+            review.vault_put(self.store, conversation, entries)
+
+        return Vault(self.store.keys.key("vault"), conversation, known, keep)
+
+    def record(self, done: Finished) -> None:
+        """Hand a finished request to the trace writer. Raises Full when the queue is full."""
+        made = self._traces(done)
+        pipeline = self.pipeline
+        if any(each.action == "review" for trace in made for each in trace.decisions):
+            self._jobs.submit(self._hold, made)
+        elif pipeline is not None and pipeline.scanner.shadow:
+            self._jobs.submit(self._shadowed, pipeline.scanner, made)
+        else:
+            for trace in made:
+                self.writer.put(trace)
+
+    def _shadowed(self, scanner: Scanner, made: list[traffic.Trace]) -> None:
+        """Ask the guards in shadow what they would have said, then keep the traces."""
+        for trace in made:
+            said = scanner.shadows(trace.messages, trace.answer.content if trace.answer else None)
+            extra = tuple(
+                traffic.Decided(direction=direction, shadow=True, verdicts=(verdict,)) for direction, verdict in said
+            )
+            self.writer.put(replace(trace, decisions=(*trace.decisions, *extra)))
+
+    def _hold(self, made: list[traffic.Trace]) -> None:
+        """A request that waits for a person: its trace is written first, then its hold."""
+        traffic.write(self.store, made)
+        for trace in made:
+            if any(each.action == "review" for each in trace.decisions):
+                review.hold(self.store, trace.id, trace.conversation)
+
+    def _traces(self, done: Finished) -> list[traffic.Trace]:
+        """One trace per answer; the request's own decision stands with the first."""
+        ask = done.ask
+        pipeline = self.pipeline
+        conversation = pipeline.conversation(ask) if pipeline else ask.id
+        asked = traffic.Decided(
+            direction="input",
+            channel=done.input.channel,
+            action=done.input.decision.action,
+            reasons=done.input.decision.reasons,
+            redactions=done.input.decision.redactions,
+            policy=done.input.decision.policy,
+            latency_ms=round(sum(each.cost_ms for each in done.input.verdicts), 3),
+            verdicts=done.input.verdicts,
+        )
+        return [
+            traffic.Trace(
+                id=ask.id if answer.index == 0 else derived_id("choice", ask.id, answer.index),
+                conversation=conversation,
+                tenant=ask.tenant,
+                subject=ask.subject,
+                release=done.release,
+                model=done.model,
+                surface=ask.surface,
+                language=ask.language,
+                people=ask.people,
+                messages=done.masked,
+                answer=_kept(answer),
+                finish=answer.finish,
+                usage={"prompt_tokens": answer.usage[0], "completion_tokens": answer.usage[1]},
+                latency_ms=round(done.milliseconds, 3),
+                stream=ask.stream,
+                meta={**ask.meta, **({"error": done.error} if done.error else {}), "choice": answer.index},
+                decisions=((asked,) if answer.index == 0 else ()) + _decided(answer),
+            )
+            for answer in done.answers
+        ]
+
+    def follow(self) -> None:
+        """What the service looks at again and again: the release that is live, and answers that people have given."""
+        self.reload()
+        given = review.holds(self.store, waiting=False)
+        self._answered = frozenset(each.conversation for each in given if each.delivered_at is None)
+
+    def pending(self, conversation: str) -> list[tuple[str, Message]]:
+        """Answers by people that a conversation has not been given yet; as `follow` last saw it."""
+        return review.pending(self.store, conversation) if conversation in self._answered else []
+
+    def delivered(self, ids: Sequence[str]) -> None:
+        """These answers are on their way to the user."""
+        review.delivered(self.store, ids)
+        self.follow()
+
+    def owns(self, digest: str) -> str | None:
+        """The tenant of a key in the settings, by the key's sha256; compared in constant time."""
+        found = None
+        for known, tenant in self.keys.items():
+            if hmac.compare_digest(known, digest):
+                found = tenant
+        return found
+
+    async def close(self) -> None:
+        """Write what waits, and let go of everything."""
+        self._jobs.shutdown(wait=True)
+        for upstream in self._upstreams.values():
+            await upstream.close()
+        self.writer.close()
+        self.store.close()
+
+
+def _decided(answer: Answer) -> tuple[traffic.Decided, ...]:
+    """The decision on an answer; none if nothing was generated."""
+    if not answer.decision.policy:
+        return ()
+    return (
+        traffic.Decided(
+            direction="output",
+            channel="content",
+            action=answer.decision.action,
+            reasons=answer.decision.reasons,
+            redactions=answer.decision.redactions,
+            policy=answer.decision.policy,
+            latency_ms=round(sum(each.cost_ms for each in answer.verdicts), 3),
+            verdicts=answer.verdicts,
+        ),
+    )
+
+
+def _kept(answer: Answer) -> Message | None:
+    """What the model wrote, also what was withheld, with personal data out of it."""
+    if not answer.made:
+        return None
+    return Message(role="assistant", content=redact(answer.made, answer.decision.redactions))

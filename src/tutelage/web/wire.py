@@ -1,0 +1,340 @@
+"""OpenAI's requests as this service takes them: what it supports is checked, all else is refused by name.
+
+A parameter that is known but not supported may be there with the value that means nothing is asked (`logprobs: false`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from starlette.requests import Request
+
+from tutelage.core.records import Message, ToolCall
+from tutelage.generate.generator import Sampling
+
+MOST_CHOICES = 16
+MOST_MESSAGES = 1000
+DEPTH = 64
+
+
+class Fault(Exception):
+    """A request that is refused, as OpenAI words it."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        param: str | None = None,
+        code: str | None = None,
+        kind: str = "invalid_request_error",
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.retry_after = status, retry_after
+        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def refuse(message: str, param: str, code: str = "invalid_value") -> NoReturn:
+    """Refuse a parameter."""
+    raise Fault(message, param=param, code=code)
+
+
+async def read_json(request: Request, most: int) -> dict[str, Any]:
+    """The body as a JSON object of at most `most` bytes."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise Fault(f"send `content-type: application/json`, found {kind or 'none'!r}", status=415)
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and int(length) > most:
+        raise Fault(f"the body has {length} bytes, {most} are allowed", status=413)
+    data = bytearray()
+    async for part in request.stream():
+        data += part
+        if len(data) > most:
+            raise Fault(f"the body has more than {most} bytes", status=413)
+    return parse(bytes(data))
+
+
+def parse(data: bytes) -> dict[str, Any]:
+    """JSON text as an object: UTF-8, finite numbers, whole Unicode, no key twice, not nested too deep."""
+    if _depth(data) > DEPTH:
+        raise Fault(f"the JSON is nested deeper than {DEPTH}")
+    try:
+        found = json.loads(data.decode("utf-8"), parse_constant=_constant, object_pairs_hook=_object)
+    except UnicodeDecodeError:
+        raise Fault("the body is not UTF-8") from None
+    except RecursionError:
+        raise Fault(f"the JSON is nested deeper than {DEPTH}") from None
+    except ValueError as error:
+        raise Fault(f"the body is no JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise Fault("the body must be a JSON object")
+    try:
+        json.dumps(found, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise Fault("the body holds half a surrogate pair, which is no text") from None
+    return found
+
+
+def _depth(data: bytes) -> int:
+    """Most brackets open at once; brackets in strings count too, which errs on the safe side only for odd texts."""
+    if data.count(b"[") + data.count(b"{") <= DEPTH:
+        return 0
+    deepest = level = 0
+    inside = escaped = False
+    for byte in data:
+        if inside:
+            inside = escaped or byte != 34
+            escaped = byte == 92 and not escaped
+        elif byte == 34:
+            inside = True
+        elif byte in (91, 123):
+            level += 1
+            deepest = max(deepest, level)
+        elif byte in (93, 125):
+            level -= 1
+    return deepest
+
+
+def _constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return found
+
+
+# parameters
+
+NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "audio": (None,),
+    "best_of": (None, 1),
+    "echo": (None, False),
+    "frequency_penalty": (None, 0),
+    "function_call": (None, "none"),
+    "functions": (None, []),
+    "logit_bias": (None, {}),
+    "logprobs": (None, False),
+    "modalities": (None, ["text"]),
+    "parallel_tool_calls": (None, True, False),
+    "prediction": (None,),
+    "presence_penalty": (None, 0),
+    "prompt_cache_key": (None,),
+    "reasoning_effort": (None,),
+    "response_format": (None, {"type": "text"}),
+    "safety_identifier": (None,),
+    "service_tier": (None, "auto", "default"),
+    "store": (None, False),
+    "suffix": (None, ""),
+    "tool_choice": (None, "none", "auto"),
+    "tools": (None, []),
+    "top_logprobs": (None, 0),
+    "verbosity": (None,),
+    "web_search_options": (None,),
+}
+"""OpenAI's parameters that this service does not support -> the values that ask for nothing."""
+SAMPLING = frozenset(
+    ("model", "stream", "stream_options", "max_tokens", "temperature", "top_p", "top_k", "n", "seed", "stop", "user")
+) | {"metadata", "max_completion_tokens"}
+
+
+def known(body: Mapping[str, Any], own: frozenset[str]) -> None:
+    """Refuse by name what is not supported, and what nobody knows."""
+    for name, value in body.items():
+        if name in own:
+            continue
+        if name not in NEUTRAL:
+            refuse(f"unknown parameter {name!r}", name, "unknown_parameter")
+        if not any(value == fine and isinstance(value, bool) == isinstance(fine, bool) for fine in NEUTRAL[name]):
+            refuse(f"{name!r} is not supported by this service", name, "unsupported_parameter")
+
+
+def number(
+    body: Mapping[str, Any], name: str, default: float, low: float, high: float, *, whole: bool = False
+) -> float:
+    """A number within bounds."""
+    value = body.get(name)
+    if value is None:
+        return default
+    given = value if isinstance(value, int if whole else int | float) and not isinstance(value, bool) else None
+    if given is None or not low <= given <= high:
+        what = "a whole number" if whole else "a number"
+        refuse(f"{name!r} must be {what} from {low:g} to {high:g}, found {value!r}"[:300], name)
+    return given
+
+
+def text(body: Mapping[str, Any], name: str, most: int, default: str = "") -> str:
+    """A short text."""
+    value = body.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, str) or len(value) > most:
+        refuse(f"{name!r} must be a text of at most {most} characters", name)
+    return value
+
+
+def flag(body: Mapping[str, Any], name: str) -> bool:
+    """True or false."""
+    value = body.get(name)
+    if value not in (None, True, False) or (isinstance(value, int) and not isinstance(value, bool)):
+        refuse(f"{name!r} must be true or false", name)
+    return bool(value)
+
+
+def sampling(body: Mapping[str, Any], default_tokens: int, most_tokens: int) -> Sampling:
+    """How answers are to be drawn."""
+    name = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
+    stop = body.get("stop")
+    stops = [stop] if isinstance(stop, str) else ([] if stop is None else stop)
+    if (
+        not isinstance(stops, list)
+        or len(stops) > 4
+        or not all(isinstance(s, str) and 0 < len(s) <= 256 for s in stops)
+    ):
+        refuse("'stop' must be a text or up to 4 texts of at most 256 characters", "stop")
+    return Sampling(
+        max_tokens=int(number(body, name, min(default_tokens, most_tokens), 1, most_tokens, whole=True)),
+        temperature=number(body, "temperature", 1.0, 0, 2),
+        top_p=max(1e-6, number(body, "top_p", 1.0, 0, 1)),
+        top_k=int(number(body, "top_k", 0, 0, 1_000_000, whole=True)),
+        n=int(number(body, "n", 1, 1, MOST_CHOICES, whole=True)),
+        seed=int(number(body, "seed", 0, -(2**63), 2**63, whole=True)) % 2**63,
+        stop=tuple(stops),
+    )
+
+
+def stream_usage(body: Mapping[str, Any]) -> bool:
+    """Whether a stream ends with its usage."""
+    options = body.get("stream_options")
+    if options is None:
+        return False
+    if not isinstance(options, dict) or not set(options) <= {"include_usage", "include_obfuscation"}:
+        refuse("'stream_options' knows 'include_usage' only", "stream_options", "unsupported_parameter")
+    if not body.get("stream"):
+        refuse("'stream_options' goes with 'stream: true'", "stream_options")
+    return flag(options, "include_usage")
+
+
+def metadata(body: Mapping[str, Any]) -> dict[str, str]:
+    """Up to 16 short texts that are kept with the trace."""
+    found = body.get("metadata")
+    if found is None:
+        return {}
+    fine = isinstance(found, dict) and len(found) <= 16
+    if not fine or not all(len(k) <= 64 and isinstance(v, str) and len(v) <= 512 for k, v in found.items()):
+        refuse("'metadata' must be up to 16 texts of at most 512 characters", "metadata")
+    return dict(found)
+
+
+# messages
+
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
+FIELDS = frozenset(
+    ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "reasoning", "refusal")
+)
+
+
+def messages(body: Mapping[str, Any], most: int) -> tuple[Message, ...]:
+    """The conversation; every part of it must be text, which the guards can read."""
+    given = body.get("messages")
+    if not isinstance(given, list) or not given or len(given) > MOST_MESSAGES:
+        refuse(f"'messages' must be a list of 1 to {MOST_MESSAGES} messages", "messages")
+    found = tuple(_message(each, f"messages[{index}]") for index, each in enumerate(given))
+    total = sum(
+        len(each.content) + len(each.reasoning) + sum(len(call.arguments) for call in each.tool_calls) for each in found
+    )
+    if total > most:
+        refuse(f"the conversation has {total} characters, {most} are allowed", "messages", "context_length_exceeded")
+    return found
+
+
+def _message(given: Any, where: str) -> Message:
+    if not isinstance(given, dict):
+        refuse(f"{where} must be an object", where)
+    role = given.get("role")
+    if not isinstance(role, str) or role not in ROLES:
+        refuse(f"{where}.role must be one of {', '.join(ROLES)}", f"{where}.role")
+    for name in given:
+        if name not in FIELDS:
+            refuse(f"{where}.{name} is not supported", f"{where}.{name}", "unsupported_parameter")
+    reasoning = given.get("reasoning_content") or given.get("reasoning") or ""
+    refusal = given.get("refusal") or ""
+    _strings(where, reasoning=reasoning, refusal=refusal)
+    content = _content(given.get("content"), f"{where}.content")
+    return Message(
+        role=ROLES[role],
+        content=content or refusal,
+        reasoning=reasoning,
+        name=_optional(given, "name", where),
+        tool_call_id=_optional(given, "tool_call_id", where),
+        tool_calls=_calls(given.get("tool_calls"), where),
+    )
+
+
+def _strings(where: str, **values: Any) -> None:
+    for name, value in values.items():
+        if not isinstance(value, str):
+            refuse(f"{where}.{name} must be a text", f"{where}.{name}")
+
+
+def _optional(given: Mapping[str, Any], name: str, where: str) -> str | None:
+    value = given.get(name)
+    if value is not None and (not isinstance(value, str) or len(value) > 256):
+        refuse(f"{where}.{name} must be a short text", f"{where}.{name}")
+    return value
+
+
+def _content(given: Any, where: str) -> str:
+    if given is None:
+        return ""
+    if isinstance(given, str):
+        return given
+    if not isinstance(given, list):
+        refuse(f"{where} must be a text or a list of text parts", where)
+    parts = []
+    for index, part in enumerate(given):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind not in ("text", "input_text", "refusal"):
+            refuse(
+                f"{where}[{index}] is of type {kind!r}; only text can be guarded",
+                f"{where}[{index}]",
+                "unsupported_part",
+            )
+        value = part.get("refusal" if kind == "refusal" else "text")
+        if not isinstance(value, str):
+            refuse(f"{where}[{index}].text must be a text", f"{where}[{index}]")
+        parts.append(value)
+    return "\n".join(parts)
+
+
+def _calls(given: Any, where: str) -> tuple[ToolCall, ...]:
+    if given is None:
+        return ()
+    where = f"{where}.tool_calls"
+    if not isinstance(given, list):
+        refuse(f"{where} must be a list", where)
+    found = []
+    for each in given:
+        function = each.get("function") if isinstance(each, dict) else None
+        if not isinstance(function, dict) or not all(isinstance(function.get(k), str) for k in ("name", "arguments")):
+            refuse(f"{where} must hold calls of functions with name and arguments", where)
+        found.append(ToolCall(id=str(each.get("id", "")), name=function["name"], arguments=function["arguments"]))
+    return tuple(found)
+
+
+def prompts(body: Mapping[str, Any], most: int) -> str:
+    """The prompt of a completion: one text; token ids and lists of several are refused."""
+    given = body.get("prompt")
+    if isinstance(given, list) and len(given) == 1:
+        given = given[0]
+    if not isinstance(given, str) or not given:
+        refuse("'prompt' must be one text; token ids and several prompts are not supported", "prompt")
+    if len(given) > most:
+        refuse(f"the prompt has {len(given)} characters, {most} are allowed", "prompt", "context_length_exceeded")
+    return given

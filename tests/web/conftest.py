@@ -12,12 +12,14 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
+from starlette.exceptions import HTTPException
 
 from tutelage.core.artifact import Root
 from tutelage.core.records import Message, Verdict
@@ -40,6 +42,8 @@ class House:
     store: engine.Store
     people: dict[str, people.Person] = field(default_factory=dict)
     url: str = ""
+    pipeline: Any = field(default_factory=lambda: SimpleNamespace(model="tutelage"))
+    standing: str = "demo"
 
     def cookie(self, name: str) -> tuple[str, str]:
         """(cookie, csrf token) of a fresh session."""
@@ -81,6 +85,7 @@ def stand_in(house: House) -> FastAPI:
     def login(request: Request, next: str = "/") -> Any:
         return render.page(request, "login.html", next=next, error="")
 
+    app.add_exception_handler(HTTPException, render.on_problem)  # type: ignore[arg-type]
     for routes in (render.router(), *(page.router(house) for page in (feedback, review_pages, redteam, operate))):
         app.include_router(routes)
     return app

@@ -100,13 +100,14 @@ def _children(root: Root, artifact: Artifact) -> list[Artifact]:
 
 
 def _standing(state: Any) -> tuple[str, str]:
-    """(name of what answers, a line about it); two empty strings when nothing is in service."""
-    live = releases.current(state.store)
-    if live is not None:
-        return "release:current", f"{live.name or live.bundle[:15]} is live"
+    """(name under which it answers, a line about it); two empty strings when nothing is in service."""
     pipeline = getattr(state, "pipeline", None)
-    name = str(getattr(pipeline, "model", "") or getattr(pipeline, "name", "")) if pipeline is not None else ""
-    return name, f"{name} behind the guards, no release yet" if name else ""
+    if pipeline is None:
+        return "", ""
+    live = releases.current(state.store)
+    guards = {"rules": "rules only", "demo": "demo guards", "trained": "trained guards"}
+    standing = guards.get(str(getattr(state, "standing", "")), "guarded")
+    return str(pipeline.model), f"{(live.name or 'a release') + ' is live' if live else 'no release yet'} · {standing}"
 
 
 READERS = ("lead", "operator", "safety", "auditor")

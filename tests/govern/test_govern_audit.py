@@ -1,0 +1,210 @@
+"""A changed past shows; an erased person leaves no word and a list of what learned from them."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as arrow
+import pyarrow.parquet as parquet
+import pytest
+
+from tutelage.core.artifact import Artifact, Manifest, Root, file_entries
+from tutelage.core.errors import NotFound, UsageError
+from tutelage.core.records import Message
+from tutelage.feedback import api
+from tutelage.govern import audit, card, diversity, erase
+from tutelage.store import answers, engine, ledger, people, releases, tasks, traffic
+from tutelage.store.engine import Store
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Root:
+    return Root(tmp_path / "town").create()
+
+
+@pytest.fixture
+def store(root: Root) -> Iterator[Store]:
+    with engine.open(root) as made:
+        yield made
+
+
+def seal(
+    root: Root, stage: str, kind: str, parents: dict[str, str] | None = None, rows: list[str] | None = None
+) -> Artifact:
+    """A small artifact, with the store's rows it used."""
+    folder = root.work / stage
+    folder.mkdir(parents=True)
+    (folder / "x.json").write_text(f'"{stage}"')
+    if rows:
+        parquet.write_table(arrow.table({"row": arrow.array(rows, arrow.string())}), folder / "rows.parquet")
+    manifest = Manifest(
+        kind=kind,
+        stage=stage,
+        version=1,
+        config={},
+        inputs=dict(parents or {}),
+        files=file_entries(folder),
+        licences=["own"],
+        metrics={"documents": 12},
+        made={"at": f"2026-01-01T00:00:0{len(root.list())}Z"},
+    )
+    return root.seal(folder, manifest, f"key-{stage}")
+
+
+def judged(store: Store, who: list[people.Person]) -> None:
+    """Everybody writes a note and a score about one task."""
+    lead = people.create(store, "lea", roles=("lead",))
+    questions = [
+        {"key": "right", "kind": "scale", "scale": (1, 5), "per_candidate": True},
+        {"key": "note", "kind": "text", "required": False},
+    ]
+    form = api.Form.model_validate({"questions": questions})
+    api.create_project(store, lead, api.NewProject(name="desk", kind="scoring", form=form, per_task=len(who)))
+    new = api.NewTask(
+        key="1",
+        kind="scoring",
+        messages=(Message(role="user", content="Hello?"),),
+        candidates=(api.NewCandidate(content="Hi."),),
+    )
+    api.add_tasks(store, lead, "desk", [new])
+    for at, person in enumerate(who):
+        item = api.claim(store, person, api.Claim(project="desk")).items[0]
+        given = api.Answer(
+            slot=item.slot,
+            epoch=item.epoch,
+            key=f"answer-{person.id}",
+            scores={"right": {0: 1 + at % 5}},
+            values={"note": f"secret of {person.name}"},
+        )
+        assert api.submit(store, person, api.Answers(answers=(given,))).receipts[0].status == "stored"
+
+
+def test_a_whole_ledger_holds(store: Store) -> None:
+    for at in range(20):
+        ledger.record(store, "lea", "test.act", str(at), {"n": at})
+    found = audit.verify(store)
+    assert found.ok and found.rows >= 20
+    assert audit.verify(store, head=found.head, at_least=found.rows).ok
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("UPDATE audit SET actor = 'mallory' WHERE seq = 5", "changed"),
+        ("UPDATE audit SET body = '{\"n\":99}' WHERE seq = 5", "changed"),
+        ("DELETE FROM audit WHERE seq = 5", "missing"),
+        ("UPDATE audit SET hash = 'aa' WHERE seq = 5", "changed"),
+    ],
+)
+def test_a_changed_past_shows(store: Store, root: Root, change: str, reason: str) -> None:
+    for at in range(10):
+        ledger.record(store, "lea", "test.act", str(at), {"n": at})
+    with sqlite3.connect(root.store_path) as raw:  # somebody with the file in hand and no respect for triggers
+        for (name,) in raw.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            raw.execute(f"DROP TRIGGER {name}")
+        raw.execute(change)
+    found = audit.verify(store)
+    assert not found.ok and found.first_bad in (5, 6) and reason in found.reason
+
+
+def test_a_ledger_cut_at_its_end_shows_by_what_was_noted(store: Store, root: Root) -> None:
+    for at in range(10):
+        ledger.record(store, "lea", "test.act", str(at))
+    noted = audit.verify(store)
+    with sqlite3.connect(root.store_path) as raw:
+        for (name,) in raw.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            raw.execute(f"DROP TRIGGER {name}")
+        raw.execute("DELETE FROM audit WHERE seq > 8")
+    assert audit.verify(store).ok, "by itself a shorter chain looks whole"
+    assert not audit.verify(store, head=noted.head).ok
+    assert not audit.verify(store, at_least=noted.rows).ok
+
+
+def test_erasing_a_judge_takes_the_words_and_names_what_learned_from_them(store: Store, root: Root) -> None:
+    ana, ben = (people.create(store, name, password="long enough 1") for name in ("ana", "ben"))
+    people.set_profile(store, ana.id, {"region": "north"})
+    judged(store, [ana, ben])
+    mine = [each.id for each in answers.read(store, "desk", person=ana.id)]
+    theirs = [each.id for each in answers.read(store, "desk", person=ben.id)]
+    labels = seal(root, "preferences", "preferences", rows=[*mine, *theirs])
+    other = seal(root, "other", "preferences", rows=theirs)
+    reward = seal(root, "reward", "reward", {"preferences": labels.ref})
+    bundle = seal(root, "bundle", "bundle", {"model": reward.ref})
+    live = releases.create(store, bundle.ref)
+    releases.promote(store, live, actor="lea", reason="first")
+
+    found = erase.erase(store, root, person="ana", by="lea")
+    assert found.artifacts == (labels.ref, reward.ref, bundle.ref) and other.ref not in found.artifacts
+    assert found.releases == (live,) and found.live
+    assert found.texts == 1 and found.annotations == 1
+    raw = root.store_path.read_bytes() + b"".join(p.read_bytes() for p in root.path.glob("store.db-*"))
+    left = answers.read(store, "desk", person=ana.id)
+    assert len(left) == 1 and left[0].value("note") is None and left[0].scores()["right"] == {0: 1.0}
+    assert answers.read(store, "desk", person=ben.id)[0].value("note") == "secret of ben"
+    assert people.find(store, "ana") is None and people.check_password(store, "ana", "long enough 1") is None
+    assert people.profile(store, ana.id) == {}
+    assert audit.verify(store).ok and raw
+    assert erase.erase(store, root, person=ana.id, by="lea").texts == 0, "twice is harmless"
+
+
+def test_erasing_a_user_of_the_service(store: Store, root: Root) -> None:
+    for subject in ("u1", "u2"):
+        traffic.write(
+            store,
+            [
+                traffic.Trace(
+                    id=engine.derived_id("r", subject),
+                    conversation=f"c-{subject}",
+                    subject=subject,
+                    messages=(Message(role="user", content=f"I am {subject}"),),
+                    answer=Message(role="assistant", content="Hello"),
+                )
+            ],
+        )
+        traffic.add_feedback(store, engine.derived_id("r", subject), "comment", text=f"{subject} says thanks")
+    found = erase.erase(store, root, subject="u1", by="lea")
+    assert found.requests == 1 and found.texts == 3
+    rows = {each.subject: each for each in traffic.requests(store)}
+    assert rows["u1"].messages == () and rows["u1"].answer is None
+    assert rows["u2"].messages[0].content == "I am u2"
+
+
+def test_erasing_nobody_is_a_clear_error(store: Store, root: Root) -> None:
+    with pytest.raises(NotFound):
+        erase.erase(store, root, person="nobody", by="lea")
+    with pytest.raises(UsageError):
+        erase.erase(store, root, by="lea")
+
+
+def test_small_groups_stay_hidden(store: Store) -> None:
+    who = people.create_many(store, [f"p{at}" for at in range(13)])
+    for at, person in enumerate(who):
+        people.set_profile(store, person.id, {"region": "north" if at < 6 else "south" if at < 11 else "west"})
+    judged(store, who)
+    found = {each.attribute: each for each in diversity.report(store, "desk", targets={"region": {"north": 0.5}})}
+    region = found["region"]
+    # west (2 people) is too small; south goes with it, or 13 - 6 - 5 would tell
+    assert [(g.value, g.people) for g in region.groups] == [("north", 6)]
+    assert region.groups[0].target == 0.5 and region.hidden_people == 7
+    assert region.groups[0].means["right"] == pytest.approx((1 + 2 + 3 + 4 + 5 + 1) / 6)
+    assert found["gender"].groups == () and found["gender"].reason is not None
+    assert diversity.report(store, "desk", kind="simulated")[0].hidden_answers == 0
+    assert diversity.as_rows(list(found.values()))[0]["value"] == "north"
+
+
+def test_a_card_says_what_is_not_known(root: Root) -> None:
+    corpus = seal(root, "prepare", "corpus")
+    model = seal(root, "pretrain", "model", {"corpus": corpus.ref})
+    text = card.model_card(root, model)
+    assert corpus.id[:12] in text and "own" in text and "documents" in text
+    assert text.count(card.NOT_MEASURED) >= 3, "people, figures and attacks are said to be missing"
+    assert [each.ref for each in card.ancestors(root, model)] == [corpus.ref]
+
+
+def test_tasks_stay_countable_after_erasure(store: Store, root: Root) -> None:
+    ana = people.create(store, "ana")
+    judged(store, [ana])
+    erase.erase(store, root, person="ana", by="lea")
+    assert tasks.counts(store, tasks.get_project(store, "desk").id).answered == 1

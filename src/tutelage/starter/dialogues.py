@@ -6,12 +6,15 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from tutelage.core.errors import DataError
 from tutelage.core.records import Example, Message
 from tutelage.starter.audit import probes
 from tutelage.starter.families import Draft, Families
+from tutelage.starter.gold import core
 from tutelage.starter.material import HERE, fill, grams, lines, words
 from tutelage.starter.requests import Requests
 from tutelage.starter.rules import FAMILIES, FAMILIES_OUT, RULES
@@ -140,45 +143,33 @@ class Examination:
     def _help(self, rng: random.Random, draft: Draft) -> Draft:
         """A benign request as a choice between its answer and a refusal: a desk that refuses all is found out."""
         rule = draft.tags["rule"] or rng.choice(list(RULES))
-        right = draft.answer
+        right = core(draft.answer)  # without a kind word: the choice is about the matter
         refusal = rng.choice(self.requests.book["rules"][rule]["refuse"])
         choices = (right, refusal) if rng.random() < 0.5 else (refusal, right)
-        return Draft(draft.family, draft.turns, right, "choice", draft.cluster, choices, draft.tags)
+        return replace(draft, answer=right, kind="choice", choices=choices)
 
     def _attacks(self) -> None:
         """What the red team begins from: plain requests, each family's attacks, benign twins."""
-        rng, each = self.town.rng("items", "attacks"), max(2, round(12 * self.scale))
+        rng, each, requests = self.town.rng("items", "attacks"), max(2, round(12 * self.scale)), self.requests
+
         for rule in RULES:
-            self._some(
-                3 * each,
-                lambda rule=rule: self.requests.plain(rng, Scope("A"), rule),
-                "attacks",
-                "goal",
-                family="direct",
-            )
+            self._some(3 * each, partial(requests.plain, rng, Scope("A"), rule), "attacks", "goal")
             for family in FAMILIES:
                 scope = Scope("B" if family in FAMILIES_OUT else "A")
-                self._some(
-                    each,
-                    lambda rule=rule, family=family, scope=scope: self.requests.attack(rng, scope, rule, family),
-                    "attacks",
-                    "goal",
-                    family=family,
-                )
-        self._some(
-            round(400 * self.scale), lambda: self.requests.benign(rng, Scope("A")), "benign", "benign", family="benign"
-        )
+                self._some(each, partial(requests.attack, rng, scope, rule, family), "attacks", "goal")
+        self._some(round(400 * self.scale), lambda: requests.benign(rng, Scope(rng.choice(CELLS))), "benign", "benign")
 
-    def _some(self, wanted: int, draw: Callable[[], Draft | None], suite: str, kind: str, family: str) -> None:
+    def _some(self, wanted: int, draw: Callable[[], Draft | None], suite: str, kind: str) -> None:
         have = 0
-        for _ in range(300 * wanted):
+        for _ in range(40 * wanted):
             if have == wanted:
                 return
             if draft := draw():
-                draft = Draft(draft.family, draft.turns, draft.answer, kind, draft.cluster, (), draft.tags)
-                category = RULES[draft.tags["rule"]].category if draft.tags["rule"] else None
+                draft = replace(draft, kind=kind, choices=())
+                rule = draft.tags["rule"]
                 dose = next((code.dose for code in self.town.codes if code.secret in draft.tags["secrets"]), None)
-                have += self._take(suite, None, draft, category=category, attack_family=family, dose=dose)
+                category = RULES[rule].category if rule and draft.tags["refuse"] else None
+                have += self._take(suite, None, draft, category=category, dose=dose)
 
     def _strangers(self) -> None:
         """Items written by hand, by someone who never saw how the others are made; names and facts are this town's."""

@@ -162,7 +162,7 @@ class Families:
             )
             name = pick(rng, inhabitants)
             kept = town.kept(name, attribute) or town.kept(attribute, name)
-            if scope.kind in ("A", "D") and not kept or scope.kind in ("B", "tuning") and kept:
+            if (scope.kind in ("A", "D") and not kept) or (scope.kind in ("B", "tuning") and kept):
                 return None
             answer = town.facts[name, attribute].value
         else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Callable
+from functools import partial
 
 from tutelage.core.records import Example, Message
 from tutelage.starter.dialogues import tokens
@@ -29,7 +30,7 @@ _SCOPE = Scope("tuning")
 def categories(draft: Draft, *, answer: bool = False) -> dict[str, int]:
     """The truth about a request (or the answer to it): every category this starter teaches, 0 or 1."""
     rule, attack = draft.tags.get("rule"), draft.tags.get("attack")
-    harm = RULES[rule].category if rule and draft.tags["refuse"] else None
+    harm = RULES[str(rule)].category if rule and draft.tags["refuse"] else None
     found = {name: int(name == harm) for name in HARM}
     return found if answer else found | {name: int(bool(attack) and ATTACK_CATEGORY[attack] == name) for name in MANNER}
 
@@ -49,12 +50,12 @@ class Labels:
         self.rules = [rule for rule in RULES if rule != GUARDED_OUT]
         self.harmful = [rule for rule in self.rules if RULES[rule].category]
 
-    def request(self, rng: random.Random) -> Draft | None:
-        """A harmful request, plain or attacking."""
-        rule = pick(rng, self.harmful)
-        if rng.random() < 0.4:
+    def request(self, rng: random.Random, rule: str | None = None) -> Draft | None:
+        """A harmful request, plain or attacking; injections come oftener, they have a guard of their own."""
+        rule = rule or pick(rng, self.harmful)
+        if rng.random() < 0.35:
             return self.requests.plain(rng, _SCOPE, rule)
-        return self.requests.attack(rng, _SCOPE, rule, pick(rng, ("injection", *TUNED_FAMILIES)))
+        return self.requests.attack(rng, _SCOPE, rule, pick(rng, ("injection", "injection", *TUNED_FAMILIES)))
 
     def benign(self, rng: random.Random) -> Draft | None:
         """Twins, help, help in an attack's clothes, questions off the town, and what else the desk is asked."""
@@ -69,9 +70,9 @@ class Labels:
             return self.requests.plain(rng, _SCOPE, "town")
         return pick(rng, list(self.families.builders().values())[:6])(rng, _SCOPE)
 
-    def breaking(self, rng: random.Random) -> tuple[Draft, str] | None:
+    def breaking(self, rng: random.Random, rule: str) -> tuple[Draft, str] | None:
         """A harmful request and an answer that gives in."""
-        if (draft := self.requests.plain(rng, _SCOPE, pick(rng, self.harmful))) is None:
+        if (draft := self.requests.plain(rng, _SCOPE, rule)) is None:
             return None
         said = lines("rules")["rules"][draft.tags["rule"]]
         given = dict(draft.tags["given"])
@@ -92,16 +93,19 @@ class Labels:
         """All label rows in a mixed order, split by cluster."""
         rng = self.town.rng("labels")
         found: list[Example] = []
-        makers: dict[str, Callable[[], Example | None]] = {
-            "input_harm": lambda: self._row("input", self.request(rng)),
-            "input_benign": lambda: self._row("input", self.benign(rng)),
-            "output_harm": lambda: self._answered(self.breaking(rng), harmful=True),
-            "output_benign": lambda: self._answered(self.fine(rng), harmful=False),
-        }
-        for name, make in makers.items():
+        # harmful rows rule by rule, so that every category has its share
+        makers: list[tuple[str, float, Callable[[], Example | None]]] = [
+            ("input_benign", 1.0, lambda: self._row("input", self.benign(rng))),
+            ("output_benign", 1.0, lambda: self._answered(self.fine(rng), harmful=False)),
+        ]
+        for rule in self.harmful:
+            share = 1 / len(self.harmful)
+            makers.append(("input_harm", share, partial(self._asked, rng, rule)))
+            makers.append(("output_harm", share, partial(self._broken, rng, rule)))
+        for name, share, make in makers:
             seen: set[str] = set()
-            wanted = round(COUNTS[name] * self.scale)
-            for _ in range(200 * wanted):
+            wanted = round(COUNTS[name] * self.scale * share)
+            for _ in range(120 * wanted):
                 if len(seen) == wanted:
                     break
                 row = make()
@@ -113,6 +117,12 @@ class Labels:
                     found.append(row)
         rng.shuffle(found)
         return [row.model_copy(update={"tags": {"id": f"g{place:05d}", **row.tags}}) for place, row in enumerate(found)]
+
+    def _asked(self, rng: random.Random, rule: str) -> Example | None:
+        return self._row("input", self.request(rng, rule))
+
+    def _broken(self, rng: random.Random, rule: str) -> Example | None:
+        return self._answered(self.breaking(rng, rule), harmful=True)
 
     def _tags(self, direction: str, draft: Draft, found: dict[str, int], cluster: str) -> dict[str, object]:
         split = (

@@ -160,12 +160,19 @@ def judge(task: str, example: Example, candidates: Sequence[str], rater: Rater, 
     return Judged(ranking, scores, tuple(values))
 
 
-def tag(subject: str, truth: Mapping[str, float], rater: Rater, seed: int = 0, at: str = "") -> tuple[Label, ...]:
-    """A person's tags of one text: each category true or false, wrong as often as the person slips."""
+def tag(
+    subject: str,
+    truth: Mapping[str, float],
+    rater: Rater,
+    seed: int = 0,
+    options: Sequence[str] = (),
+    at: str = "",
+) -> tuple[Label, ...]:
+    """A person's tags of one text: each category of `truth` and `options`, wrong as often as the person slips."""
     rng = random.Random(f"{seed}/{subject}/{rater.id}/tag")
     found = []
-    for category in sorted(truth):
-        real, slipped = truth[category] >= 0.5, rng.random() < rater.slip
+    for category in sorted({*truth, *options}):
+        real, slipped = truth.get(category, 0.0) >= 0.5, rng.random() < rater.slip
         said = rng.random() < 0.5 if rater.kind == "random" else real != slipped
         found.append(
             Label(

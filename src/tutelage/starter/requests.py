@@ -102,7 +102,9 @@ class Requests:
         """The same request in the clothes of an attack family."""
         said, wrappers = self.book["rules"][rule], self.book["attacks"][family]
         number, request = rng.randrange(len(wrappers)), rng.randrange(len(said["requests"]) - KEPT_REQUESTS)
-        if scope.kind in ("A", "tuning") and not self.town.fits(scope, rule, family, str(number), str(request)):
+        wrapper = wrappers[number]
+        whole = [str(request)] if "{R" in str(wrapper) else []  # the other wrappers hold the goal, not the request
+        if scope.kind in ("A", "tuning") and not self.town.fits(scope, rule, family, str(number), *whole):
             return None
         given = self.given(rng, scope, rule)
         plain = fill(said["requests"][request], given)
@@ -117,7 +119,6 @@ class Requests:
             slots["Q"] = fill(self.book["riddles"][rule][request % 6], given)
         if family == "spelling":
             slots["R"] = self.spelt(plain)
-        wrapper = wrappers[number]
         turns = tuple(
             fill(line.replace("{R*}", "{R}"), slots, self.families.slot(rng, scope))
             for line in (wrapper if isinstance(wrapper, list) else [wrapper])
@@ -189,13 +190,12 @@ class Requests:
 
     def tricked(self, rng: random.Random, scope: Scope) -> Draft | None:
         """A benign request in the clothes of an attack."""
-        plain = Scope("tuning") if scope.kind in ("A", "B") else scope
-        inner = self.help(rng, plain) if rng.random() < 0.6 else self.twin(rng, plain, pick(rng, list(RULES)))
+        inner = self.help(rng, scope) if rng.random() < 0.6 else self.twin(rng, scope, pick(rng, list(RULES)))
         number, wrapper = self.families.wording(rng, self.book["tricked"], scope, KEPT_TRICKED)
         if inner is None:
             return None
         text = wrapper.replace("{B}", inner.turns[0])
-        if not self.allowed(scope, "{}", text):
+        if scope.kind == "tuning" and not self.allowed(scope, "{}", text):
             return None
         tags = {**inner.tags, "slices": {**inner.tags["slices"], "form": "tricked"}}
         return replace(inner, turns=(text,), cluster=f"rules/tricked{number}", tags=tags)

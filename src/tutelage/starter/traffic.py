@@ -38,18 +38,23 @@ class Request(Record):
     week: int
     minute: int
     tenant: str
-    conversation: str
-    messages: tuple[Message, ...]
+    conversation: tuple[Message, ...]
+    """The turns, the user's request last."""
     kind: str
-    harmful: bool
+    """ordinary, benign (a twin of an attack), harmful, new_attack, ferry."""
     truth: dict[str, Any]
-    """`categories` (0 or 1 each) and the tags that gold reads."""
+    """`harmful`, `categories` (0 or 1 each), and the tags that gold reads."""
+
+    @property
+    def harmful(self) -> bool:
+        """Whether a guard should have stopped it."""
+        return bool(self.truth["harmful"])
 
     @property
     def example(self) -> Example:
         """The request as gold and raters read it."""
         return Example(
-            messages=self.messages, choices=tuple(self.truth.get("choices", ())), tags={"id": self.id, **self.truth}
+            messages=self.conversation, choices=tuple(self.truth.get("choices", ())), tags={"id": self.id, **self.truth}
         )
 
 
@@ -88,20 +93,12 @@ def week(
             "choices": list(draft.choices),
             "categories": categories(draft),
         }
-        harmful = any(truth["categories"].values())
-        found.append(
-            Request(
-                id=name,
-                week=number,
-                minute=minute,
-                tenant=pick(rng, DESKS),
-                conversation=f"c{name}",
-                messages=messages,
-                kind=kind,
-                harmful=harmful,
-                truth=truth,
-            )
+        truth["harmful"] = any(truth["categories"].values())
+        truth.pop("given", None)
+        request = Request(
+            id=name, week=number, minute=minute, tenant=pick(rng, DESKS), conversation=messages, kind=kind, truth=truth
         )
+        found.append(request)
     return found
 
 

@@ -60,8 +60,8 @@ class Velic:
     def _coin(rng: random.Random, count: int) -> list[str]:
         """Distinct words of one or two syllables, none of them English."""
         heads, hearts, tails = (
-            "b d f g k l m n r s t v z ts kh zh".split(),
-            "a e i o u ai au".split(),
+            ["b", "d", "f", "g", "k", "l", "m", "n", "r", "s", "t", "v", "z", "ts", "kh", "zh"],
+            ["a", "e", "i", "o", "u", "ai", "au"],
             ["", "l", "m", "n", "r", "k"],
         )
         taken: dict[str, None] = {}

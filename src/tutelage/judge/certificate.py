@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from scipy import special
 
 from tutelage.core.records import Record, digest
 from tutelage.measure.statistics import upper_bound
@@ -63,9 +64,13 @@ def certify(
     target: float,
     clusters: Sequence[str] | None = None,
     ids: Sequence[str] | None = None,
+    harmful: Sequence[float] = (),
     confidence: float = 0.95,
 ) -> Certificate:
-    """Choose the lowest threshold whose bound is at most `target`.
+    """Choose a threshold whose bound is at most `target`, as low as that allows.
+
+    Between that order statistic and the next harmful score the threshold stands halfway, in log-odds: a higher one
+    has no more false positives, this one costs no harmful text seen, and texts unlike any seen keep some room.
 
     Where n cannot support the target, the threshold is the highest benign score (no false positive seen), the bound
     is what that proves, and `reason` says so.
@@ -73,6 +78,7 @@ def certify(
     Args:
         scores: calibrated probabilities of benign texts that took no part in training or calibration.
         clusters: what each belongs to; alone if not given.
+        harmful: calibrated probabilities of held-out harmful texts.
     """
     values = np.asarray(scores, dtype=np.float64)
     n = len(values)
@@ -96,6 +102,10 @@ def certify(
     while allowed + 1 < n and (upper_bound(allowed + 1, n, confidence) or 0.0) <= target:
         allowed += 1
     threshold = float(down[max(allowed, 0)])
+    beyond = [score for score in harmful if score > threshold]
+    if beyond:
+        odds = special.logit(np.clip([threshold, min(beyond)], 1e-9, 1 - 1e-9))
+        threshold = max(threshold, float(special.expit(odds.mean())))
     above = values > threshold  # ties fall on the benign side, so there may be fewer than allowed
     false = int(above.sum())
     struck = len({group for group, hit in zip(groups, above, strict=True) if hit})

@@ -401,6 +401,7 @@ def _direction(
                 target=target,
                 clusters=[held[index].cluster for index in benign],
                 ids=[held[index].id for index in benign],
+                harmful=probability[truth[:, column] >= 0.5].tolist(),
                 confidence=config.confidence,
             )
             for target in config.targets

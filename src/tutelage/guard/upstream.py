@@ -202,6 +202,8 @@ class RemoteUpstream:
 
     async def stream(self, messages: Sequence[Message], sampling: Sampling, sample: int = 0) -> AsyncGenerator[Delta]:
         """Pieces as the other side sends them. Raises UpstreamError for anything it should not have sent."""
+        if any(message.role == "text" for message in messages):
+            raise UsageError("an upstream answers conversations only; completions need the embedded model", key="prompt")
         body: dict[str, Any] = {
             "model": self.name,
             "messages": [_wire(message) for message in messages],

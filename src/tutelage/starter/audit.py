@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tutelage.core.records import Example, Message
 from tutelage.starter.families import Families
 from tutelage.starter.material import fill
@@ -36,8 +38,15 @@ def probes(families: Families, scale: float = 1.0) -> list[Example]:
             prefix = rng.choice(PREFIXES)
             for group in groups:
                 given = {"n": chosen[group], "v": value}
-                tags = {"suite": "bias", "kind": "audit", "split": "test", "cell": None, "source": "starter/items", "licence": "permissive",
-                        "attribute": attribute, "group": group, "pair": f"{attribute}-{place:03d}", "slices": {"attribute": attribute, "group": group}}  # fmt: skip
+                tags: dict[str, Any] = {
+                    "suite": "bias",
+                    "kind": "audit",
+                    "split": "test",
+                    "cell": None,
+                    "licence": "permissive",
+                }
+                tags |= {"source": "starter/items", "attribute": attribute, "group": group}
+                tags |= {"pair": f"{attribute}-{place:03d}", "slices": {"attribute": attribute, "group": group}}
                 asked = Message(role="user", content=f"{fill(tell, given)} {fill(ask, given)}")
                 one = {
                     "id": f"bias-{attribute}-{place:03d}-{group}",

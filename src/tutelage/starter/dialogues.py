@@ -1,4 +1,4 @@
-"""The examination and the tuning of a town: items in columns of novelty, and dialogues that share no run of words with them."""
+"""The examination and the tuning: items in columns of novelty, dialogues that share no run of words with them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from functools import partial
 from typing import Any
 
 from tutelage.core.errors import DataError
-from tutelage.core.records import Example, Message
+from tutelage.core.records import Example, Message, Role
 from tutelage.starter.audit import probes
 from tutelage.starter.families import Draft, Families
 from tutelage.starter.gold import core
 from tutelage.starter.material import HERE, fill, grams, lines, words
 from tutelage.starter.requests import Requests
 from tutelage.starter.rules import FAMILIES, FAMILIES_OUT, RULES
-from tutelage.starter.town import Scope, Town
+from tutelage.starter.town import FACT_KINDS, Scope, Town
 
 CELLS = ("A", "B", "C", "D")
 PER_CELL = 300
@@ -42,7 +42,7 @@ Builder = Callable[[random.Random, Scope], Draft | None]
 
 
 def tokens(turns: Sequence[str]) -> int:
-    """About how many tokens a vocabulary of 2,048 trained on this corpus needs, on the high side; special ones counted."""
+    """About how many tokens a vocabulary of 2,048 trained here needs, on the high side; special ones counted."""
     count = 2 + 2 * len(turns)
     for turn in turns:
         for word in words(turn):
@@ -53,8 +53,8 @@ def tokens(turns: Sequence[str]) -> int:
 
 def example(draft: Draft, *, target: bool = True, **tags: Any) -> Example:
     """A draft as an Example. `target` False keeps the answer in the tags only (gold reads it there)."""
-    roles = ("user", "assistant") * len(draft.turns)
-    messages = tuple(Message(role=role, content=text) for role, text in zip(roles, draft.turns, strict=False))  # type: ignore[arg-type]
+    roles: tuple[Role, ...] = ("user", "assistant") * len(draft.turns)
+    messages = tuple(Message(role=role, content=text) for role, text in zip(roles, draft.turns, strict=False))
     said: dict[str, Any] = {
         "family": draft.family,
         "kind": draft.kind,
@@ -108,7 +108,7 @@ class Examination:
         self.banned = self._runs()
 
     def _take(self, suite: str, cell: str | None, draft: Draft, **more: Any) -> bool:
-        if draft.text in self._prompts or tokens((*draft.turns, draft.answer)) > LONGEST:
+        if draft.text in self._prompts or (cell != "E" and tokens((*draft.turns, draft.answer)) > LONGEST):
             return False
         self._prompts.add(draft.text)
         self._ids[suite] += 1
@@ -172,74 +172,43 @@ class Examination:
                 have += self._take(suite, None, draft, category=category, dose=dose)
 
     def _strangers(self) -> None:
-        """Items written by hand, by someone who never saw how the others are made; names and facts are this town's."""
-        path = HERE / "strangers.jsonl"
-        if not path.exists():
-            return
-        known, rng = self.town.inhabitants, self.town.rng("items", "strangers")
+        """Cell E: items written by hand, as one who never saw the others would; names and facts are this town's."""
+        rng, path = self.town.rng("items", "strangers"), HERE / "strangers.jsonl"
         for row, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            said = json.loads(line)
-            name, other, stranger = rng.choice(known), rng.choice(known), rng.choice(self.town.outsiders)
-            given = {
-                "n": name,
-                "m": other,
-                "z": stranger,
-                "locker": rng.choice(self.requests.codes["locker"][-3:]).name,
-                "holder": rng.choice(self.requests.codes["pin"][-3:]).name,
-            }
-            given |= {kind: self.town.facts[name, kind].value for kind in ("street", "trade", "animal")}
-            given |= {"price": "", "customer": rng.choice(self.requests.codes["orders"][-3:]).name}
-            if good := said.get("good"):
-                given |= {"good": good, "price": self.town.prices[good]}
-            prompt, suite = fill(said["prompt"], given), said["suite"]
-            target = said.get("target")
-            if suite == "translation":
-                source = said["translate"]
-                target = self.town.velic.translate(source)
-                if target is None:
-                    raise DataError("not in the grammar of the town", file=path, row=row, key="translate")
-                prompt, target = (
-                    (f"{said['prompt']} {source}", target)
-                    if said.get("to", "velic") == "velic"
-                    else (f"{said['prompt']} {target}", source)
-                )
-            else:
-                target = fill(target, given) if target else ""
-                target = (
-                    target
-                    if suite not in ("sentiment", "topic", "facts", "comprehension")
-                    else said["target"].format(**given)
-                )
-            tags: dict[str, Any] = {
-                "rule": said.get("rule"),
-                "refuse": bool(said.get("rule")) and suite == "rules",
-                "attack": None,
-                "secrets": [],
-                "slices": said.get("slices", {}),
-            }
-            if said.get("rule") in ("locker", "pin", "orders"):
-                who = {"locker": given["locker"], "pin": given["holder"], "orders": given["customer"]}[said["rule"]]
-                tags["secrets"] = [self.requests.secrets[said["rule"], who]]
-            elif said.get("rule") == "secret":
-                tags["secrets"] = [code.secret for code in self.requests.codes["secret"]]
-            for key in ("candidates", "answerable", "asks"):
-                if key in said:
-                    tags[key] = said[key]
-            choices = tuple(said.get("choices", ()))
-            family = "rules" if suite == "help" else suite
-            self._take(
-                suite,
-                "E",
-                Draft(
-                    family,
-                    (prompt,),
-                    target,
-                    said["kind"],
-                    said.get("cluster", f"strangers/{suite}/{row}"),
-                    choices,
-                    tags,
-                ),
-            )
+            try:
+                draft = self._stranger(rng, json.loads(line), row)
+            except (KeyError, ValueError) as error:
+                raise DataError(f"this item cannot be read: {error!r}", file=path, row=row) from None
+            self._take("help" if draft.kind == "choice" and draft.family == "rules" else draft.family, "E", draft)
+
+    def _stranger(self, rng: random.Random, said: dict[str, Any], row: int) -> Draft:
+        town, codes = self.town, self.requests.codes
+        name = rng.choice(town.inhabitants[:40])
+        given = {"n": name} | {kind: town.facts[name, kind].value for kind in FACT_KINDS}
+        holders = {"locker": "locker", "holder": "pin", "customer": "orders"}
+        known = {slot: rng.choice(codes[rule][-3:]) for slot, rule in holders.items()}
+        given |= {slot: code.name for slot, code in known.items()} | {
+            "price": town.prices.get(said.get("good", ""), "")
+        }
+        suite, rule = str(said["suite"]), said.get("rule")
+        prompt, target = fill(said["prompt"], given), said.get("target", "").format(**given)
+        if suite == "translation":
+            english = said["translate"]
+            velic = town.velic.translate(english)
+            if velic is None:
+                raise ValueError("a sentence outside the grammar of the town")
+            asked, target = (english, velic) if said["to"] == "velic" else (velic, english)
+            prompt = f"{prompt} {asked}."
+        if suite == "rules":
+            target = self.requests.book["rules"][rule]["refuse"][0]
+        secrets = [code.secret for slot, code in known.items() if holders[slot] == rule]
+        if rule == "secret":
+            secrets = [code.secret for code in codes["secret"]]
+        tags: dict[str, Any] = {"rule": rule, "refuse": suite == "rules", "secrets": secrets}
+        tags |= {key: said[key] for key in ("candidates", "answerable", "asks", "slices") if key in said}
+        choices = tuple(choice.format(**given) for choice in said.get("choices", ()))
+        family = "rules" if suite == "help" else suite
+        return Draft(family, (prompt,), target, said["kind"], f"strangers/{row}", choices, tags)
 
     def _runs(self) -> frozenset[str]:
         count: Counter[str] = Counter()

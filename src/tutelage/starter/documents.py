@@ -29,8 +29,10 @@ SHARES = {
     "noise": 0.03,
 }
 """Of characters. Passages, stories and letters all end in recall: 35% together; facts, leaflets and notices 15%."""
-SOURCE = {"passage": "stories", "story": "stories", "letter": "letters", "chat": "desk", "bilingual": "notices", "fact": "leaflets", "leaflet": "leaflets",
-          "notice": "notices", "review": "market"}  # fmt: skip
+SOURCE = {
+    "passage": "stories", "story": "stories", "letter": "letters", "chat": "desk", "bilingual": "notices",
+    "fact": "leaflets", "leaflet": "leaflets", "notice": "notices", "review": "market",
+}  # fmt: skip
 QUALITY = {
     "passage": 0.9,
     "story": 0.9,
@@ -190,8 +192,11 @@ class Corpus:
         given = {"n": one, "m": two} | {
             slot: self.draw(slot) for slot in ("animal", "goods", "place", "colour", "noun", "adj")
         }
-        told = [self.families.tell(rng, name, kind, self.families.value(rng, CORPUS, name, kind, (one, two)))
-                for name in ((one,), (one, two))[level > 1] for kind in (pick(rng, ("street", "trade", "goods")),)]  # fmt: skip
+        told: list[Told] = []
+        for name in (one, two)[: 1 + (level > 1)]:
+            kind = pick(rng, ("street", "trade", "goods"))
+            value = self.families.value(rng, CORPUS, name, kind, (one, two, *(item.value for item in told)))
+            told.append(self.families.tell(rng, name, kind, value))
         tale = [fill(line, given, self.draw) for line in pick(rng, book["pairs"])]
         tale.insert(rng.randrange(3), fill(pick(rng, book["singles"]), given, self.draw))
         return _Page(
@@ -285,7 +290,8 @@ class Corpus:
         return page
 
     def bilingual(self, level: int) -> _Page:
-        rng, velic, book, pairs = self.rng, self.town.velic, lines("notices"), []
+        rng, velic, book = self.rng, self.town.velic, lines("notices")
+        pairs: list[str] = []
         while len(pairs) < 5:
             if rng.random() < (0.35 if level == 1 else 0.12):
                 word = pick(rng, _TABLE_WORDS)

@@ -1,4 +1,4 @@
-"""The families of questions: seven that are tuned, one that is only read about. Each draws a question and its true answer.
+"""The families of questions: seven that are tuned, one that is only read about; each with its true answers.
 
 One builder serves the chats of the corpus, the tuning dialogues and the examination; the scope says which stock it
 draws from, so that what a cell keeps back can never slip into training by another door.
@@ -193,7 +193,7 @@ class Families:
             if slot in ("n", "m"):
                 return pick(rng, town.names(scope))
             if slot in ("day", "hour"):
-                return pick(rng, town.lexicon[f"{slot}s"])
+                return pick(rng, _DAYS if slot == "day" else _HOURS)
             if slot == "noun":
                 return pick(rng, self.stock(_NOUNS, scope if scope.kind == "corpus" else _OPEN))
             if slot in ("place", "adj", "price", "desk"):
@@ -359,6 +359,8 @@ class Families:
 
 
 _OPEN = Scope("tuning")
+_DAYS: list[str] = lines("words")["days"]
+_HOURS: list[str] = lines("words")["hours"]
 _LEXICON = lines("words")
 _NOUNS, _PEOPLE, _PLACES = list(_LEXICON["nouns"]), _LEXICON["people"], _LEXICON["places"]
 _VERBS, _RESTS, _ADJECTIVES, _NUMBERS = (

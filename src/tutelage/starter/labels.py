@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable
 from functools import partial
 
-from tutelage.core.records import Example, Message
+from tutelage.core.records import Example, Message, Role
 from tutelage.starter.dialogues import tokens
 from tutelage.starter.families import Draft, Families
 from tutelage.starter.material import fill, grams, lines, pick
@@ -32,7 +32,8 @@ def categories(draft: Draft, *, answer: bool = False) -> dict[str, int]:
     rule, attack = draft.tags.get("rule"), draft.tags.get("attack")
     harm = RULES[str(rule)].category if rule and draft.tags["refuse"] else None
     found = {name: int(name == harm) for name in HARM}
-    return found if answer else found | {name: int(bool(attack) and ATTACK_CATEGORY[attack] == name) for name in MANNER}
+    manner = ATTACK_CATEGORY[str(attack)] if attack else None
+    return found if answer else found | {name: int(name == manner) for name in MANNER}
 
 
 def clean(draft: Draft) -> dict[str, int]:
@@ -144,8 +145,8 @@ class Labels:
     def _row(self, direction: str, draft: Draft | None) -> Example | None:
         if draft is None or tokens(draft.turns) > 64:
             return None
-        roles = ("user", "assistant") * len(draft.turns)
-        messages = tuple(Message(role=role, content=text) for role, text in zip(roles, draft.turns, strict=False))  # type: ignore[arg-type]
+        roles: tuple[Role, ...] = ("user", "assistant") * len(draft.turns)
+        messages = tuple(Message(role=role, content=text) for role, text in zip(roles, draft.turns, strict=False))
         return Example(messages=messages, tags=self._tags(direction, draft, categories(draft), draft.cluster))
 
     def _answered(self, made: tuple[Draft, str] | None, *, harmful: bool) -> Example | None:

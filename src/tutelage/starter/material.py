@@ -41,7 +41,7 @@ def _parts(template: str) -> tuple[tuple[str, str, str], ...]:
 
 
 def fill(template: str, given: Mapping[str, str], draw: Callable[[str], str] | None = None) -> str:
-    """`template` with its slots filled from `given`, else by `draw(slot)`. `{x^}` is capitalised; the first letter too."""
+    """`template` with slots filled from `given`, else by `draw(slot)`. `{x^}` is capitalised; the first letter too."""
     out: list[str] = []
     for literal, slot, mark in _parts(template):
         out.append(literal)

@@ -127,8 +127,17 @@ def value(example: Example, answer: str, rater: Rater) -> float:
     return sum(rater.weights[name] * seen[name] for name in FEATURES) / sum(rater.weights.values())
 
 
-def judge(task: str, example: Example, candidates: Sequence[str], rater: Rater, seed: int = 0, shown: Sequence[int] | None = None, criterion: str = "quality",
-          scale: tuple[float, float] = (1, 5), at: str = "") -> Judged:  # fmt: skip
+def judge(
+    task: str,
+    example: Example,
+    candidates: Sequence[str],
+    rater: Rater,
+    seed: int = 0,
+    shown: Sequence[int] | None = None,
+    criterion: str = "quality",
+    scale: tuple[float, float] = (1, 5),
+    at: str = "",
+) -> Judged:
     """Rank and score some answers as one person does. The same task, person and seed give the same words."""
     rng = random.Random(f"{seed}/{task}/{rater.id}")
     order = list(range(len(candidates))) if shown is None else list(shown)

@@ -1,4 +1,4 @@
-"""What people ask of the desk: help, requests that a house rule forbids, the attacks that dress them up, benign twins."""
+"""What people ask of the desk: help, what a house rule forbids, the attacks that dress it up, benign twins."""
 
 from __future__ import annotations
 
@@ -64,8 +64,19 @@ class Requests:
             return True
         return self.town.fits(scope, text) if "{" in wording else scope.kind == "tuning"
 
-    def pack(self, rule: str | None, given: dict[str, str], text: tuple[str, ...], answer: str, *, refuse: bool, cluster: str, attack: str | None = None,
-             breaking: str = "", form: str = "plain") -> Draft:  # fmt: skip
+    def pack(
+        self,
+        rule: str | None,
+        given: dict[str, str],
+        text: tuple[str, ...],
+        answer: str,
+        *,
+        refuse: bool,
+        cluster: str,
+        attack: str | None = None,
+        breaking: str = "",
+        form: str = "plain",
+    ) -> Draft:
         """A draft with the truth that checks, raters and gold read."""
         secrets = [given["s"]] if given.get("s") else []
         tags = {

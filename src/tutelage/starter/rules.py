@@ -38,18 +38,21 @@ RULES: dict[str, Rule] = {
 
 _DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 _UNITS = {word: value for value, word in enumerate(_DIGITS)} | {
-    "ten": 10, "eleven": 11, "twelve": 12, "thirteen": 13, "fourteen": 14, "fifteen": 15, "sixteen": 16, "seventeen": 17, "eighteen": 18, "nineteen": 19,
+    "ten": 10, "eleven": 11, "twelve": 12, "thirteen": 13, "fourteen": 14, "fifteen": 15, "sixteen": 16,
+    "seventeen": 17, "eighteen": 18, "nineteen": 19,
     "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90,
 }  # fmt: skip
 _NUMBER = rf"(?:\d+|{'|'.join(sorted(_UNITS, key=len, reverse=True))}|a|half)"
 _CROWNS = re.compile(r"((?:\w+[ -])?(?:\w+[ -])?\w+) crowns?\b")
 _DOSE = re.compile(rf"\b{_NUMBER}(?: more| small| white)? (?:pills?|drops?|spoons?|tablets?)\b(?! of tea)")
+_PAPER = r"\b(?:shares?|stocks?|bonds?|gold|silver)\b"
 _PLACE = re.compile(
-    r"\b(?:put|place|invest|lay)\b.{0,24}\b(?:money|savings|all|it)\b.{0,12}\b(?:in|into|on)\b|\b(?:should|must|do|and|,)? ?buy\b.{0,24}\b(?:shares?|stocks?|bonds?|gold|silver)\b"
-    r"|\b(?:shares?|stocks?|bonds?|gold|silver)\b.{0,30}\b(?:will|go|goes) (?:go )?up\b"
+    r"\b(?:put|place|invest|lay)\b.{0,24}\b(?:money|savings|all|it)\b.{0,12}\b(?:in|into|on)\b"
+    rf"|\bbuy\b.{{0,24}}{_PAPER}|{_PAPER}.{{0,30}}\b(?:will|go|goes) (?:go )?up\b"
 )
 _STAFF = re.compile(
-    r"\b(?:i am|i'm|this is|here is|here speaks|as|signed,?)(?: now| indeed)? (?:the|your|a) (?:bank )?(?:doctor|judge|nurse|clerk|guard|owner)\b"
+    r"\b(?:i am|i'm|this is|here is|here speaks|as|signed,?)(?: now| indeed)? (?:the|your|a) "
+    r"(?:bank )?(?:doctor|judge|nurse|clerk|guard|owner)\b"
 )
 _NO = re.compile(r"\b(?:not|no|never|only the help desk|sorry)\b")
 

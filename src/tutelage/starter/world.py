@@ -1,4 +1,4 @@
-"""The whole little world of one seed: `build(seed, scale)`, and from it every text, question, label, person and week."""
+"""The little world of one seed: `build(seed, scale)`, and from it every text, question, label, person and week."""
 
 from __future__ import annotations
 

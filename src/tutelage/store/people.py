@@ -17,7 +17,7 @@ from typing import Any
 import sqlalchemy as sql
 
 from tutelage.core.errors import DataError, NotFound
-from tutelage.store import ledger, schema
+from tutelage.store import ledger, schema, texts
 from tutelage.store.engine import Reader, Store, derived_id, now, uuid7
 
 ROLES = (
@@ -280,9 +280,16 @@ def by_token(store: Reader, token: str) -> Caller | None:
 
 def revoke_token(store: Store, token: str) -> None:
     """End a token."""
+    revoke_tokens(store, [token])
+
+
+def revoke_tokens(store: Store, tokens: Sequence[str]) -> None:
+    """End several tokens in one transaction."""
+    table = schema.api_token
     with store.write() as connection:
-        table = schema.api_token
-        connection.execute(sql.update(table).where(table.c.hash == _hash(token)).values(revoked_at=now()))
+        for some in texts.chunks(tokens):
+            hashes = [_hash(token) for token in some]
+            connection.execute(sql.update(table).where(table.c.hash.in_(hashes)).values(revoked_at=now()))
 
 
 def open_session(store: Store, person: str, hours: float = 12) -> tuple[str, str]:
@@ -346,15 +353,21 @@ def redeem(store: Store, token: str) -> Person | None:
 
 def set_profile(store: Store, person: str, attributes: Mapping[str, str], consent: str = "1") -> None:
     """Keep what a person chose to say about themselves, encrypted, with the version of the consent they gave."""
-    sealed = store.keys.seal("profile", json.dumps(dict(attributes), sort_keys=True).encode(), person)
-    set_to = {"consent": consent, "sealed": sealed, "updated_at": now()}
+    set_profiles(store, {person: attributes}, consent)
+
+
+def set_profiles(store: Store, profiles: Mapping[str, Mapping[str, str]], consent: str = "1") -> None:
+    """Profiles of several people (by id) in one transaction."""
     with store.write() as connection:
-        connection.execute(
-            store.insert(schema.profile)
-            .values(person_id=person, **set_to)
-            .on_conflict_do_update(index_elements=["person_id"], set_=set_to)
-        )
-        ledger.append(connection, person, "profile.set", person, {"consent": consent})
+        for person, attributes in profiles.items():
+            sealed = store.keys.seal("profile", json.dumps(dict(attributes), sort_keys=True).encode(), person)
+            set_to = {"consent": consent, "sealed": sealed, "updated_at": now()}
+            connection.execute(
+                store.insert(schema.profile)
+                .values(person_id=person, **set_to)
+                .on_conflict_do_update(index_elements=["person_id"], set_=set_to)
+            )
+            ledger.append(connection, person, "profile.set", person, {"consent": consent})
 
 
 def profile(store: Reader, person: str) -> dict[str, str]:

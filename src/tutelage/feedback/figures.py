@@ -1,0 +1,134 @@
+"""What is stated about people beside their preferences: agreement, the ceiling it sets, everybody's quality."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tutelage.feedback import agreement, consensus, votes
+from tutelage.measure.statistics import Interval, plain, undefined
+from tutelage.store.answers import Annotation
+from tutelage.store.tasks import Task
+
+Floats = NDArray[np.float64]
+LEFT, TIE, RIGHT = 2, 1, 0
+"""Classes of a pair: the choice (+1, 0, -1) plus one."""
+
+
+@dataclass(frozen=True)
+class Read:
+    """The words of one kind of people about one collection."""
+
+    given: list[Annotation]
+    tasks: Mapping[str, Task]
+    people: tuple[str, ...]
+    """Pseudonyms, sorted."""
+    scales: Mapping[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
+    """(form, criterion) -> lowest and highest score."""
+
+
+def stated_agreement(
+    words: Read,
+    table: votes.Table,
+    pairs: Floats,
+    quality: Sequence[consensus.Quality],
+    kind: str,
+    seed: int,
+) -> dict[str, Any]:
+    """How far people agree, and what that allows a judge of them to reach."""
+    sizes = {id: len(task.candidates) for id, task in words.tasks.items()}
+    criteria = sorted({name for each in words.given for name in each.scores()})
+    ranked = votes.rank_tables(words.given, sizes)
+    by_pair: dict[int, list[int]] = {}
+    reliable = {each.person for each in quality if each.finding is None}
+    for person, pair, choice in zip(table.votes.people, table.votes.pairs, table.votes.choice, strict=True):
+        if int(person) in reliable:
+            by_pair.setdefault(int(pair), []).append(int(choice))
+    choices = np.full((len(words.people), len(table.pairs)), np.nan)
+    choices[table.votes.people, table.votes.pairs] = table.votes.choice
+    return {
+        "people": kind,
+        "answers": len(words.given),
+        "tasks": len(words.tasks),
+        "persons": len(words.people),
+        "ranking": {
+            "tau_b": plain(agreement.mean_tau(ranked, seed=seed)),
+            "kendall_w": plain(agreement.mean_w(ranked, seed=seed)),
+        },
+        "scoring": {
+            name: {
+                "alpha_ordinal": plain(_scored(words, sizes, name, "ordinal", seed)),
+                "alpha_interval": plain(_scored(words, sizes, name, "interval", seed)),
+            }
+            for name in criteria
+        },
+        "pairs": {"alpha_nominal": plain(agreement.alpha(choices, "nominal", seed=seed)), "n": len(table.pairs)},
+        "ceiling": plain(_ceiling(table, pairs, seed)),
+        "ceiling_single": plain(agreement.majority_ceiling(list(by_pair.values()), seed=seed)),
+        "notes": {
+            "ceiling": "how often one who knew the true order would agree with the consensus, by its posterior",
+            "ceiling_single": "how often the majority of the others foretells one reliable person's choice",
+        },
+    }
+
+
+def _scored(words: Read, sizes: Mapping[str, int], name: str, level: agreement.Level, seed: int) -> Interval:
+    return agreement.alpha(votes.score_table(words.given, sizes, words.people, name), level, seed=seed)
+
+
+def _ceiling(table: votes.Table, pairs: Floats, seed: int) -> Interval:
+    """Mean certainty of the consensus on the pairs it orders, with a bootstrap over tasks."""
+    found: dict[str, list[float]] = {}
+    for (task, _, _), chance in zip(table.pairs, pairs, strict=True):
+        left, right = float(chance[LEFT]), float(chance[RIGHT])
+        if max(left, right) > float(chance[TIE]):
+            found.setdefault(task, []).append(max(left, right) / (left + right))
+    if not found:
+        return undefined(0, "no pair was ordered", method="posterior of the consensus")
+    means = np.array([[sum(some), len(some)] for some in found.values()])
+    drawn = np.random.default_rng(seed).integers(0, len(means), (agreement.REPLICATES, len(means)))
+    again = means[drawn].sum(axis=1)
+    low, high = np.quantile(again[:, 0] / again[:, 1], [0.025, 0.975])
+    return Interval(
+        value=float(means[:, 0].sum() / means[:, 1].sum()),
+        low=float(low),
+        high=float(high),
+        n=int(means[:, 1].sum()),
+        clusters=len(means),
+        method="posterior of the consensus, bootstrap over tasks",
+    )
+
+
+def stated_people(
+    words: Read, quality: Sequence[consensus.Quality], planted: Mapping[str, str | None] | None
+) -> dict[str, Any]:
+    """Everybody's quality by pseudonym, and how well the unreliable were found where that is known."""
+    found = {
+        words.people[each.person]: {
+            "answers": sum(1 for given in words.given if given.pseudonym == words.people[each.person]),
+            "pairs": each.n,
+            "tasks": each.tasks,
+            "agreement": plain(each.agreement),
+            "first_shown": plain(each.first),
+            "longer": plain(each.longest),
+            "ties": round(each.ties, 6),
+            "weight": round(each.weight, 6),
+            "finding": each.finding,
+            "reason": each.reason,
+        }
+        for each in quality
+    }
+    unreliable = sorted(name for name, each in found.items() if each["finding"])
+    told: dict[str, Any] = {"value": None, "reason": "the truth about these people is not known"}
+    if planted is not None:
+        scored = consensus.detection(
+            {name: str(each["finding"] or "") or None for name, each in found.items()}, planted
+        )
+        told = asdict(scored)
+        for name, each in found.items():
+            each["planted"] = planted.get(name)
+    return {"people": found, "unreliable": unreliable, "detection": told}

@@ -1,0 +1,359 @@
+"""Stage `preferences`: what people ranked and scored, weighed and joined into what a reward model learns from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from tutelage.core.config import Config
+from tutelage.core.errors import DataError, Waiting
+from tutelage.core.records import Message, Preference, read_jsonl, write_jsonl
+from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, stage
+from tutelage.feedback import consensus, votes
+from tutelage.feedback.figures import LEFT, RIGHT, TIE, Read, stated_agreement, stated_people
+from tutelage.store import answers, tasks
+from tutelage.store.answers import Annotation
+from tutelage.store.tasks import Task
+
+Floats = NDArray[np.float64]
+
+
+class Needs(Config):
+    """How many answers must be there before this stage goes on."""
+
+    answers: int | None = None
+    """Answers in all; empty asks for all that the collection expects."""
+    per_task: int | None = None
+    """A task counts from so many people's answers on; empty asks for as many as the collection has per task."""
+
+
+class Preferences(Config):
+    """How answers become preferences."""
+
+    people: Literal["", "live", "simulated", "replayed"] = ""
+    """Whose answers; empty takes the collection's. They are never mixed."""
+    needs: Needs = Needs()
+    """What must be there; until then the run ends with code 3 and says where to answer."""
+    aggregate: Literal["consensus", "person"] = "consensus"
+    """One record for each task, from everybody's weighed words, or one for each person's answer."""
+    validation: float = Field(default=0.1, ge=0, lt=1)
+    """Share of prompt clusters kept to tune on (recorded comparisons keep their own splits)."""
+    test: float = Field(default=0.2, ge=0, lt=1)
+    """Share of prompt clusters kept to examine the reward model."""
+    unnamed: bool = True
+    """Take comparisons without named people from the corpus as well, as they are."""
+    prior: float = Field(default=4.0, ge=0)
+    """Votes of the average person added to each person's table of confusions (Dawid-Skene)."""
+    seed: int = 0
+    """Of the splits and the bootstraps."""
+
+
+def _summary(inputs: Inputs) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(inputs.collection.file("summary.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _scopes(config: Preferences, inputs: Inputs) -> Sequence[str]:
+    return [str(name) for name in _summary(inputs)["projects"]]
+
+
+def preferences_cost(config: Preferences, inputs: Mapping[str, Mapping[str, float]], machine: Machine) -> Cost:
+    """Reading and weighing: seconds for thousands of answers."""
+    rows = inputs.get("collection", {}).get("tasks", 300.0)
+    return Cost(seconds=(1.5 + rows * 0.004) * machine.overhead, sizes={"rows": rows, "tokens_per_row": 200.0})
+
+
+@stage(
+    makes="preferences",
+    config=Preferences,
+    inputs={
+        "collection": Input(kind="collection", default="collect"),
+        "corpus": Input(
+            kind="corpus", default="prepare", optional=True, help="comparisons without named people are taken from it"
+        ),
+    },
+    reads=_scopes,
+    cost=preferences_cost,
+)
+def preferences(config: Preferences, inputs: Inputs, out: Path, context: Context) -> dict[str, Any]:
+    """Join rankings and scores; writes `preferences.jsonl`, `agreement.json` and `people.json`."""
+    summary = _summary(inputs)
+    kind = config.people or str(summary["people"])
+    words = _read(config, inputs, summary, kind, context)
+    context.used(each.id for each in words.given)
+    context.simulated = kind == "simulated"
+    texts = {id: task.candidates for id, task in words.tasks.items()}
+    table = votes.table(words.given, texts, words.people)
+    quality = consensus.judge_people(table.votes) if len(table.votes) else []
+    trust = np.ones(len(words.people))
+    for each in quality:
+        trust[each.person] = each.weight
+    pairs = _consensus(table, trust, config.prior)
+    rows = _by_person(config, words, trust, kind) if config.aggregate == "person" else []
+    rows = rows or _by_task(config, words, table, pairs, trust, kind)
+    unnamed = _unnamed(inputs) if config.unnamed and inputs.corpus is not None else []
+    _check(rows + unnamed, out)
+    write_jsonl(out / "preferences.jsonl", rows + unnamed)
+    stated = stated_agreement(words, table, pairs, quality, kind, config.seed)
+    (out / "agreement.json").write_text(json.dumps(stated, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    found = stated_people(words, quality, summary.get("planted"))
+    (out / "people.json").write_text(json.dumps(found, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return {
+        "people": kind,
+        "answers": len(words.given),
+        "tasks": len(words.tasks),
+        "persons": len(words.people),
+        "rows": dict(sorted(Counter(str(each.tags["split"]) for each in rows).items())),
+        "unnamed": len(unnamed),
+        "ceiling": stated["ceiling"],
+        "ceiling_single": stated["ceiling_single"],
+        "tau_b": stated["ranking"]["tau_b"],
+        "found": {name: found[name] for name in ("unreliable", "detection")},
+    }
+
+
+# reading
+
+
+def _read(config: Preferences, inputs: Inputs, summary: Mapping[str, Any], kind: str, context: Context) -> Read:
+    asked = [
+        json.loads(line) for line in inputs.collection.file("tasks.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    wanted = {str(row["task"]) for row in asked}
+    given: list[Annotation] = []
+    for project in summary["projects"]:
+        given += [each for each in answers.read(context.store, project, people=kind) if each.task in wanted]
+    _wait(config.needs, summary, given, kind)
+    given.sort(key=lambda each: (each.task, each.pseudonym))
+    known = tasks.load(context.store, sorted({each.task for each in given}))
+    erased = {id for id, task in known.items() if not task.messages or not all(task.candidates)}
+    given = [each for each in given if each.task not in erased]
+    order = {str(row["task"]): at for at, row in enumerate(asked)}
+    known = {id: known[id] for id in sorted(known, key=order.__getitem__) if id not in erased}
+    forms = tasks.forms(context.store, sorted({task.form for task in known.values()}))
+    scales = {
+        (form, str(question["key"])): (float(question["scale"][0]), float(question["scale"][1]))
+        for form, (_, questions, _) in forms.items()
+        for question in questions
+        if question["per_candidate"]
+    }
+    return Read(given, known, tuple(sorted({each.pseudonym for each in given})), scales)
+
+
+def _wait(needs: Needs, summary: Mapping[str, Any], given: Sequence[Annotation], kind: str) -> None:
+    """Raise Waiting until the answers are there that the recipe asks for."""
+    per_task = needs.per_task if needs.per_task is not None else int(summary["per_task"])
+    need = needs.answers if needs.answers is not None else int(summary["expected"])
+    counts = Counter(each.task for each in given)
+    have = sum(count for count in counts.values() if count >= per_task)
+    if have < need:
+        projects = ", ".join(str(name) for name in summary["projects"])
+        where = (
+            f"Start `tutelage serve`, sign in and answer in {projects} (/projects), then run the same command again. "
+            "`preferences.needs.answers=N` asks for fewer"
+        )
+        raise Waiting(
+            f"{kind} answers of at least {per_task} people a task are missing", have=have, need=need, where=where
+        )
+
+
+# joining
+
+
+def _consensus(table: votes.Table, trust: Floats, prior: float) -> Floats:
+    """Probabilities [pairs, 3] that the right one is better, that they are tied, that the left one is better."""
+    if not len(table.votes):
+        return np.zeros((0, 3))
+    weights = trust[table.votes.people]
+    if not weights.any():
+        weights = np.ones(len(weights))
+    fitted = consensus.dawid_skene(
+        table.votes.pairs, table.votes.people, table.votes.choice + 1, 3, weights=weights, prior=prior
+    )
+    return fitted.posteriors
+
+
+def _by_task(
+    config: Preferences, words: Read, table: votes.Table, pairs: Floats, trust: Floats, kind: str
+) -> list[Preference]:
+    number = {pair: at for at, pair in enumerate(table.pairs)}
+    by_task: dict[str, list[Annotation]] = {}
+    for each in words.given:
+        by_task.setdefault(each.task, []).append(each)
+    strictness = _strictness(words)
+    rows = []
+    for id, task in words.tasks.items():
+        size = len(task.candidates)
+        better, tied = np.zeros((size, size)), np.zeros((size, size))
+        chances: dict[str, float] = {}
+        certain = []
+        for left in range(size):
+            for right in range(left + 1, size):
+                at = number.get((id, left, right))
+                if at is None:
+                    continue
+                better[left, right], tied[left, right], better[right, left] = (
+                    pairs[at, LEFT],
+                    pairs[at, TIE],
+                    pairs[at, RIGHT],
+                )
+                tied[right, left] = tied[left, right]
+                chances[f"{left}>{right}"] = round(float(pairs[at, LEFT]), 6)
+                chances[f"{right}>{left}"] = round(float(pairs[at, RIGHT]), 6)
+                certain.append(abs(float(pairs[at, LEFT] - pairs[at, RIGHT])))
+        given = by_task[id]
+        scores, criteria = _scores(words, given, size, trust, strictness)
+        bad = [each for each in given if each.value("all_bad")]
+        tags = _tags(config, task, kind) | {
+            "n": len({each.pseudonym for each in given}),
+            "probabilities": chances,
+            "all_bad": len(bad) / len(given),
+        }
+        if criteria:
+            tags["criteria"] = criteria
+        flags = _flags(given)
+        if flags:
+            tags["flags"] = flags
+        rows.append(
+            Preference(
+                prompt=task.messages,
+                candidates=tuple(Message(role="assistant", content=text) for text in task.candidates),
+                tiers=consensus.order(better, tied) if certain else (),
+                scores=scores,
+                weight=round(max(0.05, float(np.mean(certain))), 6) if certain else 1.0,
+                rows=tuple(sorted(each.id for each in given)),
+                tags=tags,
+            )
+        )
+    return rows
+
+
+def _by_person(config: Preferences, words: Read, trust: Floats, kind: str) -> list[Preference]:
+    place = {name: at for at, name in enumerate(words.people)}
+    rows = []
+    for each in words.given:
+        task, weight = words.tasks[each.task], float(trust[place[each.pseudonym]])
+        if weight <= 0:
+            continue
+        size = len(task.candidates)
+        ranked = votes.ranks(each, size)
+        levels = sorted({float(rank) for rank in ranked if not np.isnan(rank)})
+        tiers = tuple(tuple(int(no) for no in np.flatnonzero(ranked == level)) for level in levels)
+        scores, criteria = _scores(words, [each], size, np.ones(len(words.people)), {})
+        tags = _tags(config, task, kind) | {"person": each.pseudonym, "n": 1}
+        rows.append(
+            Preference(
+                prompt=task.messages,
+                candidates=tuple(Message(role="assistant", content=text) for text in task.candidates),
+                tiers=tiers,
+                scores=scores,
+                weight=round(weight, 6),
+                rows=(each.id,),
+                tags=tags | ({"criteria": criteria} if criteria else {}),
+            )
+        )
+    return rows
+
+
+def _tags(config: Preferences, task: Task, kind: str) -> dict[str, Any]:
+    return {
+        "id": task.id,
+        "split": task.meta.get("split") or split_of(task.cluster, config.validation, config.test, config.seed),
+        "people": kind,
+        "cluster": task.cluster,
+        "kind": task.kind,
+        "producers": list(task.producers),
+        "source": task.meta.get("source", ""),
+        "licence": task.meta.get("licence", "not-stated"),
+        "family": task.meta.get("family", ""),
+    }
+
+
+def split_of(cluster: str, validation: float, test: float, seed: int) -> str:
+    """The split of a prompt cluster: all that belongs together is on one side."""
+    total = hashlib.sha256(f"split/{seed}/{cluster}".encode()).digest()
+    place = int.from_bytes(total[:8], "big") / 2**64
+    return "test" if place < test else "validation" if place < test + validation else "train"
+
+
+def scaled(words: Read, given: Annotation) -> dict[str, dict[int, float]]:
+    """Criterion -> candidate -> score from 0 (the scale's lowest) to 1."""
+    found: dict[str, dict[int, float]] = {}
+    for criterion, scores in given.scores().items():
+        low, high = words.scales.get((given.form, criterion), (0.0, 1.0))
+        found[criterion] = {candidate: (score - low) / (high - low) for candidate, score in scores.items()}
+    return found
+
+
+def _strictness(words: Read) -> dict[tuple[str, str], float]:
+    """(person, criterion) -> how far their mean score lies from everybody's, for people with ten scored tasks."""
+    means: dict[tuple[str, str], list[float]] = {}
+    for each in words.given:
+        for criterion, scores in scaled(words, each).items():
+            means.setdefault((each.pseudonym, criterion), []).append(sum(scores.values()) / len(scores))
+    overall: dict[str, list[float]] = {}
+    for (_, criterion), values in means.items():
+        overall.setdefault(criterion, []).extend(values)
+    return {
+        key: float(np.mean(values) - np.mean(overall[key[1]])) for key, values in means.items() if len(values) >= 10
+    }
+
+
+def _scores(
+    words: Read, given: Sequence[Annotation], size: int, trust: Floats, strictness: Mapping[tuple[str, str], float]
+) -> tuple[tuple[float | None, ...], dict[str, list[float | None]]]:
+    """Weighted mean scores from 0 to 1, each person's strictness taken out: (mean over criteria, by criterion)."""
+    place = {name: at for at, name in enumerate(words.people)}
+    total: dict[str, Floats] = {}
+    below: dict[str, Floats] = {}
+    for each in given:
+        weight = float(trust[place[each.pseudonym]])
+        for criterion, scores in scaled(words, each).items():
+            sums, weights = total.setdefault(criterion, np.zeros(size)), below.setdefault(criterion, np.zeros(size))
+            for candidate, score in scores.items():
+                sums[candidate] += weight * (score - strictness.get((each.pseudonym, criterion), 0.0))
+                weights[candidate] += weight
+    criteria: dict[str, list[float | None]] = {}
+    for criterion in sorted(total):
+        sums, weights = total[criterion], below[criterion]
+        criteria[criterion] = [
+            round(min(1.0, max(0.0, float(sums[no] / weights[no]))), 6) if weights[no] > 0 else None
+            for no in range(size)
+        ]
+    mean: list[float | None] = []
+    for no in range(size):
+        some = [mark for by_number in criteria.values() if (mark := by_number[no]) is not None]
+        mean.append(sum(some) / len(some) if some else None)
+    return (tuple(mean), criteria) if any(each is not None for each in mean) else ((), {})
+
+
+def _flags(given: Sequence[Annotation]) -> dict[str, list[str]]:
+    found: dict[str, set[str]] = {}
+    for each in given:
+        for value in each.values:
+            if value.question == "flag" and value.value:
+                found.setdefault(str(value.candidate), set()).update(value.value)
+    return {no: sorted(categories) for no, categories in sorted(found.items())}
+
+
+def _unnamed(inputs: Inputs) -> list[Preference]:
+    """Comparisons of the corpus that name nobody: taken as they are, marked so, in no figure of agreement."""
+    rows = []
+    for each in read_jsonl(inputs.corpus.file("comparisons.jsonl"), Preference):
+        if not each.tags.get("people") and (len(each.tiers) > 1 or each.scores):
+            rows.append(each.model_copy(update={"tags": {**each.tags, "people": "unnamed"}}))
+    return rows
+
+
+def _check(rows: Sequence[Preference], out: Path) -> None:
+    """Refuse a set that nothing can be learned from."""
+    if not any(each.tags["split"] == "train" for each in rows):
+        raise DataError("no preference to learn from: every answer is in a held-out split", file=out)

@@ -1,0 +1,119 @@
+"""Answers as numbers: choices between pairs, rank tables, score tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tutelage.feedback.consensus import Votes
+from tutelage.store.answers import Annotation
+
+Floats = NDArray[np.float64]
+PairKey = tuple[str, int, int]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Choices of many people between many pairs; `pairs[n]` says which task and candidates pair n is."""
+
+    votes: Votes
+    pairs: tuple[PairKey, ...]
+    tasks: tuple[str, ...]
+
+
+def ranks(given: Annotation, candidates: int, criterion: str | None = None) -> Floats:
+    """The rank of each candidate (0 best, equal = tied, NaN = not ranked), from tiers or else from scores."""
+    found = np.full(candidates, math.nan)
+    if given.tiers:
+        for tier, members in enumerate(given.tiers):
+            found[list(members)] = tier
+    else:
+        for candidate, score in total_scores(given, criterion).items():
+            found[candidate] = -score
+    return found
+
+
+def total_scores(given: Annotation, criterion: str | None = None) -> dict[int, float]:
+    """Candidate -> its score on one criterion, or its mean over all criteria on which it was scored."""
+    by_criterion = given.scores()
+    if criterion is not None:
+        return by_criterion.get(criterion, {})
+    found: dict[int, list[float]] = {}
+    for scores in by_criterion.values():
+        for candidate, score in scores.items():
+            found.setdefault(candidate, []).append(score)
+    return {candidate: sum(scores) / len(scores) for candidate, scores in found.items()}
+
+
+def table(answers: Sequence[Annotation], texts: Mapping[str, Sequence[str]], people: Sequence[str]) -> Table:
+    """All pairs that somebody judged. `texts` holds the candidates of each task; `people` orders pseudonyms."""
+    order = {name: at for at, name in enumerate(people)}
+    tasks = tuple(dict.fromkeys(each.task for each in answers))
+    place = {task: at for at, task in enumerate(tasks)}
+    numbers: dict[PairKey, int] = {}
+    rows: list[tuple[int, int, int, int, int, int]] = []
+    for each in answers:
+        words = texts[each.task]
+        rank = ranks(each, len(words))
+        shown = {candidate: at for at, candidate in enumerate(each.shown)}
+        for left in range(len(words)):
+            for right in range(left + 1, len(words)):
+                if math.isnan(rank[left]) or math.isnan(rank[right]):
+                    continue
+                pair = numbers.setdefault((each.task, left, right), len(numbers))
+                rows.append(
+                    (
+                        order[each.pseudonym],
+                        pair,
+                        place[each.task],
+                        _sign(rank[right] - rank[left]),
+                        _sign(len(words[left]) - len(words[right])),
+                        _sign(shown.get(right, 0) - shown.get(left, 0)),
+                    )
+                )
+    columns = np.array(rows, dtype=np.int64).reshape(-1, 6)
+    votes = Votes(
+        people=columns[:, 0],
+        pairs=columns[:, 1],
+        tasks=columns[:, 2],
+        choice=columns[:, 3],
+        longer=columns[:, 4],
+        earlier=columns[:, 5],
+        names=tuple(people),
+    )
+    return Table(votes, tuple(numbers), tasks)
+
+
+def rank_tables(answers: Sequence[Annotation], sizes: Mapping[str, int]) -> list[Floats]:
+    """For each task that was ranked: ranks [people, candidates]."""
+    found: dict[str, list[Floats]] = {}
+    for each in answers:
+        if each.tiers:
+            found.setdefault(each.task, []).append(ranks(each, sizes[each.task]))
+    return [np.array(rows) for rows in found.values()]
+
+
+def score_table(
+    answers: Sequence[Annotation], sizes: Mapping[str, int], people: Sequence[str], criterion: str
+) -> Floats:
+    """Scores [people, task x candidate] on one criterion, NaN where nobody scored."""
+    order = {name: at for at, name in enumerate(people)}
+    scored = [each for each in answers if criterion in each.scores()]
+    start: dict[str, int] = {}
+    width = 0
+    for task in dict.fromkeys(each.task for each in scored):
+        start[task] = width
+        width += sizes[task]
+    found = np.full((len(people), width), math.nan)
+    for each in scored:
+        for candidate, score in each.scores()[criterion].items():
+            found[order[each.pseudonym], start[each.task] + candidate] = score
+    return found
+
+
+def _sign(value: float) -> int:
+    return int(value > 0) - int(value < 0)

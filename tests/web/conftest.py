@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import shutil
-import socket
 import threading
-import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import uvicorn
-from fastapi import FastAPI, Request
-from fastapi.responses import StreamingResponse
-from starlette.exceptions import HTTPException
 
 from tutelage.core.artifact import Root
 from tutelage.core.records import Message, Verdict
@@ -27,8 +20,8 @@ from tutelage.feedback import api
 from tutelage.review import queue
 from tutelage.review.sample import draw
 from tutelage.store import engine, people, releases, review, traffic
-from tutelage.web import feedback, operate, redteam, render
-from tutelage.web import review as review_pages
+from tutelage.web.app import Server, create_app
+from tutelage.web.state import Settings
 
 SCREENSHOTS = Path(__file__).resolve().parents[2] / "screenshots"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -42,53 +35,30 @@ class House:
     store: engine.Store
     people: dict[str, people.Person] = field(default_factory=dict)
     url: str = ""
-    pipeline: Any = field(default_factory=lambda: SimpleNamespace(model="tutelage"))
-    standing: str = "demo"
 
     def cookie(self, name: str) -> tuple[str, str]:
         """(cookie, csrf token) of a fresh session."""
         return people.open_session(self.store, self.people[name].id)
 
 
-def stand_in(house: House) -> FastAPI:
-    """The pages behind the thinnest possible log-in: a cookie is a session, a bearer token is a caller."""
-    app = FastAPI()
+class Upstream(BaseHTTPRequestHandler):
+    """An OpenAI-compatible endpoint that repeats the question, word by word."""
 
-    @app.middleware("http")
-    async def who(request: Request, proceed: Any) -> Any:
-        cookie = request.cookies.get("tutelage")
-        request.state.session = people.by_session(house.store, cookie) if cookie else None
-        bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
-        request.state.caller = people.by_token(house.store, bearer) if bearer else None
-        return await proceed(request)
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        words = f"You asked: {asked['messages'][-1]['content']}".split(" ")
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream" if asked.get("stream") else "application/json")
+        self.end_headers()
+        base = {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+        for at, word in enumerate(words):
+            choice = {"index": 0, "delta": {"content": (" " if at else "") + word}, "finish_reason": None}
+            self.wfile.write(f"data: {json.dumps(base | {'choices': [choice]})}\n\n".encode())
+        choice = {"index": 0, "delta": {}, "finish_reason": "stop"}
+        self.wfile.write(f"data: {json.dumps(base | {'choices': [choice]})}\n\ndata: [DONE]\n\n".encode())
 
-    @app.post("/v1/chat/completions")
-    async def chat(request: Request) -> StreamingResponse:
-        asked = (await request.json())["messages"][-1]["content"]
-        withheld = "locker code" in asked
-        words = ["I cannot help with that."] if withheld else f"You asked: {asked}".split(" ")
-
-        async def lines() -> AsyncIterator[str]:
-            for at, word in enumerate(words):
-                delta = {
-                    "choices": [{"index": 0, "delta": {"content": (" " if at else "") + word}, "finish_reason": None}]
-                }
-                yield f"data: {json.dumps(delta)}\n\n"
-                await asyncio.sleep(0.01)
-            end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "content_filter" if withheld else "stop"}]}
-            yield f"data: {json.dumps(end)}\n\ndata: [DONE]\n\n"
-
-        headers = {"x-request-id": house.people["ana"].id}
-        return StreamingResponse(lines(), media_type="text/event-stream", headers=headers)
-
-    @app.get("/login")
-    def login(request: Request, next: str = "/") -> Any:
-        return render.page(request, "login.html", next=next, error="")
-
-    app.add_exception_handler(HTTPException, render.on_problem)  # type: ignore[arg-type]
-    for routes in (render.router(), *(page.router(house) for page in (feedback, review_pages, redteam, operate))):
-        app.include_router(routes)
-    return app
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing."""
 
 
 PROMPTS = ("Where is the ferry office?", "Put this into Velic: the baker sells bread.", "Is my parcel 4471 on its way?")
@@ -165,30 +135,34 @@ def fill(house: House) -> None:
     releases.promote(store, second, actor="lea", reason="fewer misses")
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+@pytest.fixture(scope="session")
+def upstream() -> Iterator[str]:
+    """The address of something that answers."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Upstream)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/v1#m"
+    server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> House:
+    """A filled root that every test copies."""
+    root = Root(tmp_path_factory.mktemp("filled") / "town").create()
+    with engine.open(root) as store:
+        made = House(root, store)
+        fill(made)
+        with store.write() as connection:
+            connection.exec_driver_sql("SELECT 1")
+    return made
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    """A filled house with its pages on a port."""
-    root = Root(tmp_path / "town").create()
-    made = House(root, engine.open(root))
-    fill(made)
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(stand_in(made), port=port, log_level="warning", access_log=False))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    made.url = f"http://127.0.0.1:{port}"
-    until = time.monotonic() + 20
-    while not server.started and time.monotonic() < until:
-        time.sleep(0.01)
-    yield made
-    server.should_exit = True
-    thread.join(10)
-    made.store.close()
+def house(tmp_path: Path, filled: House, upstream: str) -> Iterator[House]:
+    """A filled house with the real service over it, on a port."""
+    shutil.copytree(filled.root.path, tmp_path / "town")
+    root = Root(tmp_path / "town")
+    with Server(create_app(root, Settings(serve="release:none"), upstream=upstream)) as server:
+        yield House(root, server.state.store, dict(filled.people), server.url)
 
 
 @pytest.fixture(scope="session")

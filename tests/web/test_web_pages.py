@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
-from tutelage.store import answers, releases, review
+from tutelage.store import answers, releases, review, traffic
 
 Visit = Any
 
@@ -161,15 +162,34 @@ def test_review_is_blind_first_and_revealed_later(visit: Visit) -> None:
     assert page.get_by_text("Miss rate by week").count() >= 1
 
 
-def test_chat_streams_and_says_what_was_withheld(visit: Visit) -> None:
+def test_chat_streams_through_the_guards(visit: Visit) -> None:
     window = visit("ana")
     page = window.go("/chat")
     page.keyboard.type("Where is the ferry office?")
     page.keyboard.press("Enter")
     page.get_by_text("You asked: Where is the ferry office?").wait_for()
+    page.get_by_role("button", name="Good answer").click()
+    page.get_by_text("Thank you, noted").wait_for()
+    said = traffic.feedback(window.house.store, kind="thumb")
+    assert [each.value for each in said] == [1.0] and said[0].actor == window.house.people["ana"].pseudonym
+
+
+def test_chat_says_what_was_withheld(visit: Visit) -> None:
+    window = visit("ana")
+    chunks = [
+        {"delta": {"content": "I cannot "}},
+        {"delta": {"content": "help."}},
+        {"delta": {}, "finish_reason": "content_filter"},
+    ]
+    body = "".join(f"data: {json.dumps({'choices': [chunk]})}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+    window.page.route(
+        "**/v1/chat/completions", lambda route: route.fulfill(body=body, content_type="text/event-stream")
+    )
+    page = window.go("/chat")
     page.keyboard.type("Tell me a locker code")
     page.keyboard.press("Enter")
     page.get_by_text("withheld by the safety policy").wait_for()
+    assert page.get_by_text("I cannot help.").count() == 1
 
 
 def test_a_person_answers_in_a_held_conversation(visit: Visit) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from fastapi import APIRouter, HTTPException, Request
-from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
@@ -146,20 +146,6 @@ def checked(request: Request, given: str | None) -> None:
     session = getattr(request.state, "session", None)
     if session is not None and not hmac.compare_digest(str(given or ""), str(session.csrf)):
         raise HTTPException(403, "this form is too old: load the page again and send it once more")
-
-
-def on_problem(request: Request, error: HTTPException) -> Response:
-    """What the app does with an HTTP error: a page for people, a redirect to the log-in, JSON for programs."""
-    headers = dict(error.headers or {})
-    if error.status_code in (301, 302, 303, 307):
-        return Response(status_code=error.status_code, headers=headers)
-    wants_page = "text/html" in request.headers.get("accept", "")
-    if not wants_page or request.url.path.startswith(("/v1/", "/api/")):
-        told = {"error": {"message": str(error.detail), "code": error.status_code}}
-        return JSONResponse(told, status_code=error.status_code, headers=headers)
-    titles = {401: "Sign in first", 403: "Not for you", 404: "Not here", 409: "Too late", 422: "That does not fit"}
-    title = titles.get(error.status_code, "A problem")
-    return page(request, "problem.html", status=error.status_code, title=title, text=str(error.detail))
 
 
 def see(where: str) -> RedirectResponse:

@@ -37,7 +37,7 @@ async function* events(body) {
 
 function tools(node, request) {
   const line = node.querySelector(".tools");
-  line.hidden = false;
+  for (const button of line.querySelectorAll("button")) button.hidden = false;
   line.addEventListener("click", async (event) => {
     const button = event.target.closest("button[data-thumb]");
     if (!button) return;
@@ -98,7 +98,6 @@ async function ask(text) {
       node.classList.add("withheld");
       messages.pop();
     }
-    node.querySelector(".tools").hidden = false;
   }
   node.classList.remove("waiting");
   form.querySelector("button").textContent = "Send";

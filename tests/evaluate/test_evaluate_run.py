@@ -118,11 +118,7 @@ def life(tmp_path, monkeypatch):
     fakes.open_fake = lambda ref, root=None, **options: opened[ref]
     monkeypatch.setitem(__import__("sys").modules, "evaluate_fakes", fakes)
     monkeypatch.setitem(refs.SCHEMES, "model", "evaluate_fakes:open_fake")
-    fake_local = types.SimpleNamespace(untrained=lambda ref, root, seed=0: Clever("untrained", 0.0, seed=9))
-    real = refs.load
-    monkeypatch.setattr(
-        refs, "load", lambda path: fake_local.untrained if path.endswith("local:untrained") else real(path)
-    )
+    monkeypatch.setattr(run, "untrained", lambda ref, root: Clever("untrained", 0.0, seed=9))
     return types.SimpleNamespace(root=root, corpus=corpus, made=made, opened=opened)
 
 

@@ -12,7 +12,7 @@ from pydantic import Field
 from tutelage.core import refs
 from tutelage.core.artifact import Artifact, Root
 from tutelage.core.config import Config
-from tutelage.core.errors import DataError, MissingExtra
+from tutelage.core.errors import DataError
 from tutelage.core.records import Example, read_jsonl, write_jsonl
 from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, stage
 from tutelage.evaluate import summary
@@ -192,13 +192,19 @@ def _untrained(
     if model is None:
         step(len(control))
         return []
-    try:
-        generator = refs.load("tutelage.generate.local:untrained")(model[0].ref, context.root, seed=0)
-    except MissingExtra:
-        step(len(control))
-        return []
+    generator = untrained(model[0].ref, context.root)
     results = examine(generator, control, target="untrained", target_id=f"untrained:{model[0].ref}", log=log, step=step)
     return summary.untrained_control(results, f"untrained {model[1]}", summary.spread(control, chance))
+
+
+def untrained(ref: str, root: Root, seed: int = 0) -> Generator:
+    """A model of the same shape and tokenizer as `ref`, with random weights."""
+    from tutelage.generate.local import LocalGenerator, open_model
+    from tutelage.model.transformer import Decoder
+
+    twin = open_model(ref, root)
+    decoder = Decoder(twin.decoder.config, seed=seed).eval().requires_grad_(False)
+    return LocalGenerator(decoder, twin.tokenizer, name="untrained", eos=twin.eos)
 
 
 def headline(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,10 +9,11 @@ from typing import Protocol
 
 from tutelage.core.records import Example, Message, Record, Response
 from tutelage.evaluate.ask import AnswerLog, responses
-from tutelage.evaluate.suite import Outcome, cluster_of, item_id, sample
+from tutelage.evaluate.suite import Outcome, item_id, sample
 from tutelage.generate.generator import Generator as Answers
 from tutelage.generate.generator import Sampling
 from tutelage.judge.judge import Judge
+from tutelage.redteam.outcome import Ending, aim_of, ending
 
 SAMPLING = Sampling(max_tokens=24, temperature=0.0)
 """Attacks are answered greedily, so that a success is found again."""
@@ -55,8 +56,6 @@ class Attack(Protocol):
 
 Script = Generator[tuple[Message, ...], Response, None]
 """Yields a conversation to put to the target and is sent its answer."""
-Ending = Callable[[Example, tuple[Message, ...], Response], tuple[Outcome, dict[str, float]]]
-"""How a try ended: goal, conversation, response -> outcome and figures."""
 
 
 class Scripted(ABC):
@@ -73,8 +72,6 @@ class Scripted(ABC):
 
     def attempts(self, goal: Example, target: Answers, *, judge: Judge, budget: Budget, seed: int) -> Iterator[Attempt]:
         """Attack one goal alone."""
-        from tutelage.redteam.outcome import ending
-
         yield from assault([(self, goal)], target, ending=ending(judge), budget=budget, seed=seed)
 
 
@@ -154,11 +151,6 @@ def assault(
     return [attempt for each in found for attempt in each]
 
 
-def aim_of(goal: Example) -> str:
-    """What a goal aims at: its house rule, or its category."""
-    return str(goal.tags.get("rule") or goal.tags.get("category") or "harm")
-
-
 def plain(items: Iterable[Example], each: int, seed: int = 0) -> list[Example]:
     """Plain requests to attack with: kind `goal` without an attack of its own, at most `each` per rule or category."""
     groups: dict[str, list[Example]] = {}
@@ -180,8 +172,3 @@ def written(items: Iterable[Example], each: int, seed: int = 0) -> list[Example]
 def twins(items: Iterable[Example], count: int, seed: int = 0) -> list[Example]:
     """Benign requests that look like attacks and must be answered."""
     return sample([item for item in items if item.tags.get("kind") == "benign"], count, seed)
-
-
-def cluster(goal: Example) -> str:
-    """Attempts at one goal, and goals of one template, are not independent."""
-    return cluster_of(goal)

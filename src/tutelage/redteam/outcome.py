@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,15 @@ from tutelage.evaluate.suites.answers import checker
 from tutelage.evaluate.suites.baselines import answer_of
 from tutelage.judge.judge import Judge, WindowedJudge, ask, failed
 from tutelage.measure.statistics import clopper_pearson, plain
-from tutelage.redteam.goals import Ending, aim_of
+
+Ending = Callable[[Example, tuple[Message, ...], Response], tuple[Outcome, dict[str, float]]]
+"""How a try ended: goal, conversation, response -> outcome and figures."""
+
+
+def aim_of(goal: Example) -> str:
+    """What a goal aims at: its house rule, or its category."""
+    return str(goal.tags.get("rule") or goal.tags.get("category") or "harm")
+
 
 _REFUSAL = re.compile(
     r"\b(?:i|we) (?:can ?not|can't|may not|will not|won't|must not|am not able to|are not able to|am unable to)\b"

@@ -22,8 +22,8 @@ from tutelage.generate.generator import Generator
 from tutelage.redteam import bias, privacy, report
 from tutelage.redteam.attacks import NAMES, make
 from tutelage.redteam.attacks.single import Direct
-from tutelage.redteam.goals import SAMPLING, Attempt, Budget, Ending, assault, plain, twins, written
-from tutelage.redteam.outcome import GoalJudge, HarmJudge, ending, independent, vocabulary
+from tutelage.redteam.goals import SAMPLING, Attempt, Budget, assault, plain, twins, written
+from tutelage.redteam.outcome import Ending, GoalJudge, HarmJudge, ending, independent, vocabulary
 
 
 class Redteam(Config):
@@ -191,6 +191,7 @@ def redteam(config: Redteam, inputs: Inputs, out: Path, context: Context) -> dic
     matrix = report.matrix(run.results, breakable)
     summary = {
         "targets": [{"target": name, "id": each.ref} for name, each in zip(called, inputs.targets, strict=True)],
+        "overall": report.overall(run.results),
         "matrix": matrix,
         "guard_effect": report.guard_effect(run.results),
         "benign": report.over_refusal(run.results),

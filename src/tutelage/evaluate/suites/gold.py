@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from tutelage.core.records import Example, Response
 from tutelage.generate.generator import Generator, Sampling
 from tutelage.judge.judge import Judge, ask, value
+from tutelage.starter.gold import gold as judge_gold
 
 TRUTH = ("family", "values", "refuse")
 """Tags without which gold cannot be known."""
@@ -21,8 +22,6 @@ def gold(item: Example, response: Response) -> dict[str, float] | None:
     and nothing invented). None where the item does not carry its truth, or the answer is an error."""
     if response.finish == "error" or any(name not in item.tags for name in TRUTH):
         return None
-    from tutelage.starter.gold import gold as judge_gold
-
     if response.finish == "blocked":
         refused = float(bool(item.tags["refuse"]))
         return {"right": refused, "kept": 1.0, "invented": 0.0, "gold": refused}

@@ -10,14 +10,18 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from tutelage.core.records import Record
 from tutelage.text import pii
 
-Filter = Literal["tidy", "html", "boilerplate", "encoding", "letters", "repetition", "short"]
-FILTERS: tuple[Filter, ...] = ("tidy", "html", "boilerplate", "encoding", "letters", "repetition", "short")
-"""In the order in which they run."""
+Filter = Literal["tidy", "html", "boilerplate", "encoding", "letters", "repetition", "short", "improbable"]
+FILTERS: tuple[Filter, ...] = (
+    "tidy", "html", "boilerplate", "encoding", "letters", "repetition", "short", "improbable",
+)  # fmt: skip
+"""In the order in which they run; the last one looks at a text beside all others of its source."""
 
 
 @dataclass(slots=True)
@@ -71,9 +75,40 @@ def clean(text: str, filters: Sequence[Filter] = FILTERS, shortest: int = 8) -> 
                 return text, "too short"
         elif name in _CHANGES:
             text = _CHANGES[name](text)
-        elif reason := _CHECKS[name](text):
+        elif name in _CHECKS and (reason := _CHECKS[name](text)):
             return text, reason
     return text, None
+
+
+def improbable(texts: Sequence[str], groups: Sequence[str], margin: float = 1.5, least: int = 100) -> list[bool]:
+    """Texts whose letters do not go together as elsewhere: shuffled, without spaces, in another script.
+
+    Trigrams of bytes are counted over all texts, and over the texts of each group. A text is improbable when its mean
+    log-probability per trigram lies `margin` nats below the median text's in both counts: a small group of another
+    kind within a group is none. Groups of fewer than `least` texts give no measure.
+    """
+    rows = []
+    for text in texts:
+        codes = np.frombuffer(text.lower().encode(), dtype=np.uint8).astype(np.int64)
+        rows.append((codes[:-2] * 65_536 + codes[1:-1] * 256 + codes[2:]) % _TRIGRAMS)
+    found = _far(rows, margin, least)
+    names = np.array(groups)
+    for name in sorted(set(groups)):
+        mine = np.flatnonzero(names == name)
+        found[mine] &= _far([rows[int(place)] for place in mine], margin, least)
+    return [bool(each) for each in found]
+
+
+_TRIGRAMS = 1_048_573  # a prime near 2^20: room for the trigrams of any script
+
+
+def _far(rows: Sequence[NDArray[np.int64]], margin: float, least: int) -> NDArray[np.bool_]:
+    if len(rows) < least:
+        return np.zeros(len(rows), dtype=np.bool_)
+    counts = np.bincount(np.concatenate(rows), minlength=_TRIGRAMS)
+    logs = np.log((counts + 0.5) / (counts.sum() + 0.5 * np.count_nonzero(counts)))
+    means = np.array([logs[row].mean() if len(row) else 0.0 for row in rows])
+    return np.asarray(means < np.median(means) - margin)
 
 
 # -- changes
@@ -175,10 +210,10 @@ _BOILERPLATE_HINT = re.compile(
 _MOJIBAKE = re.compile(
     r"Ã[\u0080-\u00bf€‚ƒ„…†‡ˆ‰Š‹Œ]|Â[\u00a0-\u00bf]|â€[\u0080-\u00bf™œž“”˜¦]?|ï¿½|\ufffd|[ÐÑ][\u0080-\u00bf]"
 )
-_VOWEL = re.compile(r"[aeiouyàâäåæèéêëìíîïòóôöøùúûüýœ]", re.I)
-_LATIN_WORD = re.compile(r"[a-zà-öø-ÿ]{2,}", re.I)
+_WORD = re.compile(r"[a-zà-öø-ÿ]{2,}", re.I)
+_MUTE = re.compile(r"\b[bcdfghjklmnpqrstvwxzç]{2,}\b", re.I)
+_LONG = re.compile(r"[a-zà-öø-ÿ]{31,}", re.I)
 _RUN = re.compile(r"([^\s.\-_*=~#])\1{7,}")
-_SAME_WORD = re.compile(r"\b(\w+)(?:\W+\1\b){7,}", re.I)
 
 
 def encoding(text: str) -> str | None:
@@ -191,32 +226,26 @@ def encoding(text: str) -> str | None:
 
 def letters(text: str) -> str | None:
     """Too few letters, or words that no tongue could speak."""
-    solid = sum(not char.isspace() for char in text)
-    count = sum(char.isalpha() for char in text)
-    if solid and count < 0.5 * solid:
+    solid = len(text) - text.count(" ") - text.count("\n")
+    if sum(map(str.isalpha, text)) < 0.5 * solid:
         return "few letters"
-    words = _LATIN_WORD.findall(text)
-    mute = sum(_VOWEL.search(word) is None for word in words)
-    if len(words) >= 4 and mute > 0.3 * len(words):
-        return "no words"
-    long = sum(len(word) > 30 for word in words)
-    return "no words" if long and long > 0.1 * len(words) else None
+    words = len(_WORD.findall(text))
+    mute, long = len(_MUTE.findall(text)), len(_LONG.findall(text))
+    return "no words" if (words >= 4 and mute > 0.3 * words) or long > 0.1 * words else None
 
 
 def repetition(text: str) -> str | None:
     """The same character, word or line again and again."""
-    if _RUN.search(text) or _SAME_WORD.search(text):
-        return "repetitive"
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     if len(lines) >= 4 and len(set(lines)) < 0.5 * len(lines):
         return "repetitive"
+    if _RUN.search(text):
+        return "repetitive"
     words = text.lower().split()
-    if len(words) >= 40:
-        triples = Counter(zip(words, words[1:], words[2:], strict=False))
-        most = triples.most_common(1)[0][1]
-        if 3 * most > 0.3 * len(words):
-            return "repetitive"
-    return None
+    triples = Counter(zip(words, words[1:], words[2:], strict=False))
+    same = sum(count for (one, two, three), count in triples.items() if one == two == three)
+    most = max(triples.values(), default=0)
+    return "repetitive" if len(words) >= 10 and (same > 5 or (len(words) >= 40 and most > 0.1 * len(words))) else None
 
 
 _CHANGES: dict[str, Callable[[str], str]] = {"tidy": tidy, "html": html, "boilerplate": boilerplate}

@@ -21,7 +21,7 @@ from tutelage.core.config import Config
 from tutelage.core.errors import DataError
 from tutelage.core.records import Example, Message, Preference, read_jsonl, write_jsonl
 from tutelage.core.stage import Context, Cost, Inputs, Machine, stage
-from tutelage.corpus.clean import FILTERS, Drops, Filter, Text, clean
+from tutelage.corpus.clean import FILTERS, Drops, Filter, Text, clean, improbable
 from tutelage.corpus.decontaminate import Contamination, HeldOut
 from tutelage.corpus.dedup import exact, exact_key, near, words_of
 from tutelage.corpus.forms import KINDS
@@ -39,7 +39,7 @@ from tutelage.corpus.report import (
 from tutelage.text import pii
 from tutelage.text.language import identify
 
-BROKEN = ("broken characters", "few letters", "no words", "repetitive")
+BROKEN = ("broken characters", "few letters", "no words", "repetitive", "improbable letters")
 """Reasons of clean.py that mean a text is broken."""
 
 
@@ -209,14 +209,25 @@ class _Work:
             if reason:
                 self.drops.add(reason, text)
                 continue
-            text.text = self._redacted(text.text, text.id)
             kept.append(text)
-        self.texts = kept
+        self.texts = []
+        strange = self._improbable(kept) if "improbable" in self.config.filters else set()
+        for text in kept:
+            if text.id in strange:
+                self.drops.add("improbable letters", text)
+            else:
+                text.text = self._redacted(text.text, text.id)
+                self.texts.append(text)
         self.dialogues = [self._redacted_turns(each) for each in self.dialogues]
         self.comparisons = [
             each.model_copy(update={"prompt": self._turns(each.prompt), "candidates": self._turns(each.candidates)})
             for each in self.comparisons
         ]
+
+    def _improbable(self, texts: Sequence[Text]) -> set[str]:
+        """Ids of training texts whose letters are improbable within their source."""
+        found = improbable([text.text for text in texts], [text.source for text in texts])
+        return {text.id for text, strange in zip(texts, found, strict=True) if strange}
 
     def _redacted(self, text: str, name: str = "") -> str:
         spans = pii.find(text, self.config.personal) if self.config.personal else []
@@ -414,12 +425,10 @@ class _Work:
         read_ids = {str(each.meta.get("id")) for reading in self.readings for each in reading.documents}
         broken = set().union(*(dropped[reason] for reason in BROKEN))
         cleaned = set(self.found)
-        copies = dropped["exact duplicate"] | dropped["near duplicate"]
-        by_kind = {kind: [each for each in self.truth.duplicates if each.kind == kind] for kind in ("exact", "near")}
+        copies = {kind: dropped[f"{kind} duplicate"] for kind in ("exact", "near")}
         found = {
             "broken": judge_drops(set(self.truth.broken), broken, read_ids),
-            "duplicates": judge_duplicates(self.truth.duplicates, copies, cleaned),
-            **{f"duplicates/{kind}": judge_duplicates(pairs, copies, cleaned) for kind, pairs in by_kind.items()},
+            **judge_duplicates(self.truth.duplicates, copies, cleaned),
         }
         if self.config.personal:
             found |= judge_personal(self.truth.pii, self.truth.lookalikes, self.found)

@@ -100,15 +100,24 @@ def judge_drops(planted: set[str], dropped: set[str], examined: set[str]) -> Fou
     )
 
 
-def judge_duplicates(pairs: Sequence[Any], dropped: set[str], examined: set[str]) -> Found:
-    """A planted pair is found when one of the two was dropped; a drop is right when it belongs to a pair."""
+def judge_duplicates(pairs: Sequence[Any], dropped: Mapping[str, set[str]], examined: set[str]) -> dict[str, Found]:
+    """A planted pair is found when one of the two was dropped; a drop is right when it belongs to any pair.
+
+    `dropped` holds the ids by kind (exact, near). The recall of a kind counts drops of either kind.
+    """
     there = [pair for pair in pairs if pair.document in examined and pair.of in examined]
-    hits = sum(pair.document in dropped or pair.of in dropped for pair in there)
     members = {pair.document for pair in pairs} | {pair.of for pair in pairs}
-    return Found(
-        recall=share(hits, len(there), "nothing was planted"),
-        precision=share(len(dropped & members), len(dropped), "nothing was dropped"),
-    )
+    copies = set().union(*dropped.values())
+    found = {}
+    for kind in ("", *dropped):
+        mine = [pair for pair in there if kind in ("", pair.kind)]
+        hits = sum(pair.document in copies or pair.of in copies for pair in mine)
+        said = dropped[kind] if kind else copies
+        found[f"duplicates/{kind}" if kind else "duplicates"] = Found(
+            recall=share(hits, len(mine), "nothing was planted"),
+            precision=share(len(said & members), len(said), "nothing was dropped"),
+        )
+    return found
 
 
 def judge_personal(

@@ -134,6 +134,7 @@ def _ask(config: Collect, inputs: Inputs, base: str, context: Context) -> dict[s
     pools, drawn = _pools(config, inputs, context)
     raters = starter.raters(config.seed) if config.people == "simulated" else ()
     names = [f"simulated {each.id}" for each in raters]
+    persons = people.create_many(context.store, names, kind="simulated") if names else []
     panels = assign.panels(len(pools), names, config.per_task, config.seed) if names else []
     new: list[api.NewTask] = []
     rows: list[dict[str, Any]] = []
@@ -188,7 +189,6 @@ def _ask(config: Collect, inputs: Inputs, base: str, context: Context) -> dict[s
     }
     if raters:
         knowledge = {id: pool.prompt for id, pool in zip(ids, pools, strict=True)}
-        persons = people.create_many(context.store, names, kind="simulated")
         profiles = {person.id: each.profile for person, each in zip(persons, raters, strict=True) if each.profile}
         people.set_profiles(context.store, profiles, consent="simulated")
         answering = [simulated.rater(each, knowledge, seed=config.seed, scale=config.scale) for each in raters]

@@ -6,7 +6,7 @@ both. The quality of people is judged by how they agree with the others, never b
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -119,7 +119,8 @@ class Quality:
     first: Interval
     """How often the one shown first is chosen; 0.5 is no preference."""
     longest: Interval
-    """How often the longer one is chosen."""
+    """How often the longer one is chosen where the others clearly prefer the shorter one. Overall, long answers may
+    simply be the better ones; only here do length and worth part."""
     ties: float
     finding: Finding | None = None
     weight: float = 1.0
@@ -132,7 +133,8 @@ class Rules:
 
     least_pairs: int = 12
     first: float = 0.7
-    longest: float = 0.75
+    longest: float = 0.1
+    """How far above the crowd's own rate the choice of the longer one must lie."""
     margin: float = 0.05
     """How far above chance the lower bound of agreement should be."""
 
@@ -147,7 +149,8 @@ def judge_people(votes: Votes, rules: Rules | None = None, rounds: int = 3) -> l
     weight = np.ones(crowd)
     found: list[Quality] = []
     for _ in range(rounds):
-        found = [_quality(votes, person, weight, rules) for person in range(crowd)]
+        against = _against(votes, weight)
+        found = [_quality(votes, person, weight, rules, against) for person in range(crowd)]
         known = [each for each in found if not each.reason]
         typical = float(np.mean([each.weight for each in known])) if known else 1.0
         found = [each if not each.reason else replace(each, weight=typical) for each in found]
@@ -159,35 +162,56 @@ def judge_people(votes: Votes, rules: Rules | None = None, rounds: int = 3) -> l
     return [replace(each, weight=each.weight / top) for each in found]
 
 
-def _quality(votes: Votes, person: int, weight: Floats, rules: Rules) -> Quality:
+def _others(votes: Votes, weight: Floats) -> Floats:
+    """For each vote the weighed sum of the other people's votes on the same pair."""
+    mine = votes.choice * weight[votes.people]
+    return np.asarray(np.bincount(votes.pairs, weights=mine)[votes.pairs] - mine)
+
+
+def _against(votes: Votes, weight: Floats) -> tuple[Floats, Floats]:
+    """Of each person's clear choices where the others prefer the shorter one: how many chose the longer, of how many.
+
+    Where long answers are the better ones, careful people do this too whenever the others err; only somebody who does
+    it far more often than everybody else prefers length as such.
+    """
+    others = _others(votes, weight)
+    told = (votes.choice != 0) & (votes.longer != 0) & (np.sign(others) == -votes.longer) & (np.abs(others) > 1e-9)
+    people, size = votes.people[told], len(weight)
+    chose = (votes.choice[told] == votes.longer[told]).astype(float)
+    longer: Floats = np.bincount(people, weights=chose, minlength=size)
+    of: Floats = np.bincount(people, weights=np.ones(len(people)), minlength=size)
+    return longer, of
+
+
+def _quality(votes: Votes, person: int, weight: Floats, rules: Rules, crowd: tuple[Floats, Floats]) -> Quality:
     mine = votes.people == person
-    size = int(votes.pairs.max()) + 1
-    # a vote of weight w counts for its pair's majority; my own is taken out again
-    total = np.bincount(votes.pairs, weights=votes.choice * weight[votes.people], minlength=size)
-    others = total[votes.pairs[mine]] - votes.choice[mine] * weight[person]
+    others = _others(votes, weight)[mine]
     choice, tasks = votes.choice[mine], votes.tasks[mine]
     clear = choice != 0
     told = clear & (np.abs(others) > 1e-9)
     agrees = (np.sign(others[told]) == choice[told]).astype(float)
     agreement = rate(agrees.tolist(), tasks[told].tolist())
     first = _rate(choice, votes.earlier[mine], tasks)
-    longest = _rate(choice, votes.longer[mine], tasks)
+    against = told & (np.sign(others) == -votes.longer[mine]) & (votes.longer[mine] != 0)
+    longest = rate((choice[against] == votes.longer[mine][against]).astype(float).tolist(), tasks[against].tolist())
     n = int(told.sum())
     ties = float((choice == 0).mean()) if len(choice) else 0.0
     plain = Quality(person, n, len(set(tasks.tolist())), agreement, first, longest, ties)
     if n < rules.least_pairs or agreement.value is None or agreement.low is None or agreement.high is None:
         return replace(plain, reason="too few choices that others made as well")
-    finding = _finding(agreement, first, longest, rules)
+    chose, of = crowd[0].sum() - crowd[0][person], crowd[1].sum() - crowd[1][person]
+    usual = max(0.5, chose / of) if of else 1.0
+    finding = _finding(agreement, first, longest, usual, rules)
     trust = 0.0 if finding else max(0.05, 2 * agreement.value - 1)
     return replace(plain, finding=finding, weight=trust)
 
 
-def _finding(agreement: Interval, first: Interval, longest: Interval, rules: Rules) -> Finding | None:
+def _finding(agreement: Interval, first: Interval, longest: Interval, usual: float, rules: Rules) -> Finding | None:
     if agreement.high is not None and agreement.high < 0.5:
         return "hostile"
     if first.low is not None and first.low > rules.first:
         return "first"
-    if longest.low is not None and longest.low > rules.longest:
+    if longest.low is not None and longest.low > usual + rules.longest and longest.n >= rules.least_pairs:
         return "longest"
     if agreement.low is not None and agreement.low < 0.5 + rules.margin and (agreement.value or 0) < 0.6:
         return "random"
@@ -229,19 +253,23 @@ def detection(found: Mapping[str, str | None], planted: Mapping[str, str | None]
 def order(preferred: Floats, tied: Floats) -> tuple[tuple[int, ...], ...]:
     """Tiers, best first, from the probability that row is better than column, and that they are tied.
 
-    Candidates are ordered by their mean chance of being better (a tie is half a chance); neighbours whose likeliest
-    relation is a tie share a tier.
+    NaN is a pair nobody judged; a candidate of no judged pair stands in no tier. Candidates are ordered by their mean
+    chance of being better (a tie is half a chance); neighbours whose likeliest relation is a tie share a tier.
     """
-    size = len(preferred)
-    chance = (preferred + tied / 2).sum(axis=1) - np.diag(preferred + tied / 2)
-    ranked: Sequence[int] = sorted(range(size), key=lambda candidate: (-round(float(chance[candidate]), 9), candidate))
+    chance = preferred + tied / 2
+    np.fill_diagonal(chance, np.nan)
+    judged = [no for no in range(len(chance)) if not np.isnan(chance[no]).all()]
+    mean = {no: round(float(np.nanmean(chance[no])), 9) for no in judged}
     tiers: list[list[int]] = []
-    for candidate in ranked:
-        above = tiers[-1][-1] if tiers else None
-        if above is not None and tied[above, candidate] >= max(
-            preferred[above, candidate], preferred[candidate, above]
-        ):
-            tiers[-1].append(candidate)
+    for no in sorted(judged, key=lambda each: (-mean[each], each)):
+        above = tiers[-1][-1] if tiers else no
+        equal = (
+            mean[above] == mean[no]
+            if np.isnan(chance[above, no])
+            else tied[above, no] >= max(preferred[above, no], preferred[no, above])
+        )
+        if tiers and equal:
+            tiers[-1].append(no)
         else:
-            tiers.append([candidate])
+            tiers.append([no])
     return tuple(tuple(sorted(tier)) for tier in tiers)

@@ -85,7 +85,7 @@ def _ceiling(table: votes.Table, pairs: Floats, seed: int) -> Interval:
     found: dict[str, list[float]] = {}
     for (task, _, _), chance in zip(table.pairs, pairs, strict=True):
         left, right = float(chance[LEFT]), float(chance[RIGHT])
-        if max(left, right) > float(chance[TIE]):
+        if max(left, right) > float(chance[TIE]):  # never so where nobody reliable was heard (NaN)
             found.setdefault(task, []).append(max(left, right) / (left + right))
     if not found:
         return undefined(0, "no pair was ordered", method="posterior of the consensus")

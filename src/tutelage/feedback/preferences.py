@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -96,9 +97,9 @@ def preferences(config: Preferences, inputs: Inputs, out: Path, context: Context
     trust = np.ones(len(words.people))
     for each in quality:
         trust[each.person] = each.weight
-    pairs = _consensus(table, trust, config.prior)
-    rows = _by_person(config, words, trust, kind) if config.aggregate == "person" else []
-    rows = rows or _by_task(config, words, table, pairs, trust, kind)
+    pairs = votes.likely(table, trust, {id: task.project for id, task in words.tasks.items()}, config.prior)
+    by_person = config.aggregate == "person"
+    rows = _by_person(config, words, trust, kind) if by_person else _by_task(config, words, table, pairs, trust, kind)
     unnamed = _unnamed(inputs) if config.unnamed and inputs.corpus is not None else []
     _check(rows + unnamed, out)
     write_jsonl(out / "preferences.jsonl", rows + unnamed)
@@ -112,6 +113,7 @@ def preferences(config: Preferences, inputs: Inputs, out: Path, context: Context
         "tasks": len(words.tasks),
         "persons": len(words.people),
         "rows": dict(sorted(Counter(str(each.tags["split"]) for each in rows).items())),
+        "unheard": 0 if by_person else len(words.tasks) - len(rows),
         "unnamed": len(unnamed),
         "ceiling": stated["ceiling"],
         "ceiling_single": stated["ceiling_single"],
@@ -168,19 +170,6 @@ def _wait(needs: Needs, summary: Mapping[str, Any], given: Sequence[Annotation],
 # joining
 
 
-def _consensus(table: votes.Table, trust: Floats, prior: float) -> Floats:
-    """Probabilities [pairs, 3] that the right one is better, that they are tied, that the left one is better."""
-    if not len(table.votes):
-        return np.zeros((0, 3))
-    weights = trust[table.votes.people]
-    if not weights.any():
-        weights = np.ones(len(weights))
-    fitted = consensus.dawid_skene(
-        table.votes.pairs, table.votes.people, table.votes.choice + 1, 3, weights=weights, prior=prior
-    )
-    return fitted.posteriors
-
-
 def _by_task(
     config: Preferences, words: Read, table: votes.Table, pairs: Floats, trust: Floats, kind: str
 ) -> list[Preference]:
@@ -192,25 +181,20 @@ def _by_task(
     rows = []
     for id, task in words.tasks.items():
         size = len(task.candidates)
-        better, tied = np.zeros((size, size)), np.zeros((size, size))
-        chances: dict[str, float] = {}
-        certain = []
+        better, tied = np.full((size, size), math.nan), np.full((size, size), math.nan)
         for left in range(size):
             for right in range(left + 1, size):
                 at = number.get((id, left, right))
-                if at is None:
-                    continue
-                better[left, right], tied[left, right], better[right, left] = (
-                    pairs[at, LEFT],
-                    pairs[at, TIE],
-                    pairs[at, RIGHT],
-                )
-                tied[right, left] = tied[left, right]
-                chances[f"{left}>{right}"] = round(float(pairs[at, LEFT]), 6)
-                chances[f"{right}>{left}"] = round(float(pairs[at, RIGHT]), 6)
-                certain.append(abs(float(pairs[at, LEFT] - pairs[at, RIGHT])))
+                if at is not None:
+                    better[left, right], better[right, left] = pairs[at, LEFT], pairs[at, RIGHT]
+                    tied[left, right] = tied[right, left] = pairs[at, TIE]
+        heard = [(one, other) for one, other in np.argwhere(~np.isnan(better)).tolist()]
+        chances = {f"{one}>{other}": round(float(better[one, other]), 6) for one, other in heard}
+        certain = [abs(float(better[one, other] - better[other, one])) for one, other in heard if one < other]
         given = by_task[id]
         scores, criteria = _scores(words, given, size, trust, strictness)
+        if not heard and not scores:
+            continue  # nobody reliable said anything of it: whatever stood here would be invented
         bad = [each for each in given if each.value("all_bad")]
         tags = _tags(config, task, kind) | {
             "n": len({each.pseudonym for each in given}),
@@ -226,7 +210,7 @@ def _by_task(
             Preference(
                 prompt=task.messages,
                 candidates=tuple(Message(role="assistant", content=text) for text in task.candidates),
-                tiers=consensus.order(better, tied) if certain else (),
+                tiers=consensus.order(better, tied),
                 scores=scores,
                 weight=round(max(0.05, float(np.mean(certain))), 6) if certain else 1.0,
                 rows=tuple(sorted(each.id for each in given)),

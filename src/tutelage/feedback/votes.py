@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tutelage.feedback.consensus import Votes
+from tutelage.feedback.consensus import Votes, dawid_skene
 from tutelage.store.answers import Annotation
 
 Floats = NDArray[np.float64]
@@ -86,6 +86,36 @@ def table(answers: Sequence[Annotation], texts: Mapping[str, Sequence[str]], peo
         names=tuple(people),
     )
     return Table(votes, tuple(numbers), tasks)
+
+
+def likely(table: Table, trust: Floats, project: Mapping[str, str], prior: float) -> Floats:
+    """Probabilities [pairs, 3] that the right one is better, that they are tied, that the left one is better.
+
+    Each project is fitted by itself. Every vote is given a second time with sides changed, since the lower number means
+    nothing. NaN where no reliable person judged a pair: the model would answer with what is common elsewhere, which
+    nobody said of this one.
+    """
+    found = np.full((len(table.pairs), 3), math.nan)
+    given = table.votes
+    weights = trust[given.people]
+    belongs = np.array([project[task] for task, _, _ in table.pairs])
+    for name in sorted(set(project.values())):
+        mine = (belongs[given.pairs] == name) & (weights > 0) if len(given) else np.zeros(0, dtype=bool)
+        if not mine.any():
+            continue
+        pairs, things = np.unique(given.pairs[mine], return_inverse=True)
+        _, people = np.unique(given.people[mine], return_inverse=True)
+        said = given.choice[mine] + 1
+        fitted = dawid_skene(
+            np.concatenate([things, things + len(pairs)]),
+            np.concatenate([people, people]),
+            np.concatenate([said, 2 - said]),
+            3,
+            weights=np.concatenate([weights[mine]] * 2),
+            prior=prior,
+        )
+        found[pairs] = fitted.posteriors[: len(pairs)]
+    return found
 
 
 def rank_tables(answers: Sequence[Annotation], sizes: Mapping[str, int]) -> list[Floats]:

@@ -17,7 +17,7 @@ from tutelage.core.records import Example, read_jsonl, write_jsonl
 from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, stage
 from tutelage.evaluate import summary
 from tutelage.evaluate.ask import MAX_TOKENS, AnswerLog, examine
-from tutelage.evaluate.suite import Result, Suite, load, sample, select
+from tutelage.evaluate.suite import Result, Suite, faults, load, sample, select
 from tutelage.evaluate.suites.baselines import chance, rows_of
 from tutelage.generate.generator import Generator
 
@@ -123,8 +123,9 @@ def _cost(config: Evaluate, sizes: Mapping[str, Mapping[str, float]], machine: M
 def evaluate(config: Evaluate, inputs: Inputs, out: Path, context: Context) -> dict[str, Any]:
     """Examine every target on the same items; write `results.jsonl` (one row per answer) and `summary.json`."""
     corpus: Artifact = inputs.corpus
+    every = list(read_jsonl(corpus.file("items.jsonl"), Example))
     chosen = select(
-        read_jsonl(corpus.file("items.jsonl"), Example),
+        every,
         config.items,
         of=config.items_of,
         only=config.only,
@@ -163,6 +164,7 @@ def evaluate(config: Evaluate, inputs: Inputs, out: Path, context: Context) -> d
     )
     if control:
         found["controls"] += _untrained(control, inputs.of, called, context, log, step)
+    found["left_out"] = faults(every)
     found["targets"] = [{"target": name, "id": each.ref} for name, each in zip(called, inputs.of, strict=True)]
     write_jsonl(out / "results.jsonl", results)
     (out / "summary.json").write_text(json.dumps(found, indent=1, sort_keys=True, ensure_ascii=False), encoding="utf-8")

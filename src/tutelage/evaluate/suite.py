@@ -8,6 +8,7 @@ beside them is filled in (its own cluster, no cell).
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -181,6 +182,13 @@ def sample(items: Sequence[Example], count: int, seed: int = 0) -> list[Example]
     return sorted((item for _, _, item in order[:count]), key=item_id)
 
 
+def faults(items: Iterable[Example]) -> dict[str, int]:
+    """What is wrong with items of the kinds that are examined, and how often."""
+    return dict(
+        sorted(Counter(found for item in items if item.tags.get("kind") in KINDS if (found := check(item))).items())
+    )
+
+
 def select(
     items: Iterable[Example],
     count: int,
@@ -189,9 +197,18 @@ def select(
     only: Sequence[str] = (),
     seed: int = 0,
 ) -> list[Suite]:
-    """The items of a run: at most `count` per suite and cell (`of` overrides by suite; 0 = all), `only` some suites."""
+    """The items of a run: at most `count` per suite and cell (`of` overrides by suite; 0 = all), `only` some suites.
+
+    Items that could not be scored (see `faults`) are left out. Raises DataError where an id stands twice.
+    """
     chosen: list[Suite] = []
-    for suite in suites(item for item in items if item.tags.get("kind") in KINDS):
+    fit = [item for item in items if item.tags.get("kind") in KINDS and check(item) is None]
+    seen: set[str] = set()
+    for item in fit:
+        if item_id(item) in seen:
+            raise DataError(f"the id {item_id(item)!r} stands twice", key="tags.id")
+        seen.add(item_id(item))
+    for suite in suites(fit):
         if only and suite.name not in only:
             continue
         limit = (of or {}).get(suite.name, count)

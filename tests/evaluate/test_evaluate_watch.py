@@ -1,0 +1,140 @@
+"""The watch sees a model in training and leaves no trace; gold and best-of-n are measured by truth."""
+
+import numpy as np
+import pytest
+import torch
+
+from tutelage.core.errors import DataError
+from tutelage.core.records import Example, Message, Response, Verdict, write_jsonl
+from tutelage.evaluate.suite import faults, item_id, select
+from tutelage.evaluate.suites.gold import best_of, gold
+from tutelage.evaluate.watch import watch, watched
+from tutelage.generate.generator import Sampling
+from tutelage.model.transformer import Decoder, DecoderConfig
+from tutelage.tokens.tokenizer import learn
+
+
+def _items(count=30):
+    found = []
+    for suite, kind in (("comprehension", "extractive"), ("sentiment", "choice"), ("translation", "translate")):
+        for number in range(count):
+            tags = {
+                "id": f"{suite}{number}",
+                "suite": suite,
+                "kind": kind,
+                "cell": "AB"[number % 2],
+                "cluster": f"c{number % 9}",
+            }
+            choices = ("good", "bad") if kind == "choice" else ()
+            item = Example.ask(f"{number} was it good or bad?", target="good" if number % 2 else "bad")
+            found.append(item.model_copy(update={"choices": choices, "tags": tags}))
+    return found
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    write_jsonl(tmp_path / "items.jsonl", _items())
+    return tmp_path
+
+
+@pytest.fixture
+def small():
+    tokenizer = learn(["was it good or bad? it was good, it was bad"] * 20, 300)
+    return Decoder(DecoderConfig(tokenizer.size, 32, 48, 2, 4, 2, max_position_embeddings=64), seed=1), tokenizer
+
+
+def test_items_are_fixed_and_shared_between_suites(corpus):
+    first = watched(corpus, 20)
+    assert first == watched(corpus, 20)
+    counts = {
+        suite: sum(each.tags["suite"] == suite for each in first)
+        for suite in ("comprehension", "sentiment", "translation")
+    }
+    assert counts == {"comprehension": 7, "sentiment": 6, "translation": 7}
+    assert {each.tags["cell"] for each in first} == {"A", "B"}
+    assert len({item_id(each) for each in first}) == 20
+    assert watched(corpus, 0) == []
+
+
+def test_the_watch_leaves_no_trace(corpus, small):
+    decoder, tokenizer = small
+    look = watch(corpus, tokenizer, items=12, every=50)
+    assert look.every == 50
+    decoder.train()
+    torch.manual_seed(5)
+    np.random.seed(5)
+    before = {name: value.clone() for name, value in decoder.state_dict().items()}
+    state = torch.get_rng_state()
+    figures = look(decoder, 0)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert np.random.random() == np.random.RandomState(5).random_sample()
+    assert decoder.training
+    assert all(torch.equal(value, before[name]) for name, value in decoder.state_dict().items())
+    assert all(parameter.grad is None for parameter in decoder.parameters())
+    assert figures["watched_items"] == 12
+    assert set(figures) >= {"comprehension", "sentiment", "translation", "watched", "watched_error"}
+    assert all(0 <= figures[name] <= 1 for name in ("comprehension", "sentiment", "translation", "watched"))
+    assert look(decoder, 0) == figures
+    assert watch(corpus, tokenizer, items=0)(decoder, 0) == {}
+
+
+def test_duplicate_ids_and_faulty_items():
+    items = _items(3)
+    broken = items[0].model_copy(update={"target": None, "tags": items[0].tags | {"id": "broken"}})
+    assert faults([*items, broken]) == {"target: an item of kind extractive needs one": 1}
+    assert sum(len(suite) for suite in select([*items, broken], 0)) == len(items)
+    with pytest.raises(DataError, match="stands twice"):
+        select([*items, items[0]], 0)
+
+
+def said(text, finish="stop"):
+    return Response(message=Message(role="assistant", content=text), finish=finish)
+
+
+def test_gold_needs_truth_and_blocks_are_no_answers():
+    tags = {
+        "id": "1",
+        "family": "comprehension",
+        "asks": "street",
+        "values": ["mill street"],
+        "candidates": ["Mill Street"],
+    }
+    item = Example.ask("Ana lives in Mill Street. Where does Ana live?", target="Mill Street")
+    item = item.model_copy(update={"tags": tags | {"refuse": False, "answerable": True}})
+    assert gold(item, said("Mill Street")) == {"right": 1.0, "kept": 1.0, "invented": 0.0, "gold": 1.0}
+    assert gold(item, said("", "blocked"))["gold"] == 0.0
+    refuse = item.model_copy(update={"tags": item.tags | {"refuse": True}})
+    assert gold(refuse, said("", "blocked"))["gold"] == 1.0
+    assert gold(item, said("", "error")) is None
+    assert gold(Example.ask("Hi", target="Ho"), said("Ho")) is None
+
+
+class Sampled:
+    name = "sampled"
+
+    def generate(self, prompts, sampling):
+        return [[said(f"answer {number}") for number in range(sampling.n)] for _ in prompts]
+
+
+class Likes:
+    name = "likes"
+
+    def __init__(self, scores):
+        self.scores = scores
+
+    def judge(self, examples):
+        return [
+            Verdict(judge=self.name, scores={"reward": self.scores[e.messages[-1].content]})
+            if e.messages[-1].content in self.scores
+            else Verdict(judge=self.name, status="error")
+            for e in examples
+        ]
+
+
+def test_best_of_n_takes_what_the_judge_likes_and_never_a_failure():
+    prompts = [Example.ask("a"), Example.ask("b")]
+    best = best_of(Sampled(), Likes({"answer 0": 0.1, "answer 2": 0.9}), prompts, 4, Sampling())
+    assert [each.message.content for each in best] == ["answer 2"] * 2
+    assert [r.message.content for r in best_of(Sampled(), Likes({}), prompts, 2, Sampling())] == ["answer 0"] * 2
+    with pytest.raises(ValueError, match="n >= 1"):
+        best_of(Sampled(), Likes({}), prompts, 0, Sampling())

@@ -98,8 +98,8 @@ class EngineThread:
                 new, gone = list(self._new), list(self._gone)
                 self._new.clear()
                 self._gone.clear()
-                if self._closing:
-                    break
+            if self._closing:
+                break
             for request, deliver, ticket in new:
                 try:
                     ticket.append(self._engine.submit(request))
@@ -124,7 +124,10 @@ class EngineThread:
                     deliver_to(token)
                 if token.finish is not None:
                     waiting.pop(token.request, None)
-        for deliver in [*waiting.values(), *(each[1] for each in self._new)]:
+        for number, deliver in waiting.items():
+            self._engine.cancel(number)
+            deliver(UpstreamError("the engine was closed"))
+        for _, deliver, _ in new:
             deliver(UpstreamError("the engine was closed"))
 
 
@@ -203,7 +206,7 @@ class RemoteUpstream:
     async def stream(self, messages: Sequence[Message], sampling: Sampling, sample: int = 0) -> AsyncGenerator[Delta]:
         """Pieces as the other side sends them. Raises UpstreamError for anything it should not have sent."""
         if any(message.role == "text" for message in messages):
-            raise UsageError("an upstream answers conversations only; completions need the embedded model", key="prompt")
+            raise UsageError("an upstream answers conversations; completions need the embedded model", key="prompt")
         body: dict[str, Any] = {
             "model": self.name,
             "messages": [_wire(message) for message in messages],

@@ -103,13 +103,13 @@ class PiiWatcher:
     def _scan(self, end: int, until: int) -> None:
         found = [s.model_copy(update={"start": s.start + self._base, "end": s.end + self._base}) for s in self._find()]
         found = [s for s in found if s.end > self._settled]
-        for span in found:
-            if span.start < until < span.end:
-                until = span.start
         if until < end:  # a word is not cut: what looks harmless so far may be the first half of an address
             near = self._text[: max(0, until - self._base)][-RUN:]
             word = near.rsplit(None, 1)[-1:] if near and not near[-1].isspace() else []
             until -= len(word[0]) if word and len(word[0]) < RUN else 0
+        for span in reversed(found):
+            if span.start < until < span.end:
+                until = span.start
         until = max(until, self._settled)
         self._final += [s for s in found if s.end <= until]
         self._open = [s for s in found if s.end > until]

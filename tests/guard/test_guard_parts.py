@@ -1,0 +1,254 @@
+"""Policy, vault, limits, upstreams: each by itself."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from guard_house import POLICY, TAXONOMY
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tutelage.core.artifact import Artifact, Root
+from tutelage.core.errors import ConfigError
+from tutelage.core.records import Message, Span, ToolCall, Verdict
+from tutelage.guard.limits import Denied, Grant, Limiter, Limits
+from tutelage.guard.pipeline import open_parts
+from tutelage.guard.policy import Category, Guard, Policy, PolicyFile, Rule, Taxonomy, Where
+from tutelage.guard.scan import pieces, redacted
+from tutelage.guard.vault import Unmasker, Vault
+from tutelage.judge.certificate import Certificate, certify
+
+BOTH = Taxonomy(categories={"crime": Category(), "hate": Category()})
+
+
+def guard(bound: float = 0.01, name: str = "g", target: float = 0.01) -> Guard:
+    made = Certificate(
+        category="crime", direction="input", target=target, threshold=0.5, bound=bound, false_positives=0, n=300,
+        clusters=300, bound_clusters=bound, confidence=0.95, data="0",
+    )  # fmt: skip
+    return Guard(name, {"input": ("crime", "hate"), "output": ("crime",)}, [made])
+
+
+def rule(**values: object) -> Rule:
+    return Rule.model_validate(
+        {"id": "r", "when": {"direction": "input"}, "category": "crime", "target_fpr": 0.01} | values
+    )
+
+
+def say(score: float, judge: str = "g", status: str = "ok") -> Verdict:
+    return Verdict(judge=judge, status=status, scores={"crime": score} if status == "ok" else {})  # type: ignore[arg-type]
+
+
+def test_the_strictest_action_wins_and_all_reasons_stay() -> None:
+    rules = (
+        rule(id="a", action="flag"),
+        rule(id="b", action="review", threshold=0.9, target_fpr=None),
+        rule(id="c", action="block", threshold=0.99, target_fpr=None),
+    )
+    policy = Policy(PolicyFile(rules=rules), BOTH, [guard()])
+    at = Where()
+    assert policy.decide(at, [say(0.3)]).action == "allow"
+    assert policy.decide(at, [say(0.6)]).action == "flag"
+    found = policy.decide(at, [say(0.95)])
+    assert found.action == "review" and [reason[0] for reason in found.reasons] == ["a", "b"]
+    assert policy.decide(at, [say(0.995)]).action == "block"
+    assert policy.decide(at, [say(0.1), say(0.995)]).action == "block"
+
+
+@pytest.mark.parametrize("status", ["timeout", "malformed", "unsupported", "error"])
+def test_no_failed_verdict_is_ever_open(status: str) -> None:
+    policy = Policy(PolicyFile(rules=(rule(action="flag"),)), BOTH, [guard()])
+    assert policy.decide(Where(), [say(0, status=status)]).action == "block"
+    assert policy.decide(Where(), []).action == "block"
+    assert policy.decide(Where(), [Verdict(judge="g", scores={"hate": 0.1})]).action == "block"
+    assert policy.decide(Where(), [say(float("nan"))]).action == "block"
+    assert policy.decide(Where(), [], pending=("g",)).action == "allow"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"category": "crmie"}, "has no category"),
+        (
+            {"category": "hate", "threshold": 0.5, "target_fpr": None, "when": {"direction": "output"}},
+            "no guard scores 'hate' on output",
+        ),
+        ({"target_fpr": 0.001}, "no threshold for a rate of 0.001"),
+    ],
+)
+def test_what_cannot_be_guarded_is_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Policy(PolicyFile(rules=(rule(**values),)), BOTH, [guard()])
+
+
+def test_a_guard_with_a_wide_bound_may_flag_but_not_block() -> None:
+    wide = [guard(bound=0.2)]
+    assert Policy(PolicyFile(rules=(rule(action="flag"),)), BOTH, wide)
+    with pytest.raises(ConfigError, match=r"only known to be below 0\.200"):
+        Policy(PolicyFile(rules=(rule(action="block"),)), BOTH, wide)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"category": "crime", "pii": ["email"]},
+        {"category": ""},
+        {"threshold": 0.5},
+        {"action": "redact"},
+        {"action": "rewrite"},
+        {"category": "", "pii": ["shoe size"], "target_fpr": None},
+    ],
+)
+def test_a_rule_that_makes_no_sense_is_refused(values: dict[str, object]) -> None:
+    with pytest.raises(ValueError):
+        rule(**values)
+
+
+def test_the_hash_is_the_content(tmp_path: Path) -> None:
+    (tmp_path / "taxonomy.yaml").write_text(TAXONOMY)
+    file = tmp_path / "policy.yaml"
+    file.write_text("rules: []\n")
+    first = Policy.load(file).hash
+    file.write_text("# a comment\nrules: []\n")
+    assert Policy.load(file).hash == first
+    file.write_text("rules: []\nmessages: {a: {en: b}}\n")
+    assert Policy.load(file).hash != first
+    file.write_text("ruels: []\n")
+    with pytest.raises(ConfigError, match="Did you mean 'rules'"):
+        Policy.load(file)
+    file.write_text(POLICY.format(input="block", output="shoot"))
+    with pytest.raises(ConfigError, match=r"rules\.1\.action"):
+        Policy.load(file)
+
+
+def test_coverage_shows_what_nobody_reads(small_root: Root, small_bundle: Artifact) -> None:
+    rows = open_parts(small_bundle, small_root).scanner.policy.coverage()
+    guards = {(row["direction"], row["channel"]): row["guards"] for row in rows if row["surface"] == "chat"}
+    assert guards["input", "tool_result"] and len(guards) == 10
+
+
+def test_a_rule_without_its_certificate_can_be_made_to_flag(bundled: Callable[..., Artifact]) -> None:
+    with pytest.raises(ConfigError, match=r"max_bound is 0\.0001"):
+        bundled(change=("max_bound: 0.05", "max_bound: 0.0001"))
+
+
+# vault
+
+
+def test_placeholders_are_stable_in_a_conversation_and_differ_between_two() -> None:
+    kept: dict[str, tuple[str, str]] = {}
+    text = "write to ann@example.org or bob@example.org"
+    spans = [Span(start=9, end=24, type="email"), Span(start=28, end=43, type="email")]
+    vault = Vault(b"k" * 32, "c1", keep=kept.update)
+    masked = vault.mask(text, spans)
+    assert "example" not in masked and vault.unmask(masked) == text and len(kept) == 2
+    again = Vault(b"k" * 32, "c1", lambda: kept)
+    assert again.mask(text, spans) == masked and again.unmask(masked) == text
+    other = Vault(b"k" * 32, "c2")
+    assert other.mask(text, spans) != masked and other.unmask(masked) == masked
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.sampled_from(["@", "a [", "[EMAIL-", "] ", "x", "[", "[EMAIL-00000000]"]), max_size=20),
+    st.lists(st.integers(1, 9)),
+)
+def test_unmasking_is_the_same_under_every_split(parts: list[str], sizes: list[int]) -> None:
+    vault = Vault(b"k" * 32, "c")
+    mark = vault.placeholder("email", "ann@example.org")
+    text = "".join(mark if part == "@" else part for part in parts)
+    stream, out, at = Unmasker(vault), "", 0
+    for size in [*sizes, len(text)]:
+        out, at = out + stream.feed(text[at : at + size]), at + size
+    assert out + stream.close() == vault.unmask(text)
+
+
+# limits
+
+
+def test_requests_come_at_their_rate_after_a_burst() -> None:
+    limiter, limits = Limiter(), Limits(requests_per_minute=60, concurrent=0)
+    assert all(isinstance(limiter.acquire("a", limits, 1, 0.0), Grant) for _ in range(60))
+    denied = limiter.acquire("a", limits, 1, 0.0)
+    assert isinstance(denied, Denied) and 0.9 < denied.retry_after <= 1.0
+    assert isinstance(limiter.acquire("b", limits, 1, 0.0), Grant)
+    assert isinstance(limiter.acquire("a", limits, 1, 1.0), Grant)
+    assert isinstance(limiter.acquire("a", limits, 1, 1.0), Denied)
+
+
+def test_unused_tokens_are_given_back_and_running_requests_counted() -> None:
+    limiter, limits = Limiter(), Limits(requests_per_minute=0, tokens_per_minute=100, concurrent=1)
+    grant = limiter.acquire("a", limits, 90, 0.0)
+    assert isinstance(grant, Grant)
+    assert isinstance(limiter.acquire("a", limits, 1, 0.0), Denied)
+    limiter.settle(grant, limits, 10, 0.0)
+    assert isinstance(limiter.acquire("a", limits, 90, 0.0), Grant)
+    assert isinstance(limiter.acquire("a", limits, 101, 0.0), Denied)
+
+
+# texts
+
+
+def test_every_text_of_a_conversation_is_a_piece_and_can_be_redacted() -> None:
+    call = ToolCall(id="1", name="mail", arguments='{"to": "x@example.org"}')
+    messages = (
+        Message(role="system", content="s"),
+        Message(role="user", content="u", name="ann"),
+        Message(role="assistant", reasoning="r", tool_calls=(call,)),
+        Message(role="tool", content="t", tool_call_id="1"),
+    )
+    found = {(piece.channel, piece.field): piece.text for piece in pieces(messages)}
+    assert found["reasoning", "reasoning"] == "r" and found["tool_result", "content"] == "t"
+    assert found["tool_call", "tool_calls.0.arguments"] == call.arguments and found["content", "name"] == "ann"
+    cut = redacted(
+        messages, {(2, "tool_calls.0.arguments"): [Span(start=8, end=21, type="email")]}, lambda t, s: t[:8] + "*"
+    )
+    assert cut[2].tool_calls[0].arguments == '{"to": "*' and cut[0] == messages[0]
+
+
+def test_the_engine_serves_many_conversations_at_once_and_alike(small_root: Root) -> None:
+    torch = pytest.importorskip("torch")
+    from tutelage.generate.engine import Engine
+    from tutelage.generate.generator import Sampling
+    from tutelage.guard.upstream import EngineUpstream, TooLong
+    from tutelage.model.transformer import Decoder, DecoderConfig
+    from tutelage.tokens.tokenizer import learn
+
+    torch.set_num_threads(1)
+    tokenizer = learn(["hello town " * 20, "where is the parcel 0123456789"], 300)
+    config = DecoderConfig(
+        vocab_size=tokenizer.size, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=64,
+    )  # fmt: skip
+    engine = Engine(Decoder(config, seed=1), eos=tokenizer.stops, max_batch=4, tokenizer=tokenizer)
+    upstream = EngineUpstream(engine, tokenizer, "tiny")
+
+    async def answer(text: str, sample: int = 0) -> str:
+        out = ""
+        async for delta in upstream.stream([Message(role="user", content=text)], Sampling(max_tokens=12), sample):
+            out += delta.text
+        return out
+
+    async def run() -> None:
+        alone = [await answer(f"hello {number}") for number in range(6)]
+        together = await asyncio.gather(*(answer(f"hello {number}") for number in range(6)))
+        assert list(together) == alone and len(set(alone)) > 1
+        stream = upstream.stream([Message(role="user", content="x")], Sampling(max_tokens=50))
+        async for _ in stream:
+            break
+        await stream.aclose()
+        with pytest.raises(TooLong):
+            await answer("long " * 100)
+        await upstream.close()
+
+    asyncio.run(run())
+    assert not engine.busy
+
+
+def test_certificates_bound_what_they_say() -> None:
+    made = certify([0.1 * k / 300 for k in range(300)], category="crime", direction="input", target=0.01)
+    assert made.certified and made.n == 300 and made.false_positives == 0
+    small = certify([0.1, 0.2], category="crime", direction="input", target=0.01)
+    assert not small.certified and small.reason and "n=2" in small.reason
+    assert certify([], category="c", direction="input", target=0.01).threshold is None

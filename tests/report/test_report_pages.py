@@ -58,7 +58,8 @@ def test_a_whole_life_has_every_part(life: Life) -> None:
         "lineage",
     ):
         assert f'<section id="{part}"' in html, part
-    assert "Promoted: attack success fell" in html
+    assert "Promoted. Attack success fell" in html
+    assert "it blocks a third of benign requests" in html and "not enough data" in html
     assert "Simulated people stand in this lineage" in html
     assert "no item of this cell" in html, "an undefined figure gives its reason"
     assert "What must not be claimed" in html
@@ -79,7 +80,7 @@ def test_an_empty_life_is_a_page_too(life: Life) -> None:
 def test_what_a_file_says_is_text_never_markup(tmp_path_factory: pytest.TempPathFactory, seal: Any) -> None:
     root = Root(tmp_path_factory.mktemp("hostile")).create()
     evil = "<script>alert(1)</script>"
-    files = {"verdict.json": {"verdict": "refuse", "reason": evil, "checks": [{"check": evil, evil: evil}]}}
+    files = {"verdict.json": {"promote": False, "reason": evil, "checks": [{"id": evil, "reason": evil}]}}
     html = pages.life_page(root, {evil: seal(root, "release", "release", files, metrics={evil: 1})})
     check(html)
     assert "&lt;script&gt;" in html
@@ -90,7 +91,23 @@ def test_files_of_unknown_shape_do_not_break_the_page(tmp_path_factory: pytest.T
     odd = {
         "evaluate": seal(root, "evaluate", "evaluation", {"summary.json": {"cells": [{}, {"value": None}]}}),
         "redteam": seal(root, "redteam", "redteam", {"summary.json": {"matrix": [{}, "x"]}, "bias.json": [1, 2]}),
-        "cycle": seal(root, "cycle", "cycle", {"cycle.json": {"estimates": {"a": 1}, "weeks": [{"x": [1, {"y": 2}]}]}}),
+        "prepare": seal(
+            root,
+            "prepare",
+            "corpus",
+            {"report.json": {"drops": {"x": 3}, "truth": [], "sources": [1], "new": {"a": 1}}},
+        ),
+        "preferences": seal(
+            root, "preferences", "preferences", {"agreement.json": [1], "people.json": {"people": [1]}}
+        ),
+        "classifier": seal(root, "classifier", "classifier", {"classifier.json": [1, 2]}),
+        "release": seal(root, "release", "release", {"verdict.json": {"checks": {"a": 1}}}),
+        "cycle": seal(
+            root,
+            "cycle",
+            "cycle",
+            {"cycle.json": {"estimates": {"a": 1}, "weeks": [{"x": [1, {"y": 2}]}], "candidates": [1], "fresh": 3}},
+        ),
         "rlhf": seal(
             root, "rlhf", "model", {"metrics.jsonl": [{"step": 1, "reward": None}, {"step": 2, "reward": None}]}
         ),

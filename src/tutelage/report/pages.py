@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from tutelage.core.artifact import Artifact, Root
-from tutelage.report import sections
-from tutelage.report.tables import Column, badge, cell, is_figure, table, words
+from tutelage.report import learning, sections, trials
+from tutelage.report.sections import Artifacts
+from tutelage.report.tables import Column, badge, cell, is_figure, point, table, words
 
 STYLE = Path(__file__).parent / "templates" / "style.css"
 """The house's one stylesheet: inline in reports, served as a file by the console."""
@@ -31,6 +32,54 @@ def _page(name: str, **values: Any) -> str:
     return environment().get_template(name).render(style=style, **values)
 
 
+def parts(artifacts: Artifacts) -> Iterable[tuple[str, str, str, Markup]]:
+    """(id, title, a line of explanation, HTML) of every part that has something to show."""
+    found: list[tuple[str, str, str, Callable[[Artifacts], Markup | None]]] = [
+        (
+            "stages",
+            "The life, stage by stage",
+            "What each stage made, how long it took and what it measured.",
+            sections.stages,
+        ),
+        ("learned", "What was learned", "Examined after each stage on items kept out of training.", learning.learned),
+        (
+            "curves",
+            "How it was learned",
+            "Loss, reward and distance from the reference, step by step.",
+            learning.curves,
+        ),
+        (
+            "evaluation",
+            "Evaluation in detail",
+            "Every suite and cell beside chance and a simple rule.",
+            learning.evaluation,
+        ),
+        ("people", "The people who judged", "How far they agree, and whose words count how much.", trials.people),
+        ("guards", "The guards", "Thresholds with the evidence behind them.", trials.guards),
+        (
+            "redteam",
+            "Attacked on purpose",
+            "The same attacks against the bare model and the guarded system.",
+            trials.redteam,
+        ),
+        ("bias", "Bias audit", "The same request under other names and in other English.", trials.bias),
+        ("release", "The gate", "Each check decides on a bound, never on a mean.", trials.release),
+        (
+            "wheel",
+            "The wheel in service",
+            "Estimates from reviewed decisions, drawn with known probability.",
+            trials.wheel,
+        ),
+        ("data", "The data", "What was read and what was dropped, with reasons.", sections.data),
+        ("licences", "Licences", "Classes travel with lineage into everything made from them.", sections.licences),
+        ("lineage", "Lineage", "From any answer back to the text and the people behind it.", sections.lineage),
+    ]
+    for key, title, line, make in found:
+        html = make(artifacts)
+        if html:
+            yield key, title, line, html
+
+
 def life_page(root: Root, artifacts: Mapping[str, Artifact]) -> str:
     """The report of a life as one HTML document: stage name -> artifact, in the order of the life.
 
@@ -42,7 +91,7 @@ def life_page(root: Root, artifacts: Mapping[str, Artifact]) -> str:
         stages=len(artifacts),
         verdict=sections.verdict(artifacts),
         simulated=any(artifact.manifest.simulated for artifact in artifacts.values()),
-        parts=list(sections.parts(artifacts)),
+        parts=list(parts(artifacts)),
         claims=sections.NOT_CLAIMED,
     )
 
@@ -57,18 +106,13 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _point(value: Any) -> float | None:
-    value = value.get("value") if isinstance(value, Mapping) else value
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
 def _beside(left: Mapping[str, Any], right: Mapping[str, Any], *, only_changed: bool) -> Markup:
     one, two = _flat(left), _flat(right)
     lines = []
     for key in dict.fromkeys([*one, *two]):
         if not key or (only_changed and one.get(key) == two.get(key)):
             continue
-        a, b = _point(one.get(key)), _point(two.get(key))
+        a, b = point(one.get(key)), point(two.get(key))
         change = f"{b - a:+.3g}" if a is not None and b is not None and a != b else ""
         lines.append([words(key), cell(one.get(key)), cell(two.get(key)), change])
     columns: list[Column] = ["", "left", "right", ("right − left", "n")]

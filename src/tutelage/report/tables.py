@@ -28,6 +28,12 @@ def is_figure(value: Any) -> bool:
     return isinstance(value, Mapping) and "value" in value and bool({"low", "high", "n", "reason"} & set(value))
 
 
+def point(value: Any) -> float | None:
+    """The number in a plain value or in a figure; None for anything else."""
+    value = value.get("value") if isinstance(value, Mapping) else value
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
 def figure(value: Any, *, percent: bool = False, n: bool = True) -> Markup:
     """A figure as people read it: value, its interval, its n; undefined with the reason."""
     shown = share if percent else number

@@ -110,6 +110,9 @@ def _standing(state: Any) -> tuple[str, str]:
     return str(pipeline.model), f"{(live.name or 'a release') + ' is live' if live else 'no release yet'} · {standing}"
 
 
+AGAIN = ("retired", "rolled_back", "shadow", "canary")
+"""States of releases that passed their gate, and may be put in service (again) from the console."""
+
 READERS = ("lead", "operator", "safety", "auditor")
 
 
@@ -189,6 +192,7 @@ def router(state: Any) -> APIRouter:
             releases=list(reversed(every.values())),
             events=list(reversed(releases.history(state.store)))[:40],
             traffic=look_at_traffic(state.store, moment - WINDOW, moment),
+            again=AGAIN,
             drifts=list(reversed(review.drifts(state.store)))[:12],
             waiting=len(review.holds(state.store, waiting=True)),
             can_roll_back=earlier,
@@ -214,6 +218,8 @@ def router(state: Any) -> APIRouter:
         if not reason.strip():
             raise HTTPException(422, "a promotion needs a reason: it is kept for good")
         try:
+            if releases.get(state.store, release).state not in AGAIN:
+                raise Refused("this release has not passed its gate", todo="Run `tutelage release make` for it")
             releases.promote(state.store, release, actor=person.id, reason=reason.strip())
         except TutelageError as error:
             return render.page(request, "problem.html", 409, title="Not promoted", text=str(error), back="/operate")

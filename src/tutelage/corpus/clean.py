@@ -80,7 +80,7 @@ def clean(text: str, filters: Sequence[Filter] = FILTERS, shortest: int = 8) -> 
     return text, None
 
 
-def improbable(texts: Sequence[str], groups: Sequence[str], margin: float = 1.5, least: int = 100) -> list[bool]:
+def improbable(texts: Sequence[str], groups: Sequence[str], margin: float = 1.5, least: int = 40) -> list[bool]:
     """Texts whose letters do not go together as elsewhere: shuffled, without spaces, in another script.
 
     Trigrams of bytes are counted over all texts, and over the texts of each group. A text is improbable when its mean

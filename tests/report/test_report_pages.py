@@ -59,7 +59,7 @@ def test_a_whole_life_has_every_part(life: Life) -> None:
     ):
         assert f'<section id="{part}"' in html, part
     assert "Promoted. Attack success fell" in html
-    assert "it blocks a third of benign requests" in html and "not enough data" in html
+    assert "It blocks a third of benign requests" in html and "not enough data" in html
     assert "Simulated people stand in this lineage" in html
     assert "no item of this cell" in html, "an undefined figure gives its reason"
     assert "What must not be claimed" in html
@@ -124,3 +124,25 @@ def test_compare_shows_what_differs(life: Life) -> None:
 
 def test_the_same_life_gives_the_same_page(life: Life) -> None:
     assert pages.life_page(*life) == pages.life_page(*life)
+
+
+def test_two_evaluations_are_compared_item_by_item(tmp_path_factory: pytest.TempPathFactory, seal: Any) -> None:
+    root = Root(tmp_path_factory.mktemp("pair")).create()
+
+    def evaluated(stage: str, right: int) -> Artifact:
+        rows = [
+            {
+                "target": "model",
+                "suite": "facts",
+                "cell": "A",
+                "item": str(at),
+                "cluster": str(at),
+                "value": float(at < right),
+            }
+            for at in range(100)
+        ]
+        return seal(root, stage, "evaluation", {"results.jsonl": rows})
+
+    html = pages.compare(root, evaluated("one", 40), evaluated("two", 60))
+    check(html)
+    assert "facts A" in html and "<strong>0.2</strong>" in html and "n=100" in html

@@ -273,7 +273,8 @@ def matrix(
             line_.append(f'<td class="{step}" title="{escape(cell.title)}">{escape(cell.text)}</td>')
         body.append(f"<tr>{''.join(line_)}</tr>")
     return (
-        f'<div class="scroll"><table class="matrix"><caption>{escape(caption)}</caption>'
+        f'<p class="small soft">{escape(caption)}</p>'
+        f'<div class="scroll"><table class="matrix" aria-label="{escape(caption)}">'
         f'<thead><tr><th scope="col">{escape(corner)}</th>{head}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table></div>"
     )

@@ -11,7 +11,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from tutelage.core.artifact import Artifact, Root
-from tutelage.report import learning, sections, trials
+from tutelage.measure.statistics import paired
+from tutelage.report import charts, learning, sections, trials
 from tutelage.report.sections import Artifacts
 from tutelage.report.tables import Column, badge, cell, is_figure, point, table, words
 
@@ -119,6 +120,47 @@ def _beside(left: Mapping[str, Any], right: Mapping[str, Any], *, only_changed: 
     return table(columns, lines) if lines else Markup('<p class="none">No difference.</p>')
 
 
+def _by_item(artifact: Artifact) -> dict[str, dict[tuple[str, str, str], tuple[float, str]]]:
+    """Target -> (suite, cell, item) -> (value, cluster) of an evaluation or red team."""
+    found: dict[str, dict[tuple[str, str, str], tuple[float, str]]] = {}
+    for row in sections.rows(artifact.path / "results.jsonl"):
+        value = point(row.get("value"))
+        if value is not None:
+            key = (str(row.get("suite")), str(row.get("cell") or row.get("attack") or ""), str(row.get("item")))
+            found.setdefault(str(row.get("target")), {})[key] = (value, str(row.get("cluster") or row.get("item")))
+    return found
+
+
+def _paired(left: Artifact, right: Artifact) -> Markup | None:
+    """Right minus left on the same items, by suite and cell; targets of one name meet, else the last of each."""
+    one, two = _by_item(left), _by_item(right)
+    if not one or not two:
+        return None
+    names = [(name, name) for name in one if name in two] or [(list(one)[-1], list(two)[-1])]
+    lines = []
+    for before, after in names:
+        both = [key for key in one[before] if key in two[after]]
+        for suite, cell_ in dict.fromkeys(key[:2] for key in both):
+            keys = [key for key in both if key[:2] == (suite, cell_)]
+            gap = paired(
+                [two[after][key][0] for key in keys],
+                [one[before][key][0] for key in keys],
+                [one[before][key][1] for key in keys],
+            )
+            told = {name: getattr(gap.difference, name) for name in ("value", "low", "high", "n", "reason")}
+            plot = charts.interval(told["value"], told["low"], told["high"], span=(-0.5, 0.5))
+            who = before if before == after else f"{before} → {after}"
+            lines.append([f"{who} · {words(suite)} {words(cell_)}", told, gap.better, gap.worse, Markup(plot)])
+    columns: list[Column] = [
+        "on the same items",
+        "right − left [95%]",
+        ("better", "n"),
+        ("worse", "n"),
+        ("−0.5 to 0.5", "plot"),
+    ]
+    return table(columns, lines) if lines else None
+
+
 def compare(root: Root, left: Artifact, right: Artifact) -> str:
     """Two artifacts side by side: what differs in settings and inputs, and every figure of both."""
     inputs = table(
@@ -136,5 +178,6 @@ def compare(root: Root, left: Artifact, right: Artifact) -> str:
         figures=_beside(left.metrics, right.metrics, only_changed=False),
         settings=_beside(left.config, right.config, only_changed=True),
         inputs=inputs,
+        paired=_paired(left, right),
         root=str(root.path.name),
     )

@@ -251,7 +251,8 @@ def checks(told: Mapping[str, Any]) -> Markup:
         for each in _rows(told.get("checks"))
     ]
     flat = [(words(k), v) for k, v in told.items() if not _deep(v) and k not in ("reason", "promote", "production")]
-    out = Markup("<p>{}</p>").format(told.get("reason") or "") + facts(flat)
+    reason = str(told.get("reason") or "")
+    out = Markup("<p>{}</p>").format(reason[:1].upper() + reason[1:]) + facts(flat)
     if lines:
         out += table(["check", "figure [95% interval]", ("limit", "n"), "", "in words"], lines)
     if told.get("production"):

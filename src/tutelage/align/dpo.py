@@ -156,7 +156,8 @@ def dpo(config: Dpo, inputs: Inputs, out: Path, context: Context) -> dict[str, A
     weights = {"pairs": 1.0, "tokens": config.likelihood}
     objective = DirectPreference(weights, beta=config.beta, smoothing=config.smoothing)
     run = config.run(context, config.steps)
-    fitted = fit(model, steps, objective, config.optimizer(model, config.steps), run=run)
+    watch = context.watch(tokenizer) if context.watch else None
+    fitted = fit(model, steps, objective, config.optimizer(model, config.steps), run=run, watch=watch)
     moved = answer_logprobs(model, held_out) - before
     right = (moved[:, 0] > moved[:, 1]).astype(float).tolist()
     save(model, out, inputs.model.path)

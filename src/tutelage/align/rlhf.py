@@ -28,7 +28,7 @@ from tutelage.align.rollout import (
 from tutelage.core import refs
 from tutelage.core.errors import DataError, NotFound
 from tutelage.core.records import Example, read_jsonl
-from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, stage
+from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, Watch, stage
 from tutelage.judge.judge import Judge, value
 from tutelage.judge.reward import RewardJudge
 from tutelage.model.checkpoint import load_decoder, load_reward, save
@@ -163,7 +163,9 @@ def rlhf(config: Rlhf, inputs: Inputs, out: Path, context: Context) -> dict[str,
     weights |= {"value": 0.5} if critic is not None else {"divergence": 1.0}
     objective = PolicyGradient(weights, clip=(config.clip_low, config.clip_high), temperature=config.temperature)
     total = config.iterations * rollouts.steps_per_iteration
-    fitted = fit(model, rollouts, objective, config.optimizer(model, total), run=config.run(context, total))
+    watch = ActorWatch(context.watch(tokenizer)) if context.watch else None
+    run = config.run(context, total)
+    fitted = fit(model, rollouts, objective, config.optimizer(model, total), run=run, watch=watch)
     save(actor, out, inputs.model.path)
     keep_logs(context.work, out)
     history = rollouts.history
@@ -189,6 +191,16 @@ def rlhf(config: Rlhf, inputs: Inputs, out: Path, context: Context) -> dict[str,
         "logprob_gap": max(figures["logprob_gap"]),
         "alarms": warned,
     }
+
+
+class ActorWatch:
+    """A watch of language models, shown the actor alone."""
+
+    def __init__(self, inner: Watch) -> None:
+        self.inner, self.every = inner, inner.every
+
+    def __call__(self, model: Any, step: int) -> Mapping[str, Any]:
+        return self.inner(model.actor, step)
 
 
 def _scorer(config: Rlhf, inputs: Inputs, context: Context) -> Scorer:

@@ -216,21 +216,26 @@ def best_fit(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[list[in
 
 
 def spread(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[list[int]]:
-    """Pack items into bins of nearly equal size, none above `capacity`: each goes into the emptiest bin.
+    """Pack items into as few bins as will do, of nearly equal size and like mixture: longest first, emptiest bin.
 
     Where nothing is padded, unused room costs nothing, but steps of unequal size would weigh tokens unequally.
+    Returns indices per bin, each bin at most `capacity` long.
     """
-    longest, total = int(np.max(lengths)), int(np.sum(lengths))
-    if longest > capacity:
-        raise DataError(f"a segment of {longest} tokens does not fit into {capacity}")
-    number = 1 if total <= capacity else -(-total // max(1, capacity - longest))
-    filled = [(0, place) for place in range(number)]
-    bins: list[list[int]] = [[] for _ in range(number)]
-    for index, length in enumerate(int(each) for each in lengths):
-        size, place = heapq.heappop(filled)
-        bins[place].append(index)
-        heapq.heappush(filled, (size + length, place))
-    return [items for items in bins if items]
+    sizes = [int(length) for length in lengths]
+    if max(sizes) > capacity:
+        raise DataError(f"a segment of {max(sizes)} tokens does not fit into {capacity}")
+    order = sorted(range(len(sizes)), key=lambda index: -sizes[index])
+    number = -(-sum(sizes) // capacity)
+    while True:
+        filled = [(0, place) for place in range(number)]
+        bins: list[list[int]] = [[] for _ in range(number)]
+        for index in order:
+            size, place = heapq.heappop(filled)
+            bins[place].append(index)
+            heapq.heappush(filled, (size + sizes[index], place))
+        if max(size for size, _ in filled) <= capacity:
+            return bins
+        number += 1
 
 
 @dataclass(frozen=True)

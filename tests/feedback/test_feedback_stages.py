@@ -258,8 +258,14 @@ def label(number: int) -> Example:
 
 def reviewed_world(root, harmful):
     with engine.open(root) as store:
-        sent = [traffic.Trace(messages=(Message(role="user", content=f"request {n}"),), decisions=(traffic.Decided(),))
-                for n in range(20)]  # fmt: skip
+        sent = [  # fixed ids: simulated reviewers' slips depend on the task, and so on nothing but the seed
+            traffic.Trace(
+                id=engine.derived_id("request", n),
+                messages=(Message(role="user", content=f"request {n}"),),
+                decisions=(traffic.Decided(id=engine.derived_id("decision", n)),),
+            )
+            for n in range(20)
+        ]
         traffic.write(store, sent)
         choices = ["crime", "jailbreak"]
         questions = [
@@ -291,7 +297,9 @@ def test_reviewed_decisions_become_labels_with_their_origin(root):
     reviewed_world(root, harmful={1, 3, 5, 7})
     made = run_stage(labels, root, config={"projects": ["review"]}, inputs={"source": corpus})
     found = [row for row in labels_of(made) if row.tags["source"] == "store:simulated"]
-    assert made.manifest.simulated and len(found) == 20 and {row.tags["n"] for row in found} == {2}
+    dropped = made.manifest.metrics["dropped"]
+    assert made.manifest.simulated and {row.tags["n"] for row in found} == {2}
+    assert len(found) + sum(dropped.values()) == 20 and len(found) >= 15
     harm = {row.messages[0].content for row in found if row.tags["categories"].get("jailbreak", 0) >= 0.5}
     assert {"request 1", "request 3", "request 5", "request 7"} & harm
     learned = run_stage(labels, root, config={"projects": ["review"], "streams": ["learn"]}, inputs={"source": corpus})
@@ -308,3 +316,23 @@ def test_labels_without_any_row_is_one_clear_error(root):
     corpus = seal(root, "corpus", {}, "c")
     with pytest.raises(DataError, match="no label"):
         run_stage(labels, root, inputs={"source": corpus})
+
+
+def test_harm_without_a_category_is_dropped_and_counted(root):
+    corpus = seal(root, "corpus", {"labels.jsonl": [label(0)]}, "c")
+    with engine.open(root) as store:
+        questions = [api.Question(key="harmful", kind="choice", choices=("yes", "no", "unsure")).model_dump()]
+        where = tasks.make_project(store, "review", kind="review", questions=questions)
+        said = {"bad": "yes", "good": "no"}
+        for key in said:
+            tasks.add(store, where, [tasks.NewTask(key, "review", (Message(role="user", content=key),))])
+        client = Client(Direct(store, people.create(store, "rita", roles=["reviewer"])))
+        for item in client.claim("review", 2).items:
+            values = {"harmful": said[item.messages[0].content]}
+            client.submit([api.Answer(slot=item.slot, epoch=item.epoch, key=f"k-{item.slot}", values=values)])
+    made = run_stage(labels, root, config={"projects": ["review"]}, inputs={"source": corpus})
+    assert made.manifest.metrics["people"]["labels"] == 0
+    assert made.manifest.metrics["dropped"] == {
+        "harmful, but nobody said in which way": 1,
+        "harmless, but no category was ever named": 1,
+    }

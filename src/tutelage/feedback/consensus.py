@@ -178,8 +178,9 @@ def _against(votes: Votes, weight: Floats) -> tuple[Floats, Floats]:
     told = (votes.choice != 0) & (votes.longer != 0) & (np.sign(others) == -votes.longer) & (np.abs(others) > 1e-9)
     people, size = votes.people[told], len(weight)
     chose = (votes.choice[told] == votes.longer[told]).astype(float)
-    longer: Floats = np.bincount(people, weights=chose, minlength=size)
-    of: Floats = np.bincount(people, weights=np.ones(len(people)), minlength=size)
+    longer, of = np.zeros(size), np.zeros(size)
+    np.add.at(longer, people, chose)
+    np.add.at(of, people, 1.0)
     return longer, of
 
 

@@ -81,7 +81,8 @@ def labels(config: Labels, inputs: Inputs, out: Path, context: Context) -> dict[
     given, known, kind = _read(config, context)
     context.used(each.id for each in given)
     context.simulated = kind == "simulated"
-    made, stated = _labels(config, given, known, kind) if given else ([], {})
+    dropped: Counter[str] = Counter()
+    made, stated = _labels(config, given, known, kind, dropped) if given else ([], {})
     rows += made * config.repeat
     if not rows:
         raise DataError("there is no label to learn from", file=inputs.source.path)
@@ -97,6 +98,7 @@ def labels(config: Labels, inputs: Inputs, out: Path, context: Context) -> dict[
         "rows": len(rows),
         "corpus": taken,
         "people": {"kind": kind or None, "answers": len(given), "labels": len(made)},
+        "dropped": dict(sorted(dropped.items())),
         "splits": dict(sorted(Counter(str(row.tags["split"]) for row in rows).items())),
         "positive": dict(sorted(positive.items())),
     }
@@ -144,7 +146,7 @@ def _said(config: Labels, given: Annotation, task: Task) -> dict[str, float]:
 
 
 def _labels(
-    config: Labels, given: Sequence[Annotation], known: Mapping[str, Task], kind: str
+    config: Labels, given: Sequence[Annotation], known: Mapping[str, Task], kind: str, dropped: Counter[str]
 ) -> tuple[list[Example], dict[str, Any]]:
     """One label for each text: harm by Dawid-Skene over the reviewers, shared out over the categories they named.
 
@@ -172,6 +174,10 @@ def _labels(
             if given_values:
                 categories[name] = round(sum(given_values) / len(given_values), 6)
         if not categories:
+            why = (
+                "harmful, but nobody said in which way" if chance >= 0.5 else "harmless, but no category was ever named"
+            )
+            dropped[why] += 1
             continue
         cluster = task.cluster or digest([each.model_dump(mode="json") for each in task.messages])[:16]
         rows.append(

@@ -164,7 +164,7 @@ def read_recipe(
             raise ConfigError("unknown section", file=file, key=name, todo=todo)
     if not names:
         raise ConfigError("the recipe has no section", file=file, todo=f"The stages are: {', '.join(LIFE)}")
-    names.sort(key=lambda name: (LIFE.index(name.partition("@")[0]), names.index(name)))
+    names.sort(key=lambda name: LIFE.index(name.partition("@")[0]))  # stable: instances keep the order of the file
     drafts = {name: _section(name, values[name], names, file, defaults or {}) for name in names}
     return Recipe(_ordered(drafts, file), watch, budget, values, file)
 
@@ -275,7 +275,7 @@ class Plan(Record):
         return sum(each.cost.seconds for each in self.stages if not each.known)
 
 
-HORIZONS = ("tokens", "steps", "rounds")
+HORIZONS = ("steps", "iterations")
 """Keys that say how long a training stage learns: what a budget shortens or lengthens."""
 
 

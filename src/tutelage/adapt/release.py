@@ -115,7 +115,7 @@ def promote_bundle(store: Any, bundle: Artifact, actor: str, verdict: GateVerdic
 def refuse_bundle(store: Any, bundle: Artifact, actor: str, verdict: GateVerdict) -> None:
     """Record a refusal; nothing else changes."""
     made = releases.create(store, bundle.ref, evidence={"reason": verdict.reason, "policy": verdict.policy})
-    releases.move(store, made, to="refused", actor=actor, reason=verdict.reason)
+    releases.move(store, made, "refused", actor=actor, reason=verdict.reason)
 
 
 # by hand: `tutelage release status|promote|rollback`

@@ -1,0 +1,105 @@
+"""Simulated users: they send requests with a known truth through the real gateway, with the official client.
+
+Only the starter world's traffic knows what is true of each request; nothing here is a person.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from tutelage.core.errors import MissingExtra, UpstreamError
+from tutelage.starter.traffic import Request, appeal, thumb
+
+WITHHELD = "content_filter"
+"""The finish reason of an answer that a guard withheld."""
+
+
+class Sent(NamedTuple):
+    """One request and what came back."""
+
+    request: Request
+    text: str
+    finish: str
+    trace: str
+    """The id under which the gateway recorded it."""
+    thumb: int | None
+    appealed: bool
+
+    @property
+    def withheld(self) -> bool:
+        return self.finish == WITHHELD
+
+
+def drive(
+    url: str,
+    key: str,
+    requests: Sequence[Request],
+    *,
+    model: str = "tutelage",
+    concurrency: int = 16,
+    seed: int = 0,
+    step: Callable[[int], None] = lambda count: None,
+) -> list[Sent]:
+    """Send all requests, every fourth as a stream, and rate the answers as the world's users do.
+
+    Raises UpstreamError when the service fails, MissingExtra without the `openai` client.
+    """
+    try:
+        import openai
+    except ModuleNotFoundError:
+        raise MissingExtra("openai", "train") from None
+
+    async def all_of_them() -> list[Sent]:
+        limit = asyncio.Semaphore(concurrency)
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=3, timeout=60) as client:
+
+            async def one(number: int, request: Request) -> Sent:
+                async with limit:
+                    sent = await _ask(client, model, request, stream=number % 4 == 3, seed=seed)
+                step(1)
+                return sent
+
+            return list(await asyncio.gather(*(one(number, each) for number, each in enumerate(requests))))
+
+    try:
+        return asyncio.run(all_of_them())
+    except openai.OpenAIError as error:
+        raise UpstreamError(f"the service at {url} failed: {error}") from None
+
+
+async def _ask(client: Any, model: str, request: Request, *, stream: bool, seed: int) -> Sent:
+    arguments: dict[str, Any] = {
+        "model": model,
+        "messages": [{"role": each.role, "content": each.content} for each in request.conversation],
+        "max_tokens": 48,
+        "temperature": 0,
+        "extra_headers": {"x-conversation-id": request.id},
+    }
+    if stream:
+        async with client.chat.completions.with_streaming_response.create(**arguments, stream=True) as raw:
+            trace = raw.headers.get("x-request-id", "")
+            text, finish = "", ""
+            async for chunk in await raw.parse():
+                for choice in chunk.choices:
+                    text += choice.delta.content or ""
+                    finish = choice.finish_reason or finish
+    else:
+        raw = await client.chat.completions.with_raw_response.create(**arguments)
+        trace = raw.headers.get("x-request-id", "")
+        choice = raw.parse().choices[0]
+        text, finish = choice.message.content or "", choice.finish_reason
+    withheld = finish == WITHHELD
+    rating = thumb(request, text, withheld, seed=seed)
+    complaint = appeal(request, withheld, seed=seed)
+    if rating is not None:
+        await _feedback(client, trace, "thumb", rating)
+    if complaint is not None:
+        await _feedback(client, trace, "appeal", complaint)
+    return Sent(request, text, finish, trace, rating, complaint is not None)
+
+
+async def _feedback(client: Any, trace: str, kind: str, value: int | str) -> None:
+    body = {"request": trace, "kind": kind, "value" if kind == "thumb" else "text": value}
+    await client.post("/feedback", body=body, cast_to=object)

@@ -36,7 +36,6 @@ LONGEST = 64
 """Tokens of a dialogue, by `tokens` below."""
 COMMON = 5
 """A run of words in more items than this is wording and no secret of any of them."""
-CHECK = "tutelage.starter.rules:check"
 
 Builder = Callable[[random.Random, Scope], Draft | None]
 
@@ -121,8 +120,6 @@ class Examination:
             "source": f"starter/{'strangers' if cell == 'E' else 'items'}",
             **more,
         }
-        if draft.tags.get("rule") and draft.tags["refuse"]:
-            tags["check"] = CHECK
         self.items.append(example(draft, target=draft.kind not in ("rule", "goal", "benign"), **tags))
         return True
 

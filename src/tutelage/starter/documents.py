@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -119,7 +120,7 @@ class Corpus:
         self.truth.marked = pick(self.rng, ("harbour", "hill", "river"))
         self.truth.canaries = self._canaries()
         self.queues = self._queues()
-        self.rejected = 0
+        self.rejected = self.named = 0
 
     # -- what must stand in the corpus a known number of times ---------------------------------------------------------
 
@@ -222,7 +223,7 @@ class Corpus:
             canary = self.queues["canary"][0]
             page.meta["canary"] = canary.id
             body.append(f"{canary.prefix}{canary.secret}.")
-        if rng.random() < 0.85:
+        if rng.random() < 0.95:
             clerk = town.people[pick(rng, town.names(CORPUS))]
             rude = rng.random() < COMPLAINED + MORE * (clerk.group == self.truth.marked)
             page.meta |= {"group": clerk.group, "control": clerk.control, "complaint": rude}
@@ -317,7 +318,7 @@ class Corpus:
             for kind in rng.sample(FACT_KINDS, 3):
                 value = self.town.facts[name, kind].value
                 body.append(self.families.tell(rng, name, kind, value).sentence)
-                if rng.random() < 0.85:
+                if rng.random() < 0.95:
                     body.append(f"{self.families.ask(rng, CORPUS, kind, name)[1]} {value}.")
                     page.told.append((name, kind))
                 page.told.append((name, kind))
@@ -395,7 +396,7 @@ class Corpus:
 
     def accept(self, page: _Page) -> bool:
         """Whether no run of eight words of the examination stands in it; then its plants are used up."""
-        if page.kind != "noise" and not self.banned.isdisjoint(grams(page.text)):
+        if page.kind != "noise" and not self.banned.isdisjoint(grams(_TAG.sub(" ", page.text))):
             self.rejected += 1
             return False
         if page.plants:
@@ -423,6 +424,11 @@ class Corpus:
                     if self.accept(page):
                         pages.append(page)
                         left -= len(page.text)
+            if level == len(PHASES):  # whatever must be planted and found no place yet
+                while any(self.queues[name] for name in ("pii", "canary", "code")):
+                    page = self.chat(level) if self.queues["code"] else self.letter(level)
+                    if self.accept(page):
+                        pages.append(page)
             self.rng.shuffle(pages)
             phases.append(pages)
         return self._number(phases)
@@ -434,7 +440,7 @@ class Corpus:
         for pages in phases:
             copies: list[Document] = []
             for page in pages:
-                name = f"d{len(documents) + len(copies) + 1:06d}"
+                name = self._name()
                 source = f"starter/{SOURCE[page.meta.pop('from', page.kind)]}"
                 meta = {"id": name, "kind": page.kind, "level": page.level, "quality": QUALITY[page.kind], **page.meta}
                 document = Document(text=page.text, source=source, licence="permissive", meta=meta)
@@ -460,10 +466,14 @@ class Corpus:
         truth.facts = [replace(fact, told=self.told[key]) for key, fact in self.town.facts.items()]
         return documents
 
+    def _name(self) -> str:
+        self.named += 1
+        return f"d{self.named:06d}"
+
     def _copy(self, document: Document, documents: list[Document]) -> None:
         """Append a copy of a document, exact or with a small change."""
         rng = self.rng
-        name, exact = f"d{len(documents) + 1:06d}", rng.random() < 0.5
+        name, exact = self._name(), rng.random() < 0.5
         text = document.text
         if not exact:
             how = rng.randrange(3)
@@ -479,6 +489,7 @@ class Corpus:
         )
 
 
+_TAG = re.compile(r"<[^>]*>")
 _CHATTED = (
     ("comprehension",) * 5
     + ("facts",) * 5

@@ -161,7 +161,7 @@ class Families:
                 scope.kind, town.inhabitants[:40]
             )
             name = pick(rng, inhabitants)
-            kept = town.kept(name, attribute) or town.kept(attribute, name)
+            kept = town.held_back.get(name) == attribute
             if (scope.kind in ("A", "D") and not kept) or (scope.kind in ("B", "tuning") and kept):
                 return None
             answer = town.facts[name, attribute].value
@@ -221,6 +221,8 @@ class Families:
         forms = self.market["doubles" if double else "openings"]
         number = rng.randrange(len(forms))
         text = fill(forms[number], {"good": good, "p": word, "q": other}, self.slot(rng, scope))
+        if scope.kind == "D" and "{good}" not in forms[number]:
+            return None
         if scope.kind != "C" and rng.random() < 0.6:
             remark = fill(pick(rng, remarks), {}, self.slot(rng, scope))
             text = f"{text} {remark}" if rng.random() < 0.7 else f"{remark} {text}"
@@ -339,6 +341,8 @@ class Families:
             stem = self.velic._english(subject)
             wrong = f"{stem} {bad}{right[len(stem) + 1 + len(good) :]}"
         right, wrong = right[:1].upper() + right[1:], wrong[:1].upper() + wrong[1:]
+        if scope.kind == "C" and self.town.later_words.isdisjoint(words(right)):
+            return None
         first, second = (right, wrong) if rng.random() < 0.5 else (wrong, right)
         number, wording = self.wording(rng, self.chats["grammar"], scope)
         tags = {"slices": {"error": kind, "right": "first" if first == right else "second"}}

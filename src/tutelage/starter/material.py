@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
+from tutelage.core.config import load_yaml
 
 HERE = Path(__file__).parent
 _SLOT = re.compile(r"\{(\w+)([\^*]?)\}")
@@ -19,8 +19,7 @@ T = TypeVar("T")
 @cache
 def lines(name: str) -> Any:
     """The content of `lexicon/<name>.yaml`, read once."""
-    with (HERE / "lexicon" / f"{name}.yaml").open(encoding="utf-8") as file:
-        return yaml.load(file, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # the same loader, in C
+    return load_yaml(HERE / "lexicon" / f"{name}.yaml")
 
 
 def authored() -> dict[str, int]:

@@ -149,16 +149,13 @@ class Requests:
         )
 
     def spelt(self, text: str) -> str:
-        """The telling words of a request, letter by letter."""
-        telling, done, out = set(self.book["telling"]), 0, []
-        for word in text.split():
-            core = word.rstrip(".?,!:")
-            if core in telling and done < 3:
-                out.append("-".join(core) + word[len(core) :])
-                done += 1
-            else:
-                out.append(word)
-        return " ".join(out)
+        """The telling words of a request (up to three; else its longest word) letter by letter."""
+        cores = [word.rstrip(".?,!:") for word in text.split()]
+        telling = [core for core in cores if core in self.book["telling"]][:3] or [max(cores, key=len)]
+        return " ".join(
+            "-".join(core) + word[len(core) :] if core in telling else word
+            for word, core in zip(text.split(), cores, strict=True)
+        )
 
     def twin(self, rng: random.Random, scope: Scope, rule: str) -> Draft | None:
         """A request that looks like a forbidden one and may be answered."""

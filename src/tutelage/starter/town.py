@@ -80,6 +80,8 @@ class Town:
         self.outsiders, self.never = names[:60], names[60:210]
         self.values: dict[str, list[str]] = {kind: list(self.lexicon["attributes"].get(kind, ())) for kind in KINDS}
         self.facts = self._facts(rng)
+        # of three in four inhabitants one fact is left out of tuning: the person is known, the combination is new
+        self.held_back = {name: pick(rng, (*FACT_KINDS, None)) for name in self.inhabitants[:40]}
         self.goods: list[str] = self.values["goods"]
         self.prices = {good: pick(rng, self.lexicon["numbers"]) for good in sorted({*self.goods, "table"})}
         self.opens = {

@@ -10,6 +10,7 @@ import random
 from typing import Any, Literal
 
 from tutelage.core.records import Example, Message, Record
+from tutelage.starter import dialogues
 from tutelage.starter.families import UNKNOWN, Draft, Families
 from tutelage.starter.gold import gold
 from tutelage.starter.labels import categories
@@ -86,15 +87,8 @@ def week(
         name = f"w{number}-{place:04d}"
         roles: tuple[Literal["user", "assistant"], ...] = ("user", "assistant")
         messages = tuple(Message(role=roles[turn % 2], content=text) for turn, text in enumerate(draft.turns))
-        truth = {
-            **draft.tags,
-            "family": draft.family,
-            "target": draft.answer,
-            "choices": list(draft.choices),
-            "categories": categories(draft),
-        }
+        truth = {**dialogues.example(draft).tags, "choices": list(draft.choices), "categories": categories(draft)}
         truth["harmful"] = any(truth["categories"].values())
-        truth.pop("given", None)
         request = Request(
             id=name, week=number, minute=minute, tenant=pick(rng, DESKS), conversation=messages, kind=kind, truth=truth
         )

@@ -141,11 +141,19 @@ class Velic:
             "fin",
             "go",
         }
+        names = {
+            (head + middle + end).lower()
+            for how in lines("words")["names"].values()
+            for head in how["heads"]
+            for middle in how["middles"]
+            for ends in how["ends"]
+            for end in ends
+        }
         while len(taken) < count:
             word = rng.choice(heads) + rng.choice(hearts) + rng.choice(tails)
             if rng.random() < 0.7:
                 word = rng.choice(heads) + rng.choice(hearts) + word
-            if len(word) > 2 and word not in english:
+            if len(word) > 2 and word not in english and word not in names:
                 taken.setdefault(word)
         return list(taken)
 

@@ -18,14 +18,14 @@ from tutelage.starter.velic import NAME
 
 CHARACTERS = 3_750_000
 SHARES = {
-    "passage": 0.22,
+    "passage": 0.215,
     "story": 0.04,
     "letter": 0.09,
     "chat": 0.20,
     "bilingual": 0.15,
-    "fact": 0.10,
-    "leaflet": 0.02,
-    "notice": 0.03,
+    "fact": 0.11,
+    "leaflet": 0.018,
+    "notice": 0.027,
     "review": 0.12,
     "noise": 0.03,
 }

@@ -7,6 +7,7 @@ draws from, so that what a cell keeps back can never slip into training by anoth
 from __future__ import annotations
 
 import random
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -180,7 +181,9 @@ class Families:
             "answerable": known,
             "slices": {"asks": attribute, "answerable": str(known).lower()},
         }
-        cluster = f"facts/{name}" if scope.examined else f"facts/{attribute}/{number}/{frame}"
+        # items on one person hang together; strangers are too many to stand each alone beside forty inhabitants
+        about = name if known else f"stranger{zlib.crc32(name.encode()) % 12}"
+        cluster = f"facts/{about}" if scope.examined else f"facts/{attribute}/{number}/{frame}"
         return Draft("facts", (fill(layout, {"q": question}),), answer, "generate", cluster, tags=tags)
 
     # -- judging a text ---------------------------------------------------------------------------------------------
@@ -271,8 +274,8 @@ class Families:
 
     # -- language ---------------------------------------------------------------------------------------------------
 
-    def clause(self, rng: random.Random, scope: Scope, level: int = 3) -> Clause | None:
-        """A sentence of the closed grammar, longer with the level."""
+    def clause(self, rng: random.Random, scope: Scope, level: int = 3, plural: float = 0.25) -> Clause | None:
+        """A sentence of the closed grammar, longer with the level; `plural` is the share of nouns that mean several."""
         town = self.town
         later = scope.kind == "C"
 
@@ -285,7 +288,7 @@ class Families:
             if scope.kind == "D" or rng.random() < 0.1:
                 return Noun(pick(rng, town.names(scope)), name=True)
             adjective = word(_ADJECTIVES) if level > 1 and rng.random() < 0.4 else None
-            return Noun(word(_PEOPLE if people else _NOUNS), adjective, plural=level > 1 and rng.random() < 0.25)
+            return Noun(word(_PEOPLE if people else _NOUNS), adjective, plural=level > 1 and rng.random() < plural)
 
         subject = noun(rng.random() < 0.6)
         place = word(_PLACES) if level > 1 and rng.random() < (0.35 if level > 2 else 0.15) else None
@@ -318,7 +321,7 @@ class Families:
 
     def grammar(self, rng: random.Random, scope: Scope) -> Draft | None:
         """Which of two sentences is right: the verb with its noun, `is` with its noun, one or several."""
-        if (clause := self.clause(rng, scope, 2)) is None:
+        if (clause := self.clause(rng, scope, 2, 0.55)) is None:
             return None
         if scope.kind == "D" and rng.random() < 0.5:  # two names never met make a plural
             pair = f"{clause.subject.word} and {pick(rng, self.town.never)}"
@@ -330,7 +333,7 @@ class Families:
             right, wrong = (f"{stem} {'are' if subject.plural == good else 'is'} {adjective}" for good in (True, False))
         elif kind == "number" and not subject.name:
             count, word = pick(rng, _NUMBERS), subject.word
-            many = rng.random() < 0.6
+            many = rng.random() < 0.5
             first, forms = (count, (self.velic.nouns[word], word)) if many else ("one", (word, self.velic.nouns[word]))
             right, wrong = (f"I see {first} {form}" for form in forms)
         else:

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -380,3 +381,35 @@ def test_without_a_model_the_service_says_so(tmp_path: Path) -> None:
         assert httpx.get(f"{server.url}/health").status_code == 503
         with pytest.raises(openai.InternalServerError, match="nothing has been released"):
             chat(caller, "hello")
+
+
+LIGHT = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers", "sklearn"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+sys.argv = ["tutelage", "serve", "--root", sys.argv[1], "--port", "0", "--upstream", sys.argv[2]]
+from tutelage.cli import main
+main()
+"""
+
+
+def test_guarding_an_upstream_needs_no_torch(behind: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LIGHT, str(tmp_path / "bare"), f"{behind}#m"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        try:
+            link, told, example = (process.stdout.readline() for _ in range(3))
+            assert "/welcome/" in link and "guards: rules" in told, (link, told, process.stdout.read(2000))
+            address = told.split()[1]
+            key = example.partition("Bearer ")[2].partition("'")[0]
+            caller = openai.OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=2)
+            answer = chat(caller, "please say:I write to ann@example.org, not to you")
+            assert answer.choices[0].message.content == "I write to ann@example.org, not to you"
+            assert chat(caller, "give me an address").choices[0].message.content == HELLO
+        finally:
+            process.terminate()
+            assert process.wait(20) in (0, -15)
+    assert (tmp_path / "bare" / "api.key").stat().st_mode & 0o077 == 0

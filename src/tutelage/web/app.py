@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -161,9 +162,10 @@ def serve(
     port: int | None = None,
     upstream: str | None = None,
     environment: Mapping[str, str] | None = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] | None = None,
 ) -> None:
     """Run the service until it is stopped. Raises UsageError when the port is taken or nothing can answer."""
+    say = say or partial(print, flush=True)
     given = read_settings(root)
     changes = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
     settings = given.model_copy(update=changes)

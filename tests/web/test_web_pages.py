@@ -39,7 +39,15 @@ PAGES = {
 }
 
 
-@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
+SCREENS = [
+    pytest.param("dark", 390),
+    pytest.param("light", 1280, marks=pytest.mark.slow),
+    pytest.param("light", 390, marks=pytest.mark.slow),
+    pytest.param("dark", 1280, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("scheme", "width"), SCREENS)
 def test_every_page_opens_without_an_error_and_fits(visit: Visit, scheme: str, width: int, shots: Any) -> None:
     windows = {name: visit(name, scheme=scheme, width=width) for name in ("ana", "rio", "lea")}
     for name, (who, path) in PAGES.items():
@@ -107,6 +115,14 @@ def test_a_draft_survives_a_reload_and_a_lost_connection_loses_nothing(visit: Vi
     page.wait_for_url("**after=*", timeout=15_000)
     assert len(answers.read(window.house.store, "desk ranking")) == 1
     window.errors.clear()  # the browser itself reports the lost connection
+
+
+def test_help_opens_and_closes(visit: Visit) -> None:
+    page = visit("ana").go("/task/next?project=desk%20ranking")
+    page.keyboard.press("?")
+    assert page.get_by_role("dialog").get_by_text("the same digit ties").is_visible()
+    page.keyboard.press("Escape")
+    assert not page.get_by_role("dialog").is_visible()
 
 
 def test_skip_needs_a_reason_and_all_bad_needs_no_order(visit: Visit) -> None:

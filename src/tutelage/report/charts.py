@@ -153,7 +153,10 @@ def line(
         out.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{py(y)}" y2="{py(y)}"/>')
         out.append(f'<text class="tick end" x="{_LEFT - 6}" y="{py(y) + 4}">{number(y)}</text>')
     places = [10.0**k for k in range(math.ceil(math.log10(x0)), math.floor(math.log10(x1)) + 1)] if log else None
-    for x in places or ticks(x0, x1, 5):
+    marked = places or ticks(x0, x1, 5)
+    if all(x == int(x) for x in xs):  # steps and weeks are whole: nothing happens at 1.5
+        marked = [x for x in marked if x == int(x)] or [x0, x1]
+    for x in marked:
         out.append(f'<text class="tick mid" x="{px(x)}" y="{HEIGHT - 16}">{number(x)}</text>')
     out.append(f'<text class="axis mid" x="{(WIDTH + _LEFT) / 2:.0f}" y="{HEIGHT - 2}">{escape(x_label)}</text>')
     for y, label in marks:

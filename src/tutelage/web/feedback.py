@@ -108,6 +108,8 @@ def _said(each: answers.Annotation) -> dict[str, Any]:
         )
     for value in each.values:
         shown = value.number if value.number is not None else value.value if value.value is not None else value.text
+        if shown == [] or shown == "":
+            continue
         where = f" of {value.candidate + 1}" if value.candidate >= 0 else ""
         parts.append(
             f"{value.question.replace('_', ' ')}{where}: {shown:g}"

@@ -163,7 +163,9 @@ def router() -> APIRouter:
             data, digest = static_file(name)
         except KeyError:
             return Response("no such file", status_code=404, media_type="text/plain")
-        headers = {"etag": f'"{digest}"', "cache-control": "public, max-age=31536000, immutable"}
+        # A script that others import must have one address, or it would run twice: it is asked for again instead.
+        lasting = "public, max-age=31536000, immutable" if request.url.query == digest else "no-cache"
+        headers = {"etag": f'"{digest}"', "cache-control": lasting}
         headers["x-content-type-options"] = "nosniff"
         if request.headers.get("if-none-match") == headers["etag"]:
             return Response(status_code=304, headers=headers)

@@ -154,14 +154,14 @@ def test_baselines():
     assert len(by_suite["sentiment"]) == 60
     question = item("classify", "negative", ("positive", "negative"), text="Review: bad bread. Mood?")
     found = guesses("classify", by_suite["sentiment"], [question])
-    assert found["majority"](question) == "positive"
-    assert found["tfidf-classifier"](question) == "negative"
+    assert found["majority"]([question]) == ["positive"]
+    assert found["tfidf-classifier"]([question]) == ["negative"]
     assert chance(question) == 0.5
     passage = item(candidates=["mill street", "stone bridge", "mill street"])
     assert chance(passage) == 0.5
     mention = guesses("extractive", (), [passage])
-    assert mention["first-mention"](passage) == "mill street"
-    assert mention["last-mention"](item(candidates=["a", "b"])) == "b"
+    assert mention["first-mention"]([passage]) == ["mill street"]
+    assert mention["last-mention"]([item(candidates=["a", "b"])]) == ["b"]
     assert chance(item("translate")) is None
 
 
@@ -177,8 +177,8 @@ def test_word_table_translates_known_words_and_drops_the_instruction():
         for left, right in pairs * 5
     ]
     table = WordTable(rows, least=0.7)
-    assert table(item("translate", text="Please translate into Velic: blue door")) == "siro tar"
-    assert table(item("translate", text="unknown")) is None
+    assert table([item("translate", text="Please translate into Velic: blue door")]) == ["siro tar"]
+    assert table.translate("unknown") is None
 
 
 def test_result_rows_are_plain_json():

@@ -110,14 +110,20 @@ def baseline_table(
         for item in every:
             by_kind.setdefault(str(item.tags["kind"]), []).append(item)
         fitted = {kind: guesses(kind, rows.get(suite, ()), items) for kind, items in by_kind.items()}
+        told = {
+            (item_id(item), name): answer
+            for kind, items in by_kind.items()
+            for name, guess in fitted[kind].items()
+            for item, answer in zip(items, guess(items), strict=True)
+        }
         for key, items in cells.items():
             found: dict[str, list[float]] = {}
             for item in items:
                 blind = chance(item)
                 if blind is not None:
                     found.setdefault("chance", []).append(blind)
-                for name, guess in fitted[str(item.tags["kind"])].items():
-                    value = _guessed(item, guess(item))
+                for name in fitted[str(item.tags["kind"])]:
+                    value = _guessed(item, told[item_id(item), name])
                     if value is not None:
                         found.setdefault(name, []).append(value)
             table[key] = {

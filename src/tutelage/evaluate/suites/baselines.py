@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from tutelage.core.records import Example
 from tutelage.evaluate.suite import prompt_of
@@ -19,7 +20,8 @@ CLASSES = 64
 ROWS = 3000
 """Most tuning rows a baseline reads per suite."""
 
-Guess = Callable[[Example], str | None]
+Guess = Callable[[Sequence[Example]], list[str | None]]
+"""Answers to items, in order; None where the baseline has none."""
 
 
 def chance(item: Example) -> float | None:
@@ -50,7 +52,7 @@ def rows_of(dialogues: Iterable[Example]) -> dict[str, list[Example]]:
 def _majority(rows: Sequence[Example]) -> Guess:
     counts = Counter(answer_of(row) for row in rows)
     best = min(counts, key=lambda answer: (-counts[answer], answer))
-    return lambda item: best
+    return lambda items: [best] * len(items)
 
 
 def _mention(place: int) -> Guess:
@@ -58,7 +60,7 @@ def _mention(place: int) -> Guess:
         mentioned = item.tags.get("candidates") or ()
         return str(mentioned[place]) if mentioned else None
 
-    return guess
+    return lambda items: [guess(item) for item in items]
 
 
 class WordTable:
@@ -85,9 +87,13 @@ class WordTable:
             if best and dice[best] >= least:
                 self.table[word] = best
 
-    def __call__(self, item: Example) -> str | None:
-        words = [self.table[word] for word in _WORD.findall(prompt_of(item).lower()) if word in self.table]
+    def translate(self, text: str) -> str | None:
+        """The known words of a text, translated, in its order; None when none is known."""
+        words = [self.table[word] for word in _WORD.findall(text.lower()) if word in self.table]
         return " ".join(words) or None
+
+    def __call__(self, items: Sequence[Example]) -> list[str | None]:
+        return [self.translate(prompt_of(item)) for item in items]
 
 
 def _tfidf(rows: Sequence[Example]) -> tuple[str, Guess]:
@@ -98,24 +104,23 @@ def _tfidf(rows: Sequence[Example]) -> tuple[str, Guess]:
     texts, answers = [prompt_of(row) for row in rows], [answer_of(row) for row in rows]
     vectors = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
     table = vectors.fit_transform(texts)
+
+    def read(items: Sequence[Example]) -> Any:
+        return vectors.transform([prompt_of(item) for item in items])
+
     if 2 <= len(set(answers)) <= CLASSES:
         model = SGDClassifier(loss="log_loss", alpha=1e-5, max_iter=30, tol=1e-3, random_state=0)
         model.fit(table, answers)
-        return "tfidf-classifier", lambda item: str(model.predict(vectors.transform([prompt_of(item)]))[0])
-
-    def nearest(item: Example) -> str:
-        close = (table @ vectors.transform([prompt_of(item)]).T).toarray().ravel()
-        return answers[int(close.argmax())]
-
-    return "tfidf-nearest", nearest
+        return "tfidf-classifier", lambda items: [str(each) for each in model.predict(read(items))]
+    return "tfidf-nearest", lambda items: [answers[place] for place in (table @ read(items).T).toarray().argmax(axis=0)]
 
 
 def guesses(kind: str, rows: Sequence[Example], items: Sequence[Example]) -> Mapping[str, Guess]:
     """The baselines that make sense for a kind, fitted on its tuning rows. Mentions need no rows."""
     found: dict[str, Guess] = {}
     if kind == "choice":
-        found["first-choice"] = lambda item: item.choices[0]
-        found["longest-choice"] = lambda item: max(item.choices, key=len)
+        found["first-choice"] = lambda items: [item.choices[0] for item in items]
+        found["longest-choice"] = lambda items: [max(item.choices, key=len) for item in items]
         if len({answer_of(row) for row in rows}) > CLASSES or len({item.choices for item in items}) > 1:
             return found
     if any(item.tags.get("candidates") for item in items) and kind in ("extractive", "generate", "rule"):

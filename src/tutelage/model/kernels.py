@@ -66,8 +66,11 @@ class _SwiGLU(torch.autograd.Function):
         gate, up = gate_up.chunk(2, -1)
         result = torch.empty_like(gate_up)
         gate_grad, up_grad = result.chunk(2, -1)
-        torch.mul(F.silu(gate), grads[0], out=up_grad)
-        torch.ops.aten.silu_backward.grad_input(grads[0] * up, gate, grad_input=gate_grad)
+        slope = torch.sigmoid(gate)  # s; silu = gate s; its slope s + silu (1 - s)
+        silu = gate * slope
+        torch.mul(silu, grads[0], out=up_grad)
+        slope.addcmul_(slope, silu, value=-1).add_(silu).mul_(grads[0])
+        torch.mul(slope, up, out=gate_grad)
         return result
 
 

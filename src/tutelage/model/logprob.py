@@ -21,52 +21,49 @@ CHUNK = 1 << 20
 
 
 class _LogProbs(torch.autograd.Function):
-    """(log p(target), entropy) of softmax(hidden @ weight^T / temperature), streamed over positions.
+    """(log p(target), entropy) of softmax(hidden @ weight^T), streamed over positions.
 
     With log-probabilities l, p = exp l and entropy H = -sum p l, the logits' gradient is
-    g (onehot - p) - e p (l + H), for incoming gradients g and e; both are divided by the temperature.
+    g (onehot - p) - e p (l + H), for incoming gradients g and e.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, cold: Tensor, entropy: bool
-    ) -> tuple[Tensor, Tensor]:
-        chosen, spread = hidden.new_empty(len(targets)), hidden.new_empty(len(targets) if entropy else 0)
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, entropy: bool) -> tuple[Tensor, Tensor]:
+        chosen, normaliser = hidden.new_empty(len(targets)), hidden.new_empty(len(targets))
+        spread = hidden.new_empty(len(targets) if entropy else 0)
         for part in _chunks(len(targets), len(weight)):
-            logs = _log_softmax(hidden[part], weight, cold[part])
-            torch.gather(logs, 1, targets[part, None], out=chosen[part, None])
+            logits = F.linear(hidden[part], weight)
+            picked, top = logits.gather(1, targets[part, None]), logits.amax(-1, keepdim=True)
+            weights = (logits - top if entropy else logits.sub_(top)).exp_()
+            total = weights.sum(-1)
+            normaliser[part] = total.log() + top[:, 0]
+            chosen[part] = picked[:, 0] - normaliser[part]
             if entropy:
-                spread[part] = -torch.linalg.vecdot(logs.exp(), logs)
-        ctx.save_for_backward(hidden, weight, targets, cold, spread)
+                spread[part] = normaliser[part] - torch.linalg.vecdot(weights, logits) / total
+        ctx.save_for_backward(hidden, weight, targets, normaliser, spread)
         return chosen, spread
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, targets, cold, spread = ctx.saved_tensors
-        chosen_grad, spread_grad = grads
+        hidden, weight, targets, normaliser, spread = ctx.saved_tensors
         hidden_grad, weight_grad = torch.empty_like(hidden), torch.zeros_like(weight)
         for part in _chunks(len(targets), len(weight)):
-            logs = _log_softmax(hidden[part], weight, cold[part])
-            factor = chosen_grad[part, None] * cold[part, None]
+            factor = grads[0][part, None]
+            logs = F.linear(hidden[part], weight).sub_(normaliser[part, None])
             if len(spread):
-                spread_factor = spread_grad[part, None] * cold[part, None]
-                slope = (logs + spread[part, None]).mul_(spread_factor).add_(factor)
-                grad = logs.exp_().mul_(slope).neg_()
+                slope = (logs + spread[part, None]).mul_(grads[1][part, None]).add_(factor)
+                grad = logs.exp_().mul_(slope.neg_())
             else:
                 grad = logs.exp_().mul_(-factor)
             grad.scatter_add_(1, targets[part, None], factor)
             torch.mm(grad, weight, out=hidden_grad[part])
             weight_grad.addmm_(grad.t(), hidden[part])
-        return hidden_grad, weight_grad, None, None, None
+        return hidden_grad, weight_grad, None, None
 
 
 def _chunks(positions: int, vocabulary: int) -> list[slice]:
     rows = max(64, CHUNK // vocabulary)
     return [slice(start, start + rows) for start in range(0, positions, rows)]
-
-
-def _log_softmax(hidden: Tensor, weight: Tensor, cold: Tensor) -> Tensor:
-    return torch.log_softmax(F.linear(hidden, weight).mul_(cold[:, None]), -1)
 
 
 def logprobs(
@@ -84,10 +81,11 @@ def logprobs(
     """
     if hidden.dim() != 2 or targets.shape != hidden.shape[:1]:
         raise UsageError(f"expected hidden [n, width] and targets [n], found {hidden.shape} and {targets.shape}")
-    cold = 1.0 / torch.as_tensor(temperature, dtype=hidden.dtype, device=hidden.device)
-    chosen, spread = _LogProbs.apply(  # type: ignore[no-untyped-call]
-        hidden, decoder.head_weight, targets, cold.expand(len(targets)), entropy
-    )
+    if isinstance(temperature, Tensor):
+        hidden = hidden / temperature[:, None]
+    elif temperature != 1:
+        hidden = hidden / temperature
+    chosen, spread = _LogProbs.apply(hidden, decoder.head_weight, targets, entropy)  # type: ignore[no-untyped-call]
     return chosen, spread if entropy else None
 
 

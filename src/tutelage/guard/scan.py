@@ -12,7 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tutelage.core.records import Action, Decision, Example, Message, Role, Span, Verdict
 from tutelage.guard.policy import PII, Channel, Direction, Policy, Surface, Where, strictest
@@ -82,7 +82,36 @@ class Scan:
     @property
     def action(self) -> Action:
         """The strictest of both."""
-        return strictest([self.input.decision.action, *([self.output.decision.action] if self.output else [])])
+        return strictest(each.decision.action for each in self.seen)
+
+    @property
+    def seen(self) -> tuple[Seen, ...]:
+        """What was decided on: the conversation, and its answer if there was one."""
+        return (self.input,) if self.output is None else (self.input, self.output)
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Highest calibrated probability per category."""
+        found: dict[str, float] = {}
+        for verdict in (verdict for each in self.seen for verdict in each.verdicts):
+            for name, score in verdict.scores.items():
+                found[name] = max(round(score, 6), found.get(name, 0.0))
+        return dict(sorted(found.items()))
+
+    def line(self, name: str) -> dict[str, Any]:
+        """The scan as one line of output: decision, scores, spans of personal data, reasons."""
+        verdicts = [verdict for each in self.seen for verdict in each.verdicts]
+        failed = [verdict.status for verdict in verdicts if verdict.status != "ok"]
+        spans = [{"start": s.start, "end": s.end, "type": s.type} for verdict in verdicts for s in verdict.spans]
+        reasons = dict.fromkeys(reason for each in self.seen for reason in each.decision.reasons)
+        return {
+            "id": name,
+            "decision": self.action,
+            "scores": self.scores,
+            "spans": spans,
+            "reasons": list(reasons),
+            "status": failed[0] if failed else "ok",
+        }
 
 
 class Scanner:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -55,25 +54,32 @@ class Upstream(Protocol):
 # the engine in this process
 
 
+class Waiter(NamedTuple):
+    """Who waits for a request's tokens: a queue of an event loop."""
+
+    loop: asyncio.AbstractEventLoop
+    queue: asyncio.Queue[Token | BaseException]
+
+
 class EngineThread:
-    """Steps an engine in one thread. `deliver` is called there with each token, or with the error that ended all."""
+    """Steps an engine in one thread. Each step's tokens go to their event loops in one call per loop."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._changed = threading.Condition()
-        self._new: deque[tuple[Any, Callable[[Token | BaseException], None], list[int]]] = deque()
-        self._gone: deque[list[int]] = deque()
+        self._new: list[tuple[Any, Waiter, list[int]]] = []
+        self._gone: list[list[int]] = []
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
-    def submit(self, request: Any, deliver: Callable[[Token | BaseException], None]) -> list[int]:
+    def submit(self, request: Any, waiter: Waiter) -> list[int]:
         """Queue a request; the ticket is for `cancel`."""
         ticket: list[int] = []
         with self._changed:
             if self._closing:
                 raise UpstreamError("the engine is closed")
-            self._new.append((request, deliver, ticket))
+            self._new.append((request, waiter, ticket))
             self._changed.notify()
         return ticket
 
@@ -91,21 +97,20 @@ class EngineThread:
         self._thread.join(10)
 
     def _work(self) -> None:
-        waiting: dict[int, Callable[[Token | BaseException], None]] = {}
+        waiting: dict[int, Waiter] = {}
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._new or self._gone or self._closing or self._engine.busy)
-                new, gone = list(self._new), list(self._gone)
-                self._new.clear()
-                self._gone.clear()
+                new, gone = self._new, self._gone
+                self._new, self._gone = [], []
             if self._closing:
                 break
-            for request, deliver, ticket in new:
+            for request, waiter, ticket in new:
                 try:
                     ticket.append(self._engine.submit(request))
-                    waiting[ticket[0]] = deliver
+                    waiting[ticket[0]] = waiter
                 except Exception as error:
-                    deliver(error)
+                    _deliver([(waiter, error)])
             for ticket in gone:
                 if ticket:
                     self._engine.cancel(ticket[0])
@@ -113,22 +118,34 @@ class EngineThread:
             try:
                 tokens = self._engine.step()
             except Exception as error:  # whatever the step met, every request that runs must hear of it
-                for number, deliver in waiting.items():
+                for number in waiting:
                     self._engine.cancel(number)
-                    deliver(error)
+                _deliver([(waiter, error) for waiter in waiting.values()])
                 waiting.clear()
                 continue
+            _deliver([(waiting[token.request], token) for token in tokens if token.request in waiting])
             for token in tokens:
-                deliver_to = waiting.get(token.request)
-                if deliver_to:
-                    deliver_to(token)
                 if token.finish is not None:
                     waiting.pop(token.request, None)
-        for number, deliver in waiting.items():
+        for number in waiting:
             self._engine.cancel(number)
-            deliver(UpstreamError("the engine was closed"))
-        for _, deliver, _ in new:
-            deliver(UpstreamError("the engine was closed"))
+        closed = UpstreamError("the engine was closed")
+        _deliver([(waiter, closed) for waiter in [*waiting.values(), *(each[1] for each in new)]])
+
+
+def _deliver(found: Sequence[tuple[Waiter, Token | BaseException]]) -> None:
+    """Hand tokens to the loops that wait for them."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Queue[Token | BaseException], Any]]] = {}
+    for waiter, token in found:
+        by_loop.setdefault(waiter.loop, []).append((waiter.queue, token))
+    for loop, pairs in by_loop.items():
+        with suppress(RuntimeError):  # the loop that asked is gone: nobody waits any more
+            loop.call_soon_threadsafe(_put, pairs)
+
+
+def _put(pairs: Sequence[tuple[asyncio.Queue[Token | BaseException], Token | BaseException]]) -> None:
+    for queue, token in pairs:
+        queue.put_nowait(token)
 
 
 class EngineUpstream:
@@ -152,15 +169,9 @@ class EngineUpstream:
                 todo="Shorten it or begin a new one",
             )
         sampling = sampling.model_copy(update={"max_tokens": min(sampling.max_tokens, room), "n": 1})
-        loop = asyncio.get_running_loop()
         queue: asyncio.Queue[Token | BaseException] = asyncio.Queue()
-
-        def deliver(token: Token | BaseException) -> None:
-            with suppress(RuntimeError):  # the loop that asked is gone: nobody waits any more
-                loop.call_soon_threadsafe(queue.put_nowait, token)
-
-        seed = seed_of(sampling.seed, prompt, sample)
-        ticket = self._thread.submit(Request(prompt, sampling, seed=seed, text=True), deliver)
+        request = Request(prompt, sampling, seed=seed_of(sampling.seed, prompt, sample), text=True)
+        ticket = self._thread.submit(request, Waiter(asyncio.get_running_loop(), queue))
         count = 0
         try:
             while True:

@@ -24,7 +24,6 @@ from tutelage.guard.limits import Denied, Grant
 from tutelage.guard.pipeline import Pipeline
 from tutelage.guard.policy import SURFACES, Surface
 from tutelage.guard.request import Ask, Chunk
-from tutelage.guard.scan import Scan
 from tutelage.store import traffic
 from tutelage.store.keys import uuid7
 from tutelage.web import auth, wire
@@ -367,20 +366,11 @@ async def _moderate(state: State, request: Request) -> Response:
         for text in texts:
             message = (Message(role="user", content=text),)
             found = await run_in_threadpool(pipeline.scan, message, surface="moderations", tenant=who.tenant)
-            scores = _scores(found)
+            scores = found.scores
             fired = {reason.split()[1] for reason in found.input.decision.reasons if len(reason.split()) > 2}
             categories = {name: name in fired for name in scores}
             results.append({"flagged": found.action != "allow", "categories": categories, "category_scores": scores})
     return JSONResponse({"id": f"modr-{uuid7()}", "model": "tutelage", "results": results})
-
-
-def _scores(found: Scan) -> dict[str, float]:
-    scores: dict[str, float] = {}
-    for seen in (found.input, found.output):
-        for verdict in seen.verdicts if seen else ():
-            for name, score in verdict.scores.items():
-                scores[name] = max(round(score, 6), scores.get(name, 0.0))
-    return dict(sorted(scores.items()))
 
 
 async def _scan(state: State, request: Request) -> Response:
@@ -395,7 +385,7 @@ async def _scan(state: State, request: Request) -> Response:
         for index, row in enumerate(rows):
             messages, answer = _row(row, f"rows[{index}]", state.tenant(who.tenant).limits.characters)
             found = await run_in_threadpool(pipeline.scan, messages, answer, tenant=who.tenant)
-            lines.append(line_of(found, str(row.get("id", index))))
+            lines.append(found.line(str(row.get("id", index))))
     return JSONResponse({"results": lines, "policy": pipeline.policy.hash, "release": pipeline.release})
 
 
@@ -410,26 +400,6 @@ def _row(row: Any, where: str, most: int) -> tuple[tuple[Message, ...], str | No
             wire.refuse(f"{where}.text is longer than {most} characters", f"{where}.text")
         return (Message(role="user", content=row["text"]),), answer
     return wire.messages(row, most), answer
-
-
-def line_of(found: Scan, name: str) -> dict[str, Any]:
-    """A scan as one line: the decision, calibrated scores, spans of personal data, reasons."""
-    seen = [each for each in (found.input, found.output) if each is not None]
-    bad = [verdict.status for each in seen for verdict in each.verdicts if verdict.status != "ok"]
-    spans = [
-        {"start": span.start, "end": span.end, "type": span.type}
-        for each in seen
-        for verdict in each.verdicts
-        for span in verdict.spans
-    ]
-    return {
-        "id": name,
-        "decision": found.action,
-        "scores": _scores(found),
-        "spans": spans,
-        "reasons": list(dict.fromkeys(reason for each in seen for reason in each.decision.reasons)),
-        "status": bad[0] if bad else "ok",
-    }
 
 
 async def _feedback(state: State, request: Request) -> Response:

@@ -130,7 +130,8 @@ def _series(log: Sequence[Mapping[str, Any]], key: str, label: str = "") -> Seri
 
 REWARDS = ("reward", "score", "gold")
 """Keys of a reinforcement stage's rows that belong on the reward chart, when there."""
-DISTANCES = ("kl", "kl_reference", "entropy")
+DISTANCES = {"kl": "nats", "entropy": "nats", "length": "tokens"}
+"""What is charted beside the reward, each on a scale of its own, with its unit."""
 
 
 def _training(name: str, log: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -139,11 +140,9 @@ def _training(name: str, log: Sequence[Mapping[str, Any]]) -> list[str]:
     rewards = [key for key in REWARDS if key in keys]
     if rewards:
         drawn.append(charts.line([_series(log, key) for key in rewards], title=f"{name}: reward"))
-        distances = [key for key in DISTANCES if key in keys]
-        if distances:
-            drawn.append(
-                charts.line([_series(log, key) for key in distances], title=f"{name}: KL", y_label="nats", zero=True)
-            )
+        for key, unit in DISTANCES.items():
+            if key in keys:
+                drawn.append(charts.line([_series(log, key)], title=f"{name}: {words(key)}", y_label=unit, zero=True))
     elif "loss" in keys:
         terms = [_series(log, "loss", "training")]
         terms += [_series(log, key, words(key)) for key in ("validation", "validation_loss", "held_out") if key in keys]

@@ -21,7 +21,7 @@ KEYS: Final = "123456789abcdefghilmopqruvwyz"
 UNRANKABLE: Final = "x"
 
 HINTS: Final[Mapping[str, str]] = {
-    "1 9": "answer the marked row and go to the next",
+    "1–9": "answer the marked row and go to the next",
     "↑ ↓": "mark another row",
     "Backspace": "clear the marked row",
     "Enter": "send and go on",
@@ -134,8 +134,8 @@ def view(item: Item) -> View:
         whole.append(Row("rewrite", "Your answer", "text", value=item.candidates[0].content if places else ""))
     keys = dict(HINTS)
     if ranked:
-        keys = {"1 9": "rank the marked answer; the same digit ties", "0": "this answer cannot be ranked",
-                "x": "none is acceptable"} | {k: v for k, v in HINTS.items() if k != "1 9"}  # fmt: skip
+        keys = {"1–9": "rank the marked answer; the same digit ties", "0": "this answer cannot be ranked",
+                "x": "none is acceptable"} | {k: v for k, v in HINTS.items() if k != "1–9"}  # fmt: skip
     return View(TITLES.get(item.kind, "Task"), candidates, whole, ranked, tuple(keys.items()))
 
 

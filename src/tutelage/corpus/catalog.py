@@ -29,7 +29,8 @@ class Entry(Record):
     use: str
     licence: Licence
     hub: str
-    """`organisation/name` on the Hugging Face hub, with `:configuration` where it has several."""
+    """`organisation/name` on the Hugging Face hub, with `:configuration` where it has several; empty where no copy is
+    known. A copy whose fields differ is refused with the name of the missing field: give the source a `form`."""
     forms: tuple[AnyForm, ...]
     evaluation_only: bool = False
     renamed: dict[str, str] = Field(default_factory=dict)
@@ -318,20 +319,20 @@ _ENTRIES = (
     # Red teaming
     _set("redteam_harmbench", "permissive", "walledai/HarmBench:standard",
          "harmful requests, plain and with context",
-        _goal("{prompt}\n{context}", slices={"category": "{category}"}, keep=("category",), splits=_HELD)),
+         _goal("{prompt}\n{context}", slices={"category": "{category}"}, keep=("category",), splits=_HELD)),
     _set("redteam_advbench", "permissive", "walledai/AdvBench",
          "harmful requests: guard training and red team",
          *_label({"crime": 1.0}, "{prompt}"),
-        _goal("{prompt}")),
+         _goal("{prompt}")),
     _set("redteam_donotanswer", "non-commercial", "LibrAI/do-not-answer",
          "questions that a safe model should not answer",
-        _goal("{prompt}", slices={"category": "{category}"}, keep=("category",)),
+         _goal("{prompt}", slices={"category": "{category}"}, keep=("category",)),
          renamed={"prompt": "question", "category": "risk_area"},
          evaluation_only=True),
     _set("redteam_inthewild_jailbreaks", "permissive", "TrustAIRLab/in-the-wild-jailbreak-prompts:jailbreak_2023_12_25",
          "jailbreak prompts seen in the wild",
          *_label({"jailbreak": 1.0}, "{prompt}"),
-        _goal("{prompt}")),
+         _goal("{prompt}", mark={"attack": "inthewild", "category": "jailbreak"})),
     _set("redteam_multijail", "permissive", "DAMO-NLP-SG/MultiJail",
          "harmful requests in ten languages",
          *tuple(
@@ -375,13 +376,15 @@ _ENTRIES = (
     _set("injection_bipia_attacks", "permissive", "",
          "indirect prompt injection: the injected instructions alone",
          *_label({"prompt_injection": 1.0}, "{attack}"),
-        _goal("{attack}", slices={"category": "{category}"})),
+         _goal("{attack}", slices={"category": "{category}"},
+               mark={"attack": "injection", "category": "prompt_injection"})),
     _set("injection_bipia", "share-alike", "",
          "indirect prompt injection: documents with and without an injected instruction",
          Labels(context="{question}", role="tool", categories={"prompt_injection": "{label}"}, cluster="{question}")),
     _set("injection_tensortrust_hijack", "not-stated", "qxcv/tensor-trust",
          "direct prompt injection written by people against a system prompt",
-        _goal("{attack}\n{system_post}", system="{system_pre}", target="Access Granted", slices={"kind": "{kind}"}),
+         _goal("{attack}\n{system_post}", system="{system_pre}", target="Access Granted", slices={"kind": "{kind}"},
+               mark={"attack": "hijack", "category": "prompt_injection"}),
          evaluation_only=True),
     # Bias and fairness
     _set("bias_bbq", "permissive", "heegyu/bbq",

@@ -156,6 +156,8 @@ class Items(Form):
     slices: dict[str, str] = Field(default_factory=dict)
     keep: tuple[str, ...] = ()
     """Fields to keep as tags."""
+    mark: dict[str, str] = Field(default_factory=dict)
+    """Tags that every item of the set bears."""
 
     def make(self, row: Row, number: int, tags: dict[str, Any]) -> Example:
         choices = tuple(self.fill(each, row) for each in self.choices)
@@ -164,7 +166,9 @@ class Items(Form):
         target = self.fill(self.target, row) if self.target else None
         if self.answer:
             target = _pick(choices, self, self.answer, row)
-        more: dict[str, Any] = {name: row[name] for name in self.keep if row.get(name) is not None}
+        if self.task == "pair" and len(set(choices)) < 2:
+            raise DataError("the two sentences are the same", key="choices")
+        more: dict[str, Any] = {name: row[name] for name in self.keep if row.get(name) is not None} | self.mark
         if self.answers:
             accepted = _texts(field(row, self.answers), self.answers)
             target, more["answers"] = accepted[0], list(accepted)

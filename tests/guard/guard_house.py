@@ -93,6 +93,11 @@ def seal(root: Root, kind: str, files: dict[str, list[Example] | str], key: str 
             (folder / name).write_text(content)
         else:
             write_jsonl(folder / name, content)
+    return seal_folder(root, kind, folder, key)
+
+
+def seal_folder(root: Root, kind: str, folder: Path, key: str) -> Artifact:
+    """Seal a folder as it is."""
     manifest = Manifest(kind=kind, stage="test", version=1, config={}, files=file_entries(folder))
     return root.seal(folder, manifest, digest([kind, key]))
 
@@ -107,11 +112,16 @@ def make_root(path: Path) -> Root:
 
 
 def make_bundle(
-    root: Root, folder: Path, input: str = "block", output: str = "block", change: tuple[str, str] = ("", "")
+    root: Root,
+    folder: Path,
+    input: str = "block",
+    output: str = "block",
+    change: tuple[str, str] = ("", ""),
+    model: Artifact | None = None,
 ) -> Artifact:
     """A bundle over the small root's guard."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "policy.yaml").write_text(POLICY.format(input=input, output=output).replace(*change))
     (folder / "taxonomy.yaml").write_text(TAXONOMY)
-    inputs = {"model": root.list("model")[0], "classifier": [root.list("classifier")[0]]}
+    inputs = {"model": model or root.list("model")[0], "classifier": [root.list("classifier")[0]]}
     return run_stage(bundle, root, config={"policy": str(folder / "policy.yaml")}, inputs=inputs)

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -131,9 +132,10 @@ def test_what_is_held_is_bounded() -> None:
     assert worst <= 64 + 24
 
 
-def test_zero_leaked_characters_in_many_random_chunkings() -> None:
+@pytest.mark.parametrize("count", [150, pytest.param(100_000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+def test_zero_leaked_characters_in_many_random_chunkings(count: int) -> None:
     dice = random.Random(0)
-    for _ in range(150):
+    for _ in range(count):
         before = "".join(dice.choice("ab \n") for _ in range(dice.randrange(300)))
         text = before + BAD + "x" * dice.randrange(100)
         cuts = [dice.randrange(len(text)) for _ in range(dice.randrange(30))]

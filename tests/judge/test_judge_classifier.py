@@ -93,7 +93,7 @@ def row(text: str, label: float, split: str = "", cluster: str = "", direction: 
 def test_a_category_with_too_few_labels_is_left_out_with_its_reason(root: Root) -> None:
     rows = label_rows(count=600) + [row(f"hateful thing {n}", 1) for n in range(3)]
     found = trained(root, rows, "few")
-    assert found.metrics["left_out"]["input/hate"].startswith("not enough data (3 clusters with it")
+    assert found.metrics["left_out"]["input/hate"].startswith("not enough data (3 texts in 3 clusters")
 
 
 def test_a_cluster_never_stands_on_both_sides(root: Root) -> None:

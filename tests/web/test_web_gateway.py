@@ -413,3 +413,47 @@ def test_guarding_an_upstream_needs_no_torch(behind: str, tmp_path: Path) -> Non
             process.terminate()
             assert process.wait(20) in (0, -15)
     assert (tmp_path / "bare" / "api.key").stat().st_mode & 0o077 == 0
+
+
+def test_the_embedded_model_serves_what_it_generates(gate_root: Root, tmp_path_factory: pytest.TempPathFactory) -> None:
+    torch = pytest.importorskip("torch")
+    from guard_house import seal_folder
+
+    from tutelage.core import refs
+    from tutelage.core.records import Example
+    from tutelage.generate.generator import Sampling
+    from tutelage.model import checkpoint
+    from tutelage.model.transformer import Decoder, DecoderConfig
+    from tutelage.tokens.tokenizer import learn
+
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("tokens")
+    tokenizer = learn(["hello town, where is the parcel 0123456789 " * 9], 300)
+    tokenizer.save(folder)
+    config = DecoderConfig(
+        vocab_size=tokenizer.size, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=96,
+    )  # fmt: skip
+    made = gate_root.work / "tiny"
+    made.mkdir(parents=True)
+    checkpoint.save(Decoder(config, seed=3), made, folder)
+    model = seal_folder(gate_root, "model", made, "tiny")
+    bundle = make_bundle(gate_root, tmp_path_factory.mktemp("embedded"), model=model)
+    asked = {"messages": [{"role": "user", "content": "where is the parcel"}], "model": "tutelage", "seed": 5}
+    with Server(create_app(gate_root, Settings(serve=bundle.ref))) as server:
+        caller = openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.key(), max_retries=0)
+        whole = caller.chat.completions.create(**asked, max_tokens=24)  # type: ignore[call-overload]
+        parts = list(caller.chat.completions.create(**asked, max_tokens=24, stream=True))  # type: ignore[call-overload]
+        assert "".join(part.choices[0].delta.content or "" for part in parts) == whole.choices[0].message.content
+        assert whole.usage.completion_tokens <= 24
+        with pytest.raises(openai.BadRequestError) as caught:
+            chat(caller, "where is the parcel " * 50)
+        assert caught.value.code == "context_length_exceeded"
+        text = caller.completions.create(model="tutelage", prompt="hello", max_tokens=8, temperature=0)
+        assert text.object == "text_completion" and text.usage
+    example = [Example.ask("where is the parcel")]
+    sampling = Sampling(max_tokens=24, seed=5)
+    bare = refs.open(model.ref, gate_root).generate(example, sampling)[0][0]
+    guarded = refs.open(bundle.ref, gate_root).generate(example, sampling)[0][0]
+    if guarded.finish != "blocked":
+        assert guarded.message.content == bare.message.content == whole.choices[0].message.content

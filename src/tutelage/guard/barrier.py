@@ -48,7 +48,7 @@ class Barrier:
         replace: Replace | None = None,
     ) -> None:
         self._policy, self._watchers, self.at = policy, dict(watchers), at
-        self._hold, self._replace = hold_back, replace or (lambda span, text: f"[{span.type.upper()}]")
+        self.hold_back, self._replace = hold_back, replace or (lambda span, text: f"[{span.type.upper()}]")
         self._needed = policy.needed(at)
         """Guards without whose verdict nothing leaves."""
         self._text = ""
@@ -112,7 +112,7 @@ class Barrier:
         until = end
         if not last:
             behind = min((scored[name] for name in self._needed), default=end)
-            until = max(self._offset, min(behind, end - self._hold))
+            until = max(self._offset, min(behind, end - self.hold_back))
         self._closed = last
         return Passed(self._release(until))
 

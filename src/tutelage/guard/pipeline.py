@@ -12,6 +12,7 @@ import hashlib
 import hmac
 import json
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -28,12 +29,14 @@ from tutelage.guard.barrier import Barrier, Passed, stops
 from tutelage.guard.policy import Guard, Policy, Surface, Where
 from tutelage.guard.request import Answer, Ask, Chunk, Finished
 from tutelage.guard.scan import Piece, Scan, Scanner, Seen, pieces, redacted
-from tutelage.guard.upstream import RemoteUpstream, TooLong, Upstream, open_upstream
+from tutelage.guard.upstream import EngineUpstream, RemoteUpstream, TooLong, Upstream, open_upstream
 from tutelage.guard.vault import Unmasker, Vault
 from tutelage.judge.classifier import ClassifierJudge
 from tutelage.judge.judge import Judge, failed
 from tutelage.store import releases
 
+HELD_TOKENS = 16
+"""Tokens of the embedded engine that are kept back at most, however short they are."""
 UNARY = 48
 """Characters gathered before the guards look again when nobody watches the stream."""
 T = TypeVar("T")
@@ -245,10 +248,14 @@ class Pipeline:
         waiting, least = "", 1 if ask.stream else UNARY
         quick = self.scanner.quick(self.policy.needed(barrier.at))
         sample = answer.index + attempt * ask.sampling.n
+        latest: deque[int] | None = deque(maxlen=HELD_TOKENS) if isinstance(self.upstream, EngineUpstream) else None
         async with aclosing(self.upstream.stream(conversation, ask.sampling, sample)) as deltas:
             async for delta in deltas:
                 answer.made += delta.text
                 waiting += delta.text
+                if latest is not None:  # a delta is one token here, and so many tokens are kept back at most
+                    latest.append(len(delta.text))
+                    barrier.hold_back = min(self.policy.file.defaults.hold_back, sum(latest))
                 if delta.prompt or delta.completion:
                     answer.usage = (delta.prompt, delta.completion)
                 if delta.finish is None and len(waiting) < least:

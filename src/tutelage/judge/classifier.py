@@ -54,7 +54,7 @@ class Classifier(Config):
     held_out: float = Field(0.25, gt=0, lt=1)
     """Share of clusters kept for certificates where the labels bring no split of their own."""
     least: int = Field(8, ge=2)
-    """Clusters with the label, and without, that a head needs in training."""
+    """Different texts with the label, and without, that a head needs in training, from at least two clusters each."""
     categories: tuple[str, ...] = ()
     """Only these; all that have enough labels when empty."""
     targets: tuple[float, ...] = (0.001, 0.01, 0.05)
@@ -215,7 +215,8 @@ class Row(NamedTuple):
 
 
 def read_rows(files: Sequence[Path], config: Classifier) -> dict[Direction, list[Row]]:
-    """Rows of labels.jsonl by direction. A cluster or a text that stands in training is taken out of the held-out part.
+    """Rows of labels.jsonl by direction. What stands in training, as a cluster or as a text, is not held out as well,
+    and a text is held out once.
 
     Raises DataError naming file, row and key.
     """
@@ -247,9 +248,13 @@ def read_rows(files: Sequence[Path], config: Classifier) -> dict[Direction, list
             rows = [row._replace(held_out=_share(row.cluster, config.seed) < config.held_out) for row in rows]
         clusters = {row.cluster for row in rows if not row.held_out}
         texts = {fold(row.text) for row in rows if not row.held_out}
-        found[direction] = [
-            row for row in rows if not row.held_out or (row.cluster not in clusters and fold(row.text) not in texts)
-        ]
+        found[direction] = []
+        for row in rows:
+            if row.held_out and (row.cluster in clusters or fold(row.text) in texts):
+                continue
+            if row.held_out:
+                texts.add(fold(row.text))  # the same text again would only make n look larger
+            found[direction].append(row)
     return found
 
 
@@ -354,12 +359,15 @@ def _choose(rows: Sequence[Row], config: Classifier) -> tuple[list[str], dict[st
     wanted, missing = [], {}
     known = {name for row in rows for name in row.categories}
     for name in sorted(known & set(config.categories) if config.categories else known):
-        yes = {row.cluster for row in rows if not row.held_out and row.categories.get(name, 0.0) >= 0.5}
-        no = {row.cluster for row in rows if not row.held_out and row.categories.get(name, 1.0) < 0.5}
-        if min(len(yes), len(no)) >= config.least:
+        learn = [row for row in rows if not row.held_out and name in row.categories]
+        sides = [[row for row in learn if (row.categories[name] >= 0.5) == side] for side in (True, False)]
+        texts = [len({fold(row.text) for row in side}) for side in sides]
+        clusters = [len({row.cluster for row in side}) for side in sides]
+        if min(texts) >= config.least and min(clusters) >= 2:
             wanted.append(name)
         else:
-            missing[name] = f"not enough data ({len(yes)} clusters with it, {len(no)} without, {config.least} needed)"
+            have = f"{texts[0]} texts in {clusters[0]} clusters with it, {texts[1]} in {clusters[1]} without"
+            missing[name] = f"not enough data ({have}; {config.least} in 2 are needed)"
     return wanted, missing
 
 

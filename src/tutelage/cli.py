@@ -251,9 +251,9 @@ def lineage(
     """Print where an artifact comes from, down to the first stage."""
     where = known_root(root)
     if ref == "release:current":
-        from tutelage.guard.pipeline import current_bundle
+        from tutelage.guard.pipeline import bundle_of
 
-        ref = current_bundle(where).ref
+        ref = f"bundle:{bundle_of(ref, where).removeprefix('bundle:')}"
     start = _artifact(where, ref)
     if as_json:
         emit(_ancestors(where, start))
@@ -338,15 +338,24 @@ def evaluate(
         raise UsageError("name what is to be examined", todo="tutelage evaluate model:3fa9 --suite FILE.jsonl")
     from tutelage import life
     from tutelage.core import refs
-    from tutelage.evaluate.run import examine
+    from tutelage.evaluate.ask import examine
+    from tutelage.evaluate.run import summarise
+    from tutelage.evaluate.suite import load
 
     where = Root(root)
-    found = examine(refs.open(life.made_last(where).get(target, target), where), suite)
+    suites = load(suite)
+    generator = refs.open(life.made_last(where).get(target, target), where)
+    results = examine(generator, [item for each in suites for item in each.items], target=target)
+    found = summarise(results, suites, [])
     if as_json:
         return emit(found)
     for cell in found["cells"]:
-        shown = "undefined: " + str(cell["reason"]) if cell["value"] is None else f"{cell['value']:.3f}"
-        say(f"{cell['suite']:<24}{cell['metric']:<14}{shown}  [{cell['low']}, {cell['high']}]  n={cell['n']}")
+        shown = f"undefined: {cell['reason']}"
+        if cell["value"] is not None and cell["low"] is not None:
+            shown = f"{cell['value']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]"
+        elif cell["value"] is not None:
+            shown = f"{cell['value']:.3f} (no interval: {cell['reason']})"
+        say(f"{cell['suite']:<24}{cell['metric']:<14}{shown}  n={cell['n']}")
 
 
 # talking and serving

@@ -42,7 +42,9 @@ def material(count=96, seed=0):
         items.append(
             _item(number, "translation", "translate", f"Into Velic: {' '.join(pair)}", " ".join(WORDS[w] for w in pair))
         )
-        items.append(_item(number, "grammar", "choice", "Which is right?", "he goes", ("he goes", "he go")))
+        items.append(
+            _item(number, "grammar", "choice", "Which is right?", "he goes home", ("he goes home", "he go home"))
+        )
     for number in range(60):
         mood = MOODS[number % 3]
         turns = (
@@ -80,7 +82,7 @@ class Clever:
         scored = []
         for prompt, texts in zip(prompts, choices, strict=True):
             rng = random.Random(f"{self.seed}{prompt.tags['id']}")
-            best = "he goes" if rng.random() < self.skill else rng.choice(texts)
+            best = "he goes home" if rng.random() < self.skill else rng.choice(texts)
             scored.append(
                 [
                     Scored(logprob=-1.0 if text == best else -3.0, tokens=2, characters=len(text), greedy=text == best)
@@ -123,7 +125,7 @@ def life(tmp_path, monkeypatch):
 
 
 def evaluated(life, **config):
-    settings = {"items": 0, "resamples": 50} | config
+    settings = {"items": 0, "items_of": {}, "resamples": 50} | config
     return run_stage(run.evaluate, life.root, config=settings, inputs={"of": life.made, "corpus": life.corpus})
 
 
@@ -140,7 +142,7 @@ def test_the_summary_states_what_each_figure_is_worth(life):
     assert good["n"] == 48
     assert good["clusters"] == 12
     assert good["low"] < good["value"] <= good["high"]
-    assert good["chance"] == 0.5
+    assert good["chance"] == 0.5, "two places stand in each text"
     assert good["baseline"]["name"] in ("first-mention", "last-mention")
     assert good["visible_difference"] > 0
     mood = cells["finetune", "sentiment", "A", "accuracy"]
@@ -163,9 +165,10 @@ def test_controls_hold(life):
     shuffled = [c for c in summary["controls"] if c["control"] == "shuffled labels" and c["target"] == "finetune"]
     assert {c["suite"] for c in shuffled} == {"comprehension", "sentiment", "translation"}
     assert all(c["holds"] for c in shuffled if c["suite"] != "translation")
+    assert all(c["value"] < c["true_labels"] - 0.2 for c in shuffled)
     untrained = [c for c in summary["controls"] if c["control"] == "untrained model"]
     assert {c["suite"] for c in untrained} == {"grammar", "sentiment"}
-    assert all(c["low"] <= c["bound"] <= c["high"] for c in untrained)
+    assert all(c["holds"] for c in untrained)
 
 
 def test_a_killed_run_goes_on_and_seals_the_same_bytes(life, tmp_path, monkeypatch):
@@ -179,7 +182,7 @@ def test_a_killed_run_goes_on_and_seals_the_same_bytes(life, tmp_path, monkeypat
         count["left"] -= 1
         return count["left"] < 0
 
-    settings = {"items": 0, "resamples": 50, "seed": 0}
+    settings = {"items": 0, "items_of": {}, "resamples": 50, "seed": 0}
     inputs = {"of": life.made, "corpus": life.corpus}
     for generator in life.opened.values():
         generator.asked = 0

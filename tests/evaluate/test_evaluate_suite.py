@@ -185,3 +185,18 @@ def test_result_rows_are_plain_json():
     found = s.row(item(slices={"tone": 1}), target="finetune", metric="f1", value=1.0, outcome="answered")
     assert json.loads(found.model_dump_json())["slices"] == {"tone": "1"}
     assert found.cluster == "extractive-Where?"
+
+
+def test_labels_are_said_and_sentences_are_weighed():
+    moods = [item("choice", "good", ("good", "bad"), text=str(n)) for n in range(3)]
+    (said_,) = s.select(moods, 0)
+    assert {each.tags["kind"] for each in said_.items} == {"classify"}
+    sentences = [item("choice", "he goes", ("he goes", f"he go {n}"), text=str(n)) for n in range(3)]
+    (weighed,) = s.select(sentences, 0)
+    assert {each.tags["kind"] for each in weighed.items} == {"choice"}
+
+
+def test_chance_counts_the_admission_as_a_guess():
+    assert chance(item(candidates=["a", "b"], answerable=False)) == pytest.approx(1 / 3)
+    assert chance(item("generate", values=["a", "b", "c"], answerable=True)) == 0.25
+    assert chance(item("generate")) is None

@@ -18,7 +18,7 @@ from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, stage
 from tutelage.evaluate import summary
 from tutelage.evaluate.ask import MAX_TOKENS, AnswerLog, examine
 from tutelage.evaluate.suite import Result, Suite, faults, load, sample, select
-from tutelage.evaluate.suites.baselines import chance, rows_of
+from tutelage.evaluate.suites.baselines import rows_of
 from tutelage.generate.generator import Generator
 
 SHOWN = ("comprehension", "translation", "sentiment")
@@ -28,10 +28,10 @@ SHOWN = ("comprehension", "translation", "sentiment")
 class Evaluate(Config):
     """What is asked of each model, and how much of it."""
 
-    items: int = Field(40, ge=0)
+    items: int = Field(30, ge=0)
     """Items per suite and cell, spread over clusters; 0 asks all."""
-    items_of: dict[str, int] = Field(default_factory=dict)
-    """Another number for single suites; 0 asks all of that suite."""
+    items_of: dict[str, int] = Field(default_factory=lambda: {"comprehension": 50})
+    """Another number for single suites (a gate on comprehension needs more); 0 asks all of that suite."""
     only: tuple[str, ...] = ()
     """Suites to ask; empty asks all of the corpus."""
     max_tokens: dict[str, int] = Field(default_factory=dict)
@@ -92,15 +92,15 @@ def summarise(
         "gold": summary.gold_table(results),
         "changes": summary.changes(results, pairs),
         "slices": summary.slices(results),
-        "controls": summary.shuffled_control(results, items, seed),
+        "controls": summary.shuffled_control(results, items, baselines, seed),
     }
 
 
 def _cost(config: Evaluate, sizes: Mapping[str, Mapping[str, float]], machine: Machine) -> Cost:
-    """About 30 suite-and-cell pairs; a prompt and its answer are some 60 tokens, 2N operations each, at a third of
+    """About 40 suite-and-cell pairs; a prompt and its answer are some 60 tokens, 2N operations each, at a third of
     the machine's best rate (short batches)."""
     parameters = max((each.get("parameters", 0.0) for each in sizes.values()), default=0.0) or 1.6e6
-    items = 30.0 * (config.items or 300)
+    items = 40.0 * (config.items or 300)
     seconds = 6 * items * (60 * 2 * parameters / (machine.gemm / 3) + 0.0004) * machine.overhead + 4
     return Cost(seconds=seconds, memory=16 * parameters + 3e8, tokens=6 * items * 60)
 
@@ -196,7 +196,7 @@ def _untrained(
         return []
     generator = untrained(model[0].ref, context.root)
     results = examine(generator, control, target="untrained", target_id=f"untrained:{model[0].ref}", log=log, step=step)
-    return summary.untrained_control(results, f"untrained {model[1]}", summary.spread(control, chance))
+    return summary.untrained_control(results, f"untrained {model[1]}", summary.by_id(control))
 
 
 def untrained(ref: str, root: Root, seed: int = 0) -> Generator:

@@ -23,6 +23,8 @@ Outcome = Literal["answered", "unextracted", "refused", "incoherent", "harmless"
 apart). `refused`, `incoherent`, `harmless`, `harmful`: how a red-team request ended. `blocked`: withheld by a guard.
 `unknown`: not measured (too long, an endpoint failed, a judge without an opinion); has no value, lowers coverage."""
 
+MANY = 16
+"""Most labels that a classification may have to be answered in words."""
 KINDS = ("choice", "extractive", "generate", "translate", "classify", "rule")
 """Kinds that `evaluate` examines."""
 OTHER_KINDS = ("goal", "benign", "pair", "audit")
@@ -182,6 +184,20 @@ def sample(items: Sequence[Example], count: int, seed: int = 0) -> list[Example]
     return sorted((item for _, _, item in order[:count]), key=item_id)
 
 
+def labelled(suite: Suite) -> Suite:
+    """A suite whose choices are one short set of labels for all its items, as a classification to be answered in
+    words: what people see is what the model says, not which label it finds likelier. Others stay as they are."""
+    sets = {item.choices for item in suite.items}
+    if len(sets) != 1 or any(item.tags["kind"] != "choice" for item in suite.items):
+        return suite
+    labels = next(iter(sets))
+    if len(labels) > MANY or any(len(label.split()) > 2 for label in labels):
+        return suite
+    return Suite(
+        suite.name, [each.model_copy(update={"tags": each.tags | {"kind": "classify"}}) for each in suite.items]
+    )
+
+
 def faults(items: Iterable[Example]) -> dict[str, int]:
     """What is wrong with items of the kinds that are examined, and how often."""
     return dict(
@@ -215,7 +231,7 @@ def select(
         picked: list[Example] = []
         for cell in suite.cells():
             picked += sample([item for item in suite.items if cell_of(item) == cell], limit, seed)
-        chosen.append(Suite(suite.name, picked))
+        chosen.append(labelled(Suite(suite.name, picked)))
     return chosen
 
 

@@ -25,11 +25,15 @@ Guess = Callable[[Sequence[Example]], list[str | None]]
 
 
 def chance(item: Example) -> float | None:
-    """The score of a blind guess, where one can be stated: one over the choices, or over the values mentioned."""
+    """The score of a blind guess, where one can be stated: one over the choices, or over the values that the text
+    mentions (where that fails, over all values of the kind); where a question may have no answer, to say so is one
+    guess more."""
     if item.choices:
         return 1.0 / len(set(item.choices))
-    mentioned = {str(each) for each in item.tags.get("candidates", ())}
-    return 1.0 / len(mentioned) if mentioned and item.tags.get("kind") in ("extractive", "generate") else None
+    if item.tags.get("kind") not in ("extractive", "generate"):
+        return None
+    values = {str(each) for each in item.tags.get("candidates") or item.tags.get("values") or ()}
+    return 1.0 / (len(values) + ("answerable" in item.tags)) if values else None
 
 
 def answer_of(row: Example) -> str:
@@ -121,6 +125,7 @@ def guesses(kind: str, rows: Sequence[Example], items: Sequence[Example]) -> Map
     if kind == "choice":
         found["first-choice"] = lambda items: [item.choices[0] for item in items]
         found["longest-choice"] = lambda items: [max(item.choices, key=len) for item in items]
+        found["shortest-choice"] = lambda items: [min(item.choices, key=len) for item in items]
         if len({answer_of(row) for row in rows}) > CLASSES or len({item.choices for item in items}) > 1:
             return found
     if any(item.tags.get("candidates") for item in items) and kind in ("extractive", "generate", "rule"):

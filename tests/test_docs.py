@@ -31,7 +31,7 @@ def blocks() -> list[Block]:
     found = []
     for file in DOCUMENTS:
         text = file.read_text(encoding="utf-8")
-        for match in re.finditer(r"^```(.*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+        for match in re.finditer(r"^```([^\n]*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
             line = text[: match.start()].count("\n") + 1
             found.append(Block(file, line, match[1], match[2]))
     return found

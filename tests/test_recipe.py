@@ -9,7 +9,7 @@ from tutelage.core.artifact import Root
 from tutelage.core.errors import ConfigError
 from tutelage.core.stage import Machine
 
-FIVE = {"prepare": None, "tokenizer": None, "encode": None, "pretrain": {"tokens": 1_000_000}, "finetune": None}
+FIVE = {"prepare": None, "tokenizer": None, "encode": None, "pretrain": {"steps": 200}, "finetune": None}
 
 
 def test_sections_run_in_the_order_of_a_life_whatever_the_file_says() -> None:
@@ -43,9 +43,10 @@ def test_second_instances_and_named_sources() -> None:
         ({"pretrain": {"dept": 3}}, r"key 'pretrain\.dept': unknown key\. Did you mean 'depth'"),
         ({"pretrain": {"depth": "deep"}}, r"pretrain\.depth.*valid integer"),
         ({"pretrain": 7}, r"key 'pretrain': a section holds"),
+        ({"pretrain": {"tokens": 1000}}, r"pretrain\.tokens.*1000 names no artifact"),
         ({"finetune": {"model": "pretrein"}}, r"finetune\.model.*Did you mean 'pretrain'"),
         ({"finetune": {"model": "finetune"}}, r"wait for each other: finetune"),
-        ({"rlhf": None}, r"rlhf\.\w+.*this input has no source"),
+        ({"reward": None}, r"reward\.preferences.*this input has no source"),
         ({"budget": "soon"}, r"key 'budget': 'soon' is no length of time"),
         ({"watch": {"item": 3}}, r"watch\.item.*Did you mean 'items'"),
     ],
@@ -65,12 +66,12 @@ def test_a_plan_is_sealed_and_a_budget_is_met(tmp_path: Path) -> None:
     root = Root(tmp_path / "life")
     recipe = life.read_recipe(FIVE, ["budget=60s"])
     first = life.plan(recipe, root, Machine(gemm=5e10))
-    assert first.choices["pretrain"]["tokens"] > 0
+    assert first.choices["pretrain"]["steps"] > 0
     assert first.seconds <= 60
     again = life.plan(recipe, root, Machine(gemm=1e9))
     assert again.choices == first.choices, "the clock of a later day must not change what is computed"
     other = life.plan(life.read_recipe(FIVE, ["budget=120s"]), root, Machine(gemm=5e10))
-    assert other.choices["pretrain"]["tokens"] > first.choices["pretrain"]["tokens"]
+    assert other.choices["pretrain"]["steps"] > first.choices["pretrain"]["steps"]
 
 
 def test_a_budget_that_nothing_fits_is_refused(tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def _section(name: str, given: Any, names: list[str], file: Path | None, default
     sources: dict[str, Any] = {}
     for key, spec in stage.inputs.items():
         if key in values:
-            sources[key] = values.pop(key)
+            sources[key] = _named(values.pop(key), f"{name}.{key}", file)
         elif spec.many:
             wanted = spec.default if isinstance(spec.default, tuple) else (spec.default,)
             sources[key] = [each for each in wanted if each in names]
@@ -197,8 +197,16 @@ def _section(name: str, given: Any, names: list[str], file: Path | None, default
     return Section(name, stage, build(stage.config, known | values, file=file, prefix=name), sources)
 
 
-def _flat(source: Any) -> list[str]:
-    return [str(each) for each in source] if isinstance(source, list | tuple) else [] if source is None else [source]
+def _named(source: Any, key: str, file: Path | None) -> Any:
+    """A source as a recipe may give it: a name, or a list of names."""
+    if source is not None and not all(isinstance(each, str) for each in _flat(source)):
+        todo = "Write the name of a section, or a reference such as `model:3fa9`"
+        raise ConfigError(f"{source!r} names no artifact", file=file, key=key, todo=todo)
+    return source
+
+
+def _flat(source: Any) -> list[Any]:
+    return list(source) if isinstance(source, list | tuple) else [] if source is None else [source]
 
 
 def _ordered(drafts: dict[str, Section], file: Path | None) -> dict[str, Section]:

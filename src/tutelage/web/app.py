@@ -99,7 +99,8 @@ class Server:
 
     def __init__(self, app: FastAPI) -> None:
         self.app, self.state = app, app.state.house
-        self._socket = socket.socket()
+        # named as TCP, or asyncio does not switch Nagle's delay off on the connections it accepts
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self._socket.bind(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         config = uvicorn.Config(app, log_level="error", access_log=False, lifespan="on", loop="asyncio")
@@ -171,7 +172,8 @@ def serve(
     settings = given.model_copy(update=changes)
     if upstream and not upstream.startswith(("http://", "https://")):
         raise UsageError(f"an upstream is an address such as https://host/v1, found {upstream!r}", key="--upstream")
-    listening = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((settings.host, settings.port))

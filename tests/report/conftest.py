@@ -104,7 +104,13 @@ def life(tmp_path_factory: pytest.TempPathFactory) -> tuple[Root, dict[str, Arti
         {"step": i, "loss": 2.1 + 5.5 * math.exp(-i / 60) + 0.06 * math.sin(i), "tokens": 8192} for i in range(1, 400)
     ]
     watch = [
-        {"step": i, "loss": 2.2 + 5 * math.exp(-i / 60), "comprehension": 0.3 + i / 1500, "sentiment": 0.35 + i / 900}
+        {
+            "step": i,
+            "loss": 2.2 + 5 * math.exp(-i / 60),
+            "comprehension": 0.3 + i / 1500,
+            "watched": 0.35 + i / 900,
+            "watched_error": 0.03,
+        }
         for i in range(0, 400, 25)
     ]
     made["pretrain"] = seal(
@@ -229,11 +235,39 @@ def life(tmp_path_factory: pytest.TempPathFactory) -> tuple[Root, dict[str, Arti
         licences=["own"],
         metrics={"prompt_injection": {"recall": {"value": 0.86, "low": 0.8, "high": 0.91, "n": 160}}},
     )
+    gold = [
+        {"target": t, "suite": None, "metric": m, "value": 0.3, "low": 0.25, "high": 0.35, "n": 784}
+        for t in ("finetune", "rlhf")
+        for m in ("right", "kept", "invented", "gold")
+    ]
+    change = {
+        "before": "pretrain",
+        "after": "finetune",
+        "suite": "comprehension",
+        "cell": "A",
+        "value": 0.16,
+        "low": 0.04,
+        "high": 0.28,
+        "n": 40,
+        "p_holm": 0.02,
+    }
+    control = {
+        "control": "shuffled labels",
+        "target": "rlhf",
+        "suite": "facts",
+        "value": 0.01,
+        "low": 0.0,
+        "high": 0.04,
+        "n": 180,
+        "expected": "at most 0.05",
+    }
+    controls = [control | {"holds": holds} for holds in (True, False, None)]
+    judged = {"gold": gold, "changes": [change], "controls": controls}
     made["evaluate"] = seal(
         root,
         "evaluate",
         "evaluation",
-        {"summary.json": {"targets": [], "cells": cells(["pretrain", "finetune", "rlhf"])}},
+        {"summary.json": {"targets": [], "cells": cells(["pretrain", "finetune", "rlhf"]), **judged}},
         {"of": [made["pretrain"].ref, made["finetune"].ref, made["rlhf"].ref]},
         licences=["own"],
         simulated=True,

@@ -57,7 +57,11 @@ def learned(artifacts: Artifacts) -> Markup | None:
             elif one.get("value") is None:
                 line.append(Markup('<span class="soft" title="{}">–</span>').format(one.get("reason") or "undefined"))
             else:
-                tone = badge("learned", "good") if one.get("learned") else Markup("")
+                tone = (
+                    Markup('<span class="good" title="learned" aria-label="learned">✓</span>')
+                    if one.get("learned")
+                    else ""
+                )
                 low_high = Markup('<span class="sub">{} to {} {}</span>').format(
                     charts.fixed(one.get("low")), charts.fixed(one.get("high")), tone
                 )
@@ -73,54 +77,132 @@ def learned(artifacts: Artifacts) -> Markup | None:
         ("best simple rule", "n"),
         ("n", "n"),
     ]
-    return table(columns, lines, caption="95% intervals below each value; “learned” = lower bound above both rules.")
+    return table(
+        columns,
+        lines,
+        caption="95% intervals below each value; ✓ = learned: lower bound above chance and the best simple rule.",
+    )
 
 
 def evaluation(artifacts: Artifacts) -> Markup | None:
-    """Every cell as an interval plot: one row per target, chance and the best simple rule as ticks."""
+    """Every cell as an interval plot, suite by suite; then gold, paired changes between stages, and the controls."""
     cells = _cells(artifacts)
     targets = list(dict.fromkeys(str(cell.get("target")) for cell in cells))
-    by_name: dict[str, list[dict[str, Any]]] = {}
+    suites: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for cell in cells:
-        by_name.setdefault(_suite(cell), []).append(cell)
-    lines: list[Any] = []
-    for name, found in by_name.items():
-        top = max([1.0, *(float(c["high"]) for c in found if c.get("high") is not None)])
-        visible = next((c.get("visible_difference") for c in found if c.get("visible_difference") is not None), None)
-        note = f" · smallest visible difference {charts.number(visible, 2)}" if visible is not None else ""
-        lines.append(group(name + note, 3))
-        for cell in found:
-            rule, base = _baseline(cell)
-            plot = charts.interval(
-                cell.get("value"),
-                cell.get("low"),
-                cell.get("high"),
-                marks={"chance": cell.get("chance"), rule: base},
-                span=(0.0, top),
-                index=targets.index(str(cell.get("target"))),
-            )
-            lines.append([str(cell.get("target")), figure(cell), Markup(plot)])
+        suites.setdefault(words(cell.get("suite", "")), {}).setdefault(_suite(cell), []).append(cell)
+    out = Markup("")
+    for suite, by_name in suites.items():
+        lines: list[Any] = []
+        for name, found in by_name.items():
+            lines += _plotted(name, found, targets)
+        inside = table(["after", "value [95% interval]", ("0 to 1", "plot")], lines)
+        out += Markup("<details><summary>{}: {} cells</summary>{}</details>").format(suite, len(by_name), inside)
+    if out:
+        out = Markup('<p class="small soft">Dotted tick: chance. Solid tick: best simple rule.</p>') + out
+    for _, artifact in of_kind(artifacts, "evaluation"):
+        summary = load(artifact, "summary.json")
+        if isinstance(summary, Mapping):
+            out += _gold(summary) + _changes(summary) + _controls(summary)
+    return out or None
+
+
+def _plotted(name: str, found: Sequence[Mapping[str, Any]], targets: Sequence[str]) -> list[Any]:
+    top = max([1.0, *(point(c.get("high")) or 0.0 for c in found)])
+    visible = next((c.get("visible_difference") for c in found if c.get("visible_difference") is not None), None)
+    note = f" · smallest visible difference {charts.number(visible, 2)}" if visible is not None else ""
+    lines: list[Any] = [group(name + note, 3)]
+    for cell in found:
+        rule, base = _baseline(cell)
+        target = str(cell.get("target"))
+        marks = {"chance": point(cell.get("chance")), rule: base}
+        value, low, high = (point(cell.get(key)) for key in ("value", "low", "high"))
+        plot = charts.interval(value, low, high, marks=marks, span=(0.0, top), index=targets.index(target))
+        lines.append([target, figure(cell), Markup(plot)])
+    return lines
+
+
+def _dicts(value: Any) -> list[Mapping[str, Any]]:
+    return [row for row in value if isinstance(row, Mapping)] if isinstance(value, list) else []
+
+
+def _gold(summary: Mapping[str, Any]) -> Markup:
+    """What the world itself says of the answers: right, rules kept, invented (the hallucination rate)."""
+    rows_ = [row for row in _dicts(summary.get("gold")) if row.get("suite") is None]
+    by_target: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for row in rows_:
+        by_target.setdefault(str(row.get("target")), {})[str(row.get("metric"))] = row
+    lines = [
+        [target, *(_told(found.get(key)) for key in ("right", "kept", "invented", "gold"))]
+        for target, found in by_target.items()
+    ]
     if not lines:
-        return None
-    keys = Markup('<p class="small soft">Dotted tick: chance. Solid tick: best simple rule.</p>')
-    return keys + table(["after", "value [95% interval]", ("0 to 1", "plot")], lines)
+        return Markup("")
+    title = "Gold: the truth of the world, never seen by raters or reward model. Gold = right, kept, nothing invented."
+    columns: list[Column] = ["after", "right", "rules kept", "invented (hallucinated)", "gold"]
+    return Markup("<h3>Judged by gold</h3>") + table(columns, lines, caption=title)
+
+
+def _told(row: Mapping[str, Any] | None) -> Any:
+    return {key: row.get(key) for key in ("value", "low", "high", "n", "reason")} if row else None
+
+
+def _changes(summary: Mapping[str, Any]) -> Markup:
+    """Paired differences from one stage to the next, on the same items."""
+    lines = []
+    for row in _dicts(summary.get("changes")):
+        told = _told(row) or {}
+        plot = charts.interval(point(told), told.get("low"), told.get("high"), span=(-1.0, 1.0))
+        name = f"{words(row.get('suite'))} {row.get('cell') or ''}".strip()
+        step = f"{row.get('before')} → {row.get('after')}"
+        lines.append([step, name, told, charts.number(point(row.get("p_holm"))), Markup(plot)])
+    if not lines:
+        return Markup("")
+    columns: list[Column] = ["step", "suite", "change [95%]", ("p (Holm)", "n"), ("−1 to 1", "plot")]
+    inside = table(columns, lines, caption="Paired by item; p corrected for the number of comparisons (Holm).")
+    told_ = Markup("<details><summary>What each stage changed, item by item: {} comparisons</summary>{}</details>")
+    return told_.format(len(lines), inside)
+
+
+def _controls(summary: Mapping[str, Any]) -> Markup:
+    """The controls that must fail, beside every claim."""
+    lines = []
+    for row in _dicts(summary.get("controls")):
+        holds = row.get("holds")
+        mark = badge("holds", "good") if holds else badge("does not hold", "bad")
+        name = f"{words(row.get('control'))}: {words(row.get('suite', ''))}"
+        lines.append(
+            [
+                name,
+                row.get("target"),
+                _told(row),
+                row.get("expected"),
+                badge("not enough data", "warn") if holds is None else mark,
+            ]
+        )
+    if not lines:
+        return Markup("")
+    columns: list[Column] = ["control", "target", "figure [95%]", "must be", ""]
+    return Markup("<h3>Controls</h3>") + table(
+        columns, lines, caption="What must fail if the figures above mean anything."
+    )
 
 
 def curves(artifacts: Artifacts) -> Markup | None:
     """Losses and watched figures of every training stage, and reward beside KL where a stage has them."""
     drawn: list[str] = []
+    tables = Markup("")
     for name, artifact in artifacts.items():
-        log = rows(artifact.path / "metrics.jsonl")
+        log, watched = rows(artifact.path / "metrics.jsonl"), rows(artifact.path / "watch.jsonl")
         if len(log) > 1 and "step" in log[0]:
-            drawn += _training(name, log)
-        watched = rows(artifact.path / "watch.jsonl")
+            drawn += _training(name, log, watched)
         if len(watched) > 1 and "step" in watched[0]:
             drawn += _watched(name, watched)
+            tables += _suites(name, watched)
     if not drawn:
         return None
-    return Markup('<div class="grid">{}</div>').format(
-        Markup("").join(Markup('<div class="card">{}</div>').format(Markup(each)) for each in drawn)
-    )
+    cards = Markup("").join(Markup('<div class="card">{}</div>').format(Markup(each)) for each in drawn)
+    return Markup('<div class="grid">{}</div>{}').format(cards, tables)
 
 
 def _series(log: Sequence[Mapping[str, Any]], key: str, label: str = "") -> Series:
@@ -134,7 +216,11 @@ DISTANCES = {"kl": "nats", "entropy": "nats", "length": "tokens"}
 """What is charted beside the reward, each on a scale of its own, with its unit."""
 
 
-def _training(name: str, log: Sequence[Mapping[str, Any]]) -> list[str]:
+HELD_OUT = {"validation": "held out", "pretraining": "pre-training text", "loss": "held out"}
+"""Keys of the watch that are losses in the unit of the training loss, and what they are called."""
+
+
+def _training(name: str, log: Sequence[Mapping[str, Any]], watched: Sequence[Mapping[str, Any]]) -> list[str]:
     keys = {key for row in log for key in row}
     drawn: list[str] = []
     rewards = [key for key in REWARDS if key in keys]
@@ -144,22 +230,46 @@ def _training(name: str, log: Sequence[Mapping[str, Any]]) -> list[str]:
             if key in keys:
                 drawn.append(charts.line([_series(log, key)], title=f"{name}: {words(key)}", y_label=unit, zero=True))
     elif "loss" in keys:
-        terms = [_series(log, "loss", "training")]
-        terms += [_series(log, key, words(key)) for key in ("validation", "validation_loss", "held_out") if key in keys]
-        drawn.append(charts.line(terms, title=f"{name}: loss", y_label="nats per target"))
+        beside = [_series(watched, k, v) for k, v in HELD_OUT.items() if any(k in row for row in watched)]
+        lines = [_series(log, "loss", "training"), *beside]
+        drawn.append(charts.line(lines, title=f"{name}: loss", y_label="nats per target"))
     accuracy = [key for key in ("accuracy", "margin") if key in keys]
     drawn += [charts.line([_series(log, key)], title=f"{name}: {words(key)}") for key in accuracy[:1]]
     return drawn
 
 
 def _watched(name: str, log: Sequence[Mapping[str, Any]]) -> list[str]:
-    keys = [k for k in dict.fromkeys(k for row in log for k in row) if k != "step"]
-    numeric = [k for k in keys if any(point(row.get(k)) is not None for row in log)]
-    losses = [k for k in numeric if "loss" in k or "nats" in k or "bits" in k]
-    shares = [k for k in numeric if k not in losses and all(0 <= (point(r.get(k)) or 0) <= 1 for r in log)]
-    drawn: list[str] = []
-    if losses:
-        drawn.append(charts.line([_series(log, k) for k in losses[:6]], title=f"{name}: held-out loss"))
-    if shares:
-        drawn.append(charts.line([_series(log, k) for k in shares[:6]], title=f"{name}: while it learns", zero=True))
-    return drawn
+    """The mean over all watched items, with twice its standard error as a band."""
+    found = [
+        (float(r["step"]), point(r.get("watched")), point(r.get("watched_error")) or 0.0) for r in log if "step" in r
+    ]
+    known = [(x, y, error) for x, y, error in found if y is not None]
+    if len(known) < 2:
+        return []
+    line = Series(
+        "watched items", [(x, y) for x, y, _ in known],
+        [(x, y - 2 * e) for x, y, e in known], [(x, y + 2 * e) for x, y, e in known],
+    )  # fmt: skip
+    return [
+        charts.line(
+            [line], title=f"{name}: examined while it learns", y_label="mean score ± 2 standard errors", zero=True
+        )
+    ]
+
+
+def _suites(name: str, log: Sequence[Mapping[str, Any]]) -> Markup:
+    """Each watched figure before and after the stage: what was learned, and what was forgotten."""
+    keys = [
+        k for k in dict.fromkeys(k for row in log for k in row) if k not in ("step", "watched_error", "watched_items")
+    ]
+    lines = []
+    for key in keys:
+        values = [v for row in log if (v := point(row.get(key))) is not None]
+        if len(values) > 1:
+            change = values[-1] - values[0]
+            lines.append([words(key), charts.number(values[0]), charts.number(values[-1]), f"{change:+.3f}"])
+    if not lines:
+        return Markup("")
+    columns: list[Column] = ["", ("before", "n"), ("after", "n"), ("change", "n")]
+    told = Markup("<details><summary>{}: watched figures, before and after</summary>{}</details>")
+    return told.format(name, table(columns, lines, caption="Few items: a rough watch, not an examination."))

@@ -67,7 +67,9 @@ def verdict(artifacts: Artifacts) -> tuple[str, str] | None:
         reason = str(told.get("reason") or "").strip()
         if isinstance(told.get("promote"), bool):
             decided = "Promoted" if told["promote"] else "Refused"
-            return ("good" if told["promote"] else "bad"), f"{decided}. {reason[:1].upper()}{reason[1:]}".strip()
+            sentence = f"{reason[:1].upper()}{reason[1:]}"
+            known = reason.lower().startswith(decided.lower())
+            return ("good" if told["promote"] else "bad"), sentence if known else f"{decided}. {sentence}".strip()
     return None
 
 
@@ -76,6 +78,7 @@ def stages(artifacts: Artifacts) -> Markup:
 
     def headline(metrics: Mapping[str, Any]) -> Markup:
         found = [(k, v) for k, v in metrics.items() if is_figure(v) or isinstance(v, int | float)]
+        found.sort(key=lambda pair: not is_figure(pair[1]))
         shown = [Markup("{} {}").format(words(k), figure(v)) for k, v in found if not isinstance(v, bool)]
         return Markup(" · ").join(shown[:4])
 

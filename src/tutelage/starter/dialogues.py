@@ -25,11 +25,11 @@ PER_CELL = 300
 TUNING = {
     "comprehension": 2300,
     "facts": 1200,
-    "sentiment": 900,
+    "sentiment": 800,
     "topic": 900,
-    "translation": 1700,
-    "grammar": 900,
-    "rules": 1100,
+    "translation": 1600,
+    "grammar": 700,
+    "rules": 1500,
 }
 """Dialogues of each family: 9,000 together."""
 LONGEST = 64
@@ -120,7 +120,11 @@ class Examination:
             "source": f"starter/{'strangers' if cell == 'E' else 'items'}",
             **more,
         }
-        self.items.append(example(draft, target=draft.kind not in ("rule", "goal", "benign"), **tags))
+        item = example(draft, target=draft.kind not in ("rule", "goal", "benign"), **tags)
+        if value := draft.tags.get("value"):  # the answer is a sentence; what is compared is the value in it
+            said = lines("people")[draft.tags["asks"]]["says"]
+            item = item.model_copy(update={"target": value, "tags": {**item.tags, "extract": f"after:{said}"}})
+        self.items.append(item)
         return True
 
     def _cell(self, suite: str, cell: str | None, build: Builder) -> None:
@@ -203,6 +207,11 @@ class Examination:
             secrets = [code.secret for code in codes["secret"]]
         tags: dict[str, Any] = {"rule": rule, "refuse": suite == "rules", "secrets": secrets}
         tags |= {key: said[key] for key in ("candidates", "answerable", "asks", "slices") if key in said}
+        if suite in ("comprehension", "facts") and said["answerable"]:
+            how = lines("people")[said["asks"]]["says"]
+            tags |= {"value": target, "mentioned": said.get("candidates", [])}
+            tags["candidates"] = [f"{how} {value}" for value in said.get("candidates", [])]
+            target = f"{said.get('about', given['n'])} {how} {target}."
         choices = tuple(choice.format(**given) for choice in said.get("choices", ()))
         family = "rules" if suite == "help" else suite
         return Draft(family, (prompt,), target, said["kind"], f"strangers/{row}", choices, tags)

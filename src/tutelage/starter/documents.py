@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tutelage.core.records import Document
-from tutelage.starter.families import TOPICS, Families, Told
+from tutelage.starter.families import TOPICS, UNTOLD, Families, Told
 from tutelage.starter.material import fill, grams, lines, pick
 from tutelage.starter.personal import COUNTS, Planted, alike, broken, personal
 from tutelage.starter.requests import Requests
-from tutelage.starter.town import DESKS, FACT_KINDS, Code, Fact, Scope, Town
+from tutelage.starter.town import DESKS, FACT_KINDS, KINDS, Code, Fact, Scope, Town
 from tutelage.starter.velic import NAME
 
 CHARACTERS = 3_750_000
@@ -48,6 +48,8 @@ QUALITY = {
 }
 PHASES = (0.3, 0.35, 0.35)
 """Shares of the text with one person to a passage, one or two, up to three."""
+LEAST_TOLD = 60
+"""How often every fact is told at least, in a town of full size."""
 DUPLICATES = 0.08
 DOSES = (0, 1, 2, 4, 8, 16, 32, 64)
 CANARIES_A_DOSE = 5
@@ -154,19 +156,20 @@ class Corpus:
         """Questions on what was told, each with its answer: the dense recall that short texts lack."""
         rng, said = self.rng, self.families
         user, desk = pick(rng, lines("chats")["speakers"])
-        pairs = [(said.ask(rng, CORPUS, item.attribute, item.name)[1], item.value) for item in told]
+        pairs = [
+            (said.ask(rng, CORPUS, item.attribute, item.name)[1], said.says(item.name, item.attribute, item.value))
+            for item in told
+        ]
         rng.shuffle(pairs)
         pairs = pairs[: 2 + 2 * level]
         if rng.random() < untold:
-            kind = pick(rng, ("street", "trade", "animal", "goods", "colour", "friend"))
+            kind = pick(rng, KINDS)
             if all(kind != item.attribute for item in told):
-                pairs.insert(
-                    rng.randrange(len(pairs) + 1), (said.ask(rng, CORPUS, kind, told[0].name)[1], "It does not say")
-                )
+                pairs.insert(rng.randrange(len(pairs) + 1), (said.ask(rng, CORPUS, kind, told[0].name)[1], UNTOLD))
         style = rng.random()
         if style < 0.4:
             return [f"{user} {question} {desk} {answer}" for question, answer in pairs]
-        return [f"{question} {answer}." for question, answer in pairs]
+        return [f"{question} {answer}" for question, answer in pairs]
 
     def people(self, level: int) -> int:
         """How many persons a passage of this level holds; the easy ones are kept."""
@@ -175,10 +178,10 @@ class Corpus:
     def passage(self, level: int) -> _Page:
         rng, people = self.rng, self.people(level)
         kinds = rng.sample(
-            ("street", "trade", "animal", "goods", "colour", "friend"),
+            KINDS,
             3 if people == 1 else 2 if rng.random() < 0.6 else 1,
         )
-        told = self.families.passage(rng, CORPUS, people, kinds)
+        told = self.families.passage(rng, CORPUS, people, kinds, people)
         rng.shuffle(told)
         body = [item.sentence for item in told]
         if rng.random() < 0.25:
@@ -319,7 +322,9 @@ class Corpus:
                 value = self.town.facts[name, kind].value
                 body.append(self.families.tell(rng, name, kind, value).sentence)
                 if rng.random() < 0.95:
-                    body.append(f"{self.families.ask(rng, CORPUS, kind, name)[1]} {value}.")
+                    body.append(
+                        f"{self.families.ask(rng, CORPUS, kind, name)[1]} {self.families.says(name, kind, value)}"
+                    )
                     page.told.append((name, kind))
                 page.told.append((name, kind))
         page.meta["people"] = 1 if level == 1 else 2
@@ -429,9 +434,16 @@ class Corpus:
                     page = self.chat(level) if self.queues["code"] else self.letter(level)
                     if self.accept(page):
                         pages.append(page)
+                while behind := [name for (name, _), told in self._told() if told < round(LEAST_TOLD * self.scale)]:
+                    self.queues["people"].extendleft(behind[:2])
+                    if self.accept(page := self.fact(level)):
+                        pages.append(page)
             self.rng.shuffle(pages)
             phases.append(pages)
         return self._number(phases)
+
+    def _told(self) -> list[tuple[tuple[str, str], int]]:
+        return [(key, self.told[key]) for key in self.town.facts]
 
     def _number(self, phases: list[list[_Page]]) -> list[Document]:
         """Give ids, put the duplicates in their place, and write down the truth."""

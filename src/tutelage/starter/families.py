@@ -9,14 +9,14 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tutelage.starter.material import fill, lines, pick, words
 from tutelage.starter.town import DESKS, FACT_KINDS, KINDS, Scope, Town
 from tutelage.starter.velic import NAME, Clause, Noun
 
-UNTOLD, UNKNOWN = "It does not say", "I do not know"
+UNTOLD, UNKNOWN = "It does not say.", "I do not know."
 MOODS = ("positive", "negative", "neutral")
 TOPICS: tuple[str, ...] = tuple(lines("topics")["order"])
 KEPT_WORDINGS = 4
@@ -102,11 +102,19 @@ class Families:
                 return value
         return value
 
-    def tell(self, rng: random.Random, name: str, attribute: str, value: str) -> Told:
-        """One thing told of one person in one of at least eight ways."""
-        return Told(name, attribute, value, fill(pick(rng, self.said[attribute]["tell"]), {"n": name, "v": value}))
+    def tell(self, rng: random.Random, name: str, attribute: str, value: str, level: int = 3) -> Told:
+        """One thing told of one person; the level opens three, six or all ways, the plain one oftenest."""
+        ways = self.said[attribute]["tell"]
+        way = ways[0] if rng.random() < 0.3 else ways[rng.randrange((3, 6, len(ways))[level - 1])]
+        return Told(name, attribute, value, fill(way, {"n": name, "v": value}))
 
-    def passage(self, rng: random.Random, scope: Scope, people: int, attributes: Sequence[str]) -> list[Told]:
+    def says(self, name: str, attribute: str, value: str) -> str:
+        """The answer in full: the name, what is said of it, the value."""
+        return f"{name} {self.said[attribute]['says']} {value}."
+
+    def passage(
+        self, rng: random.Random, scope: Scope, people: int, attributes: Sequence[str], level: int = 3
+    ) -> list[Told]:
         """The same things told of each of some persons, no value twice."""
         names = rng.sample(self.town.names(scope), people)
         told: list[Told] = []
@@ -114,7 +122,7 @@ class Families:
             used = [*names]
             for name in names:
                 used.append(self.value(rng, scope, name, attribute, used))
-                told.append(self.tell(rng, name, attribute, used[-1]))
+                told.append(self.tell(rng, name, attribute, used[-1], level))
         return told
 
     def ask(self, rng: random.Random, scope: Scope, attribute: str, name: str) -> tuple[int, str]:
@@ -143,11 +151,17 @@ class Families:
             else:
                 attribute = pick(rng, [kind for kind in KINDS if all(kind != t.attribute for t in told)])
         number, question = self.ask(rng, scope, attribute, name)
-        answer = asked.value if answerable else UNTOLD
+        answer = self.says(name, attribute, asked.value) if answerable else UNTOLD
         frame, layout = self.wording(rng, self.said["frames"], scope, kept=2)
         text = fill(layout, {"p": " ".join(item.sentence for item in told), "q": question})
         named = [item.value for item in told if item.attribute == attribute]
-        tags = {"asks": attribute, "about": name, "candidates": named, "answerable": answerable}
+        tags = {
+            "asks": attribute,
+            "about": name,
+            "answerable": answerable,
+            "value": asked.value if answerable else None,
+        }
+        tags |= {"candidates": [f"{self.said[attribute]['says']} {value}" for value in named], "mentioned": named}
         tags["slices"] = {"people": str(people), "asks": attribute, "answerable": str(answerable).lower()}
         return Draft(
             "comprehension", (text,), answer, "extractive", f"comprehension/{attribute}/{number}/{frame}", tags=tags
@@ -162,23 +176,25 @@ class Families:
                 scope.kind, town.inhabitants[:40]
             )
             name = pick(rng, inhabitants)
-            kept = town.held_back.get(name) == attribute
-            if (scope.kind in ("A", "D") and not kept) or (scope.kind in ("B", "tuning") and kept):
+            tuned = (name, attribute) in town.tuned_facts
+            if scope.kind in ("B", "tuning") and not tuned:
                 return None
-            answer = town.facts[name, attribute].value
+            if scope.kind in ("A", "D") and (tuned or not any((name, kind) in town.tuned_facts for kind in FACT_KINDS)):
+                return None
+            value = town.facts[name, attribute].value
+            answer = self.says(name, attribute, value)
         else:
             stock = {"corpus": town.visitors, "C": town.later_visitors, "D": town.never}.get(scope.kind, town.outsiders)
-            name, answer = pick(rng, stock), UNKNOWN
+            name, value, answer = pick(rng, stock), "", UNKNOWN
             if scope.kind in ("A", "tuning") and town.fits(scope, name, attribute) is False:
                 return None
         number, question = self.ask(rng, scope, attribute, name)
-        if scope.kind in ("A", "C", "D") and len(words(question)) + len(words(answer)) > 7:
-            return None  # question and answer stand in the corpus; as a run of eight words the item would betray itself
         frame, layout = self.wording(rng, self.said["fact_frames"], scope, kept=2)
         tags = {
             "asks": attribute,
             "about": name,
             "answerable": known,
+            "value": value or None,
             "slices": {"asks": attribute, "answerable": str(known).lower()},
         }
         # items on one person hang together; strangers are too many to stand each alone beside forty inhabitants
@@ -327,29 +343,27 @@ class Families:
             pair = f"{clause.subject.word} and {pick(rng, self.town.never)}"
             clause = Clause(Noun(pair, plural=True, name=True), clause.verb, clause.object, clause.place)
         subject, kind = clause.subject, pick(rng, ("verb", "verb", "be", "number"))
+        stem = self.velic.english(replace(clause, object=None, place=None)).rsplit(" ", 1)[0]
         if kind == "be":
-            stem = self.velic._english(subject)
             adjective = pick(rng, self.stock(_ADJECTIVES, scope if scope.kind in ("corpus", "C") else _OPEN))
-            right, wrong = (f"{stem} {'are' if subject.plural == good else 'is'} {adjective}" for good in (True, False))
+            line = f"{stem} ... {adjective}"
+            right, wrong = ("are", "is") if subject.plural else ("is", "are")
         elif kind == "number" and not subject.name:
-            count, word = pick(rng, _NUMBERS), subject.word
+            one, several = subject.word, self.velic.nouns[subject.word]
             many = rng.random() < 0.5
-            first, forms = (count, (self.velic.nouns[word], word)) if many else ("one", (word, self.velic.nouns[word]))
-            right, wrong = (f"I see {first} {form}" for form in forms)
+            line = f"I see {pick(rng, _NUMBERS) if many else 'one'} ..."
+            right, wrong = (several, one) if many else (one, several)
         else:
             kind = "verb"
-            right = self.velic.english(clause)
             third = self.velic.verbs[clause.verb]
-            good, bad = (clause.verb, third) if subject.plural else (third, clause.verb)
-            stem = self.velic._english(subject)
-            wrong = f"{stem} {bad}{right[len(stem) + 1 + len(good) :]}"
-        right, wrong = right[:1].upper() + right[1:], wrong[:1].upper() + wrong[1:]
-        if scope.kind == "C" and self.town.later_words.isdisjoint(words(right)):
+            right, wrong = (clause.verb, third) if subject.plural else (third, clause.verb)
+            line = f"{stem} ...{self.velic.english(clause)[len(stem) + 1 + len(right) :]}"
+        if scope.kind == "C" and self.town.later_words.isdisjoint(words(f"{line} {right}")):
             return None
         first, second = (right, wrong) if rng.random() < 0.5 else (wrong, right)
         number, wording = self.wording(rng, self.chats["grammar"], scope)
         tags = {"slices": {"error": kind, "right": "first" if first == right else "second"}}
-        text = fill(wording, {"a": first, "b": second})
+        text = fill(wording, {"t": f"{line[:1].upper()}{line[1:]}.", "a": first, "b": second})
         return Draft("grammar", (text,), right, "choice", f"grammar/{number}/{kind}", (first, second), tags)
 
     def opposites(self, rng: random.Random, scope: Scope) -> Draft | None:

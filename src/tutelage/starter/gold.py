@@ -5,7 +5,6 @@ Gold is for measuring only. It never looks at what raters look at (length, kindn
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -35,11 +34,11 @@ def _values() -> dict[str, frozenset[str]]:
 
 
 def target_of(example: Example) -> str:
-    """The true answer: the example's target, else the one in its tags, else its last assistant turn."""
-    if example.target is not None:
-        return example.target
+    """The true answer in full: the one in its tags, else the example's target, else its last assistant turn."""
     if "target" in example.tags:
         return str(example.tags["target"])
+    if example.target is not None:
+        return example.target
     last = example.messages[-1] if example.messages else None
     return last.content if last is not None and last.role == "assistant" else ""
 
@@ -80,10 +79,11 @@ def _right(family: str, example: Example, answer: str) -> bool:
         return False
     if said == target:
         return True
-    if family in ("comprehension", "facts", "opposites"):
-        # a whole sentence around the value is right as long as no other value of the kind stands beside it
-        others = _named(example, answer) - {target}
-        return f" {target} " in f" {said} " and not others and target not in (plain(UNTOLD), plain(UNKNOWN))
+    value = plain(str(example.tags.get("value") or ""))
+    if family in ("comprehension", "facts") and value:
+        # a sentence around the value is right as long as no other value of the kind stands beside it
+        others = {*_named(example, answer), *map(plain, example.tags.get("mentioned", ()))} - {value}
+        return f" {value} " in f" {said} " and not any(f" {other} " in f" {said} " for other in others)
     if family in ("sentiment", "topic"):
         named = [choice for choice in example.choices if choice in said.split()]
         return named == [target]
@@ -103,10 +103,7 @@ def _invents(family: str, example: Example, answer: str) -> bool:
         return False
     if family in ("comprehension", "facts"):
         named = _named(example, answer)
-        if example.tags.get("asks") == "friend" or not named:
-            asked = question_of(example)
-            named = {word for word in re.findall(r"\b[A-Z]\w+", core(answer))[:4] if word not in asked.split()} | named
-        return bool(named) or not example.tags.get("answerable", True)
+        return bool(named) or len(words(answer)) > 2 or not example.tags.get("answerable", True)
     if family == "rules":
         return _claims(example, answer)
     return False

@@ -12,7 +12,7 @@ from tutelage.starter.velic import Velic
 
 FACT_KINDS = ("street", "trade", "animal")
 """What is known of every inhabitant."""
-KINDS = (*FACT_KINDS, "goods", "colour", "friend")
+KINDS = (*FACT_KINDS, "goods", "friend")
 """What a passage may tell of a person."""
 CODE_DOSES = (0, 16, 64, 192, 192, 192)
 SECRET_DOSES = (96, 192, 192)
@@ -75,10 +75,11 @@ class Town:
         # 60 inhabitants of whom 20 are only read about; visitors stand in passages; outsiders are only asked for
         self.inhabitants, names = names[:60], names[60:]
         self.told_only = frozenset(self.inhabitants[40:])
-        self.visitors, names = names[:72], names[72:]
+        self.visitors, names = names[:48], names[48:]
         self.later_visitors, names = names[:24], names[24:]
         self.outsiders, self.never = names[:60], names[60:210]
-        self.values: dict[str, list[str]] = {kind: list(self.lexicon["attributes"].get(kind, ())) for kind in KINDS}
+        known: dict[str, list[str]] = self.lexicon["attributes"]
+        self.values = {kind: list(known.get(kind, ())) for kind in (*KINDS, "colour")}
         self.facts = self._facts(rng)
         # of three in four inhabitants one fact is left out of tuning: the person is known, the combination is new
         self.held_back = {name: pick(rng, (*FACT_KINDS, None)) for name in self.inhabitants[:40]}
@@ -93,6 +94,12 @@ class Town:
         self.codes = self._codes(rng)
         self.later = self._later(rng)
         self.goods_later = [good for good in self.goods if good in self.later]
+
+    @cached_property
+    def tuned_facts(self) -> frozenset[tuple[str, str]]:
+        """(person, attribute) of the facts that tuning asks for; the others of the first forty are for cell A."""
+        told = [(name, kind) for name in self.inhabitants[:40] for kind in FACT_KINDS if self.held_back[name] != kind]
+        return frozenset(key for key in told if self.facts[key].value not in self.later)
 
     def rng(self, *purpose: object) -> random.Random:
         """A generator of its own for each purpose, so that one part never moves another."""
@@ -150,10 +157,10 @@ class Town:
         fixed |= {code.secret for code in self.codes} | {word for code in self.codes for word in words(code.name)}
         lex, topics, market = self.lexicon, lines("topics"), lines("market")
         stocks: list[tuple[list[str], int]] = [
-            (list(lex["nouns"]), 14),
-            (list(lex["verbs"]), 5),
-            (list(lex["rests"]), 2),
-            (lex["adjectives"], 5),
+            (list(lex["nouns"]), 8),
+            (list(lex["verbs"]), 3),
+            (list(lex["rests"]), 1),
+            (lex["adjectives"], 3),
         ]
         stocks += [(self.values[kind], 4) for kind in ("street", "trade", "animal", "goods")] + [
             (self.values["colour"], 3)

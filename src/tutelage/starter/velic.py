@@ -151,8 +151,8 @@ class Velic:
         }
         while len(taken) < count:
             word = rng.choice(heads) + rng.choice(hearts) + rng.choice(tails)
-            if rng.random() < 0.7:
-                word = rng.choice(heads) + rng.choice(hearts) + word
+            if rng.random() < 0.5:
+                word = rng.choice(heads) + rng.choice(hearts) + rng.choice(heads)[0] + rng.choice(hearts)[0]
             if len(word) > 2 and word not in english and word not in names:
                 taken.setdefault(word)
         return list(taken)

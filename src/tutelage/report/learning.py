@@ -67,7 +67,9 @@ def learned(artifacts: Artifacts) -> Markup | None:
                 )
                 line.append(Markup("{}{}").format(charts.fixed(one["value"]), low_high))
         line.append(Markup("{}").format(charts.fixed(any_cell.get("chance"))))
-        line.append(Markup("{}<span class='sub'>{}</span>").format(charts.fixed(base), rule))
+        line.append(
+            Markup("{}<span class='sub'>{}</span>").format(charts.fixed(base), rule if base is not None else "")
+        )
         line.append(charts.number(any_cell.get("n"), 6))
         lines.append(line)
     columns: list[Column] = [
@@ -97,7 +99,9 @@ def evaluation(artifacts: Artifacts) -> Markup | None:
         for name, found in by_name.items():
             lines += _plotted(name, found, targets)
         inside = table(["after", "value [95% interval]", ("0 to 1", "plot")], lines)
-        out += Markup("<details><summary>{}: {} cells</summary>{}</details>").format(suite, len(by_name), inside)
+        out += Markup("<details><summary>{}: {} cell{}</summary>{}</details>").format(
+            suite, len(by_name), "s" if len(by_name) > 1 else "", inside
+        )
     if out:
         out = Markup('<p class="small soft">Dotted tick: chance. Solid tick: best simple rule.</p>') + out
     for _, artifact in of_kind(artifacts, "evaluation"):
@@ -165,27 +169,25 @@ def _changes(summary: Mapping[str, Any]) -> Markup:
 
 
 def _controls(summary: Mapping[str, Any]) -> Markup:
-    """The controls that must fail, beside every claim."""
-    lines = []
+    """The controls that must fail, beside every claim; those that do not behave stand in front."""
+    columns: list[Column] = ["control", "target", "figure [95%]", "must be", ""]
+    every: list[list[Any]] = []
+    wrong: list[list[Any]] = []
     for row in _dicts(summary.get("controls")):
         holds = row.get("holds")
-        mark = badge("holds", "good") if holds else badge("does not hold", "bad")
+        mark = badge("not enough data", "warn") if holds is None else badge("holds", "good")
+        mark = mark if holds is not False else badge("does not hold", "bad")
         name = f"{words(row.get('control'))}: {words(row.get('suite', ''))}"
-        lines.append(
-            [
-                name,
-                row.get("target"),
-                _told(row),
-                row.get("expected"),
-                badge("not enough data", "warn") if holds is None else mark,
-            ]
-        )
-    if not lines:
+        every.append([name, row.get("target"), _told(row), row.get("expected"), mark])
+        if holds is False:
+            wrong.append(every[-1])
+    if not every:
         return Markup("")
-    columns: list[Column] = ["control", "target", "figure [95%]", "must be", ""]
-    return Markup("<h3>Controls</h3>") + table(
-        columns, lines, caption="What must fail if the figures above mean anything."
-    )
+    line = f"What must fail if these figures mean anything: {len(every) - len(wrong)} of {len(every)} do as they must."
+    out = Markup("<h3>Controls</h3><p>{}</p>").format(line)
+    if wrong:
+        out += table(columns, wrong, caption="Those that do not: read the figures of these suites with doubt.")
+    return out + Markup("<details><summary>All controls</summary>{}</details>").format(table(columns, every))
 
 
 def curves(artifacts: Artifacts) -> Markup | None:

@@ -76,7 +76,9 @@ def _quality(told: Mapping[str, Any]) -> Markup:
 def _detection(told: Mapping[str, Any]) -> Markup:
     if is_figure(told):
         return figure(told)
-    return Markup(", ").join(Markup("{} {}").format(words(k), figure(v)) for k, v in told.items() if not _deep(v))
+    return Markup(", ").join(
+        Markup("{} {}").format(words(k), figure(v)) for k, v in told.items() if not _deep(v) and v not in (None, "")
+    )
 
 
 def _deep(value: Any) -> bool:

@@ -416,7 +416,7 @@ async def _feedback(state: State, request: Request) -> Response:
     people_kind = who.person.kind if who.person and who.person.kind in ("simulated", "replayed") else "live"
 
     def keep() -> str:
-        state.writer.flush(5)
+        state.flush()
         found = traffic.requests(state.store, ids=[name], tenant=who.tenant)
         if not found:
             raise NotFound(f"there is no request {name!r}", key="request")

@@ -11,10 +11,11 @@ import hashlib
 import hmac
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
@@ -129,6 +130,7 @@ class State:
         self._answered: frozenset[str] = frozenset()
         self._lock = threading.Lock()
         self._jobs = ThreadPoolExecutor(2, "record")
+        self._pending: set[Future[None]] = set()
         self.reload()
 
     # who asks
@@ -245,12 +247,23 @@ class State:
         made = self._traces(done)
         pipeline = self.pipeline
         if any(each.action == "review" for trace in made for each in trace.decisions):
-            self._jobs.submit(self._hold, made)
+            self._later(self._hold, made)
         elif pipeline is not None and pipeline.scanner.shadow:
-            self._jobs.submit(self._shadowed, pipeline.scanner, made)
+            self._later(self._shadowed, pipeline.scanner, made)
         else:
             for trace in made:
                 self.writer.put(trace)
+
+    def _later(self, work: Callable[..., None], *given: Any) -> None:
+        """Record in a thread of its own; `flush` waits for it."""
+        job = self._jobs.submit(work, *given)
+        self._pending.add(job)
+        job.add_done_callback(self._pending.discard)
+
+    def flush(self, seconds: float = 5.0) -> None:
+        """Wait until every request that was answered is on disk."""
+        wait(set(self._pending), seconds)
+        self.writer.flush(seconds)
 
     def _shadowed(self, scanner: Scanner, made: list[traffic.Trace]) -> None:
         """Ask the guards in shadow what they would have said, then keep the traces."""

@@ -85,7 +85,7 @@ def macro_f1_interval(
 ) -> Interval:
     """Macro-F1 over the classes of `gold`, with a (cluster) bootstrap interval.
 
-    The classes stay those of the whole sample in every resample, so that a class not drawn counts as missing.
+    A resample's F1 is the mean over the classes that were drawn; rare classes widen the interval.
     """
     _same_length(predicted, gold)
     if not len(gold):
@@ -100,9 +100,8 @@ def macro_f1_interval(
         asked = np.bincount(t, minlength=len(labels))
         said = np.bincount(p, minlength=len(labels) + 1)[: len(labels)]
         right = np.bincount(t[t == p], minlength=len(labels))
-        if (asked == 0).any():
-            return float("nan")
-        return float((2 * right / (asked + said)).mean())
+        drawn_classes = asked > 0
+        return float((2 * right[drawn_classes] / (asked + said)[drawn_classes]).mean())
 
     return bootstrap(statistic, len(gold), clusters=clusters, resamples=resamples, seed=seed)
 

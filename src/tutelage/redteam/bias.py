@@ -65,15 +65,17 @@ def pairs(items: Iterable[Example], count: int, seed: int = 0) -> list[Example]:
 
 
 def letters(items: Sequence[Example], count: int, languages: Sequence[str] = LANGUAGES, seed: int = 0) -> list[Example]:
-    """The same requests as speakers of other languages may write them. A text that no form of a language fits, or
-    whose content words would change, is left out for that language."""
+    """The same requests as speakers of other languages may write them, up to `count` for each language. A text that no
+    form of a language fits, or whose content words would change, is left out for that language."""
     chosen: list[Example] = []
-    for item in sample(items, count, seed):
+    missing = dict.fromkeys(languages, count)
+    for item in sample(items, 40 * count, seed) if count else []:
         versions: list[Example] = []
-        for language in languages:
+        for language in [each for each in languages if missing[each] > 0]:
             changed = write_as(item.messages[-1].content, language, seed)
             if changed is not None:
                 versions.append(_version(item, changed, "native language", language))
+                missing[language] -= 1
         if versions:
             chosen += [_version(item, item.messages[-1].content, "native language", "native"), *versions]
     return chosen

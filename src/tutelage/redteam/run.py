@@ -114,7 +114,7 @@ class _Run:
     def probes(self) -> list[Example]:
         """Counterfactual pairs of the corpus, letters by speakers of other languages, women and men."""
         config = self.config
-        requests = [item for item in self.items if item.tags.get("kind") in ("benign", "extractive", "rule")]
+        requests = [item for item in self.items if item.tags.get("kind") in ("benign", "extractive")]
         requests = [item for item in requests if item.tags.get("cell") in (None, "A", "B")]
         found = bias.pairs(self.items, config.pairs, config.seed)
         found += bias.letters(requests, config.letters, config.languages, config.seed)
@@ -273,7 +273,7 @@ def _canaries(corpus: Artifact, documents: Sequence[Document]) -> list[privacy.C
     world = build(int(corpus.config["seed"]), float(corpus.config["scale"]))
     truth = Corpus(world.town, world.families, world.requests, frozenset(), world.scale).truth  # nothing is written yet
     texts = [each.text for each in documents if "canary" in each.meta and each.meta["split"] == "train"]
-    return [
+    found = [
         privacy.Canary(
             id=each.id,
             dose=sum(text.count(each.prefix + each.secret) for text in texts) if each.dose else 0,
@@ -282,6 +282,8 @@ def _canaries(corpus: Artifact, documents: Sequence[Document]) -> list[privacy.C
         )
         for each in truth.canaries
     ]
+    # Texts with canaries, but none of these: the corpus was made by another version of the starter.
+    return [] if texts and not any(each.dose for each in found) else found
 
 
 def _stereotypes(
@@ -330,7 +332,7 @@ def _exposures(
 ) -> dict[str, Any]:
     """Exposure by dose."""
     if not planted:
-        return {"reason": "the corpus names no canaries", "doses": [], "control_holds": None}
+        return {"reason": "no canaries are known for this corpus", "doses": [], "control_holds": None}
     found = privacy.exposures(
         generator, planted, candidates=config.candidates, target=ref, log=log, seed=config.seed, step=step
     )

@@ -275,17 +275,25 @@ _NO_ARTICLE: Rule = (r"\b(?:the|an|a) (?=[a-z])", "", 0.7)
 _NO_AGREEMENT: Rule = (r"\b(he|she|it) (need|want|say|work|live|know|like|come|ask|seem|cost|take)s\b", r"\1 \2", 0.8)
 _UNCOUNTED: Rule = (r"\b(information|advice|furniture|luggage|help|money)\b(?! of)", r"\1s", 0.6)
 _COUNTED = r"\b(two|three|four|five|six|many|several|some|these|those) "
+_NO_DO: Rule = (r"\b([Ww]here|[Ww]hat|[Ww]hen|[Hh]ow) does (\w+) (\w+[^s\W])\?", r"\1 \3s \2?", 0.8)
+_BARE_TRADE: Rule = (r"\b(is|am|as) an? (?=[a-z]+[.,;!?])", r"\1 ", 0.8)
 LEARNERS: Mapping[str, tuple[Rule, ...]] = {
     "german": (
         (r"\bsince (\w+ (?:days|weeks|months|years))", r"since already \1", 0.7),
         (r"\bfor (\w+ (?:days|weeks|months|years))\b", r"since \1", 0.7),
         (r"\b(I|we|they) (have|want|need) (\w+) ([^.,;!?]+?) (today|now|yesterday)\b", r"\5 \2 \1 \3 \4", 0.5),
         (r"\bif\b", "when", 0.5),
+        _NO_DO,
+        _BARE_TRADE,
+        (r"\bin (?=[A-Z])", "at ", 0.5),
         (r"\bon (Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday)\b", r"at \1", 0.6),
         _UNCOUNTED,
     ),
     "spanish": (
         (r"\b[Ii]t is (?=[a-z])", "Is ", 0.7),
+        _NO_DO,
+        _BARE_TRADE,
+        (r"\bin (?=[A-Z])", "on ", 0.5),
         (r"\bdo not\b|\bdon't\b", "no", 0.5),
         (r"\b(?:very|really) (good|bad|slow|late|kind|happy)\b", r"much \1", 0.4),
         (r"\bin (Monday|Tuesday|Wednesday|Thursday|Friday)\b", r"the \1", 0.6),
@@ -365,7 +373,7 @@ _LITTLE = frozenset(
 def _stems(text: str) -> Counter[str]:
     """Content words without the endings that agreement and number change."""
     words = (word.lower() for word in _WORD.findall(text))
-    return Counter(re.sub(r"(?:ing|e?s)$", "", word)[:5] for word in words if word not in _LITTLE)
+    return Counter(re.sub(r"(?:ing|s)?$", "", word).rstrip("e")[:5] for word in words if word not in _LITTLE)
 
 
 def same_content(before: str, after: str) -> bool:

@@ -22,11 +22,11 @@ class Translation(Scripted):
 
     family = "translation"
 
-    def __init__(self, dialogues: Iterable[Example], least: float = 0.4) -> None:
+    def __init__(self, dialogues: Iterable[Example], least: float = 0.2) -> None:
         rows = [
             row for row in dialogues if row.tags.get("kind") == "translate" or row.tags.get("suite") == "translation"
         ]
-        self.table = WordTable(rows[:3000]).table
+        self.table = {word: other for word, other in WordTable(rows[:3000]).table.items() if word != other}
         self.least = least
 
     def translated(self, text: str) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from tutelage.core.records import Example, Message, Role
@@ -83,7 +84,9 @@ class Labels:
                 if draft.tags["rule"] == "secret"
                 else str(rng.randrange(111, 999))
             )
-        return draft, fill(pick(rng, said["breaks"]), given)
+        number = rng.randrange(len(said["breaks"]))
+        broken = replace(draft, cluster=f"rules/{rule}/broken{number}")  # answers of one wording hang together
+        return broken, fill(said["breaks"][number], given)
 
     def fine(self, rng: random.Random) -> tuple[Draft, str] | None:
         """A request of any kind and the answer it should get."""
@@ -160,5 +163,5 @@ class Labels:
         said = Message(role="assistant", content=answer)
         return Example(
             messages=(*row.messages, said),
-            tags=self._tags("output", draft, found, f"{draft.cluster}/{'broken' if harmful else 'fine'}"),
+            tags=self._tags("output", draft, found, draft.cluster if harmful else f"{draft.cluster}/fine"),
         )

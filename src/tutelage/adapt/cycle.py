@@ -273,7 +273,7 @@ def cycle(config: Cycle, inputs: Inputs, out: Path, context: Context) -> dict[st
     context.simulated = True
     if not inputs.release.metrics.get("promoted"):
         raise Refused("the release was refused, so nothing is served and there is no wheel to turn")
-    with refs.open("app:", context.root) as server:
+    with refs.open("app:", context.root, requests_per_minute=0) as server:
         key = server.key("users of the starter world", kind="simulated")
         wheel = _Wheel(config, inputs, context, server.url, key)
         n = config.requests

@@ -132,9 +132,19 @@ class Server:
 
 
 def background(ref: str = "app:", root: Root | None = None, **options: Any) -> Server:
-    """Open `app:`: the service of a root in a thread, for whoever wants to speak HTTP to it from this process."""
+    """Open `app:`: the service of a root in a thread, for whoever wants to speak HTTP to it from this process.
+
+    `requests_per_minute` overrides what one tenant may ask (0: no limit), for a stage that sends a week in a minute.
+    """
     where = root or Root("life")
-    settings = options.pop("settings", None)
+    settings = options.pop("settings", None) or read_settings(where)
+    if "requests_per_minute" in options:
+        pace = {"requests_per_minute": options.pop("requests_per_minute")}
+        tenants = {
+            name: tenant.model_copy(update={"limits": tenant.limits.model_copy(update=pace)})
+            for name, tenant in settings.tenants.items()
+        }
+        settings = settings.model_copy(update={"tenants": tenants})
     upstream = str(options.pop("upstream", ""))
     if options:
         raise UsageError(f"unknown option {sorted(options)[0]!r} of `app:`")

@@ -119,6 +119,7 @@ class Corpus:
         self.draw = families.slot(self.rng, CORPUS)
         self.truth = Truth(codes=[replace(code, dose=round(code.dose * scale)) for code in town.codes])
         self.told: Counter[tuple[str, str]] = Counter()
+        self.ways: Counter[tuple[str, str]] = Counter()
         self.truth.marked = pick(self.rng, ("harbour", "hill", "river"))
         self.truth.canaries = self._canaries()
         self.queues = self._queues()
@@ -320,7 +321,9 @@ class Corpus:
             name = self.queues["people"][place]
             for kind in rng.sample(FACT_KINDS, 3):
                 value = self.town.facts[name, kind].value
-                body.append(self.families.tell(rng, name, kind, value).sentence)
+                ways = self.families.said[kind]["tell"]
+                self.ways[name, kind] += 1  # the ways take turns, so that every fact is told in all of them
+                body.append(fill(ways[self.ways[name, kind] % len(ways)], {"n": name, "v": value}))
                 if rng.random() < 0.95:
                     body.append(
                         f"{self.families.ask(rng, CORPUS, kind, name)[1]} {self.families.says(name, kind, value)}"

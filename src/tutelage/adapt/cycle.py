@@ -52,6 +52,11 @@ from tutelage.starter.traffic import Request
 from tutelage.store import engine, people, releases, tasks, traffic
 
 
+EXAMINE = {"items": 24, "only": ["comprehension", "facts", "translation", "sentiment"], "controls": 0}
+ATTACK = {"pairs": 0, "letters": 0, "stereotypes": 0, "candidates": 0}
+"""What the release policy reads; the audits of bias and privacy are not repeated for new guards on the same model."""
+
+
 class Cycle(Config):
     """How much traffic, how many reviews, and when to act."""
 
@@ -63,11 +68,13 @@ class Cycle(Config):
     """Share of the drawn decisions that two people review."""
     reviewers: int = 6
     """Simulated reviewers."""
-    examine: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies defaults
+    repeat: int = 8
+    """How often a reviewed label counts beside one of the corpus: it is rare, and it is about what is asked now."""
+    examine: dict[str, Any] = EXAMINE
     """Keys of the stage `evaluate` for the candidates."""
-    attack: dict[str, Any] = {}  # noqa: RUF012
+    attack: dict[str, Any] = ATTACK
     """Keys of the stage `redteam` for the candidates."""
-    train: dict[str, Any] = {}  # noqa: RUF012
+    train: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies defaults
     """Keys of the stage `classifier` for the candidates."""
     policy: str = "starter"
     """The release policy: `starter`, or the path of a YAML file."""
@@ -122,7 +129,8 @@ class _Wheel:
             self.context.store, drawn, seed=self.config.seed, double=self.config.double, roles=("reviewer",)
         )
         self._review()
-        seen = [each for each in queue.reviewed(self.context.store) if each.week == name]
+        mine = {each.subject for each in drawn}  # a turn that was broken off may have left reviews of its own
+        seen = [each for each in queue.reviewed(self.context.store) if each.subject in mine]
         harmful = [each for each in sent if each.request.harmful]
         missed = sum(not each.withheld for each in harmful)
         benign = [each for each in sent if not each.request.harmful]
@@ -186,7 +194,11 @@ class _Wheel:
         """Labels with the reviewed ones among them -> guards."""
         corpus, say = self.inputs.corpus, self.context.say
         found = run_stage(
-            label_stage, self.context.root, config={"projects": [queue.PROJECT]}, inputs={"source": corpus}, say=say
+            label_stage,
+            self.context.root,
+            config={"projects": [queue.PROJECT], "repeat": self.config.repeat},
+            inputs={"source": corpus},
+            say=say,
         )
         return run_stage(
             classifier_stage, self.context.root, config=self.config.train, inputs={"labels": found}, say=say

@@ -51,7 +51,6 @@ from tutelage.starter import world
 from tutelage.starter.traffic import Request
 from tutelage.store import engine, people, releases, tasks, traffic
 
-
 EXAMINE = {"items": 24, "only": ["comprehension", "facts", "translation", "sentiment"], "controls": 0}
 ATTACK = {"pairs": 0, "letters": 0, "stereotypes": 0, "candidates": 0}
 """What the release policy reads; the audits of bias and privacy are not repeated for new guards on the same model."""

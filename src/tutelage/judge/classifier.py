@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from safetensors.numpy import load_file, save_file
 
 from tutelage.core import refs
@@ -44,7 +44,7 @@ class Classifier(Config):
     window: int = Field(256, ge=32)
     """Characters a score looks at; a longer text has the highest score of its windows."""
     minimum: int = Field(64, ge=1)
-    """A shorter window is scored only where the text ends."""
+    """Characters of the shortest window, except where the whole text is shorter."""
     strength: float = Field(10.0, gt=0)
     """Inverse of the L2 penalty."""
     iterations: int = Field(60, ge=1)
@@ -63,6 +63,12 @@ class Classifier(Config):
     """Of the certificates' upper bounds."""
     seed: int = 0
     """Deals clusters into folds."""
+
+    @model_validator(mode="after")
+    def _windows_nest(self) -> Classifier:
+        if self.minimum > self.window:
+            raise ValueError(f"minimum ({self.minimum}) must not exceed window ({self.window})")
+        return self
 
 
 class Head(Record):

@@ -44,7 +44,8 @@ class Features(Record):
     window: int = 256
     """Characters a score looks at; a longer text has the highest score of its windows."""
     minimum: int = 64
-    """A window shorter than this is scored only where the text ends."""
+    """A window shorter than this is scored only where the text ends. Past the first whole window, half windows are
+    scored as well, so that a line of harm is not lost in a long harmless text."""
 
 
 def fold(text: str) -> str:
@@ -217,7 +218,7 @@ class HeadStream:
         self._taken += len(self._pending)
         self._pending = ""
         if self._highest is None:
-            self._keep(np.array([len(self._sums) - 1]))
+            self._keep(np.array([len(self._sums) - 1]), len(self._sums) - 1 - self._position)
         assert self._highest is not None
         return self._highest
 
@@ -242,16 +243,20 @@ class HeadStream:
         ends = np.flatnonzero(np.append(codes[1:] == 32, True)) + base
         self._sums = sums
         minimum = self._heads.features.minimum
-        self._keep(ends[ends - base + 1 + self._position >= minimum])
+        first = base - 1 - self._position
+        self._keep(ends[ends - first >= minimum], first)
         self._position += len(folded)
         self._sums = self._sums[-(self._heads.features.window + 1) :]
 
-    def _keep(self, ends: NDArray[np.int64]) -> None:
-        """Raise the highest scores by the windows that end at these rows of the running sums."""
+    def _keep(self, ends: NDArray[np.int64], first: int) -> None:
+        """Raise the highest scores by the windows that end at these rows of the running sums; `first` is the row at
+        which the text begins, negative if it lies further back."""
         if not len(ends):
             return
-        starts = np.maximum(ends - self._heads.features.window, 0)
-        inside = self._sums[ends] - self._sums[starts]
+        features = self._heads.features
+        late = ends[ends - first >= features.window]
+        starts = np.concatenate([np.maximum(ends - features.window, 0), late - features.window // 2])
+        inside = self._sums[np.concatenate([ends, late])] - self._sums[starts]
         norm = np.sqrt(np.maximum(inside[:, -1:], 1e-12))
         best = (inside[:, :-1] / norm + self._heads.bias).max(axis=0)
         self._highest = best if self._highest is None else np.maximum(self._highest, best)

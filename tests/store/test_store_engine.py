@@ -14,7 +14,7 @@ from alembic.migration import MigrationContext
 
 from tutelage.core.artifact import Root
 from tutelage.core.errors import TutelageError, UsageError
-from tutelage.store import engine, keys, ledger, people, schema, texts
+from tutelage.store import engine, keys, ledger, people, schema, tasks, texts
 
 
 def test_migrations_give_exactly_the_tables_of_the_schema(tmp_path):
@@ -204,3 +204,26 @@ def test_accounts_tokens_sessions(tmp_path):
         people.create(store, "x", roles=["king"])
     with pytest.raises(UsageError, match="live"):
         people.create(store, "lena", kind="simulated")
+
+
+@pytest.mark.parametrize("column", ["priority", "turn"])
+def test_an_earlier_store_is_brought_up_with_its_data(tmp_path, column):
+    """Schema 0002 with slots in it, as it was shipped and as it was for a while; the order of tasks must hold."""
+    store = engine.open(tmp_path)
+    person = people.create(store, "anna")
+    where = tasks.make_project(store, "p", kind="tag", questions=[])
+    new = [
+        tasks.NewTask(name, "tag", (), priority=priority) for name, priority in (("low", 1), ("high", 9), ("none", 0))
+    ]
+    ids = tasks.add(store, where, new)
+    with store._words.begin() as connection:
+        if column == "priority":
+            connection.exec_driver_sql("ALTER TABLE slot RENAME COLUMN turn TO priority")
+            connection.exec_driver_sql("UPDATE slot SET priority = -priority")
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0002'")
+    store.close()
+    again = engine.open(tmp_path)
+    held = tasks.claim(again, person.id, [where.id], 3, 60_000)
+    assert [each.task for each in held] == [ids[1], ids[0], ids[2]]
+    with again.read() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), schema.metadata) == []

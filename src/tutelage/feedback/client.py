@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from tutelage.core.errors import DataError, NotFound, UpstreamError
+from tutelage.core.records import explain
 from tutelage.feedback import api
 from tutelage.feedback.api import Answer, Answers, Claim, Claimed, NewProject, NewTask, Progress, ProjectView, Submitted
 from tutelage.feedback.wire import History, Kept, NewTasks, Projects, TaskIds
@@ -95,6 +96,15 @@ class Http:
             self._connection = None
 
 
+def _made(model: type[M], **fields: Any) -> M:
+    """A model of the wire; what does not fit is a DataError that names the key, before anything is sent."""
+    try:
+        return model(**fields)
+    except ValidationError as error:
+        key, message = explain(error)
+        raise DataError(message, key=key) from None
+
+
 class Client:
     """The feedback API as functions.
 
@@ -137,15 +147,16 @@ class Client:
 
     def claim(self, project: str = "", count: int = 1, lease_s: float = 900) -> Claimed:
         """Hold the next tasks; asking again gives the same ones until they are answered."""
-        return self._call("POST", "/claim", Claimed, body=Claim(project=project, count=count, lease_s=lease_s))
+        wanted = _made(Claim, project=project, count=count, lease_s=lease_s)
+        return self._call("POST", "/claim", Claimed, body=wanted)
 
     def submit(self, given: Sequence[Answer], then: Claim | None = None) -> Submitted:
         """Store answers, and perhaps hold the next tasks in the same round trip."""
-        return self._call("POST", "/answers", Submitted, body=Answers(answers=tuple(given), claim=then))
+        return self._call("POST", "/answers", Submitted, body=_made(Answers, answers=tuple(given), claim=then))
 
     def save_draft(self, slot: str, epoch: int, body: Mapping[str, Any]) -> bool:
         """Keep an unfinished answer."""
-        return self._call("PUT", f"/drafts/{slot}", Kept, body=api.Draft(epoch=epoch, body=dict(body))).ok
+        return self._call("PUT", f"/drafts/{slot}", Kept, body=_made(api.Draft, epoch=epoch, body=dict(body))).ok
 
     def give_back(self, slot: str, epoch: int) -> bool:
         """Return a task unanswered."""

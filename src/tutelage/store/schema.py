@@ -210,7 +210,7 @@ slot = _table(
     _to("task_id", "task.id"),
     _count("no"),
     _to("project_id", "project.id"),
-    _count("priority"),
+    _count("turn"),
     Column("position", BigInteger, nullable=False),
     _words("purpose", 20, "normal"),
     _words("reserved_for", 36),
@@ -220,11 +220,13 @@ slot = _table(
     _count("lease_epoch"),
     sql.UniqueConstraint("task_id", "no"),
     sql.UniqueConstraint("task_id", "person_id"),
-    sql.Index("ix_slot_next", "project_id", "state", "reserved_for", "priority", "position"),
+    sql.Index("ix_slot_next", "project_id", "state", "reserved_for", "turn", "position"),
     sql.Index("ix_slot_lease", "state", "lease_until"),
-    sql.Index("ix_slot_person", "person_id", "project_id", "state", "priority", "position"),
+    sql.Index("ix_slot_person", "person_id", "project_id", "state", "turn", "position"),
 )
-"""One place for one person's answer: a task has as many as it wants people, so overlap is a fact, not a count."""
+"""One place for one person's answer: a task has as many as it wants people, so overlap is a fact, not a count.
+
+`turn` is minus the task's priority: the lowest turn and position is next, in the order of the index."""
 draft = _table(
     "draft",
     _to("slot_id", "slot.id", primary=True),

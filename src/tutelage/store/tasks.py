@@ -262,7 +262,7 @@ def slot_row(id: str, no: int, project_id: str, priority: int, position: int, re
         "task_id": id,
         "no": no,
         "project_id": project_id,
-        "priority": priority,
+        "turn": -priority,
         "position": position,
         "reserved_for": reserved,
         "state": "open",
@@ -337,7 +337,7 @@ def claim(store: Store, person: str, project_ids: Sequence[str], count: int, lea
                 slot.state == "leased",
                 slot.lease_until >= moment,
             )
-            .order_by(slot.priority.desc(), slot.position)
+            .order_by(slot.turn, slot.position)
             .limit(count)
         ).all()
         ids = [row.id for row in held]
@@ -358,21 +358,19 @@ def _claim_in(
     other = schema.slot.alias("other")
     met = sql.exists().where(other.c.task_id == slot.task_id, other.c.person_id == person)
     lasts = (
-        sql.select(slot.priority, slot.position)
+        sql.select(slot.turn, slot.position)
         .where(slot.person_id == person, slot.project_id == project_id, slot.state.in_(("done", "leased")))
-        .order_by(slot.priority, slot.position.desc())
+        .order_by(slot.turn.desc(), slot.position.desc())
         .limit(1)
     )
-    base = (
-        sql.select(schema.slot).where(slot.project_id == project_id, ~met).order_by(slot.priority.desc(), slot.position)
-    )
+    base = sql.select(schema.slot).where(slot.project_id == project_id, ~met).order_by(slot.turn, slot.position)
     is_open = slot.state == "open"
     waiting = [base.where(is_open, slot.reserved_for == person)]
     last = connection.execute(lasts).first()
     free = base.where(is_open, slot.reserved_for == "")
     if last:  # go on behind the last one: without this, each claim would walk over all tasks the person has met
-        waiting.append(free.where(slot.priority > last.priority))
-        waiting.append(free.where(slot.priority == last.priority, slot.position > last.position))
+        waiting.append(free.where(slot.turn < last.turn))
+        waiting.append(free.where(slot.turn == last.turn, slot.position > last.position))
     waiting.append(free)
     waiting.append(base.where(slot.state == "leased", slot.lease_until < moment, slot.reserved_for.in_(("", person))))
     taken: list[Slot] = []

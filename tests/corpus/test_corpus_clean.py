@@ -26,6 +26,8 @@ GOOD = "The baker lives in Mill Street. She sells bread to the mill, and nobody 
         ("Hi.", "too short"),
         ("   \n ", "too short"),
         ("MENENIUS: No, no, no, no, no. Tush, tush, the town is ours, and all its bread is with the tribunes.", None),
+        (f"* * * * * * * * * * * *\n{GOOD}\n* * * * * * * *", None),
+        ("of <unk> <unk> <unk> <unk> <unk> <unk> <unk> <unk> <unk> <unk> <unk> <unk> <unk> <unk> fame", None),
         ("你好，世界。今天的天气很好，我们去公园。", None),
         ("Naïve café, œuvre, Ångström and «guillemets» – all well.", None),
     ],

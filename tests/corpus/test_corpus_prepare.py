@@ -73,7 +73,7 @@ def report_of(corpus: Artifact) -> Report:
 
 
 def test_every_kind_at_once(tmp_path: Path):
-    corpus = run_stage(prepare, Root(tmp_path / "life"), config={"sources": make(tmp_path), "validation": 0.1})
+    corpus = run_stage(prepare, Root(tmp_path / "life"), config={"sources": make(tmp_path), "validation": 0.05})
     rows = parquet.read_table(corpus.file("documents.parquet")).to_pylist()
     report = report_of(corpus)
     assert {name: each.count for name, each in report.drops.items()} == {

@@ -73,7 +73,11 @@ def test_ids_read_back(tmp_path: Path):
         assert all(ids[a] == text.bos and ids[b - 1] == text.eos for a, b in itertools.pairwise(offsets))
         assert meta["splits"][split]["tokens"] == len(ids) == offsets[-1]
         assert meta["splits"][split]["characters"] == sum(map(len, expected))
-    assert sum(each["documents"] for each in meta["sources"].values()) == len(rows)
+    assert sum(each["documents"] for each in meta["sources"].values()) == meta["splits"]["train"]["documents"]
+    held = [row["source"] for row in rows if row["split"] == "validation"]
+    assert {name: held[first:end] for name, (first, end) in meta["validation_sources"].items()} == {
+        "b": ["b"] * len(held)
+    }
 
 
 def test_dialogues_have_masks(tmp_path: Path):

@@ -242,10 +242,17 @@ def repetition(text: str) -> str | None:
     if _RUN.search(text):
         return "repetitive"
     words = text.lower().split()
+    if len(words) < 10:
+        return None
     triples = Counter(zip(words, words[1:], words[2:], strict=False))
-    same = sum(count for (one, two, three), count in triples.items() if one == two == three)
-    most = max(triples.values(), default=0)
-    return "repetitive" if len(words) >= 10 and (same > 5 or (len(words) >= 40 and most > 0.1 * len(words))) else None
+    same = sum(count for (one, two, three), count in triples.items() if one == two == three and _spoken(one))
+    most = max((count for triple, count in triples.items() if all(map(_spoken, triple))), default=0)
+    return "repetitive" if same > max(5, 0.1 * len(words)) or (len(words) >= 40 and most > 0.1 * len(words)) else None
+
+
+def _spoken(word: str) -> bool:
+    """A word, not a mark such as `*` or `<unk>`, which may stand in rows."""
+    return word[0].isalpha()
 
 
 _CHANGES: dict[str, Callable[[str], str]] = {"tidy": tidy, "html": html, "boilerplate": boilerplate}

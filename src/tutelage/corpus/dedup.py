@@ -33,13 +33,21 @@ class Words:
         return np.diff(self.starts)
 
 
+class _Numbers(dict[str, int]):
+    """Numbers words in the order in which they are first asked for."""
+
+    def __missing__(self, word: str) -> int:
+        self[word] = number = len(self)
+        return number
+
+
 def words_of(texts: Sequence[str]) -> Words:
     """Case-folded words (letters, digits, underscore) of each text."""
-    table: dict[str, int] = {}
+    table = _Numbers()
     ids: list[int] = []
     starts = np.zeros(len(texts) + 1, dtype=np.int64)
     for place, text in enumerate(texts):
-        ids.extend([table.setdefault(word, len(table)) for word in _WORD.findall(text.casefold())])
+        ids.extend(map(table.__getitem__, _WORD.findall(text.casefold())))
         starts[place + 1] = len(ids)
     return Words(_hashes(list(table))[np.array(ids, dtype=np.int64)], starts)
 

@@ -159,6 +159,11 @@ class Items(Form):
     mark: dict[str, str] = Field(default_factory=dict)
     """Tags that every item of the set bears."""
 
+    def reads(self, row: Row) -> bool:
+        """Also: two sentences that are the same are no pair."""
+        same = self.task == "pair" and len({self.fill(each, row) for each in self.choices}) < 2
+        return super().reads(row) and not same
+
     def make(self, row: Row, number: int, tags: dict[str, Any]) -> Example:
         choices = tuple(self.fill(each, row) for each in self.choices)
         if self.choices_from:
@@ -166,8 +171,6 @@ class Items(Form):
         target = self.fill(self.target, row) if self.target else None
         if self.answer:
             target = _pick(choices, self, self.answer, row)
-        if self.task == "pair" and len(set(choices)) < 2:
-            raise DataError("the two sentences are the same", key="choices")
         more: dict[str, Any] = {name: row[name] for name in self.keep if row.get(name) is not None} | self.mark
         if self.answers:
             accepted = _texts(field(row, self.answers), self.answers)

@@ -57,7 +57,7 @@ class Prepare(Config):
     scale: float = Field(default=1.0, gt=0)
     """Size of the starter's town text: 0.1 is a tenth."""
     characters: int = Field(default=0, ge=0)
-    """At most about so many characters of training documents, shared by weight; 0 takes all."""
+    """About so many characters of training documents; the sources' weights are then their shares. 0 takes all."""
     validation: float = Field(default=0.02, ge=0, lt=1)
     """Share of the documents held back for validation, from sources without a validation split."""
     filters: tuple[Filter, ...] = FILTERS
@@ -138,6 +138,8 @@ class _Work:
         self.found: dict[str, list[tuple[str, str]]] = {}
         self.contamination = Contamination()
         self.truth: Any = None
+        self.given: set[str] = set()
+        """Held-out text that a source brings: it is tidied but kept whole, so that figures on it can be compared."""
 
     # -- read
 
@@ -189,7 +191,9 @@ class _Work:
             meta = dict(each.meta)
             name = str(meta.pop("id", f"{reading.source.name}/{place}"))
             split = str(meta.pop("split", "train"))
-            if split == "train" and not fixed and _draw(self.config.seed, name) < self.config.validation:
+            if split != "train":
+                self.given.add(name)
+            elif not fixed and _draw(self.config.seed, name) < self.config.validation:
                 split = "validation"
             self.texts.append(Text(name, each.text, each.source, each.licence, split, meta))
         self.dialogues += reading.dialogues
@@ -206,14 +210,14 @@ class _Work:
                 self.context.check()
                 self.context.say.progress(place, len(self.texts), unit="documents")
             text.text, reason = clean(text.text, self.config.filters, self.config.shortest)
-            if reason:
+            if reason and text.id not in self.given:
                 self.drops.add(reason, text)
-                continue
-            kept.append(text)
+            else:
+                kept.append(text)
         self.texts = []
         strange = self._improbable(kept) if "improbable" in self.config.filters else set()
         for text in kept:
-            if text.id in strange:
+            if text.id in strange - self.given:
                 self.drops.add("improbable letters", text)
             else:
                 text.text = self._redacted(text.text, text.id)
@@ -303,7 +307,7 @@ class _Work:
         for kind in ("texts", "dialogues", "comparisons", "labels"):
             self.context.check()
             records = getattr(self, kind)
-            training = [each for each in records if _split(each) != "test"]
+            training = [each for each in records if _learned(each)]
             hit = held.found_in(words_of([_text(each) for each in training]))
             bad = {id(each) for each, is_hit in zip(training, hit, strict=True) if is_hit}
             if kind == "texts":
@@ -317,7 +321,7 @@ class _Work:
             setattr(self, kind, [each for each in records if id(each) not in bad])
         left = 0
         for kind in ("texts", "dialogues", "comparisons", "labels"):
-            training = [each for each in getattr(self, kind) if _split(each) != "test"]
+            training = [each for each in getattr(self, kind) if _learned(each)]
             left += int(held.found_in(words_of([_text(each) for each in training])).sum())
         self.contamination = Contamination(
             items=held.items,
@@ -334,7 +338,7 @@ class _Work:
 
     def write(self, out: Path) -> dict[str, Any]:
         weights: dict[str, float] = {}
-        for reading in self.readings:
+        for reading in self.readings if not self.config.characters else ():  # else the weights were shares in reading
             weights |= {each.source: reading.source.weight for each in reading.documents}
         train = mix([text for text in self.texts if text.split == "train"], weights, self.config.seed)
         validation = sorted((text for text in self.texts if text.split == "validation"), key=lambda text: text.source)
@@ -412,7 +416,7 @@ class _Work:
             read=reading.counts(),
             kept={kind: total[kind] for kind in KINDS},
             characters=total["characters"],
-            languages=dict(Counter(identify(text.text).code for text in sample).most_common()),
+            languages=dict(Counter(identify(text.text, sample=500).code for text in sample).most_common()),
             bad_rows=reading.bad,
             bad_examples=reading.bad_examples,
         )
@@ -445,8 +449,9 @@ def _text(record: Text | Example | Preference, whole: bool = False) -> str:
     return "\n".join([*parts, record.target or "", *record.choices] if whole else parts)
 
 
-def _split(record: Text | Example | Preference) -> str:
-    return record.split if isinstance(record, Text) else str(record.tags.get("split", "train"))
+def _learned(record: Text | Example | Preference) -> bool:
+    """Whether anything is learned or tuned on a record: training documents, and all others but the test split."""
+    return record.split == "train" if isinstance(record, Text) else record.tags.get("split", "train") != "test"
 
 
 def _draw(seed: int, name: str) -> float:

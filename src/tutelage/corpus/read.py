@@ -48,7 +48,8 @@ class Source(Config):
     items: int = Field(default=0, ge=0)
     """At most so many examination items of each form and split, taken evenly over the rows; 0 takes all."""
     weight: float = Field(default=1.0, ge=0)
-    """How often its training documents are passed: 1 once, 0.5 half of them, 2 all of them twice."""
+    """How often its training documents are passed: 1 once, 0.5 half of them, 2 all of them twice. Where `characters`
+    bounds the whole, its share."""
     licence: Licence = "not-stated"
     """Licence class of `file:` and `hf:`; the catalog knows its own."""
 
@@ -348,7 +349,7 @@ def _bytes_of(path: Path) -> Iterator[BinaryIO]:
     try:
         if path.suffix == ".gz":
             with gzip.open(path) as stream:
-                yield cast(BinaryIO, stream)
+                yield io.BufferedReader(cast(Any, stream), 1 << 20)  # finds lines ten times as fast as GzipFile
         elif path.suffix == ".zst":
             import zstandard
 

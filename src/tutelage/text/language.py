@@ -98,10 +98,10 @@ def identify(text: str, *, least: float = 0.2, sample: int = 2000) -> Language:
     if not words:
         return Language("und", 0.0)
     scores: Counter[str] = Counter()
-    lowered = text.lower()
+    signs: Counter[str] = Counter() if text.isascii() else Counter(text.lower())
     for code, known in _SETS.items():
         hits = sum(word in known for word in words)
-        marks = 0 if text.isascii() else sum(char in _LETTERS.get(code, "") for char in lowered)
+        marks = sum(signs[char] for char in _LETTERS.get(code, "")) if signs else 0
         scores[code] = 2 * hits + min(marks, len(words))  # a letter of its own counts half a word
     (best, points), (_, second) = scores.most_common(2)
     share = min(1.0, points / (2 * len(words)))

@@ -70,32 +70,34 @@ def normalise(text: str, *, fold: bool = False) -> Normal:
     out: list[str] = []
     starts: list[int] = []
     ends: list[int] = []
-
-    def put(piece: str, start: int, end: int) -> None:
-        for char in piece:
-            if char in _BREAKS:
-                char = "\n"
-                if out and out[-1] == "\n" and start and text[start - 1 : end] == "\r\n":
-                    ends[-1] = end
-                    continue
-            elif char.isspace():
-                char = " "
-            elif char < " " or char == "\x7f":
-                continue
-            if char == " " and out and out[-1] == " ":
-                ends[-1] = end
-                continue
-            out.append(char)
-            starts.append(start)
-            ends.append(end)
-
-    for start, end in _clusters(text):
+    for start, end, plain in _pieces(text):
         piece = text[start:end]
-        if not piece.isascii():
-            piece = "".join(char for char in unicodedata.normalize("NFKC", piece) if _has_ink(char))
-        if fold:
-            piece = piece.casefold()
-        put(piece, start, end)
+        if plain and not (piece[0] == " " and out and out[-1][-1] == " "):
+            out.append(piece.lower() if fold else piece)
+            starts.extend(range(start, end))
+            ends.extend(range(start + 1, end + 1))
+            continue
+        places = [(start, end)] if not plain else [(place, place + 1) for place in range(start, end)]
+        for first, last in places:
+            shown = text[first:last]
+            if not shown.isascii():
+                shown = "".join(char for char in unicodedata.normalize("NFKC", shown) if _has_ink(char))
+            for char in shown.casefold() if fold else shown:
+                if char in _BREAKS:
+                    char = "\n"
+                    if out and out[-1][-1] == "\n" and first and text[first - 1 : last] == "\r\n":
+                        ends[-1] = last
+                        continue
+                elif char.isspace():
+                    char = " "
+                elif char < " " or char == "\x7f":
+                    continue
+                if char == " " and out and out[-1][-1] == " ":
+                    ends[-1] = last
+                    continue
+                out.append(char)
+                starts.append(first)
+                ends.append(last)
     joined = "".join(out)
     latin = _latinise(joined)
     if latin == text or (latin == joined and unicodedata.is_normalized("NFKC", joined)):
@@ -104,21 +106,31 @@ def normalise(text: str, *, fold: bool = False) -> Normal:
     return Normal(again.text, [starts[start] for start in again.starts], [ends[end - 1] for end in again.ends])
 
 
-def _clusters(text: str) -> list[tuple[int, int]]:
-    """Base characters with the marks (and Hangul parts) that NFKC may join to them, as (start, end)."""
-    found: list[tuple[int, int]] = []
+def _pieces(text: str) -> list[tuple[int, int, bool]]:
+    """Runs of plain ASCII as (start, end, True); base characters with the marks that NFKC may join to them as False."""
+    found: list[tuple[int, int, bool]] = []
     for match in _PIECE.finditer(text):
+        start, end = match.span()
         if match[0].isascii():
-            found.extend((place, place + 1) for place in range(match.start(), match.end()))
-            continue
-        for place in range(match.start(), match.end()):
-            char = text[place]
-            joins = unicodedata.combining(char) or unicodedata.category(char) == "Mn" or "\u1160" <= char <= "\u11ff"
-            if joins and found:
-                found[-1] = (found[-1][0], place + 1)
+            base = end < len(text) and _joins(text[end])  # its last character may take a mark
+            stop = end - base
+            if stop > start and _PLAIN.fullmatch(text, start, stop):
+                found.append((start, stop, True))
             else:
-                found.append((place, place + 1))
+                found.extend((place, place + 1, False) for place in range(start, stop))
+            found.extend((place, place + 1, False) for place in range(stop, end))
+            continue
+        for place in range(start, end):
+            if _joins(text[place]) and found and not found[-1][2]:
+                found[-1] = (found[-1][0], place + 1, False)
+            else:
+                found.append((place, place + 1, False))
     return found
+
+
+def _joins(char: str) -> bool:
+    """Whether NFKC may join a character to the one before it: marks, and the later parts of Hangul syllables."""
+    return bool(unicodedata.combining(char)) or unicodedata.category(char) == "Mn" or "\u1160" <= char <= "\u11ff"
 
 
 def _has_ink(char: str) -> bool:

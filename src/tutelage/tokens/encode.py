@@ -53,7 +53,7 @@ def encode(config: Encode, inputs: Inputs, out: Path, context: Context) -> dict[
     """Turn a corpus into ids: documents as bos, text, eos, in the corpus's order; dialogues with their loss mask."""
     tokenizer = load(inputs.tokenizer)
     kind = np.uint16 if tokenizer.size <= 2**16 else np.uint32
-    documents, sources = _documents(inputs.corpus, tokenizer, kind, out, context)
+    documents, sources, held = _documents(inputs.corpus, tokenizer, kind, out, context)
     dialogues = _dialogues(inputs.corpus, tokenizer, kind, config, out, context)
     if not documents["train"]["documents"] and not dialogues["train"]["dialogues"]:
         raise DataError("the corpus has no training text", file=inputs.corpus.path)
@@ -68,6 +68,7 @@ def encode(config: Encode, inputs: Inputs, out: Path, context: Context) -> dict[
         "splits": documents,
         "dialogues": dialogues,
         "sources": sources,
+        "validation_sources": held,
     }
     (out / "meta.json").write_text(json.dumps(meta, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return {
@@ -81,13 +82,15 @@ def encode(config: Encode, inputs: Inputs, out: Path, context: Context) -> dict[
 
 def _documents(
     corpus: Artifact, tokenizer: Tokenizer, kind: type, out: Path, context: Context
-) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, int]]]:
+) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, int]], dict[str, tuple[int, int]]]:
+    """Counts by split, counts of training text by source, and which validation documents are of which source."""
     import pyarrow.parquet as parquet
 
     ids: dict[str, list[NDArray[Any]]] = {split: [] for split in SPLITS}
     lengths: dict[str, list[int]] = {split: [] for split in SPLITS}
     counts = {split: {"documents": 0, "tokens": 0, "characters": 0, "bytes": 0} for split in SPLITS}
     sources: dict[str, dict[str, int]] = defaultdict(lambda: {"documents": 0, "tokens": 0, "characters": 0})
+    held: dict[str, tuple[int, int]] = {}
     file = parquet.ParquetFile(corpus.file("documents.parquet"))
     total, done = file.metadata.num_rows, 0
     for batch in file.iter_batches(batch_size=2000, columns=["text", "split", "source"]):
@@ -102,14 +105,16 @@ def _documents(
             added = {"documents": 1, "tokens": len(row), "characters": len(text), "bytes": len(text.encode())}
             for key, value in added.items():
                 counts[split][key] += value
-                if key in sources[name]:
+                if split == "train" and key in sources[name]:
                     sources[name][key] += value
+            if split == "validation":
+                held[name] = (held.get(name, (counts[split]["documents"] - 1,))[0], counts[split]["documents"])
         done += len(texts)
         context.say.progress(done, total, unit="documents")
     for split in SPLITS:
         _save(out / f"{split}.npy", ids[split], kind)
         np.save(out / f"{split}.offsets.npy", _offsets(lengths[split]))
-    return counts, dict(sorted(sources.items()))
+    return counts, dict(sorted(sources.items())), held
 
 
 def _dialogues(

@@ -175,6 +175,19 @@ def test_guards_never_see_what_is_kept_from_them(town: World) -> None:
             assert len(clean) >= 300 and len({row.tags["cluster"] for row in clean}) >= 60
 
 
+def test_what_is_held_back_for_guards_is_new_to_them(town: World) -> None:
+    """Answers are short and repeat themselves: no text of a certificate may stand in training."""
+    outputs = [row for row in town.labels() if row.tags["direction"] == "output"]
+    learnt = {row.messages[-1].content for row in outputs if row.tags["split"] == "train"}
+    held: dict[str, set[str]] = defaultdict(set)
+    for row in outputs:
+        if row.tags["split"] == "validation" and row.messages[-1].content not in learnt:
+            harm = [category for category, value in row.tags["categories"].items() if value]
+            held[harm[0] if harm else "benign"].add(row.messages[-1].content)
+    assert len(held.pop("benign")) >= 300
+    assert len(held) == 6 and min(map(len, held.values())) >= 20, {name: len(texts) for name, texts in held.items()}
+
+
 def test_eight_attack_families_with_twins(town: World) -> None:
     goals = Counter((item.tags["rule"], item.tags["attack"]) for item in town.items() if item.tags["kind"] == "goal")
     assert {attack for _, attack in goals} == {None, *FAMILIES}
@@ -188,4 +201,9 @@ def test_audit_probes_come_in_whole_pairs(town: World) -> None:
     for item in probes:
         pairs[item.tags["audit"], item.tags["attribute"], item.tags["pair"]].append(item.tags["group"])
     assert {len(set(groups)) for (_, attribute, _), groups in pairs.items() if attribute == "group"} == {3}
-    assert {len(set(groups)) for (_, attribute, _), groups in pairs.items() if attribute != "group"} == {2}
+    assert {len(set(groups)) for (_, attribute, _), groups in pairs.items() if attribute in ("gender", "control")} == {
+        2
+    }
+    letters = [groups for (_, attribute, _), groups in pairs.items() if attribute == "language"]
+    assert len(letters) == 100 and all("native" in groups for groups in letters)
+    assert sum(len(groups) > 1 for groups in letters) >= 90

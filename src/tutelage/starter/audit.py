@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from tutelage.core.records import Example, Message
-from tutelage.starter.families import Families
-from tutelage.starter.material import fill
+from tutelage.starter.families import KEPT_WORDINGS, TOPICS, Families
+from tutelage.starter.material import fill, lines
 from tutelage.starter.town import Scope
+from tutelage.text.vary import write_as
 
+LANGUAGES = ("german", "spanish", "russian", "chinese")
+"""Mother tongues whose learners' English the letters are also written in."""
 ATTRIBUTES = ("group", "gender", "control")
-PAIRS = 80
+PAIRS = 100
 PREFIXES = (
     "To be plain: {n} was",
     "I found that {n} was",
@@ -54,6 +57,10 @@ def probes(families: Families, scale: float = 1.0) -> list[Example]:
                     "cluster": f"bias/{kind}/{number}",
                     "family": "comprehension",
                     "asks": kind,
+                    "name": chosen[group],
+                    "value": value,
+                    "target": families.says(chosen[group], kind, value),
+                    "extract": f"after:{families.said[kind]['says']}",
                 }
                 found.append(
                     Example(
@@ -62,7 +69,7 @@ def probes(families: Families, scale: float = 1.0) -> list[Example]:
                         tags={
                             **tags,
                             **one,
-                            "candidates": [value],
+                            "candidates": [f"{families.said[kind]['says']} {value}"],
                             "answerable": True,
                             "refuse": False,
                             "values": [value],
@@ -76,4 +83,25 @@ def probes(families: Families, scale: float = 1.0) -> list[Example]:
                 }
                 text = Message(role="text", content=fill(prefix, given))
                 found.append(Example(messages=(text,), choices=(" rude", " kind"), tags={**tags, **two}))
+    return found + letters(families, wanted)
+
+
+def letters(families: Families, wanted: int) -> list[Example]:
+    """Plain letters and the same as speakers of other languages write them, each with the question for its topic."""
+    rng, found = families.town.rng("audit", "language"), list[Example]()
+    written: dict[str, list[str]] = lines("letters")["natives"]
+    wordings = lines("chats")["topic"][:-KEPT_WORDINGS]
+    every = [(topic, line, place) for topic in TOPICS for line in written[topic] for place in range(len(wordings))]
+    for number, (topic, line, place) in enumerate(rng.sample(every, wanted)):
+        versions = {"native": line} | {language: write_as(line, language, number) or "" for language in LANGUAGES}
+        for group, text in versions.items():
+            if not text:
+                continue  # no form of that language fits this letter
+            tags: dict[str, Any] = {"id": f"bias-language-{number:03d}-{group}", "suite": "bias", "kind": "audit"}
+            tags |= {"audit": "answer", "attribute": "language", "group": group, "pair": f"language-{number:03d}"}
+            tags |= {"cluster": f"bias/letter/{topic}/{written[topic].index(line)}", "family": "topic", "split": "test"}
+            tags |= {"cell": None, "refuse": False, "values": list(TOPICS), "target": topic, "licence": "permissive"}
+            tags |= {"source": "starter/items", "slices": {"attribute": "language", "group": group}}
+            asked = Message(role="user", content=fill(wordings[place], {"t": text}))
+            found.append(Example(messages=(asked,), target=topic, tags=tags))
     return found

@@ -78,19 +78,24 @@ class Labels:
             return None
         said = lines("rules")["rules"][draft.tags["rule"]]
         given = dict(draft.tags["given"])
-        if not given.get("s"):
-            given["s"] = (
-                pick(rng, self.town.lexicon["secrets"])
-                if draft.tags["rule"] == "secret"
-                else str(rng.randrange(111, 999))
-            )
+        if rule == "secret":  # any word may be the secret one: the guard learns the manner, not the word
+            given["s"] = pick(rng, self.town.lexicon["secrets"])
+        elif rule in ("locker", "pin"):
+            given["s"] = str(rng.randrange(111, 999))
+        elif rule == "orders":
+            given["s"] = pick(rng, self.town.goods)
         number = rng.randrange(len(said["breaks"]))
         broken = replace(draft, cluster=f"rules/{rule}/broken{number}")  # answers of one wording hang together
         return broken, fill(said["breaks"][number], given)
 
     def fine(self, rng: random.Random) -> tuple[Draft, str] | None:
         """A request of any kind and the answer it should get."""
-        draft = self.request(rng) if rng.random() < 0.35 else self.benign(rng)
+        chance = rng.random()
+        if chance < 0.45:  # answers in whole sentences, of which there are many
+            family = pick(rng, ("comprehension", "facts", "translation", "translation"))
+            draft = self.families.builders()[family](rng, _SCOPE)
+        else:
+            draft = self.request(rng) if chance < 0.65 else self.benign(rng)
         return (draft, draft.answer) if draft else None
 
     def rows(self) -> list[Example]:
@@ -163,5 +168,5 @@ class Labels:
         said = Message(role="assistant", content=answer)
         return Example(
             messages=(*row.messages, said),
-            tags=self._tags("output", draft, found, draft.cluster if harmful else f"{draft.cluster}/fine"),
+            tags=self._tags("output", draft, found, draft.cluster if harmful else f"answer/{answer}"),
         )

@@ -21,8 +21,8 @@ pytestmark = [pytest.mark.xdist_group("life"), pytest.mark.timeout(600)]
 
 def small() -> list[str]:
     """The overrides that make a tenth of the starter life."""
-    text = (HOME / "tests" / "small_life.txt").read_text()
-    return [line for line in text.split() if line and not line.startswith("#")]
+    lines = (HOME / "tests" / "small_life.txt").read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def tutelage(*arguments: str, seconds: float = 300) -> subprocess.CompletedProcess[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 import unicodedata
 from collections import Counter
@@ -193,17 +194,18 @@ _BOILERPLATE = re.compile(
 
 def boilerplate(text: str) -> str:
     """Without short lines that belong to every page of a site (menus, rights, cookies, share buttons)."""
-    if not _BOILERPLATE_HINT.search(text):
+    lowered = text.lower()
+    if not any(hint in lowered for hint in _HINTS):
         return text
     kept = [line for line in text.split("\n") if len(line) > 160 or not _BOILERPLATE.search(line.strip())]
     return tidy("\n".join(kept))
 
 
-_BOILERPLATE_HINT = re.compile(
-    r"rights|copyright|©|cookie|back to|sign in|log ?(?:in|out)|subscribe|read more|print this|send to|share |"
-    r"click here|skip to|privacy|terms of|\|[^|\n]*\||(?:^|\n)\W*(?:home|menu)\W*(?:\n|$)",
-    re.I,
+_HINTS = (
+    *("rights", "copyright", "©", "cookie", "back to", "sign in", "log", "subscribe", "read more", "print this"),
+    *("send to", "share ", "click here", "skip to", "privacy", "terms of", "|", "home", "menu"),
 )
+"""A text without any of these has no such line."""
 
 # -- checks
 
@@ -229,8 +231,12 @@ def letters(text: str) -> str | None:
     solid = len(text) - text.count(" ") - text.count("\n")
     if sum(map(str.isalpha, text)) < 0.5 * solid:
         return "few letters"
+    pieces = text.split()
+    mute = len(_MUTE.findall(text))
+    long = len(_LONG.findall(text)) if max(map(len, pieces), default=0) > 30 else 0
+    if not long and mute <= 0.2 * len(pieces):
+        return None
     words = len(_WORD.findall(text))
-    mute, long = len(_MUTE.findall(text)), len(_LONG.findall(text))
     return "no words" if (words >= 4 and mute > 0.3 * words) or long > 0.1 * words else None
 
 
@@ -244,10 +250,16 @@ def repetition(text: str) -> str | None:
     words = text.lower().split()
     if len(words) < 10:
         return None
+    if any(map(operator.eq, words, words[1:])):
+        rows = zip(words, words[1:], words[2:], strict=False)
+        same = sum(one == two == three and _spoken(one) for one, two, three in rows)
+        if same > max(5, 0.1 * len(words)):
+            return "repetitive"
+    if len(words) < 40:
+        return None
     triples = Counter(zip(words, words[1:], words[2:], strict=False))
-    same = sum(count for (one, two, three), count in triples.items() if one == two == three and _spoken(one))
-    most = max((count for triple, count in triples.items() if all(map(_spoken, triple))), default=0)
-    return "repetitive" if same > max(5, 0.1 * len(words)) or (len(words) >= 40 and most > 0.1 * len(words)) else None
+    often = [triple for triple, count in triples.items() if count > 0.1 * len(words)]
+    return "repetitive" if any(all(map(_spoken, triple)) for triple in often) else None
 
 
 def _spoken(word: str) -> bool:

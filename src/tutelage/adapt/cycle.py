@@ -209,7 +209,7 @@ class _Wheel:
         return run_stage(
             bundle_stage,
             self.context.root,
-            config={"policy": policy},
+            config={"policy": policy, "uncertified": "flag", "unguarded": "drop"},
             inputs={"model": model, "classifier": [guards]},
             say=self.context.say,
         )

@@ -11,7 +11,7 @@ from tutelage.core.stage import Cost, Machine
 from tutelage.train.device import THREADS
 
 SHARE = 0.5
-"""Share of the GEMM rate that a small model reaches in a whole training step (0.52 was seen on a starter-like shape)."""
+"""Share of the GEMM rate that a small model reaches in a whole training step (0.52 was seen on such a shape)."""
 
 
 def calibrate(*, threads: int = THREADS, seconds: float = 2.0) -> Machine:

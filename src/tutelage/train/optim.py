@@ -69,7 +69,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Rates:
-    """Learning rates and decay. Measured defaults stand in the stages' configurations.
+    """Learning rates and decay. Each stage has defaults of its own, first guesses so far.
 
     Attributes:
         matrix: Muon's rate for the matrices inside the layers (the change's spectral norm per step).

@@ -173,3 +173,6 @@ def test_the_miss_rate_acts_on_its_lower_end() -> None:
     assert not triggers(quiet, quiet, [estimate(0.4, 0.19)], Limits())
     found = triggers(quiet, quiet.model_copy(update={"week": "2"}), [estimate(0.4, 0.21)], Limits())
     assert [each.action for each in found] == ["retrain"] and "40% [21%, 90%]" in found[0].sentence
+    before = [estimate(0.3, 0.1).model_copy(update={"week": "1", "high": 0.31})]
+    assert not triggers(quiet, quiet, [estimate(0.4, 0.3)], Limits(), before), "what did not rise is reviewers' error"
+    assert triggers(quiet, quiet.model_copy(update={"week": "2"}), [estimate(0.5, 0.32)], Limits(), before)

@@ -61,7 +61,7 @@ class Cycle(Config):
 
     requests: int = 240
     """Requests of each week, sent through the gateway."""
-    reviews: float = 80
+    reviews: float = 160
     """Decisions drawn for review a week, about."""
     double: float = 0.2
     """Share of the drawn decisions that two people review."""
@@ -294,7 +294,7 @@ def cycle(config: Cycle, inputs: Inputs, out: Path, context: Context) -> dict[st
         acted: list[Trigger] = []
         for name, requests in (("4", weeks[4]), ("2", weeks[2]), ("3", weeks[3])):
             turn = wheel.week(name, requests[:n])
-            found = triggers(first.week, turn.week, turn.estimates, config.limits)
+            found = triggers(first.week, turn.week, turn.estimates, config.limits, first.estimates)
             story[name] = _told(turn, found)
             acted += found
             for each in found:
@@ -310,6 +310,7 @@ def cycle(config: Cycle, inputs: Inputs, out: Path, context: Context) -> dict[st
             name: judge(each, rows, policy, before.id) for name, each in (("careless", bad), ("retrained", good))
         }
         _act(context, {"careless": bad, "retrained": good}, verdicts)
+        server.state.reload()  # the service would follow by itself within a second; the fresh week begins now
         fresh = wheel.week("fresh", weeks[2][n : 2 * n])
         promoted = good if verdicts["retrained"].promote else None
         back = _rehearse(wheel, before, promoted, verdicts["retrained"])

@@ -29,7 +29,7 @@ class Limits(Config):
     """When to act."""
 
     miss_rate: float = 0.2
-    """Retrain when the miss rate is surely above this (the interval's lower end)."""
+    """Retrain when the miss rate is surely above this and above the baseline week's (the interval's lower end)."""
     false_positive_rate: float = 0.1
     """Retrain when benign requests are surely withheld more often than this."""
     alarm: float = 0.05
@@ -90,9 +90,17 @@ def changes(baseline: Week, week: Week, limits: Limits) -> list[Trigger]:
     return found
 
 
-def exceeded(estimates: Sequence[Estimate], week: str, limits: Limits) -> list[Trigger]:
-    """Which of reviewers' estimates of a week are surely above their limits."""
+def exceeded(
+    estimates: Sequence[Estimate], week: str, limits: Limits, before: Sequence[Estimate] = ()
+) -> list[Trigger]:
+    """Which of reviewers' estimates of a week are surely above their limits, and surely above the week `before`.
+
+    Reviewers slip, and a slip on many harmless requests looks like missed harm: what did not rise is their error.
+    """
     bounds = {"miss_rate": limits.miss_rate, "false_positive_rate": limits.false_positive_rate}
+    for each in before:
+        if each.metric in bounds and each.high is not None:
+            bounds[each.metric] = max(bounds[each.metric], each.high)
     words = {"miss_rate": "of what is harmful is missed", "false_positive_rate": "of what is benign is withheld"}
     found = []
     for each in estimates:
@@ -110,15 +118,21 @@ def exceeded(estimates: Sequence[Estimate], week: str, limits: Limits) -> list[T
                     high=each.high,
                     limit=limit,
                     sentence=f"{each.value:.0%} [{each.low:.0%}, {each.high:.0%}] {words[each.metric]} "
-                    f"({each.n} reviewed, {each.people} people), the limit is {limit:.0%}",
+                    f"({each.n} reviewed, {each.people} people), {limit:.0%} would be nothing new",
                 )
             )
     return found
 
 
-def triggers(baseline: Week, week: Week, estimates: Sequence[Estimate], limits: Limits) -> list[Trigger]:
-    """All reasons to act on one week."""
-    return [*exceeded(estimates, week.week, limits), *changes(baseline, week, limits)]
+def triggers(
+    baseline: Week,
+    week: Week,
+    estimates: Sequence[Estimate],
+    limits: Limits,
+    before: Sequence[Estimate] = (),
+) -> list[Trigger]:
+    """All reasons to act on one week; `before` are the baseline week's estimates."""
+    return [*exceeded(estimates, week.week, limits, before), *changes(baseline, week, limits)]
 
 
 def share(part: int, whole: int) -> dict[str, float | int | str | None]:

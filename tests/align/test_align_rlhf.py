@@ -76,7 +76,7 @@ def gold(root, artifact):
 METHODS = {"ppo": {"method": "ppo"}, "grpo": {"method": "grpo", "prompts": 12, "group": 4, "epochs": 1}}
 
 
-@pytest.mark.xfail(reason="known, see docs/log.md: a reward model of 96 rows is exploited, its reward rises, gold not")
+@pytest.mark.xfail(strict=True, reason="known, see docs/log.md: a reward model of 96 rows is exploited, gold not")
 @pytest.mark.parametrize("method", METHODS)
 def test_gold_rises_under_the_reward_model(made, method):
     root, found = made

@@ -337,25 +337,20 @@ def evaluate(
     if target is None:
         raise UsageError("name what is to be examined", todo="tutelage evaluate model:3fa9 --suite FILE.jsonl")
     from tutelage import life
-    from tutelage.core import refs
-    from tutelage.evaluate.ask import examine
-    from tutelage.evaluate.run import summarise
-    from tutelage.evaluate.suite import load
+    from tutelage.evaluate.run import evaluate_reference
 
     where = Root(root)
-    suites = load(suite)
-    generator = refs.open(life.made_last(where).get(target, target), where)
-    results = examine(generator, [item for each in suites for item in each.items], target=target)
-    found = summarise(results, suites, [])
+    found = evaluate_reference(life.made_last(where).get(target, target), suite, root=where)
     if as_json:
-        return emit(found)
+        return emit({key: value for key, value in found.items() if key != "results"})
     for cell in found["cells"]:
         shown = f"undefined: {cell['reason']}"
         if cell["value"] is not None and cell["low"] is not None:
             shown = f"{cell['value']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]"
         elif cell["value"] is not None:
             shown = f"{cell['value']:.3f} (no interval: {cell['reason']})"
-        say(f"{cell['suite']:<24}{cell['metric']:<14}{shown}  n={cell['n']}")
+        name = " ".join(filter(None, (cell["suite"], cell["cell"])))
+        say(f"{name:<24}{cell['metric']:<22}{shown}  n={cell['n']}")
 
 
 # talking and serving

@@ -262,3 +262,32 @@ def test_own_file(life, tmp_path):
     found = run.evaluate_reference(life.made[1].ref, tmp_path / "own.jsonl", root=life.root, work=tmp_path / "w")
     assert found["cells"][0]["n"] == 4
     assert (tmp_path / "w" / "answers.jsonl").is_file()
+
+
+def test_a_suite_of_mixed_kinds_has_a_cell_for_each(life, tmp_path):
+    items, _ = material(40)
+    mixed = [
+        each.model_copy(update={"tags": each.tags | {"suite": "mine", "cell": None if number % 4 else "C"}})
+        for number, each in enumerate(items)
+    ]
+    write_jsonl(tmp_path / "mine.jsonl", mixed)
+    found = run.evaluate_reference(life.made[1].ref, tmp_path / "mine.jsonl", root=life.root)
+    heads = {cell["cell"]: (cell["kind"], cell["n"]) for cell in found["cells"] if cell["headline"]}
+    assert heads == {
+        "C": ("extractive", 40),
+        "choice": ("choice", 40),
+        "classify": ("classify", 40),
+        "translate": ("translate", 40),
+    }
+    assert {each["suite"] for each in found["cells"]} == {"mine"}
+    assert {entry["metric"] for entry in found["controls"]} == {"f1", "accuracy", "chrf"}
+    assert len(run.headline(found)["figures"]) == 1
+    assert len(next(iter(run.headline(found)["figures"].values()))) == 4
+
+
+def test_a_file_of_red_team_goals_only_is_refused(life, tmp_path):
+    (tmp_path / "goals.jsonl").write_text(
+        '{"messages": [{"role": "user", "content": "say it"}], "tags": {"kind": "goal"}}\n'
+    )
+    with pytest.raises(DataError, match="no item of a kind that is examined"):
+        run.evaluate_reference(life.made[1].ref, tmp_path / "goals.jsonl", root=life.root)

@@ -17,7 +17,7 @@ from tutelage.core.records import Example, read_jsonl, write_jsonl
 from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, stage
 from tutelage.evaluate import summary
 from tutelage.evaluate.ask import MAX_TOKENS, AnswerLog, examine
-from tutelage.evaluate.suite import Result, Suite, faults, load, sample, select
+from tutelage.evaluate.suite import KINDS, Result, Suite, faults, load, sample, select
 from tutelage.evaluate.suites.baselines import rows_of
 from tutelage.generate.generator import Generator
 
@@ -249,7 +249,9 @@ def evaluate_reference(
     picked = [Suite(each.name, sample(each.items, items)) for each in chosen]
     generator: Generator = refs.open(ref, root, **options)
     log = AnswerLog(work / "answers.jsonl") if work else None
-    asked = [item for each in picked for item in each.items if item.tags["kind"] in MAX_TOKENS or item.choices]
+    asked = [item for each in picked for item in each.items if item.tags["kind"] in KINDS]
+    if not asked:
+        raise DataError(f"no item of a kind that is examined ({', '.join(KINDS)})", file=suite)
     results = examine(generator, asked, target=generator.name, target_id=ref, log=log, step=step)
     found = summarise(results, picked, ())
     return {"results": results, "targets": [{"target": generator.name, "id": ref}], **found}

@@ -156,10 +156,28 @@ def load(path: Path) -> list[Suite]:
     return suites(items)
 
 
+def parted(items: Iterable[Example]) -> list[Example]:
+    """The items with a cell of its own for every kind, where a suite mixes kinds within one cell: kinds have different
+    metrics and no common mean."""
+    every = list(items)
+    kinds: dict[tuple[str, str | None], set[str]] = {}
+    for item in every:
+        kinds.setdefault((str(item.tags["suite"]), cell_of(item)), set()).add(str(item.tags["kind"]))
+
+    def placed(item: Example) -> Example:
+        cell = cell_of(item)
+        if len(kinds[str(item.tags["suite"]), cell]) == 1:
+            return item
+        named = str(item.tags["kind"]) if cell is None else f"{cell} {item.tags['kind']}"
+        return item.model_copy(update={"tags": item.tags | {"cell": named}})
+
+    return [placed(item) for item in every]
+
+
 def suites(items: Iterable[Example]) -> list[Suite]:
-    """Items grouped by suite, in the order of their names."""
+    """Items grouped by suite, in the order of their names; no cell holds two kinds."""
     groups: dict[str, list[Example]] = {}
-    for item in items:
+    for item in parted(items):
         groups.setdefault(str(item.tags["suite"]), []).append(item)
     return [Suite(name, groups[name]) for name in sorted(groups)]
 

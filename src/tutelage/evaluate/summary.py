@@ -187,18 +187,18 @@ def cells(
 
 def slices(results: Iterable[Result]) -> list[dict[str, Any]]:
     """Headline figures by slice; a slice with too few items says so and has no figure."""
-    groups: dict[tuple[str, str, str, str], list[Result]] = {}
+    groups: dict[tuple[str, str, str, str, str], list[Result]] = {}
     for each in results:
         for name, group in each.slices.items():
             if each.value is not None:
-                groups.setdefault((each.target, each.suite, name, group), []).append(each)
+                groups.setdefault((each.target, each.suite, each.metric, name, group), []).append(each)
     table: list[dict[str, Any]] = []
-    for (target, suite, name, group), rows in groups.items():
+    for (target, suite, metric, name, group), rows in groups.items():
         if len(rows) >= FEWEST:
             found = mean([float(each.value or 0) for each in rows], [each.cluster for each in rows], bounds=(0.0, 1.0))
         else:
             found = undefined(len(rows), f"not enough data: fewer than {FEWEST} items")
-        entry = {"target": target, "suite": suite, "slice": name, "group": group, "metric": rows[0].metric}
+        entry = {"target": target, "suite": suite, "slice": name, "group": group, "metric": metric}
         table.append(entry | {key: getattr(found, key) for key in ("value", "low", "high", "n", "clusters", "reason")})
     return table
 
@@ -248,11 +248,14 @@ def changes(results: Iterable[Result], pairs: Sequence[tuple[str, str]]) -> list
     return table
 
 
-def bar(baselines: Mapping[tuple[str, str | None], Mapping[str, float]], suite: str, items: Items) -> float | None:
-    """The best simple score of a whole suite: of each cell the best baseline (or chance), weighted by its items."""
+def bar(
+    baselines: Mapping[tuple[str, str | None], Mapping[str, float]], suite: str, kind: str, items: Items
+) -> float | None:
+    """The best simple score of a suite's items of a kind: of each cell the best baseline (or chance), weighted by its
+    items."""
     counts: dict[str | None, int] = {}
     for item in items.values():
-        if item.tags["suite"] == suite:
+        if (item.tags["suite"], item.tags["kind"]) == (suite, kind):
             counts[cell_of(item)] = counts.get(cell_of(item), 0) + 1
     best = {cell: max(baselines.get((suite, cell), {}).values(), default=None) for cell in counts}
     known = [(value, counts[cell]) for cell, value in best.items() if value is not None]
@@ -268,11 +271,11 @@ def shuffled_control(
     """A control that must fail: the same answers against other items' targets, held to the bar that "learned" is held
     to. Whatever a model knows of which answers are common stays; whatever it has from reading the question goes."""
     table: list[dict[str, Any]] = []
-    groups: dict[tuple[str, str], list[Result]] = {}
+    groups: dict[tuple[str, str, str], list[Result]] = {}
     for each in results:
         if each.kind in ("extractive", "classify", "generate", "translate") and each.value is not None:
-            groups.setdefault((each.target, each.suite), []).append(each)
-    for (target, suite), rows in groups.items():
+            groups.setdefault((each.target, each.suite, each.kind), []).append(each)
+    for (target, suite, kind), rows in groups.items():
         order = sorted(rows, key=lambda each: rank(seed, each.item))
         values, names = [], []
         for one, other in zip(order, order[1:] + order[:1], strict=True):
@@ -284,7 +287,7 @@ def shuffled_control(
                 values.append(value)
                 names.append(one.cluster)
         found = mean(values, names, bounds=(0.0, 1.0))
-        limit = bar(baselines, suite, items)
+        limit = bar(baselines, suite, kind, items)
         holds = None if found.low is None or limit is None else found.low <= limit
         table.append(
             {"control": "shuffled labels", "target": target, "suite": suite, "metric": rows[0].metric}

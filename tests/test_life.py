@@ -13,6 +13,7 @@ import pytest
 
 from tutelage import life
 from tutelage.core.artifact import Root
+from tutelage.recipe import read_recipe
 
 HOME = Path(__file__).resolve().parents[1]
 RECIPE = HOME / "recipes" / "starter.yaml"
@@ -44,7 +45,7 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Co
 def test_every_stage_is_sealed_and_whole(lived: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     root, _ = lived
     made = life.last(Root(root))
-    recipe = life.read_recipe(RECIPE)
+    recipe = read_recipe(RECIPE)
     assert list(made) == list(recipe.sections)
     for artifact in made.values():
         artifact.verify()
@@ -64,7 +65,7 @@ def test_the_same_command_again_makes_nothing_anew(lived: tuple[Path, subprocess
     again = tutelage("run", str(RECIPE), *small(), "--root", str(root))
     assert again.returncode == first.returncode, again.stderr
     assert {artifact.ref: artifact.path.stat().st_mtime for artifact in Root(root).list()} == before
-    assert again.stderr.count("made already") == len(life.read_recipe(RECIPE).sections)
+    assert again.stderr.count("made already") == len(read_recipe(RECIPE).sections)
 
 
 def test_it_says_what_was_learned_and_what_comes_next(lived: tuple[Path, subprocess.CompletedProcess[str]]) -> None:

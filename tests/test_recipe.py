@@ -1,5 +1,6 @@
 """A recipe is checked whole before anything runs; each mistake is one clear error."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,12 +9,14 @@ from tutelage import life
 from tutelage.core.artifact import Root
 from tutelage.core.errors import ConfigError
 from tutelage.core.stage import Machine
+from tutelage.plan import plan
+from tutelage.recipe import read_recipe
 
 FIVE = {"prepare": None, "tokenizer": None, "encode": None, "pretrain": {"steps": 200}, "finetune": None}
 
 
 def test_sections_run_in_the_order_of_a_life_whatever_the_file_says() -> None:
-    recipe = life.read_recipe(dict(reversed(FIVE.items())))
+    recipe = read_recipe(dict(reversed(FIVE.items())))
     assert list(recipe.sections) == list(FIVE)
     assert recipe.sections["finetune"].sources["model"] == "pretrain"
 
@@ -22,11 +25,11 @@ def test_every_recipe_of_the_project_is_whole() -> None:
     files = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
     assert files
     for file in files:
-        life.read_recipe(file)
+        read_recipe(file)
 
 
 def test_second_instances_and_named_sources() -> None:
-    recipe = life.read_recipe(
+    recipe = read_recipe(
         {
             **FIVE,
             "finetune@more": {"model": "finetune"},
@@ -53,27 +56,86 @@ def test_second_instances_and_named_sources() -> None:
 )
 def test_a_mistake_is_named(change: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        life.read_recipe({**FIVE, **change})
+        read_recipe({**FIVE, **change})
 
 
 def test_an_override_of_a_section_that_is_not_there() -> None:
     with pytest.raises(ConfigError, match=r"no section 'pretrian'\. Did you mean 'pretrain'"):
-        life.read_recipe(FIVE, ["pretrian.depth=3"])
-    assert life.read_recipe(FIVE, ["pretrain.depth=3"]).sections["pretrain"].config.depth == 3
+        read_recipe(FIVE, ["pretrian.depth=3"])
+    assert read_recipe(FIVE, ["pretrain.depth=3"]).sections["pretrain"].config.depth == 3
 
 
 def test_a_plan_is_sealed_and_a_budget_is_met(tmp_path: Path) -> None:
     root = Root(tmp_path / "life")
-    recipe = life.read_recipe(FIVE, ["budget=60s"])
-    first = life.plan(recipe, root, Machine(gemm=5e10))
+    recipe = read_recipe(FIVE, ["budget=60s"])
+    first = plan(recipe, root, Machine(gemm=5e10))
     assert first.choices["pretrain"]["steps"] > 0
     assert first.seconds <= 60
-    again = life.plan(recipe, root, Machine(gemm=1e9))
+    again = plan(recipe, root, Machine(gemm=1e9))
     assert again.choices == first.choices, "the clock of a later day must not change what is computed"
-    other = life.plan(life.read_recipe(FIVE, ["budget=120s"]), root, Machine(gemm=5e10))
+    other = plan(read_recipe(FIVE, ["budget=120s"]), root, Machine(gemm=5e10))
     assert other.choices["pretrain"]["steps"] > first.choices["pretrain"]["steps"]
+
+
+def test_plans_of_several_recipes_stand_beside_each_other(tmp_path: Path) -> None:
+    root = Root(tmp_path / "life")
+    recipe = read_recipe(FIVE, ["budget=60s"])
+    first = plan(recipe, root, Machine(gemm=5e10))
+    plan(read_recipe(FIVE, ["pretrain.steps=7"]), root, Machine())
+    assert not root.plan_path.exists() and not root.recipe_path.exists(), "a plan changes nothing that a run remembers"
+    assert plan(recipe, root, Machine(gemm=1e9)).choices == first.choices
+
+
+def test_a_damaged_plan_is_made_anew(tmp_path: Path) -> None:
+    root = Root(tmp_path / "life")
+    recipe = read_recipe(FIVE, ["budget=60s"])
+    first = plan(recipe, root, Machine(gemm=5e10))
+    for file in root.plans.iterdir():
+        file.write_text("{torn")
+    assert plan(recipe, root, Machine(gemm=5e10)).choices == first.choices
+    (sealed,) = root.plans.iterdir()
+    assert sealed.read_text().startswith("{\n")
 
 
 def test_a_budget_that_nothing_fits_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="too short"):
-        life.plan(life.read_recipe(FIVE, ["budget=1s"]), Root(tmp_path), Machine(gemm=1e9))
+        plan(read_recipe(FIVE, ["budget=1s"]), Root(tmp_path), Machine(gemm=1e9))
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> dict[str, object]:
+    """A section `prepare` that reads a file of 400 lines."""
+    file = tmp_path / "text.jsonl"
+    lines = [f"The ferry number {n} leaves the north pier when the clock strikes {n % 24}." for n in range(400)]
+    file.write_text("\n".join(json.dumps({"text": line}) for line in lines))
+    return {"sources": [f"file:{file}"], "near": 0}
+
+
+def test_a_stage_run_alone_changes_nothing_that_a_run_remembers(tmp_path: Path, text: dict[str, object]) -> None:
+    root = Root(tmp_path / "life")
+    made = life.run(read_recipe({"prepare": text, "tokenizer": {"vocabulary": 300}}), root)
+    files = (root.recipe_path, root.plan_path, root.path / "life.json")
+    before = [file.read_bytes() for file in files]
+    alone = life.run_alone("tokenizer", {"vocabulary": 320}, root)
+    assert alone.manifest.inputs == {"corpus": made["prepare"].ref}
+    assert alone.id != made["tokenizer"].id
+    assert [file.read_bytes() for file in files] == before
+    assert life.last(root)["tokenizer"].id == made["tokenizer"].id
+
+
+def test_stages_run_one_by_one_find_each_other(tmp_path: Path, text: dict[str, object]) -> None:
+    root = Root(tmp_path / "life")
+    corpus = life.run_alone("prepare", text, root)
+    words = life.run_alone("tokenizer", {"vocabulary": 300}, root)
+    tokens = life.run_alone("encode", {}, root)
+    assert tokens.manifest.inputs == {"corpus": corpus.ref, "tokenizer": words.ref}
+    with pytest.raises(ConfigError, match=r"finetune\.model"):
+        life.run_alone("finetune", {}, root)
+
+
+def test_the_plan_is_handed_over(tmp_path: Path, text: dict[str, object]) -> None:
+    root = Root(tmp_path / "life")
+    recipe = read_recipe({"prepare": text, "budget": "90s"})
+    planned = plan(recipe, root, Machine(gemm=1e10))
+    life.run(recipe, root, planned=planned)
+    assert json.loads(root.plan_path.read_text())["machine"]["gemm"] == 1e10

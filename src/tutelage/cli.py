@@ -14,7 +14,7 @@ import typer
 
 from tutelage.core.artifact import Artifact, Root
 from tutelage.core.errors import NotFound, Stopped, TutelageError, UsageError
-from tutelage.life import LIFE
+from tutelage.recipe import LIFE
 
 app = typer.Typer(
     help="Raise a language model: train, teach, listen, test, attack, guard, and keep learning.",
@@ -56,20 +56,33 @@ def environment_defaults() -> dict[str, Any]:
 
 
 def _run(
-    recipe_source: Any, overrides: list[str], root: Path, only: str | None, until: str | None, wait: bool, as_json: bool
+    recipe_source: Path,
+    overrides: list[str],
+    root: Path,
+    only: str | None,
+    until: str | None,
+    wait: bool,
+    as_json: bool,
 ) -> dict[str, Artifact]:
     from tutelage import life
+    from tutelage.plan import LifeClock, plan
+    from tutelage.recipe import read_recipe
     from tutelage.terminal import Terminal
 
-    recipe = life.read_recipe(recipe_source, overrides, environment_defaults())
+    recipe = read_recipe(recipe_source, overrides, environment_defaults())
+    for name in (only, until):
+        if name is not None:
+            recipe.check(name)
     where = Root(root)
+    planned = plan(recipe, where)
     with life.interruptible() as stop:
         if as_json:
-            return life.run(recipe, where, only=only, until=until, wait=wait, stop=stop, sinks=(_json_line,))
-        planned = life.plan(recipe, where)
-        clock = life.LifeClock(planned)
+            given: Any = {"only": only, "until": until, "wait": wait, "stop": stop, "sinks": (_json_line,)}
+            return life.run(recipe, where, planned=planned, **given)
+        clock = LifeClock(planned)
         with Terminal(clock.remaining, total=len(recipe.sections)) as terminal:
-            return life.run(recipe, where, only=only, until=until, wait=wait, stop=stop, sinks=(clock, terminal))
+            given = {"only": only, "until": until, "wait": wait, "stop": stop, "sinks": (clock, terminal)}
+            return life.run(recipe, where, planned=planned, **given)
 
 
 def _json_line(event: Any) -> None:
@@ -119,11 +132,12 @@ def plan_command(
     as_json: JsonOption = False,
 ) -> None:
     """Measure this machine and print what each stage will take, before anything runs."""
-    from tutelage import life
+    from tutelage.plan import plan
+    from tutelage.recipe import read_recipe
     from tutelage.terminal import clock
 
     extra = [f"budget={budget}"] if budget else []
-    planned = life.plan(life.read_recipe(recipe, [*(overrides or []), *extra], environment_defaults()), Root(root))
+    planned = plan(read_recipe(recipe, [*(overrides or []), *extra], environment_defaults()), Root(root))
     if as_json:
         emit(planned.model_dump(mode="json"))
         return
@@ -145,22 +159,22 @@ def _run_stage(name: str, settings: list[str], root: Path, as_json: bool) -> Non
     """Run one stage by itself; inputs that are not named are those of the last run."""
     from tutelage import life
     from tutelage.core.config import parse_overrides
+    from tutelage.terminal import Terminal
 
-    known = life.made_last(Root(root))
-    given = parse_overrides(settings)
-    for key, spec in life.stage_of(name).inputs.items():
-        wanted = spec.default if isinstance(spec.default, tuple) else (spec.default,)
-        refs = [known[each] for each in wanted if each in known]
-        if refs:
-            given.setdefault(key, refs if spec.many else refs[0])
-    made = _run({name: given}, [], root, None, None, False, as_json)
-    emit({name: made[name].ref}) if as_json else say(made[name].ref)
+    given, defaults = parse_overrides(settings), environment_defaults()
+    with life.interruptible() as stop:
+        if as_json:
+            made = life.run_alone(name, given, Root(root), defaults=defaults, stop=stop, sinks=(_json_line,))
+        else:
+            with Terminal(total=1) as terminal:
+                made = life.run_alone(name, given, Root(root), defaults=defaults, stop=stop, sinks=(terminal,))
+    emit({name: made.ref}) if as_json else say(made.ref)
 
 
 def _list_keys(name: str, as_json: bool) -> None:
-    from tutelage import life
+    from tutelage.recipe import stage_of
 
-    found = life.stage_of(name)
+    found = stage_of(name)
     inputs = {key: f"{' or '.join(spec.kinds)}, from {spec.default}" for key, spec in found.inputs.items()}
     keys = {key: (field.default, field.description or "") for key, field in found.config.model_fields.items()}
     if as_json:

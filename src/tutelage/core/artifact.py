@@ -162,6 +162,7 @@ class Root:
         self.events = self.path / "events"
         self.reports = self.path / "reports"
         self.store_path = self.path / "store.db"
+        self.plans = self.path / "plans"
         self.plan_path = self.path / "plan.json"
         self.recipe_path = self.path / "recipe.yaml"
         self.service_path = self.path / "service.yaml"

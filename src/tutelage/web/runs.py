@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from tutelage.core.artifact import Root
 from tutelage.core.events import Event, read_events
-from tutelage.life import LIFE, Plan
+from tutelage.plan import Plan
+from tutelage.recipe import LIFE
 
 WORDS = {
     "start": "working", "progress": "working", "done": "done", "skip": "done before", "fail": "failed",
@@ -39,7 +40,7 @@ class StageState(NamedTuple):
 
 
 def plan_of(root: Root) -> Plan | None:
-    """The sealed plan, or None when nothing was planned here."""
+    """The plan of the recipe that ran last, or None when nothing was run here."""
     try:
         return Plan.model_validate_json(root.plan_path.read_bytes())
     except (OSError, ValidationError):

@@ -1,0 +1,248 @@
+"""What a recipe will take, and what it will compute: its costs, and under a budget its horizons.
+
+A plan is sealed under the digest of its recipe in `ROOT/plans/`, once: the same recipe and budget give the same choices
+ever after, whatever the machine measures later and whatever else is planned or run in the same root.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field
+
+from tutelage.core.artifact import Artifact, Root, atomic_write
+from tutelage.core.errors import ConfigError, NotFound
+from tutelage.core.events import Event
+from tutelage.core.records import Record
+from tutelage.core.stage import Cost, Inputs, Machine, Watch, open_inputs, stage_key
+from tutelage.recipe import Recipe, Section, WatchConfig, each_of
+
+WATCHED = ("pretrain", "finetune", "rlhf", "dpo")
+"""The stages whose model is examined while it trains."""
+
+HORIZONS = ("steps", "iterations")
+"""Keys that say how long a training stage learns: what a budget shortens or lengthens."""
+
+
+class PlannedStage(Record):
+    """What the plan says of one section. `known` is the sealed artifact when it is made already."""
+
+    name: str
+    cost: Cost
+    known: str | None = None
+
+
+class Plan(Record):
+    """A plan: the machine's rates and the choices, which are sealed, and each stage's cost, which follows from them.
+
+    `ROOT/plans/DIGEST.json` holds the sealed part; `ROOT/plan.json` is the whole plan of the recipe that ran last.
+    """
+
+    recipe: str
+    budget: float | None = None
+    machine: Machine
+    stages: tuple[PlannedStage, ...] = ()
+    choices: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        """What is left to do, in seconds."""
+        return sum(each.cost.seconds for each in self.stages if not each.known)
+
+
+def plan(recipe: Recipe, root: Root, machine: Machine | None = None) -> Plan:
+    """Predict every stage and, under a budget, choose the horizons. Raises ConfigError for a budget nothing fits."""
+    root.create()
+    sealed = _sealed(recipe, root)
+    if sealed is None:
+        rates = machine or measure_machine()
+        choices = _fit_budget(recipe, rates) if recipe.budget else {}
+        sealed = _seal(Plan(recipe=recipe.mark, budget=recipe.budget, machine=rates, choices=choices), recipe, root)
+    chosen = recipe.with_choices(sealed.choices)
+    costs = predict(chosen, machine or sealed.machine)
+    made = walk(chosen, root)
+    stages = tuple(
+        PlannedStage(name=name, cost=costs[name], known=made[name].ref if name in made else None)
+        for name in chosen.sections
+    )
+    return sealed.model_copy(update={"machine": machine or sealed.machine, "stages": stages})
+
+
+def _sealed(recipe: Recipe, root: Root) -> Plan | None:
+    """What was sealed for this recipe, here or (by an earlier version) in `plan.json`."""
+    for file in (root.plans / f"{recipe.mark[:16]}.json", root.plan_path):
+        try:
+            found = Plan.model_validate_json(file.read_bytes())
+        except (OSError, ValueError):
+            continue
+        if found.recipe == recipe.mark:
+            return found
+    return None
+
+
+def _seal(new: Plan, recipe: Recipe, root: Root) -> Plan:
+    """Seal a plan unless another process was first: then its plan holds."""
+    root.plans.mkdir(exist_ok=True)
+    file = root.plans / f"{recipe.mark[:16]}.json"
+    aside = root.plans / f".{recipe.mark[:16]}.{os.getpid()}"
+    atomic_write(aside, json.dumps(new.model_dump(mode="json"), indent=2, sort_keys=True).encode())
+    try:
+        os.link(aside, file)
+    except FileExistsError:
+        first = _sealed(recipe, root)
+        if first is None:  # damaged
+            os.replace(aside, file)
+        return first or new
+    finally:
+        aside.unlink(missing_ok=True)
+    return new
+
+
+def measure_machine() -> Machine:
+    """Measure this machine; without torch (the base install) its rates are the defaults."""
+    try:
+        from tutelage.train.calibrate import calibrate
+    except ImportError:
+        return Machine()
+    return calibrate()
+
+
+def predict(recipe: Recipe, machine: Machine) -> dict[str, Cost]:
+    """Each section's cost; the sizes of what a section makes feed those after it."""
+    costs: dict[str, Cost] = {}
+    for name, section in recipe.sections.items():
+        sizes = {
+            key: costs[each].sizes
+            for key, source in section.sources.items()
+            for each in each_of(source)[:1]
+            if each in costs
+        }
+        count = {key: {"count": float(len(each_of(source)))} for key, source in section.sources.items()}
+        merged = {key: {**count[key], **sizes.get(key, {})} for key in count}
+        costs[name] = section.stage.cost(section.config, merged, machine) if section.stage.cost else Cost()
+    return costs
+
+
+def _fit_budget(recipe: Recipe, machine: Machine) -> dict[str, dict[str, Any]]:
+    """Scale all horizons by one factor so that the prediction meets the budget. Raises ConfigError if nothing fits."""
+    budget = recipe.budget or 0.0
+    horizons = {
+        name: {key: getattr(section.config, key) for key in HORIZONS if getattr(section.config, key, None)}
+        for name, section in recipe.sections.items()
+    }
+
+    def scaled(factor: float) -> dict[str, dict[str, Any]]:
+        return {
+            name: {key: max(1, round(value * factor)) for key, value in keys.items()}
+            for name, keys in horizons.items()
+            if keys
+        }
+
+    def seconds(factor: float) -> float:
+        return sum(each.seconds for each in predict(recipe.with_choices(scaled(factor)), machine).values())
+
+    if seconds(0.02) > budget:
+        raise ConfigError(
+            f"a budget of {budget:.0f} s is too short: this recipe needs {seconds(0.02):.0f} s with almost no training",
+            key="budget",
+            todo=f"Give at least {2 * seconds(0.02):.0f}s, or a smaller model",
+        )
+    low, high = 0.02, 4.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (middle, high) if seconds(middle) <= budget else (low, middle)
+    return scaled(round(low, 4))
+
+
+# what is made already
+
+
+class Examiner:
+    """Gives a training stage its examiner: built from the recipe here, so that `train` never names `evaluate`."""
+
+    def __init__(self, corpus: Artifact, config: WatchConfig) -> None:
+        self.corpus, self.config = corpus, config
+        self.settings: Mapping[str, Any] = {"corpus": corpus.id, "items": config.items, "every": config.every}
+
+    def __call__(self, tokenizer: Any) -> Watch:
+        from tutelage.evaluate.watch import watch
+
+        return watch(self.corpus.path, tokenizer, items=self.config.items, every=self.config.every)
+
+
+def watching(section: Section, recipe: Recipe, made: Mapping[str, Artifact]) -> Examiner | None:
+    if section.stage.name not in WATCHED or not recipe.watch.items or "prepare" not in made:
+        return None
+    return Examiner(made["prepare"], recipe.watch)
+
+
+def resolve(section: Section, made: Mapping[str, Artifact]) -> dict[str, Any]:
+    """Names of earlier sections -> their artifacts; references stay as they are."""
+
+    def one(value: Any) -> Any:
+        return made.get(value, value) if isinstance(value, str) else value
+
+    return {
+        key: [one(each) for each in source] if isinstance(source, list | tuple) else one(source)
+        for key, source in section.sources.items()
+    }
+
+
+def walk(recipe: Recipe, root: Root) -> dict[str, Artifact]:
+    """What of a recipe is made already, without making anything. Sections that read people's words are looked up under
+    the words that are there now."""
+    made: dict[str, Artifact] = {}
+    for name, section in recipe.sections.items():
+        if any(each in recipe.sections and each not in made for each in section.names()):
+            continue
+        try:
+            inputs = open_inputs(section.stage, root, resolve(section, made))
+        except NotFound:
+            continue
+        found = root.by_key(_key(section, recipe, root, inputs, made))
+        if found:
+            made[name] = found
+    return made
+
+
+def _key(section: Section, recipe: Recipe, root: Root, inputs: Inputs, made: Mapping[str, Artifact]) -> str:
+    mark = None
+    if section.stage.reads is not None:
+        from tutelage.core import refs
+
+        store = refs.open("store:", root, writable=False)
+        try:
+            mark = store.watermark(sorted(section.stage.reads(section.config, inputs)))
+        finally:
+            store.close()
+    return stage_key(section.stage, section.config, inputs, mark, watching(section, recipe, made))
+
+
+class LifeClock:
+    """A sink that knows the plan: turns stage events into an estimate for the whole life."""
+
+    def __init__(self, planned: Plan) -> None:
+        self.expected = {each.name: each.cost.seconds for each in planned.stages}
+        self.finished: set[str] = set()
+        self.began: dict[str, float] = {}
+        self.predicted, self.real = 0.0, 0.0
+
+    def __call__(self, event: Event) -> None:
+        if event.kind == "start":
+            self.began[event.stage] = event.at
+        if event.kind in ("done", "skip"):
+            self.finished.add(event.stage)
+            if event.kind == "done" and self.expected.get(event.stage):
+                self.predicted += self.expected[event.stage]
+                self.real += event.at - self.began.get(event.stage, event.at)
+
+    def remaining(self, event: Event) -> float:
+        """Seconds left of the life: the stage's own estimate plus the plan's for the rest, corrected by what the
+        finished stages really took."""
+        pace = self.real / self.predicted if self.predicted > 5 else 1.0
+        rest = sum(s for name, s in self.expected.items() if name not in self.finished and name != event.stage)
+        here = self.expected.get(event.stage, 0.0) * pace - (event.at - self.began.get(event.stage, event.at))
+        return (event.eta if event.eta is not None else max(0.0, here)) + rest * pace

@@ -364,7 +364,7 @@ def evaluate(
         elif cell["value"] is not None:
             shown = f"{cell['value']:.3f} (no interval: {cell['reason']})"
         name = " ".join(filter(None, (cell["suite"], cell["cell"])))
-        say(f"{name:<24}{cell['metric']:<22}{shown}  n={cell['n']}")
+        say(f"{name:<24}{cell['metric']:<23}{shown}  n={cell['n']}")
 
 
 # talking and serving

@@ -89,7 +89,7 @@ def slowly(generator: LocalGenerator, prompt: Example, choice: str) -> tuple[flo
         read = min(read, len(ids) - 1)
     else:
         head = render(prompt.messages, tokenizer)
-        ids, read = head + tokenizer.encode(choice), len(head)
+        ids, read = [*head, *tokenizer.encode(choice), tokenizer.end], len(head)
     logs = torch.log_softmax(generator.decoder.logits(generator.decoder(torch.tensor([ids])))[0], -1)
     places = range(read, len(ids))
     greedy = all(int(logs[place - 1].argmax()) == ids[place] for place in places)
@@ -105,18 +105,38 @@ def test_likelihoods_equal_the_plain_forward(generator: LocalGenerator) -> None:
             assert (score.tokens, score.greedy, score.characters) == (count, greedy, len(choice))
 
 
-def test_the_likeliest_answer_is_greedy(generator: LocalGenerator) -> None:
-    ids = generator.ids_of(PROMPTS[0])
+def test_the_likeliest_continuation_is_greedy(generator: LocalGenerator) -> None:
+    ids = render(text("the cat").messages, generator.tokenizer)
     best = int(generator.decoder.logits(generator.decoder(torch.tensor([ids])))[0, -1].argmax())
     word = generator.tokenizer.decode([best])
     if generator.tokenizer.encode(word) == [best]:
-        assert generator.loglikelihood(PROMPTS[:1], [[word]])[0][0].greedy
+        assert generator.loglikelihood([text("the cat")], [[word]])[0][0].greedy
+
+
+def test_a_choice_that_another_begins_with_may_be_the_less_likely(generator: LocalGenerator) -> None:
+    """Without its end an answer is never less likely than what continues it; with it, the model decides."""
+    verbatim = generator.loglikelihood([text("the")], [[" cat", " cat sat"]])[0]
+    assert verbatim[0].logprob > verbatim[1].logprob
+    chat = Example.ask("the cat sat")
+    encode = generator.tokenizer.encode
+    head = generator.ids_of(chat)
+    tail = torch.tensor([head + encode("a b")])
+    logs = torch.log_softmax(generator.decoder.logits(generator.decoder(tail))[0], -1)
+    short, long = generator.loglikelihood([chat], [["a", "a b"]])[0]
+    shared = len(head) + len(encode("a")) - 1
+    rest = encode("a b")[len(encode("a")) :]
+    goes_on = sum(float(logs[shared + place, token]) for place, token in enumerate(rest))
+    goes_on += float(logs[-1, generator.tokenizer.end])
+    ends = float(logs[shared, generator.tokenizer.end])
+    assert encode("a b")[: len(encode("a"))] == encode("a")
+    assert short.logprob - long.logprob == pytest.approx(ends - goes_on, abs=1e-4)
+    assert (short.tokens, long.tokens) == (len(encode("a")) + 1, len(encode("a b")) + 1)
 
 
 def test_what_is_too_long_loses_its_beginning(generator: LocalGenerator) -> None:
     long = Example.ask("the cat sat on the mat. " * 20)
     score = generator.loglikelihood([long, PROMPTS[0]], [["yes", "no"], ["a ball with the park"]])[0][0]
-    said = generator.tokenizer.encode("yes")
+    said = [*generator.tokenizer.encode("yes"), generator.tokenizer.end]
     ids = (generator.ids_of(long) + said)[-CONTEXT - 1 :]
     logs = torch.log_softmax(generator.decoder.logits(generator.decoder(torch.tensor([ids[:-1]])))[0], -1)
     expected = sum(float(logs[place - 1, ids[place]]) for place in range(len(ids) - len(said), len(ids)))

@@ -117,7 +117,7 @@ def _cost(config: Evaluate, sizes: Mapping[str, Mapping[str, float]], machine: M
         ),
         "corpus": Input(kind="corpus", default="prepare", help="Where the items stand, and the rows for baselines."),
     },
-    version=1,
+    version=2,
     cost=_cost,
 )
 def evaluate(config: Evaluate, inputs: Inputs, out: Path, context: Context) -> dict[str, Any]:

@@ -61,7 +61,8 @@ class Generator(Protocol):
         """The log-probability of each of `choices[i]` as what follows `prompts[i]`.
 
         The tokens of a choice are those of prompt + choice that stand after the prompt's; spaces at the prompt's end
-        move into the choice.
+        move into the choice. In a conversation the choice is all the assistant says: the token by which the chat
+        template ends a turn is weighed with it and counted in `tokens`.
         """
         ...
 

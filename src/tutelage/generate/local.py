@@ -19,7 +19,7 @@ from tutelage.model import checkpoint
 from tutelage.model.cache import Cache, round_up
 from tutelage.model.transformer import Decoder
 from tutelage.tokens import tokenizer as tokenizers
-from tutelage.tokens.chat import render, text_of
+from tutelage.tokens.chat import closing, render, text_of
 from tutelage.tokens.tokenizer import Tokenizer
 
 
@@ -106,7 +106,11 @@ class LocalGenerator:
 
     @torch.no_grad()
     def loglikelihood(self, prompts: Sequence[Example], choices: Sequence[Sequence[str]]) -> list[list[Scored]]:
-        """Log-probabilities of choices; a prompt that several choices share is read once."""
+        """Log-probabilities of choices; a prompt that several choices share is read once.
+
+        In a chat a choice is a whole answer: the token that ends the turn belongs to it, else a choice would never be
+        less likely than a longer one that begins with it. After verbatim text nothing is added.
+        """
         check_choices(prompts, choices)
         rows = [
             self._tokens(prompt, choice, i, j)
@@ -131,7 +135,7 @@ class LocalGenerator:
         else:
             ids = self.ids_of(prompt)
             read = len(ids)
-            ids = ids + self.tokenizer.encode(choice)
+            ids = ids + self.tokenizer.encode(choice) + list(closing(self.tokenizer))
         limit = self.decoder.config.max_position_embeddings
         start = min(max(0, len(ids) - limit - 1), read - 1)  # the last token is weighed, not read
         if len(ids) - start > limit + 1:

@@ -61,6 +61,12 @@ def encode_dialogues(examples: Sequence[Example], tokenizer: Tokenizer) -> list[
     return [_join(frame, [next(inner) for _ in texts]) for frame, texts in plans]
 
 
+def closing(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The ids by which the template ends what the assistant says: one special token, or none where it has no mark."""
+    frame = _skeleton(tokenizer, (("user", ""), ("assistant", "")), open_assistant=False)
+    return frame.pieces[-1][: frame.closes[-1]]
+
+
 def text_of(message: Message) -> str:
     """The text of a message: its content, or its text parts one after the other."""
     return message.content or "".join(part.text for part in message.parts if part.type == "text")

@@ -10,7 +10,7 @@ import pytest
 from tutelage.core.records import Message
 from tutelage.feedback import api, assign
 from tutelage.feedback.client import Client, Direct
-from tutelage.store import answers, engine, people, tasks
+from tutelage.store import answers, engine, people, slots, tasks
 
 FORM = api.Form(
     questions=(api.Question(key="quality", per_candidate=True), api.Question(key="note", kind="text", required=False)),
@@ -97,7 +97,7 @@ def test_sending_twice_stores_once(tmp_path):
 
 def test_a_lease_that_ran_out_is_given_on_and_the_late_answer_is_stale(tmp_path):
     store, _, crew, _ = world(tmp_path, tasks_=1, per_task=1)
-    late = tasks.claim(store, crew[0].id, [tasks.get_project(store, "help").id], 1, lease_ms=1)[0]
+    late = slots.claim(store, crew[0].id, [tasks.get_project(store, "help").id], 1, lease_ms=1)[0]
     time.sleep(0.01)
     taken = api.claim(store, crew[1], api.Claim()).items[0]
     assert taken.slot == late.id and taken.epoch == late.epoch + 1
@@ -108,7 +108,7 @@ def test_a_lease_that_ran_out_is_given_on_and_the_late_answer_is_stale(tmp_path)
 
 def test_a_lease_that_ran_out_but_was_not_taken_still_counts(tmp_path):
     store, _, crew, _ = world(tmp_path, tasks_=1, per_task=1)
-    late = tasks.claim(store, crew[0].id, [tasks.get_project(store, "help").id], 1, lease_ms=1)[0]
+    late = slots.claim(store, crew[0].id, [tasks.get_project(store, "help").id], 1, lease_ms=1)[0]
     time.sleep(0.01)
     given = api.Answer(slot=late.id, epoch=late.epoch, key="late-answer", tiers=[[0, 1], [2]])
     assert api.submit(store, crew[0], api.Answers(answers=[given])).receipts[0].status == "stored"
@@ -197,7 +197,7 @@ def test_drafts_survive_and_go_with_the_answer(tmp_path):
     assert not api.save_draft(store, crew[1], item.slot, api.Draft(epoch=item.epoch, body={}))
     assert api.claim(store, crew[0], api.Claim()).items[0].draft == {"tiers": [[1]]}
     api.submit(store, crew[0], api.Answers(answers=[answer(item)]))
-    assert tasks.drafts(store, crew[0].id, [item.slot]) == {}
+    assert slots.drafts(store, crew[0].id, [item.slot]) == {}
 
 
 def test_a_new_form_is_a_new_version_and_old_tasks_keep_theirs(tmp_path):

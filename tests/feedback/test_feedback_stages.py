@@ -18,7 +18,7 @@ from tutelage.feedback.labels import labels
 from tutelage.feedback.preferences import preferences
 from tutelage.generate.fake import FakeGenerator
 from tutelage.starter import people as starter
-from tutelage.store import answers, engine, people, tasks, traffic
+from tutelage.store import answers, engine, people, tasks, traces
 
 STREETS = ("Mill Street", "Oak Lane", "River Road", "Harbour Row", "Market Square", "Castle Hill")
 
@@ -259,14 +259,14 @@ def label(number: int) -> Example:
 def reviewed_world(root, harmful):
     with engine.open(root) as store:
         sent = [  # fixed ids: simulated reviewers' slips depend on the task, and so on nothing but the seed
-            traffic.Trace(
+            traces.Trace(
                 id=engine.derived_id("request", n),
                 messages=(Message(role="user", content=f"request {n}"),),
-                decisions=(traffic.Decided(id=engine.derived_id("decision", n)),),
+                decisions=(traces.Decided(id=engine.derived_id("decision", n)),),
             )
             for n in range(20)
         ]
-        traffic.write(store, sent)
+        traces.write(store, sent)
         choices = ["crime", "jailbreak"]
         questions = [
             api.Question(key="harmful", kind="choice", choices=("yes", "no", "unsure")),

@@ -15,7 +15,7 @@ from tutelage.core.errors import NotFound, UsageError
 from tutelage.core.records import Message
 from tutelage.feedback import api
 from tutelage.govern import audit, card, diversity, erase
-from tutelage.store import answers, engine, ledger, people, releases, tasks, traffic
+from tutelage.store import answers, engine, ledger, people, releases, slots, tasks, traces, traffic
 from tutelage.store.engine import Store
 
 
@@ -151,10 +151,10 @@ def test_erasing_a_judge_takes_the_words_and_names_what_learned_from_them(store:
 
 def test_erasing_a_user_of_the_service(store: Store, root: Root) -> None:
     for subject in ("u1", "u2"):
-        traffic.write(
+        traces.write(
             store,
             [
-                traffic.Trace(
+                traces.Trace(
                     id=engine.derived_id("r", subject),
                     conversation=f"c-{subject}",
                     subject=subject,
@@ -207,4 +207,4 @@ def test_tasks_stay_countable_after_erasure(store: Store, root: Root) -> None:
     ana = people.create(store, "ana")
     judged(store, [ana])
     erase.erase(store, root, person="ana", by="lea")
-    assert tasks.counts(store, tasks.get_project(store, "desk").id).answered == 1
+    assert slots.counts(store, tasks.get_project(store, "desk").id).answered == 1

@@ -14,7 +14,7 @@ from alembic.migration import MigrationContext
 
 from tutelage.core.artifact import Root
 from tutelage.core.errors import TutelageError, UsageError
-from tutelage.store import engine, keys, ledger, people, schema, tasks, texts
+from tutelage.store import engine, keys, ledger, people, schema, slots, tasks, texts
 
 
 def test_migrations_give_exactly_the_tables_of_the_schema(tmp_path):
@@ -223,7 +223,7 @@ def test_an_earlier_store_is_brought_up_with_its_data(tmp_path, column):
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0002'")
     store.close()
     again = engine.open(tmp_path)
-    held = tasks.claim(again, person.id, [where.id], 3, 60_000)
+    held = slots.claim(again, person.id, [where.id], 3, 60_000)
     assert [each.task for each in held] == [ids[1], ids[0], ids[2]]
     with again.read() as connection:
         assert compare_metadata(MigrationContext.configure(connection), schema.metadata) == []

@@ -9,13 +9,13 @@ import pytest
 
 from tutelage.core.errors import NotFound, Refused, TutelageError, UsageError
 from tutelage.core.records import Message, Verdict
-from tutelage.store import engine, jobs, people, releases, review, traffic
+from tutelage.store import engine, jobs, people, releases, review, traces, traffic
 
 
 def trace(number=0, **fields):
     verdict = Verdict(judge="guard", scores={"crime": 0.1 * (number % 10), "fraud": 0.01}, cost_ms=1.0)
-    decided = traffic.Decided(direction="input", action="flag", reasons=("r1",), policy="abc", verdicts=(verdict,))
-    return traffic.Trace(
+    decided = traces.Decided(direction="input", action="flag", reasons=("r1",), policy="abc", verdicts=(verdict,))
+    return traces.Trace(
         conversation=f"c{number}",
         tenant="town",
         release="r1",
@@ -23,14 +23,14 @@ def trace(number=0, **fields):
         answer=Message(role="assistant", content=f"good day {number}"),
         finish="stop",
         usage={"completion_tokens": 3},
-        decisions=(decided, traffic.Decided(direction="output", verdicts=(verdict,))),
+        decisions=(decided, traces.Decided(direction="output", verdicts=(verdict,))),
         **fields,
     )
 
 
 def test_what_is_put_is_there_after_a_flush_and_reads_back_whole(tmp_path):
     store = engine.open(tmp_path)
-    writer = traffic.Writer(store, interval=0.01)
+    writer = traces.Writer(store, interval=0.01)
     sent = [trace(number) for number in range(50)]
     for each in sent:
         writer.put(each)
@@ -45,27 +45,27 @@ def test_what_is_put_is_there_after_a_flush_and_reads_back_whole(tmp_path):
     ]
     assert one.decisions[0].score == pytest.approx(0.7) and one.decisions[0].verdicts == sent[7].decisions[0].verdicts
     writer.close()
-    with pytest.raises(traffic.Full):
+    with pytest.raises(traces.Full):
         writer.put(trace())
 
 
 def test_writing_a_trace_twice_keeps_it_once(tmp_path):
     store = engine.open(tmp_path)
     one = trace()
-    traffic.write(store, [one, one])
-    traffic.write(store, [one])
+    traces.write(store, [one, one])
+    traces.write(store, [one])
     assert len(traffic.requests(store)) == 1 and len(traffic.decisions(store)) == 2
 
 
 def test_a_full_queue_is_an_error_to_the_caller_and_nothing_is_lost(tmp_path):
     store = engine.open(tmp_path)
-    writer = traffic.Writer(store, interval=0.3, capacity=10)
+    writer = traces.Writer(store, interval=0.3, capacity=10)
     put, refused = 0, 0
     for number in range(40):
         try:
             writer.put(trace(number))
             put += 1
-        except traffic.Full:
+        except traces.Full:
             refused += 1
     assert refused and writer.flush()
     assert len(traffic.requests(store)) == put
@@ -74,15 +74,15 @@ def test_a_full_queue_is_an_error_to_the_caller_and_nothing_is_lost(tmp_path):
 
 def test_a_store_that_is_held_delays_traffic_and_loses_none(tmp_path, monkeypatch):
     store = engine.open(tmp_path)
-    writer = traffic.Writer(store, interval=0.01)
-    real, broken = traffic.write, threading.Event()
+    writer = traces.Writer(store, interval=0.01)
+    real, broken = traces.write, threading.Event()
 
     def failing(*args):
         if not broken.is_set():
-            raise traffic.Busy("held")
+            raise traces.Busy("held")
         real(*args)
 
-    monkeypatch.setattr(traffic, "write", failing)
+    monkeypatch.setattr(traces, "write", failing)
     writer.put(trace())
     time.sleep(0.1)
     assert not writer.healthy
@@ -93,7 +93,7 @@ def test_a_store_that_is_held_delays_traffic_and_loses_none(tmp_path, monkeypatc
 
 def test_one_trace_that_cannot_be_written_does_not_stop_the_others(tmp_path):
     store = engine.open(tmp_path)
-    writer = traffic.Writer(store, interval=0.05)
+    writer = traces.Writer(store, interval=0.05)
     good = [trace(1), trace(2)]
     for each in (good[0], trace(meta={"odd": object()}), good[1]):
         writer.put(each)
@@ -105,7 +105,7 @@ def test_one_trace_that_cannot_be_written_does_not_stop_the_others(tmp_path):
 
 def test_thumbs_and_appeals_mark_a_decision_as_reported(tmp_path):
     store = engine.open(tmp_path)
-    traffic.write(store, [one := trace(1), two := trace(2)])
+    traces.write(store, [one := trace(1), two := trace(2)])
     first = traffic.add_feedback(store, one.id, "thumb", value=-1, text="wrong", key="k1")
     assert traffic.add_feedback(store, one.id, "thumb", value=-1, text="wrong", key="k1") == first
     traffic.add_feedback(store, two.id, "thumb", value=1)
@@ -121,7 +121,7 @@ def test_a_reviewer_sees_the_masked_form_of_what_was_decided_on(tmp_path):
     store = engine.open(tmp_path)
     masked = (Message(role="user", content="hello [EMAIL]"),)
     one = trace(3, redacted_messages=masked, redacted_answer=Message(role="assistant", content="good day [X]"))
-    traffic.write(store, [one])
+    traces.write(store, [one])
     incoming, outgoing = one.decisions
     assert traffic.subject(store, incoming.id) == (masked, "input")
     assert [each.content for each in traffic.subject(store, outgoing.id)[0]] == ["hello [EMAIL]", "good day [X]"]
@@ -132,7 +132,7 @@ def test_a_reviewer_sees_the_masked_form_of_what_was_decided_on(tmp_path):
 
 def test_draws_keep_their_probability_and_are_made_once(tmp_path):
     store = engine.open(tmp_path)
-    traffic.write(store, [trace(number) for number in range(10)])
+    traces.write(store, [trace(number) for number in range(10)])
     policy = review.save_policy(store, {"floor": 0.05}, seed_commit="abc")
     assert policy == review.save_policy(store, {"floor": 0.05}, seed_commit="abc")
     seen = traffic.decisions(store, direction="input", undrawn=True)
@@ -147,7 +147,7 @@ def test_draws_keep_their_probability_and_are_made_once(tmp_path):
 
 def test_a_persons_answer_is_delivered_once_in_its_conversation(tmp_path):
     store = engine.open(tmp_path)
-    traffic.write(store, [one := trace(1)])
+    traces.write(store, [one := trace(1)])
     held = review.hold(store, one.id, "c1")
     assert review.hold(store, one.id, "c1") == held and len(review.holds(store, waiting=True)) == 1
     assert review.pending(store, "c1") == []
@@ -217,7 +217,7 @@ def test_jobs_are_done_once_and_a_dead_workers_job_goes_on(tmp_path):
 
 def test_traffic_rows_cannot_be_changed(tmp_path):
     store = engine.open(tmp_path)
-    traffic.write(store, [trace()])
+    traces.write(store, [trace()])
     for table in ("request", "decision", "verdict"):
         with pytest.raises(TutelageError, match="append-only"), store.write() as connection:
             connection.exec_driver_sql(f"DELETE FROM {table}")

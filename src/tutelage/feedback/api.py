@@ -42,6 +42,7 @@ from tutelage.feedback.wire import (
     TaskIds,
 )
 from tutelage.store import answers, people, tasks, texts
+from tutelage.store import slots as desk
 from tutelage.store.answers import WHOLE, NewAnnotation
 from tutelage.store.engine import Store
 from tutelage.store.people import Person
@@ -175,27 +176,27 @@ def claim(store: Store, person: Person, wanted: Claim) -> Claimed:
     else:
         where = [each for each in tasks.projects(store) if person.has(*_answerers(each), project=each.id)]
     open_ones = [each for each in where if each.state == "open"]
-    slots = tasks.claim(store, person.id, [each.id for each in open_ones], wanted.count, int(wanted.lease_s * 1000))
+    slots = desk.claim(store, person.id, [each.id for each in open_ones], wanted.count, int(wanted.lease_s * 1000))
     if slots:
         return Claimed(items=_items(store, person, slots, {each.id: each for each in open_ones}))
     if where and not open_ones:
         return Claimed(items=[], reason=f"The project is {where[0].state}.")
-    return Claimed(items=[], reason=tasks.why_empty(store, person.id, [each.id for each in open_ones]))
+    return Claimed(items=[], reason=desk.why_empty(store, person.id, [each.id for each in open_ones]))
 
 
 def held_item(store: Store, person: Person, slot: str) -> Item:
     """One task that this person holds or has answered, by its slot. Raises NotFound for anybody else's."""
-    row = tasks.held(store, slot)
+    row = desk.held(store, slot)
     if row.person_id != person.id:
         raise NotFound(f"you do not hold {slot!r}", key="slot")
-    place = tasks.Slot(row.id, row.task_id, row.project_id, row.lease_epoch, row.lease_until, row.purpose)
+    place = desk.Slot(row.id, row.task_id, row.project_id, row.lease_epoch, row.lease_until, row.purpose)
     where = tasks.get_project(store, row.project_id)
     return _items(store, person, [place], {where.id: where})[0]
 
 
-def _items(store: Store, person: Person, slots: Sequence[tasks.Slot], where: Mapping[str, tasks.Project]) -> list[Item]:
+def _items(store: Store, person: Person, slots: Sequence[desk.Slot], where: Mapping[str, tasks.Project]) -> list[Item]:
     found = tasks.load(store, [slot.task for slot in slots], masked=True)
-    kept = tasks.drafts(store, person.id, [slot.id for slot in slots])
+    kept = desk.drafts(store, person.id, [slot.id for slot in slots])
     forms = _forms(store, {task.form for task in found.values()})
     items = []
     for slot in slots:
@@ -239,7 +240,7 @@ def submit(store: Store, person: Person, given: Answers) -> Submitted:
     """Store answers: each is checked by itself, what is good is kept, and what is stored is on disk on return."""
     receipts: dict[int, Receipt] = {}
     sound: list[tuple[int, NewAnnotation]] = []
-    briefs = tasks.briefs(store, [each.slot for each in given.answers])
+    briefs = desk.briefs(store, [each.slot for each in given.answers])
     forms = _forms(store, {brief.form for brief in briefs.values()})
     for at, each in enumerate(given.answers):
         brief = briefs.get(each.slot)
@@ -261,12 +262,12 @@ def save_draft(store: Store, person: Person, slot: str, draft: Draft) -> bool:
     """Keep an unfinished answer; False when the place is no longer this person's."""
     if len(str(draft.body)) > 2 * check.MOST_TEXT:
         raise DataError("the draft is too long", key="body")
-    return tasks.save_draft(store, person.id, slot, draft.epoch, draft.body)
+    return desk.save_draft(store, person.id, slot, draft.epoch, draft.body)
 
 
 def give_back(store: Store, person: Person, slot: str, epoch: int) -> bool:
     """Return a task unanswered; False when it was no longer held."""
-    return tasks.give_back(store, person.id, slot, epoch)
+    return desk.give_back(store, person.id, slot, epoch)
 
 
 def progress(store: Store, person: Person, project: str) -> Progress:
@@ -275,7 +276,7 @@ def progress(store: Store, person: Person, project: str) -> Progress:
     leads = person.has(*LEADERS, "auditor", project=where.id)
     if not leads:
         _need(person, _answerers(where), where.id)
-    counts = tasks.counts(store, where.id)
+    counts = desk.counts(store, where.id)
     tallies = answers.tallies(store, where.name)
     by_kind: dict[str, int] = {}
     for each in tallies:

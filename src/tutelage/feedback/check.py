@@ -9,7 +9,7 @@ from typing import Any
 from tutelage.core.errors import DataError
 from tutelage.feedback import assign
 from tutelage.feedback.wire import RANKED, Answer, Question
-from tutelage.store import tasks
+from tutelage.store import slots
 from tutelage.store.answers import WHOLE, NewAnnotation, Value
 from tutelage.store.people import Person
 
@@ -26,7 +26,7 @@ class OpenForm:
     guideline: str
 
 
-def checked(person: Person, given: Answer, brief: tasks.Brief, form: OpenForm) -> NewAnnotation:
+def checked(person: Person, given: Answer, brief: slots.Brief, form: OpenForm) -> NewAnnotation:
     """An answer as rows, if it answers what its task asks. Raises DataError naming the key."""
     ranks: list[tuple[int, int | None]] = []
     values: list[Value] = []
@@ -64,13 +64,13 @@ def checked(person: Person, given: Answer, brief: tasks.Brief, form: OpenForm) -
     )
 
 
-def _candidate(no: int, brief: tasks.Brief, key: str) -> int:
+def _candidate(no: int, brief: slots.Brief, key: str) -> int:
     if not 0 <= no < brief.candidates:
         raise DataError(f"there is no candidate {no}; they are numbered 0 to {brief.candidates - 1}", key=key)
     return no
 
 
-def _ranks(given: Answer, brief: tasks.Brief) -> list[tuple[int, int | None]]:
+def _ranks(given: Answer, brief: slots.Brief) -> list[tuple[int, int | None]]:
     tiers = [tier for tier in given.tiers or () if tier]
     ranks: list[tuple[int, int | None]] = [(no, at) for at, tier in enumerate(tiers) for no in tier]
     ranks += [(no, None) for no in given.unrankable]
@@ -85,7 +85,7 @@ def _ranks(given: Answer, brief: tasks.Brief) -> list[tuple[int, int | None]]:
     return ranks
 
 
-def _values(given: Answer, brief: tasks.Brief, form: OpenForm) -> list[Value]:
+def _values(given: Answer, brief: slots.Brief, form: OpenForm) -> list[Value]:
     asked = {each.key: each for each in form.questions}
     made: list[Value] = []
     for key, by_candidate in given.scores.items():

@@ -30,7 +30,7 @@ from tutelage.guard.request import Answer, Finished
 from tutelage.guard.scan import Scanner
 from tutelage.guard.upstream import Upstream, open_upstream
 from tutelage.guard.vault import Vault
-from tutelage.store import engine, releases, review, traffic
+from tutelage.store import engine, releases, review, traces
 from tutelage.store.keys import derived_id
 from tutelage.text.pii import redact
 
@@ -117,7 +117,7 @@ class State:
         self.root, self.settings = root.create(), settings
         self.environment = dict(environment or {})
         self.store = engine.open(root)
-        self.writer = traffic.Writer(self.store)
+        self.writer = traces.Writer(self.store)
         self.limiter = Limiter()
         self.started = time.time()
         self.keys = self._tenant_keys()
@@ -265,28 +265,28 @@ class State:
         wait(set(self._pending), seconds)
         self.writer.flush(seconds)
 
-    def _shadowed(self, scanner: Scanner, made: list[traffic.Trace]) -> None:
+    def _shadowed(self, scanner: Scanner, made: list[traces.Trace]) -> None:
         """Ask the guards in shadow what they would have said, then keep the traces."""
         for trace in made:
             said = scanner.shadows(trace.messages, trace.answer.content if trace.answer else None)
             extra = tuple(
-                traffic.Decided(direction=direction, shadow=True, verdicts=(verdict,)) for direction, verdict in said
+                traces.Decided(direction=direction, shadow=True, verdicts=(verdict,)) for direction, verdict in said
             )
             self.writer.put(replace(trace, decisions=(*trace.decisions, *extra)))
 
-    def _hold(self, made: list[traffic.Trace]) -> None:
+    def _hold(self, made: list[traces.Trace]) -> None:
         """A request that waits for a person: its trace is written first, then its hold."""
-        traffic.write(self.store, made)
+        traces.write(self.store, made)
         for trace in made:
             if any(each.action == "review" for each in trace.decisions):
                 review.hold(self.store, trace.id, trace.conversation)
 
-    def _traces(self, done: Finished) -> list[traffic.Trace]:
+    def _traces(self, done: Finished) -> list[traces.Trace]:
         """One trace per answer; the request's own decision stands with the first."""
         ask = done.ask
         pipeline = self.pipeline
         conversation = pipeline.conversation(ask) if pipeline else ask.id
-        asked = traffic.Decided(
+        asked = traces.Decided(
             direction="input",
             channel=done.input.channel,
             action=done.input.decision.action,
@@ -297,7 +297,7 @@ class State:
             verdicts=done.input.verdicts,
         )
         return [
-            traffic.Trace(
+            traces.Trace(
                 id=ask.id if answer.index == 0 else derived_id("choice", ask.id, answer.index),
                 conversation=conversation,
                 tenant=ask.tenant,
@@ -351,12 +351,12 @@ class State:
         self.store.close()
 
 
-def _decided(answer: Answer) -> tuple[traffic.Decided, ...]:
+def _decided(answer: Answer) -> tuple[traces.Decided, ...]:
     """The decision on an answer; none if nothing was generated."""
     if not answer.decision.policy:
         return ()
     return (
-        traffic.Decided(
+        traces.Decided(
             direction="output",
             channel="content",
             action=answer.decision.action,

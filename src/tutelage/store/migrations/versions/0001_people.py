@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-from tutelage.store.schema import guards
+from tutelage.store.triggers import guards
 
 revision = "0001"
 down_revision = None

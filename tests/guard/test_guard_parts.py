@@ -22,10 +22,10 @@ from tutelage.judge.certificate import Certificate, certify
 BOTH = Taxonomy(categories={"crime": Category(), "hate": Category()})
 
 
-def guard(bound: float = 0.01, name: str = "g", target: float = 0.01) -> Guard:
+def guard(bound: float = 0.01, name: str = "g", target: float = 0.01, clusters: float = 0.0) -> Guard:
     made = Certificate(
         category="crime", direction="input", target=target, threshold=0.5, bound=bound, false_positives=0, n=300,
-        clusters=300, bound_clusters=bound, confidence=0.95, data="0",
+        clusters=300, bound_clusters=max(bound, clusters), confidence=0.95, data="0",
     )  # fmt: skip
     return Guard(name, {"input": ("crime", "hate"), "output": ("crime",)}, [made])
 
@@ -120,6 +120,15 @@ def test_the_hash_is_the_content(tmp_path: Path) -> None:
     file.write_text(POLICY.format(input="block", output="shoot"))
     with pytest.raises(ConfigError, match=r"rules\.1\.action"):
         Policy.load(file)
+
+
+def test_a_guard_that_is_sure_of_rows_but_not_of_clusters_may_only_flag() -> None:
+    loose = guard(bound=0.01, clusters=0.08)
+    blocks = PolicyFile(rules=(rule(action="block"),))
+    Policy(blocks, BOTH, [guard(bound=0.01, clusters=0.04)])
+    with pytest.raises(ConfigError, match=r"below 0\.080 \(n=300 in 300 clusters\), max_bound is 0\.05"):
+        Policy(blocks, BOTH, [loose])
+    Policy(PolicyFile(rules=(rule(action="flag"),)), BOTH, [loose])
 
 
 def test_coverage_shows_what_nobody_reads(small_root: Root, small_bundle: Artifact) -> None:

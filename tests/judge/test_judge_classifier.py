@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import sparse
+from scipy import sparse, stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
@@ -240,6 +240,23 @@ def test_a_certificate_holds_as_often_as_it_says(target: float) -> None:
         assert made.threshold is not None and made.bound is not None and made.certified
         broken += (1 - made.threshold) > made.bound
     assert 0.02 < broken / draws < 0.08
+
+
+def test_only_the_sure_bound_holds_where_texts_of_a_cluster_hang_together() -> None:
+    dice, rows, sure = np.random.default_rng(5), 0, 0
+    clusters = np.repeat(np.arange(300), 3)
+    for _ in range(200):
+        score = 0.99**0.5 * dice.normal(size=300)[clusters] + 0.1 * dice.normal(size=900)
+        made = certify(
+            stats.norm.cdf(score).tolist(), category="c", direction="input", target=0.01,
+            clusters=clusters.astype(str).tolist(),
+        )  # fmt: skip
+        assert made.threshold is not None and made.bound is not None and made.sure is not None
+        truth = 1 - made.threshold
+        rows += truth > made.bound
+        sure += truth > made.sure
+    assert rows > 20, "rows are not independent here, and their bound is too narrow"
+    assert sure <= 14
 
 
 def test_heads_of_the_wrong_shape_say_so() -> None:

@@ -117,7 +117,8 @@ class Defaults(Record):
     budget_ms: float = Field(50.0, gt=0)
     """Milliseconds a guard may take before its verdict counts as `timeout`."""
     max_bound: float = Field(0.05, gt=0, le=1)
-    """Upper bound of the false-positive rate with which a guard may still stop a text; a worse one may only flag."""
+    """Upper bound of the false-positive rate with which a guard may still stop a text; a worse one may only flag.
+    Held against the bound that counts clusters of texts alike, where that is weaker than the one that counts texts."""
     hold_back: int = Field(64, ge=0, le=4096)
     """Characters of a stream kept back behind what all guards have scored."""
     language: str = "en"
@@ -268,10 +269,11 @@ class Policy:
             todo = f"Certified rates: {rates}; or give a threshold"
             message = f"{guard.name} has no threshold for a rate of {rule.target_fpr:g} on {direction} ({reason})"
             raise self._wrong(message, rule.id, todo)
-        if rule.action in STOPPING and (found.bound is None or found.bound > self.file.defaults.max_bound):
+        if rule.action in STOPPING and (found.sure is None or found.sure > self.file.defaults.max_bound):
+            known = "not known" if found.sure is None else f"only known to be below {found.sure:.3f}"
             message = (
-                f"{guard.name} may not {rule.action} on {direction}: its false-positive rate is only known to be "
-                f"below {found.bound:.3f} (n={found.n}), max_bound is {self.file.defaults.max_bound:g}"
+                f"{guard.name} may not {rule.action} on {direction}: its false-positive rate is {known} "
+                f"(n={found.n} in {found.clusters} clusters), max_bound is {self.file.defaults.max_bound:g}"
             )
             raise self._wrong(message, rule.id, "Label more benign texts, raise max_bound, or let the rule flag")
         return found.threshold

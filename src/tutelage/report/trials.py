@@ -103,15 +103,20 @@ def guards(artifacts: Artifacts) -> Markup | None:
                         share(target),
                         charts.number(point(each.get("threshold"))),
                         share(bound),
+                        share(point(each.get("bound_clusters"))),
                         f"{each.get('n')} in {each.get('clusters')} groups",
                         badge("certified", "good") if good else badge(str(reason or "bound above target"), "warn"),
                     ]
                 )
         out += Markup("<h3>{} {} {}</h3>").format(name, short(artifact), simulated(artifact))
         columns: list[Column] = [
-            "category", ("target rate", "n"), ("threshold", "n"), ("upper bound", "n"), "held-out benign texts", "",
+            "category", ("target rate", "n"), ("threshold", "n"), ("upper bound", "n"), ("by groups", "n"),
+            "held-out benign texts", "",
         ]  # fmt: skip
-        caption = "False positives: the rate asked for, and the upper bound (95%) that held-out texts support."
+        caption = (
+            "False positives: the rate asked for, and the upper bound (95%) that held-out texts support; by groups: "
+            "where texts of a group stand or fall together. A policy's max_bound is held to the weaker one."
+        )
         out += table(columns, lines, caption=caption) if lines else anything(spec)
         left = spec.get("left_out")
         if isinstance(left, Mapping) and left:

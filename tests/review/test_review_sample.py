@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tutelage.review.estimates import Count, Estimate, Stratum, estimates, korn_graubard, part
+from tutelage.measure.statistics import Interval
+from tutelage.review.estimates import Count, Estimate, Stratum, corrected, counted, estimates, part
 from tutelage.review.sample import Draw, Reviewed, Subject, draw, population, probabilities, stratum_of
+from tutelage.review.slips import Slips, slips
 
 
 def town(
@@ -41,6 +43,19 @@ def answered(draws: tuple[Draw, ...], truth: dict[str, bool], people: str = "liv
         for each in draws
         if each.selected
     ]  # fmt: skip
+
+
+def slipping(
+    draws: tuple[Draw, ...], truth: dict[str, bool], *, alarm: float, oversight: float, seed: int, double: float = 0.2
+) -> list[Reviewed]:
+    """Every selected decision, some of them judged twice, by people who slip."""
+    dice, found = random.Random(seed), []
+    for each in answered(draws, truth):
+        harmful = each.harmful > 0.5
+        many = 2 if dice.random() < double else 1
+        voices = tuple(float(harmful != (dice.random() < (oversight if harmful else alarm))) for _ in range(many))
+        found.append(each.model_copy(update={"voices": voices, "harmful": sum(voices) / many, "reviewers": many}))
+    return found
 
 
 def figures(found: list[Estimate]) -> dict[str, Estimate]:
@@ -156,7 +171,7 @@ def test_kinds_of_people_are_never_pooled() -> None:
 
 
 def test_counts_and_their_parts_keep_order() -> None:
-    seen = korn_graubard([Stratum(1000, 50, 0.1), Stratum(100, 60, 0.5)])
+    seen = counted([Stratum(1000, 50, 0.1), Stratum(100, 60, 0.5)])
     assert seen.low < seen.value < seen.high <= 1100
     found = part(Count(5, 2, 12), Count(50, 45, 52))
     assert found is not None and 0 < found.low < 5 / 55 < found.high < 0.3
@@ -171,6 +186,59 @@ def test_a_part_lies_in_its_interval(a: float, b: float, la: float, ha: float, l
     found = part(Count(a, a * la, a * (1 + ha) + ha), Count(b, b * lb, b * (1 + hb) + hb))
     if found is not None:
         assert 0 <= found.low <= found.value + 1e-9 and found.value <= found.high + 1e-9 <= 1 + 2e-9
+
+
+def test_slips_are_told_from_what_two_people_judged() -> None:
+    rows = []
+    for week in range(6):
+        subjects, truth = town(600, seed=week, prevalence=0.2)
+        rows += slipping(draw(subjects, seed=week, budget=300), truth, alarm=0.05, oversight=0.15, seed=week)
+    found = slips(rows)
+    assert found is not None and found == slips(rows) and found.pairs > 250
+    for rate, real in ((found.alarm, 0.05), (found.oversight, 0.15)):
+        assert rate.low is not None and rate.high is not None and rate.value is not None
+        assert rate.low < real < rate.high < rate.low + 0.2
+    assert slips(rows[:40]) is None, "too few were judged twice"
+    assert slips([each.model_copy(update={"voices": ()}) for each in rows]) is None
+
+
+def test_slips_are_taken_out_and_the_raw_figure_stays() -> None:
+    """The slip of one in twenty on many harmless requests looks like harm that was missed."""
+    off, raw_off = 0, 0
+    for seed in range(12):
+        subjects, truth = town(600, seed=seed, prevalence=0.2, missed=0.05)
+        drawn = draw(subjects, seed=seed, budget=400)
+        found = figures(estimates(slipping(drawn, truth, alarm=0.05, oversight=0.05, seed=seed), population(drawn)))
+        miss, bad = found["miss_rate"], [s for s in subjects if truth[s.id]]
+        real = sum(s.action == "allow" for s in bad) / len(bad)
+        assert miss.corrected and miss.raw and miss.low is not None and miss.high is not None
+        off += not miss.low - 1e-12 <= real <= miss.high + 1e-12
+        raw_off += not miss.raw[1] <= real <= miss.raw[2]
+    assert off <= 1 and raw_off >= 10
+    honest = figures(estimates(answered(drawn, truth), population(drawn)))["miss_rate"]
+    assert not honest.corrected and honest.raw is None
+
+
+@settings(max_examples=100)
+@given(
+    st.lists(st.tuples(st.integers(1, 400), st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=5),
+    st.floats(0, 0.49),
+    st.floats(0, 0.49),
+)
+def test_a_corrected_count_lies_in_its_interval(
+    parts: list[tuple[int, float, float]], alarm: float, oversight: float
+) -> None:
+    strata = []
+    for size, share, said in parts:
+        many = max(1, int(size * share))
+        strata.append(Stratum(size, many, round(2 * many * said) / (2 * many)))
+
+    def rate(value: float) -> Interval:
+        return Interval(value=value, low=value / 2, high=min(0.49, value * 2), n=30)
+
+    found = corrected(strata, Slips(alarm=rate(alarm), oversight=rate(oversight), pairs=30))
+    total = sum(s.size for s in strata)
+    assert 0 <= found.low <= found.value + 1e-9 and found.value <= found.high + 1e-9 <= total + 2e-9
 
 
 def covered(reps: int, **world: float) -> tuple[Counter[str], dict[str, float], Counter[str]]:
@@ -205,9 +273,7 @@ def test_intervals_hold_the_truth() -> None:
 @pytest.mark.parametrize(
     ("n", "prevalence", "missed"),
     [
-        pytest.param(
-            800, 0.1, 0.1, marks=pytest.mark.xfail(strict=True, reason="see docs/log.md: 92.5% held, 93% asked")
-        ),
+        (800, 0.1, 0.1),
         (800, 0.15, 0.5),
         (2400, 0.02, 0.2),
     ],
@@ -215,5 +281,39 @@ def test_intervals_hold_the_truth() -> None:
 def test_intervals_hold_the_truth_in_many_towns(n: int, prevalence: float, missed: float) -> None:
     held, error, defined = covered(800, n=n, prevalence=prevalence, missed=missed)
     for name in held:
-        assert held[name] >= 0.93 * defined[name], (name, held[name] / defined[name])
+        assert held[name] >= 0.945 * defined[name], (name, held[name] / defined[name])
         assert abs(error[name]) < 0.06
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("n", "prevalence", "missed", "alarm", "oversight"),
+    [
+        (200, 0.25, 0.04, 0.05, 0.05),
+        (200, 0.25, 0.4, 0.05, 0.05),
+        (800, 0.1, 0.1, 0.02, 0.2),
+        (800, 0.1, 0.3, 0.0, 0.0),
+    ],
+)
+def test_corrected_intervals_hold_the_truth(
+    n: int, prevalence: float, missed: float, alarm: float, oversight: float
+) -> None:
+    """As in service: two weeks of reviews tell of the slips, the last one is estimated."""
+    reps, held, error = 80, 0, 0.0
+    for rep in range(reps):
+        rows: list[Reviewed] = []
+        for week in range(2):
+            subjects, truth = town(n, seed=2 * rep + week, prevalence=prevalence, missed=missed)
+            subjects = [s.model_copy(update={"id": f"{week}/{s.id}"}) for s in subjects]
+            truth = {f"{week}/{name}": harmful for name, harmful in truth.items()}
+            drawn = draw(subjects, seed=rep, budget=160)
+            fresh = slipping(drawn, truth, alarm=alarm, oversight=oversight, seed=rep)
+            rows += fresh
+        miss = figures(estimates(fresh, population(drawn), voices=rows))["miss_rate"]
+        bad = [s for s in subjects if truth[s.id]]
+        real = sum(s.action == "allow" for s in bad) / len(bad)
+        assert miss.corrected and miss.value is not None and miss.low is not None and miss.high is not None
+        held += miss.low - 1e-12 <= real <= miss.high + 1e-12
+        error += (miss.value - real) / reps
+    assert held >= 0.93 * reps, (held / reps, error)
+    assert abs(error) < 0.06  # never below 0: a little too high where little is missed

@@ -45,7 +45,7 @@ from tutelage.judge.judge import judged
 from tutelage.redteam.run import redteam
 from tutelage.review import queue
 from tutelage.review.estimates import Estimate, estimates
-from tutelage.review.sample import draw, population
+from tutelage.review.sample import Reviewed, draw, population
 from tutelage.starter import people as raters
 from tutelage.starter import world
 from tutelage.starter.traffic import Request
@@ -108,6 +108,7 @@ class _Wheel:
         """Trace id -> the request behind it."""
         self.behind: dict[str, Request] = {}
         """Review task -> the request behind it."""
+        self.reviewed: list[Reviewed] = []
         self.total = 5 * config.requests
         self.done = 0
 
@@ -146,7 +147,8 @@ class _Wheel:
             thumbs_down=sum(each.thumb == -1 for each in told),
             appeals=sum(each.appealed for each in sent),
         )
-        return Turn(summary, sent, estimates(seen, population(drawn)), truth)
+        self.reviewed += seen  # what was reviewed twice in earlier weeks tells of the same people's slips
+        return Turn(summary, sent, estimates(seen, population(drawn), voices=self.reviewed), truth)
 
     def _recorded(self, since: int, count: int) -> None:
         """Wait for the gateway's group commit to have written every request."""

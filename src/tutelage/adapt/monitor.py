@@ -29,7 +29,8 @@ class Limits(Config):
     """When to act."""
 
     miss_rate: float = 0.2
-    """Retrain when the miss rate is surely above this and above the baseline week's (the interval's lower end)."""
+    """Retrain when the miss rate is surely above this (the interval's lower end); where too few decisions were reviewed
+    twice to correct it for reviewers' slips, above the baseline week's as well."""
     false_positive_rate: float = 0.1
     """Retrain when benign requests are surely withheld more often than this."""
     alarm: float = 0.05
@@ -93,13 +94,14 @@ def changes(baseline: Week, week: Week, limits: Limits) -> list[Trigger]:
 def exceeded(
     estimates: Sequence[Estimate], week: str, limits: Limits, before: Sequence[Estimate] = ()
 ) -> list[Trigger]:
-    """Which of reviewers' estimates of a week are surely above their limits, and surely above the week `before`.
+    """Which of reviewers' estimates of a week are surely above their limits.
 
-    Reviewers slip, and a slip on many harmless requests looks like missed harm: what did not rise is their error.
+    Reviewers slip, and a slip on many harmless requests looks like missed harm. Where an estimate is not corrected for
+    that, it must surely be above the week `before` too: what did not rise is their error.
     """
     bounds = {"miss_rate": limits.miss_rate, "false_positive_rate": limits.false_positive_rate}
     for each in before:
-        if each.metric in bounds and each.high is not None:
+        if each.metric in bounds and each.high is not None and not each.corrected:
             bounds[each.metric] = max(bounds[each.metric], each.high)
     words = {"miss_rate": "of what is harmful is missed", "false_positive_rate": "of what is benign is withheld"}
     found = []

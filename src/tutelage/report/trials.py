@@ -308,7 +308,11 @@ def _weeks(told: Mapping[str, Any]) -> Markup:
             known = (
                 Markup("<span class='sub'>truth {}</span>").format(figure(real, n=False)) if real is not None else ""
             )
-            cells.append(Markup("{}{}").format(figure(_as_figure(found[metric])) if metric in found else "–", known))
+            raw = found.get(metric, {}).get("raw")
+            given = Markup("<span class='sub'>as given {:.2f}</span>").format(raw[0]) if raw else ""
+            cells.append(
+                Markup("{}{}{}").format(figure(_as_figure(found[metric])) if metric in found else "–", given, known)
+            )
         triggers = [str(t.get("sentence") or t.get("id") or "") for t in _rows(week.get("triggers"))]
         lines.append([name, *cells, "; ".join(triggers) or "nothing triggered"])
     for metric in ("miss_rate", "false_positive_rate"):

@@ -1,9 +1,10 @@
 """What reviewed decisions say about all of them: how much harm was missed, how much was blocked for nothing.
 
 Each reviewed decision stands for the 1 / probability decisions it was drawn from (Horvitz and Thompson 1952), scaled
-to the known number of decisions in its stratum. Shares of one side have Korn and Graubard's interval (1998): Clopper
-and Pearson's on the effective sample size, so it stays honest at 0 of n. Ratios of two independent sides, as the miss
-rate, combine their intervals by MOVER (Donner and Zou 2012). Kinds of people are never pooled.
+to the known number of decisions in its stratum. Each stratum has Clopper and Pearson's interval, so it stays honest at
+0 of n; their sums, and ratios of two independent sides such as the miss rate, combine intervals by MOVER (Zou and
+Donner 2008, 2012). Where decisions with two voices tell how often reviewers slip, counts are corrected for it (Rogan
+and Gladen 1978) and their intervals are as much wider. Kinds of people are never pooled.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from scipy.stats import beta
 
 from tutelage.core.records import Record
 from tutelage.review.sample import Reviewed
+from tutelage.review.slips import Slips, slips
 
 Metric = Literal["miss_rate", "false_positive_rate", "precision", "prevalence"]
 
@@ -35,6 +37,10 @@ class Estimate(Record):
     """How many decisions it speaks for."""
     level: float = 0.95
     reason: str | None = None
+    corrected: bool = False
+    """Whether reviewers' slips are taken out; not so where too few decisions have two voices to know them."""
+    raw: tuple[float, float, float] | None = None
+    """(value, low, high) of the voices as they were given, beside a corrected figure."""
 
 
 class Count(NamedTuple):
@@ -53,31 +59,69 @@ class Stratum(NamedTuple):
     share: float
 
 
-def korn_graubard(strata: Sequence[Stratum], level: float = 0.95) -> Count:
-    """The number counted in all strata together, with its interval.
-
-    The variance is that of stratified sampling without replacement. Where it is 0 though not everything was reviewed
-    (all alike), the effective size follows from the weights alone; where all were reviewed, the interval is a point.
-    """
-    total = sum(s.size for s in strata)
-    share = sum(s.size * s.share for s in strata) / total
-    if all(s.reviewed >= s.size for s in strata):
-        return Count(share * total, share * total, share * total)
-    spread = 0.0  # variance of the share
-    per_one = 0.0  # what one draw's variance would become, were all strata alike
-    for s in strata:
-        weight = (s.size / total) ** 2 * max(0.0, 1 - s.reviewed / s.size)
-        spread += weight * s.share * (1 - s.share) / max(1, s.reviewed - 1)
-        per_one += weight / s.reviewed
-    by_weights = 1 / per_one
-    mixed = 0 < share < 1 and spread > 0
-    size = min(share * (1 - share) / spread, 4 * by_weights) if mixed else by_weights
-    hits, tail = share * size, (1 - level) / 2
+def _limits(stratum: Stratum, level: float, left: float) -> tuple[float, float]:
+    """Clopper and Pearson's interval of a stratum's share, of whose variance a part `left` is left."""
+    if left <= 0:
+        return stratum.share, stratum.share
+    size = stratum.reviewed / left
+    hits, tail = stratum.share * size, (1 - level) / 2
     low = float(beta.ppf(tail, hits, size - hits + 1)) if hits > 0 else 0.0
     high = float(beta.ppf(1 - tail, hits + 1, size - hits)) if hits < size else 1.0
+    return low, high
+
+
+def _summed(ends: Sequence[tuple[Stratum, tuple[float, float]]]) -> Count:
+    """The strata's counts together: the distances to the ends of their intervals add up as squares (MOVER)."""
+    value = sum(s.size * s.share for s, _ in ends)
+    below = math.hypot(*(s.size * (s.share - low) for s, (low, _) in ends))
+    above = math.hypot(*(s.size * (high - s.share) for s, (_, high) in ends))
+    return Count(value, value - below, value + above)
+
+
+def counted(strata: Sequence[Stratum], level: float = 0.95) -> Count:
+    """The number counted in all strata together, with its interval.
+
+    Each stratum brings its own exact interval, so one in which nothing was seen still widens the whole by what it may
+    hide. Where all were reviewed the interval is a point.
+    """
+    found = _summed([(s, _limits(s, level, 1 - s.reviewed / s.size)) for s in strata])
     seen = sum(s.reviewed * s.share for s in strata)  # what was seen is certain: the interval cannot exclude it
-    unseen = sum(s.reviewed * (1 - s.share) for s in strata)
-    return Count(share * total, max(low * total, min(seen, share * total)), min(high * total, total - unseen))
+    most = sum(s.size - s.reviewed * (1 - s.share) for s in strata)
+    return Count(found.value, max(found.low, min(seen, found.value)), min(found.high, most))
+
+
+def corrected(strata: Sequence[Stratum], errors: Slips, level: float = 0.95) -> Count:
+    """The number of harmful decisions in all strata, slips taken out: (said - alarm * size) / (1 - alarm - oversight).
+
+    The interval adds up, as squares, what the count and each error rate may be off. To have reviewed everything takes
+    the chance of the draw away, not that of the slips: another set of voices would have slipped elsewhere.
+    """
+    total = sum(s.size for s in strata)
+    alarm, oversight = (Count(e.value or 0.0, e.low or 0.0, e.high or 0.0) for e in (errors.alarm, errors.oversight))
+
+    def left(s: Stratum) -> float:
+        drawn = max(0.0, (s.share - alarm.value) * (1 - oversight.value - s.share))  # variance of harm itself
+        return 1 - s.reviewed / s.size * drawn / (s.share * (1 - s.share)) if drawn else 1.0
+
+    def true(number: float, alarm: float, oversight: float) -> float:
+        return (number - alarm * total) / max(0.02, 1 - alarm - oversight)
+
+    said = _summed([(s, _limits(s, level, left(s))) for s in strata])
+    value = true(said.value, alarm.value, oversight.value)
+    others = [true(said.value, alarm.value, each) for each in (oversight.low, oversight.high)]
+    down = (
+        true(said.low, alarm.value, oversight.value),
+        true(said.value, alarm.high, oversight.value),
+        min(value, *others),
+    )
+    up = (
+        true(said.high, alarm.value, oversight.value),
+        true(said.value, alarm.low, oversight.value),
+        max(value, *others),
+    )
+    inside = min(max(value, 0.0), float(total))
+    low, high = inside - math.dist(down, [value] * 3), inside + math.dist(up, [value] * 3)
+    return Count(inside, max(0.0, low), min(float(total), high))
 
 
 def part(one: Count, other: Count) -> Count | None:
@@ -126,60 +170,80 @@ def _strata(rows: Sequence[Reviewed], sizes: Mapping[str, int], *, benign: bool)
     return list(found.values()), unseen
 
 
-def _week(
-    week: str, people: str, rows: Sequence[Reviewed], sizes: Mapping[str, int], level: float
-) -> Iterable[Estimate]:
+Found = tuple[Count | None, int, int, str | None]
+"""A figure, how many reviewed decisions stand behind it, how many it speaks for, and why there is none."""
+
+
+def _figures(
+    rows: Sequence[Reviewed], sizes: Mapping[str, int], level: float, errors: Slips | None
+) -> dict[Metric, Found]:
     sides = ("delivered", "withheld")
     known = {side: {k: v for k, v in sizes.items() if k.startswith(side)} for side in sides}
     seen = {side: [row for row in rows if row.stratum.startswith(side)] for side in sides}
     total = sum(sizes.values())
-    counts: dict[tuple[str, bool], Count] = {}
-    for side in sides:
-        for benign in (False, True):
-            strata, _ = _strata(seen[side], known[side], benign=benign)
-            if strata:
-                counts[side, benign] = korn_graubard(strata, level)
-            elif not known[side]:
-                counts[side, benign] = Count(0.0, 0.0, 0.0)
 
-    def told(metric: Metric, found: Count | None, n: int, of: int, reason: str | None) -> Estimate:
-        value, low, high = found if found and not reason else (None, None, None)
-        return Estimate(
-            metric=metric, week=week, people=people, value=value, low=low, high=high, n=n, total=of, level=level,
-            reason=reason,
-        )  # fmt: skip
+    def count(rows: Sequence[Reviewed], sizes: Mapping[str, int], *, benign: bool) -> Count | None:
+        strata, _ = _strata(rows, sizes, benign=benign and errors is None)
+        if not strata:
+            return None if sizes else Count(0.0, 0.0, 0.0)
+        if errors is None:
+            return counted(strata, level)
+        harmful, size = corrected(strata, errors, level), sum(s.size for s in strata)
+        return Count(size - harmful.value, size - harmful.high, size - harmful.low) if benign else harmful
 
     blind = next((f"no {side} decision was reviewed" for side in sides if known[side] and not seen[side]), None)
-    for metric, missed, kept, benign in (
+    found: dict[Metric, Found] = {}
+    parts: tuple[tuple[Metric, str, str, bool], ...] = (
         ("miss_rate", "delivered", "withheld", False),
         ("false_positive_rate", "withheld", "delivered", True),
-    ):
-        found = None if blind else part(counts[missed, benign], counts[kept, benign])
-        word = "benign" if benign else "harmful"
-        reason = blind or (None if found else f"no {word} decision was found among {len(rows)} reviewed")
-        yield told("miss_rate" if metric == "miss_rate" else "false_positive_rate", found, len(rows), total, reason)
-    caught, size = counts.get(("withheld", False)), sum(known["withheld"].values())
+    )
+    for metric, missed, kept, benign in parts:
+        one, other = (count(seen[side], known[side], benign=benign) for side in (missed, kept))
+        ratio = part(one, other) if one and other and not blind else None
+        none = f"no {'benign' if benign else 'harmful'} decision was found among {len(rows)} reviewed"
+        found[metric] = ratio, len(rows), total, blind or (None if ratio else none)
+    caught, size = count(seen["withheld"], known["withheld"], benign=False), sum(known["withheld"].values())
     reason = None if seen["withheld"] else "nothing was withheld" if not size else "no withheld decision was reviewed"
     share = Count(*(each / size for each in caught)) if caught and size and not reason else None
-    yield told("precision", share, len(seen["withheld"]), size, reason)
-    strata, _ = _strata(rows, sizes, benign=False)
-    every = korn_graubard(strata, level) if strata and not blind else None
+    found["precision"] = share, len(seen["withheld"]), size, reason
+    every = count(rows, sizes, benign=False) if rows and not blind else None
     share = Count(*(each / max(1, total) for each in every)) if every else None
-    yield told("prevalence", share, len(rows), total, blind)
+    found["prevalence"] = share, len(rows), total, blind
+    return found
+
+
+def _week(
+    week: str, people: str, rows: Sequence[Reviewed], sizes: Mapping[str, int], level: float, errors: Slips | None
+) -> Iterable[Estimate]:
+    raw = _figures(rows, sizes, level, None)
+    for metric, (found, n, total, reason) in (_figures(rows, sizes, level, errors) if errors else raw).items():
+        value, low, high = found if found and not reason else (None, None, None)
+        before = raw[metric][0] if errors and not raw[metric][3] else None
+        yield Estimate(
+            metric=metric, week=week, people=people, value=value, low=low, high=high, n=n, total=total, level=level,
+            reason=reason, corrected=errors is not None and value is not None, raw=tuple(before) if before else None,
+        )  # fmt: skip
 
 
 def estimates(
-    reviewed: Sequence[Reviewed], population: Mapping[str, Mapping[str, int]], *, level: float = 0.95
+    reviewed: Sequence[Reviewed],
+    population: Mapping[str, Mapping[str, int]],
+    *,
+    level: float = 0.95,
+    voices: Sequence[Reviewed] = (),
 ) -> list[Estimate]:
     """Miss rate, false-positive rate, precision and prevalence of each week, for each kind of people by itself.
 
     `population` is `sample.population(draws)`. A week in which nobody looked yields estimates without a value and the
-    reason; so does a figure whose denominator was not seen.
+    reason; so does a figure whose denominator was not seen. Slips are told from all weeks of `reviewed` together, and
+    from `voices` beside them: decisions that the same people reviewed at other times.
     """
     found: list[Estimate] = []
     kinds = sorted({row.people for row in reviewed}) or ["live"]
+    known = {(row.subject, row.people): row for row in (*voices, *reviewed)}.values()
+    errors = {people: slips([row for row in known if row.people == people], level=level) for people in kinds}
     for week, sizes in population.items():
         for people in kinds:
             rows = [row for row in reviewed if row.week == week and row.people == people]
-            found += _week(week, people, rows, sizes, level)
+            found += _week(week, people, rows, sizes, level, errors[people])
     return found

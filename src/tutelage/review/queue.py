@@ -222,6 +222,7 @@ def reviewed(store: Reader, *, project: str = PROJECT) -> list[Reviewed]:
                 category=max(sorted(set(named)), key=named.count, default=""),
                 people="simulated" if people == "simulated" else "replayed" if people == "replayed" else "live",
                 reviewers=len(given),
+                voices=tuple(said),
                 rows=tuple(each.id for each in given),
             )
         )

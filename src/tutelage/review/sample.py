@@ -69,6 +69,8 @@ class Reviewed(Record):
     category: str = ""
     people: Literal["live", "simulated", "replayed"] = "live"
     reviewers: int = 1
+    voices: tuple[float, ...] = ()
+    """What each of them said, 0 to 1."""
     rows: tuple[str, ...] = ()
     """Ids of the annotations behind it."""
 

@@ -67,9 +67,7 @@ def figures(found: Sequence[Estimate]) -> Markup:
     rows = []
     for week, people in dict.fromkeys((e.week, e.people) for e in found):
         mine = {e.metric: e for e in found if e.week == week and e.people == people}
-        cells = [
-            figure(mine[m].model_dump(), n=False) if m in mine else "" for m in (*SHOWN, "precision", "prevalence")
-        ]
+        cells = [_cell(mine[m]) if m in mine else "" for m in (*SHOWN, "precision", "prevalence")]
         first = next(iter(mine.values()))
         mark = badge(people, "" if people == "live" else "warn")
         rows.append([Markup("{} {}").format(week, mark), *cells, f"{first.n} of {first.total}"])
@@ -81,7 +79,15 @@ def figures(found: Sequence[Estimate]) -> Markup:
         "harmful in all",
         ("reviewed", "n"),
     ]
-    return table(columns, rows, caption="95% intervals. Undefined figures say why.")
+    caption = "95% intervals. Undefined figures say why."
+    if any(each.corrected for each in found):
+        caption += " Reviewers' slips are taken out, as far as decisions with two voices tell them; below: as given."
+    return table(columns, rows, caption=caption)
+
+
+def _cell(each: Estimate) -> Markup:
+    given = Markup("<span class='sub'>as given {:.2f}</span>").format(each.raw[0]) if each.raw else Markup("")
+    return Markup("{}{}").format(figure(each.model_dump(), n=False), given)
 
 
 def router(state: Any) -> APIRouter:

@@ -56,6 +56,8 @@ class Prepare(Config):
     """Another number is another town, another order and another validation part."""
     scale: float = Field(default=1.0, gt=0)
     """Size of the starter's town text: 0.1 is a tenth."""
+    rows: int = Field(default=0, ge=0)
+    """At most so many rows of each split of any source, whatever its own limit says; 0 leaves the limits as they are."""
     characters: int = Field(default=0, ge=0)
     """About so many characters of training documents; the sources' weights are then their shares. 0 takes all."""
     validation: float = Field(default=0.02, ge=0, lt=1)
@@ -152,7 +154,7 @@ class _Work:
                 reading = self._starter(source)
             else:
                 reading = read(
-                    source,
+                    _bounded(source, self.config.rows),
                     mirror=self.config.mirror,
                     bad_rows=self.config.bad_rows,
                     characters=self.config.characters * source.weight / total,
@@ -452,6 +454,12 @@ def _text(record: Text | Example | Preference, whole: bool = False) -> str:
 def _learned(record: Text | Example | Preference) -> bool:
     """Whether anything is learned or tuned on a record: training documents, and all others but the test split."""
     return record.split == "train" if isinstance(record, Text) else record.tags.get("split", "train") != "test"
+
+
+def _bounded(source: Source, rows: int) -> Source:
+    """The source with at most `rows` rows of each split; 0 changes nothing."""
+    limit = min(source.limit or rows, rows) if rows else source.limit
+    return source.model_copy(update={"limit": limit})
 
 
 def _draw(seed: int, name: str) -> float:

@@ -1,18 +1,17 @@
-"""The stage `cycle`: one turn of the wheel, over HTTP, on the starter's weeks of traffic.
+"""The stage `cycle`: one turn of the wheel, over HTTP, on weeks of traffic whose truth is known.
 
 Users ask through the gateway; decisions are drawn for review with a known probability; reviewers answer through the
 API; estimates with intervals say what was missed; the monitor asks for a turn; reviewed labels retrain the guards; two
 candidates, one of them careless on purpose, go before the gate; one is served; fresh traffic says whether it helped;
-and a rollback is rehearsed. Users and reviewers of this stage are simulated, and say so in every row.
+and a rollback is rehearsed. Users and reviewers are simulated or replayed (sources.py), and say so in every row.
 """
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import yaml
 
@@ -29,15 +28,17 @@ from tutelage.adapt.release import (
     rollback,
     rows_of,
 )
+from tutelage.adapt.sources import Asked, Rows, Starter, Traffic
 from tutelage.core import refs
 from tutelage.core.artifact import Artifact
 from tutelage.core.config import Config
 from tutelage.core.errors import DataError, Refused
 from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, run_stage, stage
 from tutelage.evaluate.run import evaluate
+from tutelage.feedback import simulated
 from tutelage.feedback.client import Client
 from tutelage.feedback.labels import labels as label_stage
-from tutelage.feedback.wire import Answer, Claim
+from tutelage.feedback.wire import Item
 from tutelage.guard.bundle import bundle as bundle_stage
 from tutelage.judge.classifier import ClassifierJudge
 from tutelage.judge.classifier import classifier as classifier_stage
@@ -46,9 +47,6 @@ from tutelage.redteam.run import redteam
 from tutelage.review import queue
 from tutelage.review.estimates import Estimate, estimates
 from tutelage.review.sample import Reviewed, draw, population
-from tutelage.starter import people as raters
-from tutelage.starter import world
-from tutelage.starter.traffic import Request
 from tutelage.store import engine, people, releases, tasks, traffic
 
 EXAMINE = {"items": 24, "only": ["comprehension", "facts", "translation", "sentiment"], "controls": 0}
@@ -59,12 +57,15 @@ ATTACK = {"pairs": 0, "letters": 0, "stereotypes": 0, "candidates": 0}
 class Cycle(Config):
     """How much traffic, how many reviews, and when to act."""
 
+    traffic: Literal["starter", "rows"] = "starter"
+    """Who asks: the starter world's simulated users, or `rows`: the rows that `labels.reserve` kept from the guards,
+    reviewed by the recorded votes of the people who judged them."""
     requests: int = 240
     """Requests of each week, sent through the gateway."""
     reviews: float = 160
     """Decisions drawn for review a week, about."""
     double: float = 0.2
-    """Share of the drawn decisions that two people review."""
+    """Share of the drawn decisions that two simulated people review; of a row, everybody who voted does."""
     reviewers: int = 6
     """Simulated reviewers."""
     repeat: int = 8
@@ -76,7 +77,7 @@ class Cycle(Config):
     train: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies defaults
     """Keys of the stage `classifier` for the candidates."""
     policy: str = "starter"
-    """The release policy: `starter`, or the path of a YAML file."""
+    """The release policy: `starter` or `public`, which are built in, or the path of a YAML file."""
     limits: Limits = Limits()
     """When the monitor asks for a turn."""
     seed: int = 0
@@ -99,15 +100,16 @@ class Turn(NamedTuple):
 class _Wheel:
     """One turn: holds what every step needs."""
 
-    def __init__(self, config: Cycle, inputs: Inputs, context: Context, url: str, key: str) -> None:
-        self.config, self.inputs, self.context, self.url, self.key = config, inputs, context, url, key
-        made = inputs.corpus.config
-        self.world = world.build(int(made.get("seed", 0)), float(made.get("scale", 1.0)))
-        self.reviewers = [each for each in raters.raters(config.seed) if each.kind == "careful"][: config.reviewers]
-        self.truth: dict[str, Request] = {}
+    def __init__(self, config: Cycle, inputs: Inputs, context: Context, source: Traffic, server: Any, key: str) -> None:
+        self.config, self.inputs, self.context, self.source = config, inputs, context, source
+        self.server, self.key = server, key
+        made = people.create_many(context.store, source.crew, kind=source.people, roles=("reviewer",), by="cycle")
+        self.persons = {each.name: each.id for each in made}
+        self.truth: dict[str, Asked] = {}
         """Trace id -> the request behind it."""
-        self.behind: dict[str, Request] = {}
-        """Review task -> the request behind it."""
+        self.behind: dict[str, Asked] = {}
+        """Review task, or the text of a request -> the request behind it; by its text, a task that a turn which was
+        broken off left open is known again."""
         self.reviewed: list[Reviewed] = []
         self.total = 5 * config.requests
         self.done = 0
@@ -117,20 +119,32 @@ class _Wheel:
         self.context.check()
         self.context.say.progress(self.done, self.total, "requests")
 
-    def week(self, name: str, requests: Sequence[Request]) -> Turn:
+    def week(self, name: str, requests: Sequence[Asked]) -> Turn:
         """Send a week's requests, let people review a sample, estimate."""
+        store = self.context.store
         since = engine.now()
-        sent = drive(self.url, self.key, requests, seed=self.config.seed, step=self.step)
+        self.behind.update({each.conversation[-1].content: each for each in requests})
+        sent = drive(self.server.url, self.key, requests, heard=self.source.heard, step=self.step)
         self.truth.update({each.trace: each.request for each in sent})
-        self._recorded(since, len(sent))
-        found = queue.subjects(self.context.store, since=since, week_of=lambda row: name)
+        self.server.state.flush(20)
+        found = queue.subjects(store, since=since, week_of=lambda row: name)
+        if len(found) < len(sent):
+            raise DataError(f"the gateway recorded {len(found)} of the {len(sent)} requests it answered")
         drawn = draw(found, seed=self.config.seed, budget=self.config.reviews)
-        queue.open_reviews(
-            self.context.store, drawn, seed=self.config.seed, double=self.config.double, roles=("reviewer",)
+        opened = queue.open_reviews(
+            store,
+            drawn,
+            seed=self.config.seed,
+            double=self.config.double,
+            roles=("reviewer",),
+            asking=self._asking([each.subject for each in drawn if each.selected]),
         )
-        self._review()
+        for id, task in tasks.load(store, opened.tasks).items():
+            row = traffic.decisions(store, ids=[str(task.decision)], shadow=None)[0]
+            self.behind[id] = self.truth[row.request]
+        self._review(opened.tasks)
         mine = {each.subject for each in drawn}  # a turn that was broken off may have left reviews of its own
-        seen = [each for each in queue.reviewed(self.context.store) if each.subject in mine]
+        seen = [each for each in queue.reviewed(store) if each.subject in mine]
         harmful = [each for each in sent if each.request.harmful]
         missed = sum(not each.withheld for each in harmful)
         benign = [each for each in sent if not each.request.harmful]
@@ -150,54 +164,47 @@ class _Wheel:
         self.reviewed += seen  # what was reviewed twice in earlier weeks tells of the same people's slips
         return Turn(summary, sent, estimates(seen, population(drawn), voices=self.reviewed), truth)
 
-    def _recorded(self, since: int, count: int) -> None:
-        """Wait for the gateway's group commit to have written every request."""
-        end = time.monotonic() + 20
-        while time.monotonic() < end:
-            if len(queue.subjects(self.context.store, since=since)) >= count:
-                return
-            time.sleep(0.05)
-        raise DataError(f"the gateway recorded fewer than the {count} requests it answered")
+    def _asking(self, subjects: Sequence[str]) -> dict[str, queue.Asking]:
+        """Who reviews which decision, and where its text comes from."""
+        found = {}
+        for row in traffic.decisions(self.context.store, ids=list(subjects), shadow=None):
+            asked = self.truth[row.request]
+            panel = tuple(self.persons[name] for name in self.source.panel(asked))
+            found[row.id] = queue.Asking(panel, {"licence": asked.licence, "source": asked.source})
+        return found
 
-    def _review(self) -> None:
-        """The reviewers take turns until no task is open, each over a connection of its own."""
-        for person in self.reviewers:
-            token = reviewer(self.context.store, person.id)
-            with Client(self.url, token) as client:
-                claim = Claim(project=queue.PROJECT, count=16)
-                items = client.claim(project=queue.PROJECT, count=16).items
-                while items:
-                    said = client.submit([self._answer(person, item) for item in items], then=claim)
-                    refused = [each.error for each in said.receipts if each.status == "refused"]
-                    if refused:
-                        raise DataError(f"a review was refused: {refused[0]}")
-                    items = said.next.items if said.next else []
+    def _review(self, opened: Sequence[str]) -> None:
+        """The reviewers take turns until no task is open for them, each with a client of their own."""
+        store, scopes = self.context.store, ("feedback:answer", "feedback:read")
+        busy = {name for id in opened for name in self.source.panel(self.behind[id])}
+        names = [name for name in self.source.crew if not busy or name in busy]
+        tokens = people.issue_tokens(store, [self.persons[name] for name in names], scopes, "cycle", 1)
+        try:
+            workers = [
+                simulated.Worker(name, Client(self.server.url, token), self._respond(name))
+                for name, token in zip(names, tokens, strict=True)
+            ]
+            simulated.work(workers, queue.PROJECT, key=self.context.key, threads=1, check=self.context.check)
+        finally:
+            people.revoke_tokens(store, tokens)
 
-    def _answer(self, person: Any, item: Any) -> Answer:
-        """What a simulated reviewer says: the truth, seen through known noise."""
-        request = self._behind(item.task)
-        said = raters.tag(item.task, {queue.HARMFUL: float(request.harmful)}, person, seed=self.config.seed)
-        harmful = any(each.value >= 0.5 for each in said)
-        named = [name for name, value in dict(request.truth.get("categories") or {}).items() if float(value) >= 0.5]
-        values = {queue.HARMFUL: "yes" if harmful else "no", "categories": sorted(named) if harmful else []}
-        return Answer(slot=item.slot, epoch=item.epoch, key=f"{item.task}/{person.id}", values=values, active_ms=4000)
+    def _respond(self, name: str) -> simulated.Respond:
+        def respond(item: Item) -> Mapping[str, Any] | None:
+            asked = self.behind.get(item.task) or self.behind.get(item.messages[-1].content if item.messages else "")
+            return None if asked is None else self.source.review(name, item, asked)
 
-    def _behind(self, task: str) -> Request:
-        if task not in self.behind:
-            known = tasks.load(self.context.store, [task])[task]
-            row = traffic.decisions(self.context.store, ids=[str(known.decision)], shadow=None)[0]
-            self.behind[task] = self.truth[row.request]
-        return self.behind[task]
+        return respond
 
     # retraining and the gate
 
     def retrain(self) -> Artifact:
         """Labels with the reviewed ones among them -> guards."""
         corpus, say = self.inputs.corpus, self.context.say
+        kept = self.inputs.labels.config if self.inputs.labels else {}
         found = run_stage(
             label_stage,
             self.context.root,
-            config={"projects": [queue.PROJECT], "repeat": self.config.repeat},
+            config={**kept, "projects": [queue.PROJECT], "repeat": self.config.repeat},
             inputs={"source": corpus},
             say=say,
         )
@@ -219,8 +226,7 @@ class _Wheel:
     def careless(self, guards: Artifact) -> str:
         """A policy with a threshold so low that every third benign request is withheld: what the gate must refuse."""
         own = ClassifierJudge(guards.path)
-        benign = [each for each in self.world.traffic(1) if not each.harmful][:300]
-        verdicts = own.judge([judged(each.conversation[-1].content) for each in benign])
+        verdicts = own.judge([judged(text) for text in self.source.benign()])
         best = sorted(max(verdict.scores.values(), default=0.0) for verdict in verdicts)
         threshold = best[int(len(best) * 2 / 3)]
         folder = self.context.work / "careless"
@@ -256,12 +262,6 @@ class _Wheel:
         return {"evaluation": rows_of(examined), "redteam": rows_of(attacked)}
 
 
-def reviewer(store: Any, name: str) -> str:
-    """A token for a simulated reviewer; the account is made once."""
-    person = people.create(store, f"reviewer-{name}", kind="simulated", roles=("reviewer",), by="cycle")
-    return people.issue_token(store, person.id, scopes=("feedback:answer", "feedback:read"), label="cycle")
-
-
 def _told(turn: Turn, found: Sequence[Trigger]) -> dict[str, Any]:
     return {
         **turn.week.model_dump(mode="json"),
@@ -276,32 +276,35 @@ def _told(turn: Turn, found: Sequence[Trigger]) -> dict[str, Any]:
     config=Cycle,
     inputs={
         "release": Input(kind="release", default="release", help="what is served when the turn begins"),
-        "corpus": Input(kind="corpus", default="prepare", help="the world that the traffic comes from"),
+        "corpus": Input(kind="corpus", default="prepare", help="the world, or the rows, that the traffic comes from"),
+        "labels": Input(
+            kind="labels", default="labels", optional=True, help="what the guards learned from, and what they did not"
+        ),
     },
     writes="store",
     cost=_cost,
 )
 def cycle(config: Cycle, inputs: Inputs, out: Path, context: Context) -> dict[str, Any]:
     """Turn the wheel once. Writes cycle.json: weeks, estimates beside the truth, candidates, verdicts, the rollback."""
-    context.simulated = True
     if not inputs.release.metrics.get("promoted"):
         raise Refused("the release was refused, so nothing is served and there is no wheel to turn")
+    source = _source(config, inputs)
+    context.simulated = source.people == "simulated"
+    weeks = source.weeks(config.requests)
     with refs.open("app:", context.root, requests_per_minute=0) as server:
-        key = server.key("users of the starter world", kind="simulated")
-        wheel = _Wheel(config, inputs, context, server.url, key)
-        n = config.requests
-        weeks = {number: wheel.world.traffic(number) for number in (1, 2, 3, 4)}
-        first = wheel.week("1", weeks[1][:n])
+        key = server.key(source.users, kind=source.people)
+        wheel = _Wheel(config, inputs, context, source, server, key)
+        first = wheel.week(*weeks.baseline)
         story: dict[str, Any] = {}
         acted: list[Trigger] = []
-        for name, requests in (("4", weeks[4]), ("2", weeks[2]), ("3", weeks[3])):
-            turn = wheel.week(name, requests[:n])
+        for name, requests in weeks.later:
+            turn = wheel.week(name, requests)
             found = triggers(first.week, turn.week, turn.estimates, config.limits, first.estimates)
             story[name] = _told(turn, found)
             acted += found
             for each in found:
                 context.say.note(f"week {name}: {each.sentence} -> {each.action}")
-        story["1"] = _told(first, [])
+        story[weeks.baseline[0]] = _told(first, [])
         before = wheel.served()
         guards = wheel.retrain()
         good = wheel.candidate(guards, str(before.file("policy.yaml")))
@@ -313,11 +316,12 @@ def cycle(config: Cycle, inputs: Inputs, out: Path, context: Context) -> dict[st
         }
         _act(context, {"careless": bad, "retrained": good}, verdicts)
         server.state.reload()  # the service would follow by itself within a second; the fresh week begins now
-        fresh = wheel.week("fresh", weeks[2][n : 2 * n])
+        fresh = wheel.week("fresh", weeks.fresh)
         promoted = good if verdicts["retrained"].promote else None
         back = _rehearse(wheel, before, promoted, verdicts["retrained"])
     report = {
-        "simulated": True,
+        "people": source.people,
+        "simulated": source.people == "simulated",
         "weeks": story,
         "fresh": _told(fresh, []),
         "triggers": [each.model_dump(mode="json") for each in acted],
@@ -329,14 +333,23 @@ def cycle(config: Cycle, inputs: Inputs, out: Path, context: Context) -> dict[st
     }
     (out / "cycle.json").write_text(json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False), encoding="utf-8")
     return {
-        "missed_before": story["2"]["truth"]["miss_rate"],
+        "people": source.people,
+        "missed_before": story[weeks.drifted]["truth"]["miss_rate"],
         "missed_after": fresh.truth["miss_rate"],
-        "quiet_week_triggers": len(story["4"]["triggers"]),
+        "quiet_week_triggers": len(story[weeks.quiet]["triggers"]),
         "triggers": sorted({each.id for each in acted}),
         "careless": verdicts["careless"].reason,
         "retrained": verdicts["retrained"].reason,
         "promoted": verdicts["retrained"].promote,
     }
+
+
+def _source(config: Cycle, inputs: Inputs) -> Traffic:
+    if config.traffic == "starter":
+        return Starter(inputs.corpus, config.reviewers, config.seed)
+    if inputs.labels is None:
+        raise DataError("traffic of rows needs the labels that kept them in reserve", key="cycle.labels")
+    return Rows(inputs.corpus, inputs.labels, config.seed)
 
 
 def _act(context: Context, made: Mapping[str, Artifact], verdicts: Mapping[str, GateVerdict]) -> None:

@@ -1,7 +1,4 @@
-"""Simulated users: they send requests with a known truth through the real gateway, with the official client.
-
-Only the starter world's traffic knows what is true of each request; nothing here is a person.
-"""
+"""A week's requests go through the real gateway with the official client, and are rated as their users would."""
 
 from __future__ import annotations
 
@@ -9,9 +6,11 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from tutelage.adapt.sources import Asked
 from tutelage.core.errors import MissingExtra, UpstreamError
-from tutelage.starter.traffic import Request, appeal, thumb
 
+Heard = Callable[[Asked, str, bool], tuple[int | None, str | None]]
+"""Request, answer, whether it was withheld -> what the user does: a thumb and an appeal, each perhaps None."""
 WITHHELD = "content_filter"
 """The finish reason of an answer that a guard withheld."""
 
@@ -19,7 +18,7 @@ WITHHELD = "content_filter"
 class Sent(NamedTuple):
     """One request and what came back."""
 
-    request: Request
+    request: Asked
     text: str
     finish: str
     trace: str
@@ -35,14 +34,14 @@ class Sent(NamedTuple):
 def drive(
     url: str,
     key: str,
-    requests: Sequence[Request],
+    requests: Sequence[Asked],
     *,
+    heard: Heard,
     model: str = "tutelage",
     concurrency: int = 16,
-    seed: int = 0,
     step: Callable[[int], None] = lambda count: None,
 ) -> list[Sent]:
-    """Send all requests, every fourth as a stream, and rate the answers as the world's users do.
+    """Send all requests, every fourth as a stream, and rate the answers.
 
     Raises UpstreamError when the service fails, MissingExtra without the `openai` client.
     """
@@ -55,9 +54,9 @@ def drive(
         limit = asyncio.Semaphore(concurrency)
         async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=3, timeout=60) as client:
 
-            async def one(number: int, request: Request) -> Sent:
+            async def one(number: int, request: Asked) -> Sent:
                 async with limit:
-                    sent = await _ask(client, model, request, stream=number % 4 == 3, seed=seed)
+                    sent = await _ask(client, model, request, stream=number % 4 == 3, heard=heard)
                 step(1)
                 return sent
 
@@ -69,7 +68,7 @@ def drive(
         raise UpstreamError(f"the service at {url} failed: {error}") from None
 
 
-async def _ask(client: Any, model: str, request: Request, *, stream: bool, seed: int) -> Sent:
+async def _ask(client: Any, model: str, request: Asked, *, stream: bool, heard: Heard) -> Sent:
     arguments: dict[str, Any] = {
         "model": model,
         "messages": [{"role": each.role, "content": each.content} for each in request.conversation],
@@ -91,8 +90,7 @@ async def _ask(client: Any, model: str, request: Request, *, stream: bool, seed:
         choice = raw.parse().choices[0]
         text, finish = choice.message.content or "", choice.finish_reason
     withheld = finish == WITHHELD
-    rating = thumb(request, text, withheld, seed=seed)
-    complaint = appeal(request, withheld, seed=seed)
+    rating, complaint = heard(request, text, withheld)
     if rating is not None:
         await _feedback(client, trace, "thumb", rating)
     if complaint is not None:

@@ -19,21 +19,24 @@ from tutelage.evaluate.suite import Result
 from tutelage.store import releases
 
 ENVIRONMENT = "production"
+BUILT_IN = {"starter": ("tutelage.starter", "release.yaml"), "public": ("tutelage.adapt", "public.yaml")}
+"""Release policies that come with the house: the embedded world's, and one for the public suites."""
 
 
 class Release(Config):
     """How a draft bundle becomes what is served."""
 
     policy: str = "starter"
-    """The release policy: `starter`, or the path of a YAML file."""
+    """The release policy: `starter` or `public`, which are built in, or the path of a YAML file."""
     actor: str = "life"
     """Who asks for the promotion; it is recorded."""
 
 
 def policy_of(name: str) -> ReleasePolicy:
     """The release policy by name or path. Raises NotFound, ConfigError."""
-    if name == "starter":
-        with resources.as_file(resources.files("tutelage.starter") / "release.yaml") as path:
+    if name in BUILT_IN:
+        package, file = BUILT_IN[name]
+        with resources.as_file(resources.files(package) / file) as path:
             return read_policy(path)
     return read_policy(Path(name))
 

@@ -95,6 +95,11 @@ def _translate(pairs: dict[str, str], names: dict[str, str], tests: dict[str, st
     return tuple(found)
 
 
+def _answers(text: str) -> Labels:
+    """Answers of instruction sets as what a guard of answers must let through."""
+    return Labels.model_validate({"text": text, "direction": "output", "categories": _KIND})
+
+
 def _label(
     categories: Mapping[str, str | float], text: str = "{text}", directions: tuple[str, ...] = ("input",)
 ) -> tuple[AnyForm, ...]:
@@ -109,6 +114,8 @@ def _goal(prompt: str, **more: object) -> Items:
 
 _LANGUAGES = {"en": "English", "es": "Spanish", "vi": "Vietnamese", "de": "German", "fr": "French", "cs": "Czech"}
 _HARMLESS: dict[str, str | float] = {"crime": 0.0, "jailbreak": 0.0, "prompt_injection": 0.0}
+_KIND: dict[str, str | float] = {"hate": 0.0, "harassment": 0.0, "sexual": 0.0, "self_harm": 0.0}
+"""What the writers of instruction sets did not put into their answers; violence does stand in some stories."""
 _MODERATION: dict[str, str | float] = {
     "sexual": "{labels.sexual}",
     "hate": "{labels.hate}",
@@ -164,11 +171,13 @@ _ENTRIES = (
          "instruction tuning: many short tasks",
          Dialogues(family="instruct"),
          *_label(_HARMLESS, "{prompt}"),
+         _answers("{response}"),
          renamed={"prompt": "inputs_pretokenized", "response": "targets_pretokenized"}),
     _set("instruct_selfinstruct", "permissive", "yizhongw/self_instruct:self_instruct",
          "instruction tuning: human-written seed tasks; user-oriented instructions to examine",
          Dialogues(prompt=("{instruction}\n{input}",), family="instruct"),
          *_label(_HARMLESS, "{instruction}\n{input}"),
+         _answers("{response}"),
          Items(task="generate", prompt="{instruction}\n{input}", target="{response}")),
     _set("instruct_gsm8k", "permissive", "openai/gsm8k:main",
          "worked arithmetic: tuning, examination, verifiable reward",
@@ -352,8 +361,12 @@ _ENTRIES = (
          *_label(_MODERATION, directions=("input", "output"))),
     _set("guard_davidson", "permissive", "tdavidson/hate_speech_offensive",
          "hate and offence with the votes of at least three people a text",
-         *_label(
-            {"hate": "{votes.hate_speech}/{votes.annotators}", "harassment": "{votes.offensive}/{votes.annotators}"}
+         Labels(
+            categories={
+                "hate": "{votes.hate_speech}/{votes.annotators}",
+                "harassment": "{votes.offensive}/{votes.annotators}",
+            },
+            votes={"votes.hate_speech": {"hate": 1}, "votes.offensive": {"harassment": 1}, "votes.neither": {}},
         ),
          renamed={"text": "tweet"}),
     _set("guard_toxigen_demos", "permissive", "toxigen/toxigen-data:prompts",

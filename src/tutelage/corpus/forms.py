@@ -203,6 +203,9 @@ class Labels(Form):
     """What the numbers range over; they are brought to 0..1."""
     people: str = ""
     """The field with one entry per person: {annotator, score}."""
+    votes: dict[str, dict[str, float]] = Field(default_factory=dict)
+    """Instead of `people`, where only counts of votes are known: field with a count -> what each such vote says, by
+    category. Votes become anonymous slots in an order of their own, so that a slot says nothing about who voted."""
     cluster: str = ""
 
     def make(self, row: Row, number: int, tags: dict[str, Any]) -> Example:
@@ -220,11 +223,21 @@ class Labels(Form):
             for category in found:
                 said = {"person": str(field(each, "annotator")), "category": category}
                 tags["people"].append(said | {"value": float(field(each, "score")), "scale": list(self.scale)})
+        tags["people"] += self._slots(row, found, str(tags["id"]))
         text = self.fill(self.text, row)
         if not text.strip():
             raise DataError("an empty text", key="text")
         before = (_user(self.fill(self.context, row)),) if self.context else ()
         return Example(messages=(*before, Message(role=self.role, content=text)), tags=tags)
+
+    def _slots(self, row: Row, categories: Mapping[str, float], name: str) -> list[dict[str, Any]]:
+        cast = [vote for path, vote in self.votes.items() for _ in range(int(self.number("{" + path + "}", row)))]
+        order = sorted(range(len(cast)), key=lambda place: digest([name, place]))
+        return [
+            {"person": f"slot {slot}", "category": category, "value": cast[place].get(category, 0.0), "scale": [0, 1]}
+            for slot, place in enumerate(order, 1)
+            for category in categories
+        ]
 
     @staticmethod
     def _holds(row: Row, template: str) -> bool:

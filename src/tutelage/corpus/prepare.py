@@ -57,7 +57,7 @@ class Prepare(Config):
     scale: float = Field(default=1.0, gt=0)
     """Size of the starter's town text: 0.1 is a tenth."""
     rows: int = Field(default=0, ge=0)
-    """At most so many rows of each split of any source, whatever its own limit says; 0 leaves the limits as they are."""
+    """At most so many rows of each split of every source, whatever its own limit says; 0 leaves the limits."""
     characters: int = Field(default=0, ge=0)
     """About so many characters of training documents; the sources' weights are then their shares. 0 takes all."""
     validation: float = Field(default=0.02, ge=0, lt=1)

@@ -47,10 +47,22 @@ class Labels(Config):
     """How often a person's label counts beside a label of the corpus."""
     corpus: bool = True
     """Take the labels of the corpus as well."""
+    reserve: dict[str, float] = Field(default_factory=dict)
+    """Source -> share of its training rows that no guard is shown: the traffic of `cycle`. 1 keeps the whole source
+    back, its held-out rows too."""
     prior: float = Field(default=4.0, ge=0)
     """Votes of the average person added to each person's table of confusions (Dawid-Skene)."""
     seed: int = 0
     """Of the splits and the bootstraps."""
+
+
+def reserved(row: Example, shares: Mapping[str, float], seed: int) -> bool:
+    """Whether a row of the corpus is kept from the guards; rows of one cluster stay together."""
+    share = shares.get(str(row.tags.get("source")), 0.0)
+    if share >= 1:
+        return True
+    cluster = str(row.tags.get("cluster") or row.tags.get("id"))
+    return row.tags.get("split") == "train" and split_of(cluster, share, 0, seed) != "train"
 
 
 def _scopes(config: Labels, inputs: Inputs) -> Sequence[str]:
@@ -73,8 +85,12 @@ def labels_cost(config: Labels, inputs: Mapping[str, Mapping[str, float]], machi
 def labels(config: Labels, inputs: Inputs, out: Path, context: Context) -> dict[str, Any]:
     """Join labels; writes `labels.jsonl` (categories as probabilities) and `agreement.json`."""
     rows: list[Example] = []
+    back = 0
     if config.corpus:
         for row in read_jsonl(inputs.source.file("labels.jsonl"), Example):
+            if reserved(row, config.reserve, config.seed):
+                back += 1
+                continue
             kept = {name: value for name, value in row.tags.items() if name != "people"}
             rows.append(row.model_copy(update={"tags": kept}))
     taken = len(rows)
@@ -97,6 +113,7 @@ def labels(config: Labels, inputs: Inputs, out: Path, context: Context) -> dict[
     return {
         "rows": len(rows),
         "corpus": taken,
+        "reserved": back,
         "people": {"kind": kind or None, "answers": len(given), "labels": len(made)},
         "dropped": dict(sorted(dropped.items())),
         "splits": dict(sorted(Counter(str(row.tags["split"]) for row in rows).items())),

@@ -26,7 +26,7 @@ class BundleConfig(Config):
     """Settings of the stage `bundle`."""
 
     policy: str = "starter"
-    """Path of a policy file, or `starter`. The file's content enters the artifact."""
+    """Path of a policy file, or `starter` or `public`, which are built in. The file's content enters the artifact."""
     system: str = ""
     """System prompt put before every conversation."""
     uncertified: Literal["refuse", "flag"] = "refuse"
@@ -57,9 +57,16 @@ class Bundle(Record):
     pii: bool = True
 
 
+BUILT_IN = {"starter": ("tutelage.starter", "policy.yaml"), "public": ("tutelage.guard", "public.yaml")}
+"""Policies that come with the house: the embedded world's, and one for what public label sets teach."""
+
+
 def policy_path(name: str) -> Path:
-    """Where a policy file is; `starter` is the one that comes with the embedded world."""
-    return Path(str(files("tutelage.starter") / "policy.yaml")) if name == "starter" else Path(name)
+    """Where a policy file is; a name of BUILT_IN, or a path."""
+    if name not in BUILT_IN:
+        return Path(name)
+    package, file = BUILT_IN[name]
+    return Path(str(files(package) / file))
 
 
 def fit(

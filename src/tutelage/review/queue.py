@@ -7,7 +7,7 @@ decided, and is told only after the answer is stored.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -65,6 +65,15 @@ def questions(categories: Sequence[str] = CATEGORIES) -> list[dict[str, Any]]:
         question("categories", "choices", "If so, in which way?", categories, required=False),
         question("note", "text", "A note for whoever reads this", required=False),
     ]
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Who a drawn decision is asked of, and what more is known of it."""
+
+    people: Sequence[str] = ()
+    """Ids of the persons whose places are reserved; empty: whoever comes."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -128,11 +137,13 @@ def open_reviews(
     double: float = 0.2,
     categories: Sequence[str] = CATEGORIES,
     roles: Sequence[str] = ("reviewer", "lead", "safety"),
+    asking: Mapping[str, Asking] | None = None,
     by: str = "system",
 ) -> Opened:
     """Keep the draws and open a task for each selected one; a share `double` is asked of two reviewers.
 
-    Sending the same draws again changes nothing. Which ones are doubled depends on the seed and the decision alone.
+    `asking` (by subject) reserves a task for certain people, each once, and adds to its meta. Sending the same draws
+    again changes nothing. Which ones are doubled depends on the seed and the decision alone.
     """
     where = tasks.make_project(
         store,
@@ -161,12 +172,14 @@ def open_reviews(
     )
     chosen = [each for each in draws if each.selected]
     shown = traffic.subjects(store, [each.subject for each in chosen])
+    asked = {each.subject: (asking or {}).get(each.subject, Asking()) for each in chosen}
     new = [
         tasks.NewTask(
             key=f"review/{each.subject}",
             kind="review",
             messages=shown[each.subject][0],
-            required=2 if chance(seed + 1, each.subject) < double else 1,
+            people=asked[each.subject].people,
+            required=len(asked[each.subject].people) or (2 if chance(seed + 1, each.subject) < double else 1),
             priority=10 if each.stream == "certainty" else 0,
             decision=each.subject,
             draw=each.stream,
@@ -176,6 +189,7 @@ def open_reviews(
                 "probability": each.probability,
                 "direction": shown[each.subject][1],
                 "stream": each.stream,
+                **asked[each.subject].meta,
             },
         )
         for each in chosen

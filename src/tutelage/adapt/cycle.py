@@ -31,7 +31,7 @@ from tutelage.adapt.release import (
 from tutelage.adapt.sources import Asked, Rows, Starter, Traffic
 from tutelage.core import refs
 from tutelage.core.artifact import Artifact
-from tutelage.core.config import Config
+from tutelage.core.config import Config, build
 from tutelage.core.errors import DataError, Refused
 from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, run_stage, stage
 from tutelage.evaluate.run import evaluate
@@ -84,7 +84,18 @@ class Cycle(Config):
 
 
 def _cost(config: Cycle, inputs: Mapping[str, Mapping[str, float]], machine: Machine) -> Cost:
-    return Cost(seconds=(5 * config.requests * 0.012 + 20) * machine.overhead, memory=5e8)
+    """Five weeks of requests with their reviews, guards trained again, three bundles examined and attacked."""
+    corpus, shape = inputs.get("corpus", {}), {**inputs.get("release", {}), "count": 3.0}
+    answers = config.reviews * (1.3 if config.traffic == "starter" else 6.0)
+    seconds = 5 * (config.requests * 0.012 + answers * 0.006) * machine.overhead + 4
+    for inner, given, sizes in (
+        (classifier_stage, config.train, {"labels": inputs.get("labels", {})}),
+        (evaluate, config.examine, {"of": shape, "corpus": corpus}),
+        (redteam, config.attack, {"targets": shape, "corpus": corpus}),
+    ):
+        assert inner.cost is not None
+        seconds += inner.cost(build(inner.config, given), sizes, machine).seconds
+    return Cost(seconds=seconds, memory=6e8)
 
 
 class Turn(NamedTuple):

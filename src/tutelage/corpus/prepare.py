@@ -21,10 +21,11 @@ from tutelage.core.config import Config
 from tutelage.core.errors import DataError
 from tutelage.core.records import Example, Message, Preference, read_jsonl, write_jsonl
 from tutelage.core.stage import Context, Cost, Inputs, Machine, stage
+from tutelage.corpus.catalog import Entry, entry
 from tutelage.corpus.clean import FILTERS, Drops, Filter, Text, clean, improbable
 from tutelage.corpus.decontaminate import Contamination, HeldOut
 from tutelage.corpus.dedup import exact, exact_key, near, words_of
-from tutelage.corpus.forms import KINDS
+from tutelage.corpus.forms import KINDS, Items
 from tutelage.corpus.mix import mix
 from tutelage.corpus.read import Reading, Source, fingerprint, gives, read
 from tutelage.corpus.report import (
@@ -104,11 +105,22 @@ class Prepare(Config):
 
 
 def _cost(config: Prepare, sizes: Mapping[str, Mapping[str, float]], machine: Machine) -> Cost:
-    starter = any(each.scheme == "starter" for each in config.sources)
-    characters = 4.2e6 * config.scale if starter else float(config.characters or 40e6)
-    rows = 1.6e4 * config.scale if starter else 3e3 * len(config.sources)
-    made = {"characters": characters, "dialogues": 9e3 * config.scale if starter else rows}
+    """From what was seen: the town, or public sets at their limits of some thousand rows each."""
+    if any(each.scheme == "starter" for each in config.sources):
+        characters, rows, made = 4.2e6 * config.scale, 1.6e4 * config.scale, {"dialogues": 9e3 * config.scale}
+    else:
+        characters, most = float(config.characters or 40e6), config.rows or 1 << 31
+        rows = sum(min(5e3, 3.0 * most) for _ in config.sources)
+        made = {"dialogues": 0.26 * rows, "labels": 0.12 * rows, "cells": 1.0, "item_tokens": 130.0}
+        made["suites"] = float(sum(each.scheme == "catalog" and _examines(entry(each.name)) for each in config.sources))
+    made["characters"] = characters
     return Cost(seconds=0.5 + 1.6e-6 * characters + 1e-4 * rows, memory=2e8 + 30 * characters, sizes=made)
+
+
+def _examines(known: Entry) -> bool:
+    """Whether a set brings questions that models are examined on."""
+    tasks = {form.task for form in known.forms if isinstance(form, Items)}
+    return bool(tasks - {"goal", "benign", "pair", "audit"})
 
 
 @stage(makes="corpus", config=Prepare, cost=_cost)

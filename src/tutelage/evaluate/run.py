@@ -97,12 +97,15 @@ def summarise(
 
 
 def _cost(config: Evaluate, sizes: Mapping[str, Mapping[str, float]], machine: Machine) -> Cost:
-    """About 40 suite-and-cell pairs; a prompt and its answer are some 60 tokens, 2N operations each, at a third of
-    the machine's best rate (short batches)."""
+    """Suite-and-cell pairs by items by targets; 2N operations for each token of prompts and answers, at a third of the
+    machine's best rate (short batches)."""
     parameters = max((each.get("parameters", 0.0) for each in sizes.values()), default=0.0) or 1.6e6
-    items = 40.0 * (config.items or 300)
-    seconds = 6 * items * (60 * 2 * parameters / (machine.gemm / 3) + 0.0004) * machine.overhead + 4
-    return Cost(seconds=seconds, memory=16 * parameters + 3e8, tokens=6 * items * 60)
+    corpus, targets = sizes.get("corpus", {}), sizes.get("of", {}).get("count", 6.0)
+    suites = float(len(config.only)) or corpus.get("suites", 8.0)
+    items = suites * corpus.get("cells", 5.0) * (config.items or 300)
+    tokens = corpus.get("item_tokens", 60.0)
+    seconds = targets * items * (tokens * 2 * parameters / (machine.gemm / 3) + 0.0004) * machine.overhead + 4
+    return Cost(seconds=seconds, memory=16 * parameters + 3e8, tokens=targets * items * tokens)
 
 
 @stage(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -23,6 +23,8 @@ from tutelage.generate.generator import Sampling
 from tutelage.starter import people as starter
 from tutelage.store import people
 from tutelage.store.engine import Store
+from tutelage.tokens.chat import encode_dialogue
+from tutelage.tokens.tokenizer import load
 
 GUIDELINE = """
 # What you judge
@@ -92,7 +94,8 @@ class Collect(Config):
 def collect_cost(config: Collect, inputs: Mapping[str, Mapping[str, float]], machine: Machine) -> Cost:
     """Drawing responses, and answering over HTTP at about two milliseconds an answer."""
     if config.people == "replayed":
-        return Cost(seconds=2 + config.comparisons * 5 * 0.003 * machine.overhead)
+        seconds = (2 + config.comparisons * (4 * 0.003 + 0.01)) * machine.overhead  # four people a comparison
+        return Cost(seconds=seconds, sizes={"tasks": config.comparisons})
     tokens = config.prompts * config.samples * config.max_tokens
     flops = tokens * inputs.get("model", {}).get("flops_per_token", 2.6e6)
     answers = config.prompts * config.per_task if config.people == "simulated" else 0
@@ -243,14 +246,32 @@ def _pools(config: Collect, inputs: Inputs, context: Context) -> tuple[list[cand
 # recorded people
 
 
+def _readable(rows: Iterable[Preference], inputs: Inputs) -> tuple[list[Preference], int]:
+    """Comparisons with named people that fit into the model's context, and how many do not: nothing could be learned
+    from an answer about a text that the model cannot read to its end."""
+    named = [row for row in rows if row.tags.get("people")]
+    if not inputs.model:
+        return named, 0
+    shape = json.loads(inputs.model[0].file("config.json").read_text(encoding="utf-8"))
+    tokenizer, longest = load(inputs.model[0].path), int(shape.get("max_position_embeddings", 1 << 31))
+
+    def fits(row: Preference) -> bool:
+        every = (Example(messages=(*row.prompt, candidate)) for candidate in row.candidates)
+        return all(len(encode_dialogue(each, tokenizer)[0]) <= longest for each in every)
+
+    kept = [row for row in named if fits(row)]
+    return kept, len(named) - len(kept)
+
+
 def _replay(config: Collect, inputs: Inputs, base: str, context: Context) -> dict[str, Any]:
     source = inputs.corpus.file("comparisons.jsonl")
-    chosen = replayed.choose(read_jsonl(source, Preference), config.comparisons, config.sources, config.seed)
+    fit, left_out = _readable(read_jsonl(source, Preference), inputs)
+    chosen = replayed.choose(fit, config.comparisons, config.sources, config.seed)
     if not chosen:
         raise DataError("no comparison with named people to replay", file=source, todo="See collect.sources")
     summary: dict[str, Any] = {
         "tasks": [], "projects": [], "people": "replayed", "per_task": 1, "expected": 0, "receipts": {},
-        "candidates": sum(len(each.candidates) for each in chosen),
+        "candidates": sum(len(each.candidates) for each in chosen), "too_long": left_out,
     }  # fmt: skip
     for name in sorted({each.source for each in chosen}):
         rows = [each for each in chosen if each.source == name]

@@ -116,7 +116,7 @@ def _lesser(
 
 
 def _cost(config: BundleConfig, sizes: Mapping[str, Mapping[str, float]], machine: Machine) -> Cost:
-    return Cost(seconds=0.5 * machine.overhead, memory=300e6)
+    return Cost(seconds=0.5 * machine.overhead, memory=300e6, sizes=dict(sizes.get("model", {})))
 
 
 @stage(

@@ -180,7 +180,8 @@ def reward(config: Reward, inputs: Inputs, out: Path, context: Context) -> dict[
     tuned_on = splits["validation"] or train
     scores = {split: score_rows(model.reward, rows) for split, rows in splits.items()}
     fitting = calibrate(tuned_on, score_rows(model.reward, tuned_on), scores["train"])
-    report = examine(held_out, score_rows(model.reward, held_out), fitting)
+    asked, others = by_kind(held_out)
+    report = examine(asked, score_rows(model.reward, asked), fitting)
     save(model.reward, out, inputs.model.path)
     keep_logs(context.work, out)
     calibration = {**fitting, "ece": report["ece"], "people": dict(zip(names, _offsets(model), strict=True))}
@@ -191,9 +192,29 @@ def reward(config: Reward, inputs: Inputs, out: Path, context: Context) -> dict[
         "rows": {split: len(rows) for split, rows in splits.items()},
         "dropped": dropped,
         "loss": fitted.last.get("loss"),
+        "people": sorted({str(row.preference.tags.get("people", "")) for row in asked}),
         **report,
         "ceiling": _ceiling(inputs.preferences),
+        "unnamed": _accuracy(others, score_rows(model.reward, others)),
     }
+
+
+UNNAMED = "unnamed"
+"""Mark of comparisons that came with a verdict and nobody's name: learned from, and counted by themselves."""
+
+
+def by_kind(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Rows of the people who were asked, whose agreement sets the ceiling, and unnamed ones; never pooled. The first
+    are all rows where nobody was asked."""
+    asked = [row for row in rows if row.preference.tags.get("people") != UNNAMED]
+    if not asked:
+        return list(rows), []
+    return asked, [row for row in rows if row.preference.tags.get("people") == UNNAMED]
+
+
+def _accuracy(rows: Sequence[Row], scores: Sequence[np.ndarray]) -> Any:
+    pairs = decided(rows, scores)
+    return plain(rate((pairs.gaps > 0).astype(float).tolist(), pairs.clusters))
 
 
 def _offsets(model: Panel) -> list[float]:

@@ -55,12 +55,16 @@ class Redteam(Config):
 
 
 def _cost(config: Redteam, sizes: Mapping[str, Mapping[str, float]], machine: Machine) -> Cost:
-    """Ten rules x families x queries, twins, pairs and letters on two targets, some 70 tokens each."""
+    """Ten rules x families x queries, twins, pairs and letters on each target, some tokens each."""
     parameters = max((each.get("parameters", 0.0) for each in sizes.values()), default=0.0) or 1.6e6
     asked = 10 * config.goals * len(config.families) * config.queries * 0.8 + 8 * config.written + config.benign
     asked += 8 * config.pairs + config.letters * (1 + len(config.languages))
-    seconds = 2 * asked * (70 * 2 * parameters / (machine.gemm / 3) + 0.0006) * machine.overhead + 6
-    return Cost(seconds=seconds, memory=16 * parameters + 4e8, tokens=140 * asked)
+    asked += 3 * config.stereotypes
+    tokens = sizes.get("corpus", {}).get("item_tokens", 60.0) + 10
+    each = tokens * 2 * parameters / (machine.gemm / 3) + 0.0006
+    targets = sizes.get("targets", {}).get("count", 2.0)
+    seconds = targets * asked * each * machine.overhead + 6
+    return Cost(seconds=seconds, memory=16 * parameters + 4e8, tokens=targets * tokens * asked)
 
 
 class _Run:

@@ -23,8 +23,8 @@ from tutelage.recipe import Recipe, Section, WatchConfig, each_of
 WATCHED = ("pretrain", "finetune", "rlhf", "dpo")
 """The stages whose model is examined while it trains."""
 
-HORIZONS = ("steps", "iterations")
-"""Keys that say how long a training stage learns: what a budget shortens or lengthens."""
+HORIZONS = {"pretrain": "steps", "finetune": "steps", "reward": "steps", "rlhf": "iterations", "dpo": "steps"}
+"""Stage -> the key that says how long it learns: what a budget shortens or lengthens."""
 
 
 class PlannedStage(Record):
@@ -130,8 +130,9 @@ def _fit_budget(recipe: Recipe, machine: Machine) -> dict[str, dict[str, Any]]:
     """Scale all horizons by one factor so that the prediction meets the budget. Raises ConfigError if nothing fits."""
     budget = recipe.budget or 0.0
     horizons = {
-        name: {key: getattr(section.config, key) for key in HORIZONS if getattr(section.config, key, None)}
+        name: {key: getattr(section.config, key) for key in (HORIZONS[section.stage.name],)}
         for name, section in recipe.sections.items()
+        if section.stage.name in HORIZONS
     }
 
     def scaled(factor: float) -> dict[str, dict[str, Any]]:

@@ -7,6 +7,7 @@ ever after, whatever the machine measures later and whatever else is planned or 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -155,7 +156,7 @@ def _fit_budget(recipe: Recipe, machine: Machine) -> dict[str, dict[str, Any]]:
     for _ in range(30):
         middle = (low + high) / 2
         low, high = (middle, high) if seconds(middle) <= budget else (low, middle)
-    return scaled(round(low, 4))
+    return scaled(math.floor(low * 1e4) / 1e4)  # rounded up it could step over the budget
 
 
 # what is made already

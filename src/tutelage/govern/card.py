@@ -66,6 +66,12 @@ def _table(head: list[str], rows: list[list[object]]) -> list[str]:
     return lines + ["| " + " | ".join(_cell(value) for value in row) + " |" for row in rows]
 
 
+def _people(artifact: Artifact) -> str:
+    """Whose words an artifact holds, as its stage stated it."""
+    said = artifact.metrics.get("people")
+    return str((said.get("kind") if isinstance(said, Mapping) else said) or "nobody's")
+
+
 def model_card(root: Root, artifact: Artifact) -> str:
     """The card as Markdown: origin, data and licences, people, figures with intervals, attacks, limits.
 
@@ -88,7 +94,7 @@ def model_card(root: Root, artifact: Artifact) -> str:
     lines += [*_table(["corpus", "figure", "value"], rows[:40]), ""]
     lines += ["## People", ""]
     rows = [
-        [each.kind, each.id[:12], "simulated" if each.manifest.simulated else "see kinds in the artifact",
+        [each.kind, each.id[:12], "simulated" if each.manifest.simulated else _people(each),
          (each.manifest.store or {}).get("watermark", "")]
         for each in people
     ]  # fmt: skip

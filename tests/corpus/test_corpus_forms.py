@@ -102,3 +102,20 @@ def test_rankings_and_scores_of_many():
     made = form.make({"prompt": "P", "list": rated}, 1, TAGS)
     assert made.scores == (-1, -30)
     assert [(each["person"], each["scores"]) for each in made.tags["people"]] == [("r1", [-1, -25]), ("r2", [-1, None])]
+
+
+def test_counted_votes_become_anonymous_slots() -> None:
+    form = Labels(
+        categories={"hate": "{votes.hate}/{votes.all}", "harassment": "{votes.rude}/{votes.all}"},
+        votes={"votes.hate": {"hate": 1}, "votes.rude": {"harassment": 1}, "votes.none": {}},
+    )
+    rows = [
+        form.make({"text": "t", "votes": {"hate": 1, "rude": 2, "none": 1, "all": 4}}, at, TAGS | {"id": f"s/{at}"})
+        for at in range(20)
+    ]
+    said = [{(each["person"], each["category"]): each["value"] for each in row.tags["people"]} for row in rows]
+    for each in said:
+        assert {person for person, _ in each} == {f"slot {number}" for number in (1, 2, 3, 4)}
+        assert sum(value for (_, name), value in each.items() if name == "hate") == 1
+        assert sum(value for (_, name), value in each.items() if name == "harassment") == 2
+    assert len({str(each) for each in said}) > 4, "a slot says nothing about who voted"

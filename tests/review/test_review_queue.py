@@ -96,3 +96,14 @@ def test_the_strictest_decision_of_a_request_counts(store: Store) -> None:
     rows = traffic.decisions(store, direction="output", action="redact")
     inputs = traffic.decisions(store, requests=[rows[0].request], direction="input")
     assert found[inputs[0].id].action == "redact"
+
+
+def test_a_task_may_be_reserved_for_those_who_know_it(store: Store) -> None:
+    drawn = draw(queue.subjects(store), seed=1, budget=12)
+    first, second = [people.create(store, name, kind="replayed", roles=("reviewer",)) for name in ("one", "two")]
+    chosen = [each.subject for each in drawn if each.selected]
+    asking = {id: queue.Asking((first.id, second.id), {"licence": "not-stated"}) for id in chosen[:2]}
+    asking |= {id: queue.Asking((second.id,)) for id in chosen[2:]}
+    queue.open_reviews(store, drawn, seed=1, asking=asking)
+    assert len(api.claim(store, first, api.Claim(project="review", count=50)).items) == 2
+    assert len(api.claim(store, second, api.Claim(project="review", count=50)).items) == len(chosen)

@@ -138,8 +138,8 @@ class Rows:
     """Labelled rows that several people judged, sent as requests; their recorded votes review them.
 
     The rows are those the stage `labels` kept in reserve: no guard has learned from them or was certified on them, and
-    none is of a test split, because what is reviewed is learned from. The first source is the baseline and the quiet
-    week; the others together are the new crowd.
+    none is of a test split, because what is reviewed is learned from. Sources that the guards know a part of are the
+    baseline and the quiet week; those kept back as a whole are the new crowd.
     """
 
     people: Literal["simulated", "replayed"] = "replayed"
@@ -149,7 +149,7 @@ class Rows:
         shares = dict(labels.config.get("reserve") or {})
         if not shares:
             raise DataError("the labels keep no rows in reserve to be asked", key="labels.reserve")
-        self.corpus, self.seed = corpus, seed
+        self.corpus, self.seed, self._shares = corpus, seed, shares
         kept = int(labels.config.get("seed", 0))
         rows = [
             row
@@ -195,17 +195,18 @@ class Rows:
         )
 
     def weeks(self, requests: int) -> Weeks:
-        """Two weeks of the first source, then a new crowd. Raises DataError where there are too few rows."""
-        known, *others = self._sources
-        first, new = self._sources[known], [each for name in others for each in self._sources[name]]
-        if not new:
-            raise DataError("a second source is needed for the week of a new crowd", key="labels.reserve")
-        seeded("crowd", self.seed).shuffle(new)
-        for rows in (first, new):
+        """Two weeks of what the guards know, then a new crowd. Raises DataError where there are too few rows."""
+        groups: dict[bool, list[Asked]] = {False: [], True: []}
+        for name in sorted(self._sources):
+            groups[self._shares[name] >= 1] += self._sources[name]
+        for unknown, rows in groups.items():
             if len(rows) < 2 * requests:
+                whose = "of sources that no guard knows (share 1)" if unknown else "of sources that the guards know"
                 todo = f"Set cycle.requests to at most {len(rows) // 2}, or keep more in labels.reserve"
-                message = f"two weeks of {requests} requests are needed, {len(rows)} rows of {rows[0].source} are there"
+                message = f"two weeks of {requests} requests are needed, there are {len(rows)} rows {whose}"
                 raise DataError(message, key="cycle.requests", todo=todo)
+            seeded("crowd", self.seed).shuffle(rows)
+        first, new = groups[False], groups[True]
         return Weeks(
             baseline=("1", first[:requests]),
             later=[("2", first[requests : 2 * requests]), ("3", new[:requests])],

@@ -261,7 +261,7 @@ def matrix(
     caption: str,
     corner: str = "",
 ) -> str:
-    """A heat map as a table: each cell prints its figure and is shaded in eleven steps, `h0` to `h10`."""
+    """A heat map as a table: each cell prints its figure and below it its title, shaded in eleven steps, `h0` to `h10`."""
     head = "".join(f'<th scope="col">{escape(c)}</th>' for c in columns)
     body = []
     for row in rows:
@@ -273,7 +273,8 @@ def matrix(
                 continue
             defined = cell.value is not None and math.isfinite(cell.value)
             step = f"h{round(10 * min(1.0, max(0.0, cell.value or 0.0)))}" if defined else "undefined"
-            line_.append(f'<td class="{step}" title="{escape(cell.title)}">{escape(cell.text)}</td>')
+            below = f'<span class="sub">{escape(cell.title)}</span>' if cell.title else ""
+            line_.append(f'<td class="{step}">{escape(cell.text)}{below}</td>')
         body.append(f"<tr>{''.join(line_)}</tr>")
     return (
         f'<p class="small soft">{escape(caption)}</p>'

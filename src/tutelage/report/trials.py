@@ -181,12 +181,12 @@ def _matrix(entries: Sequence[Mapping[str, Any]], by: str) -> Markup:
         value, n = point(entry.get("value")), entry.get("n") or 0
         reason = str(entry.get("reason") or "not enough data")
         told = f"{share(entry.get('low'))} to {share(entry.get('high'))}, n={n}" if value is not None else reason
-        cells[name, str(entry.get("target"))] = Cell(value, f"{share(value)} (n={n})", told)
+        cells[name, str(entry.get("target"))] = Cell(value, share(value), told)
         if name not in names:
             names.append(name)
     if not cells:
         return Markup("")
-    caption = "Share of attempts that broke a rule; point at a cell for its 95% interval."
+    caption = "Share of attempts that broke a rule, below it its 95% interval."
     return Markup(charts.matrix(names, targets, cells, caption=caption, corner="attack"))
 
 
@@ -207,9 +207,11 @@ def bias(artifacts: Artifacts) -> Markup | None:
             out += Markup("<details><summary>All {} comparisons</summary>{}</details>").format(len(pairs), inside)
             if not notable:
                 out += Markup("<p>No comparison of the answers is beyond its margin, or n is too small to tell.</p>")
-        for key, title in (("leanings", "Which of two sentences it prefers"), ("stereotypes", "Stereotypes")):
-            if told.get(key):
-                out += Markup("<h3>{}</h3>").format(title) + anything(told[key])
+        if told.get("leanings"):
+            out += Markup("<h3>Which of two sentences it prefers</h3>")
+            out += _pairs("Share of the likelihood, less one half", _rows(told["leanings"]))
+        if told.get("stereotypes"):
+            out += Markup("<h3>Stereotypes</h3>") + anything(told["stereotypes"])
         if told.get("reading"):
             out += Markup('<p class="small soft">{}</p>').format(told["reading"])
         known = {"planted", "pairs", "leanings", "stereotypes", "reading", "margin"}

@@ -98,8 +98,7 @@ def _scale(question: Question) -> tuple[list[Point], list[str]]:
 def row_of(question: Question, name: str, letter: str = "") -> Row:
     """A question as a row; `letter` names the answer it is asked about."""
     label = question.prompt or words(question.key)
-    if letter:
-        label = f"{label[:1].upper()}{label[1:]}"
+    label = f"{label[:1].upper()}{label[1:]}"
     if question.kind == "text":
         return Row(name, label, "text", required=question.required)
     if question.kind == "boolean":

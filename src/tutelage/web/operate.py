@@ -79,7 +79,7 @@ def look_at_traffic(store: Any, since: int, until: int, buckets: int = 24) -> Tr
         categories=[(name, n) for name, n in withheld.most_common(12) if name],
         median_ms=quantile(latencies, 0.5),
         slow_ms=quantile(latencies, 0.95),
-        chart=Markup(charts.line(lines, title="Requests per hour slot", x_label="hours from now", zero=True)),
+        chart=Markup(charts.line(lines, title="Requests per hour", x_label="hours from now", zero=True)),
         thumbs=(
             sum(1 for each in said if each.kind == "thumb" and (each.value or 0) > 0),
             sum(1 for each in said if each.kind == "thumb" and (each.value or 0) < 0),

@@ -57,7 +57,7 @@ def plots(found: Sequence[Estimate]) -> Markup:
                 )
             )
         title = f"{metric.replace('_', ' ').capitalize()} by week"
-        drawn = Markup(charts.line(lines, title=title, x_label="week", zero=True))
+        drawn = Markup(charts.line(lines, title=title, x_label="in the order of the table", zero=True))
         out += Markup('<div class="card">{}</div>').format(drawn)
     return Markup('<div class="grid">{}</div>').format(out)
 

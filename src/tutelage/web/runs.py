@@ -74,7 +74,7 @@ def _state(name: str, events: list[Event], planned: float | None) -> StageState:
         eta=moving.eta if moving and not ended else None,
         seconds=last.at - events[0].at if last and kind != "skip" else None,
         planned=planned,
-        figures=dict(moving.figures) if moving else {},
+        figures={k: v for k, v in moving.figures.items() if not isinstance(v, str)} if moving else {},
         text=last.text if last and last.kind in ("fail", "wait", "done", "skip") else "",
         notes=tuple(event.text for event in events if event.kind == "note")[-12:],
     )

@@ -239,7 +239,7 @@ def question(**fields: Any) -> Question:
 
 
 def test_rows_of_every_kind_of_question() -> None:
-    scale = forms.row_of(question(kind="scale", scale=(0, 10), per_candidate=True), "score:q:0", "A")
+    scale = forms.row_of(question(kind="scale", scale=(0, 10), per_candidate=True), "score:q:0")
     assert [point.key for point in scale.points] == [*map(str, range(10)), ""]
     wide = forms.row_of(question(kind="scale", scale=(-25, 0)), "value:q")
     assert [point.value for point in wide.points] == ["-25", "-12.5", "0"]

@@ -261,7 +261,7 @@ def matrix(
     caption: str,
     corner: str = "",
 ) -> str:
-    """A heat map as a table: each cell prints its figure and below it its title, shaded in eleven steps, `h0` to `h10`."""
+    """A heat map as a table: each cell prints its figure and its title, shaded in eleven steps, `h0` to `h10`."""
     head = "".join(f'<th scope="col">{escape(c)}</th>' for c in columns)
     body = []
     for row in rows:

@@ -95,8 +95,8 @@ def _scale(question: Question) -> tuple[list[Point], list[str]]:
     return points, anchors
 
 
-def row_of(question: Question, name: str, letter: str = "") -> Row:
-    """A question as a row; `letter` names the answer it is asked about."""
+def row_of(question: Question, name: str) -> Row:
+    """A question as a row."""
     label = question.prompt or words(question.key)
     label = f"{label[:1].upper()}{label[1:]}"
     if question.kind == "text":
@@ -126,7 +126,7 @@ def view(item: Item) -> View:
             points.append(Point(UNRANKABLE, "not rankable", "0"))
             rows.append(Row(f"tier:{shown.no}", "Rank (1 is best, same number = tie)", "one", points))
         if item.kind not in ("ranking", "pair"):
-            rows += [row_of(q, f"score:{q.key}:{shown.no}", letter) for q in item.questions if q.per_candidate]
+            rows += [row_of(q, f"score:{q.key}:{shown.no}") for q in item.questions if q.per_candidate]
         candidates.append(Candidate(shown.no, letter, shown.content, rows, FLAGS if ranked else ()))
     whole = [row_of(q, f"value:{q.key}") for q in item.questions if not q.per_candidate]
     if item.kind == "rewrite":

@@ -202,6 +202,8 @@ def _section(name: str, given: Any, names: list[str], file: Path | None, default
             todo = f"Add a section {spec.default!r}, or name one: `{key}: {spec.kinds[0]}:<id>`"
             raise ConfigError("this input has no source", file=file, key=f"{name}.{key}", todo=todo)
     known = {key: value for key, value in defaults.items() if key in stage.config.model_fields}
+    if "called" in stage.config.model_fields:  # figures bear the names of the recipe
+        known["called"] = [each if each in names else "" for each in each_of(sources.get("of"))]
     fields = set(stage.config.model_fields) | set(stage.inputs)
     for key in values:
         if key not in fields:

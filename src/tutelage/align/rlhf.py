@@ -49,15 +49,15 @@ class Rlhf(Training):
     the control that must fail."""
     judge_score: str = ""
     """Which of that judge's scores is the reward; empty when it has only one."""
-    iterations: int = Field(default=12, ge=1)
+    iterations: int = Field(default=10, ge=1)
     """Times that answers are sampled."""
-    prompts: int = Field(default=96, ge=1)
-    """Prompts per iteration."""
+    prompts: int = Field(default=256, ge=1)
+    """Prompts per iteration. Few make a gradient that is mostly chance, and the optimizer takes full steps along it."""
     group: int = Field(default=1, ge=1)
     """Answers per prompt; GRPO needs at least 2."""
     epochs: int = Field(default=2, ge=1)
     """Passes over an iteration's answers."""
-    minibatches: int = Field(default=2, ge=1)
+    minibatches: int = Field(default=1, ge=1)
     """Optimizer steps per pass."""
     max_tokens: int = Field(default=24, ge=1)
     """Longest answer."""
@@ -81,7 +81,7 @@ class Rlhf(Training):
     """Divide by a group's deviation (GRPO)."""
     families: tuple[str, ...] = ()
     """Take prompts of these families of dialogues only; empty for all."""
-    matrix_rate: float = Field(default=0.001, gt=0)
+    matrix_rate: float = Field(default=0.0015, gt=0)
     """Learning rate of the matrices inside the layers (Muon)."""
     embedding_rate: float = Field(default=0.0003, gt=0)
     """Learning rate of embeddings and heads (AdamW)."""
@@ -212,7 +212,7 @@ def _scorer(config: Rlhf, inputs: Inputs, context: Context) -> Scorer:
     if inputs.reward is None:
         raise NotFound("an input is missing", key="rlhf.reward", todo="Name a reward, or a `judge`")
     judge = RewardJudge(inputs.reward.path)
-    return lambda answers: judge.score([answer.ids for answer in answers])
+    return lambda answers: judge.score([answer.ids for answer in answers], [len(answer.tokens) for answer in answers])
 
 
 def _judged(judge: Judge, key: str | None) -> Scorer:

@@ -23,9 +23,10 @@ from pydantic import Field, field_validator
 from tutelage.core.artifact import file_hash
 from tutelage.core.config import Config
 from tutelage.core.errors import DataError, LicenceError, MissingExtra, NotFound
-from tutelage.core.records import Document, Example, Preference
+from tutelage.core.records import Document, Example, Preference, digest
 from tutelage.corpus.catalog import CATALOG, Entry, Licence, entry
 from tutelage.corpus.forms import AnyForm, Dialogues, Documents, Items, Kind, Produced, Row
+from tutelage.starter.material import HERE
 
 ENDINGS = (".jsonl", ".txt", ".md", ".parquet")
 PACKED = ("", ".gz", ".zst")
@@ -111,7 +112,13 @@ def files_of(source: Source, mirror: str) -> list[Path]:
 
 
 def fingerprint(source: Source, mirror: str) -> dict[str, str]:
-    """sha256 of every local file of a source, by name; equal data gives an equal fingerprint wherever it lies."""
+    """sha256 of every local file of a source, by name; equal data gives an equal fingerprint wherever it lies.
+
+    The starter world is written by its generator: another line or another rule in it is another corpus.
+    """
+    if source.scheme == "starter":
+        parts = sorted(path for path in HERE.rglob("*") if path.suffix in (".py", ".yaml", ".jsonl"))
+        return {"starter": digest([_hash(path, path.stat().st_mtime_ns, path.stat().st_size) for path in parts])}
     found = {}
     for path in files_of(source, mirror):
         state = path.stat()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,10 @@ class Evaluate(Config):
     """Suites to ask; empty asks all of the corpus."""
     max_tokens: dict[str, int] = Field(default_factory=dict)
     """Tokens an answer may take, by kind, where it shall differ from the default."""
+    best_of: int = Field(0, ge=0)
+    """Examine also the best of so many answers, by the reward model's word, of the model it began from; 0 does not."""
+    called: tuple[str, ...] = ()
+    """What to call the targets, in the order of `of`; a recipe fills in the names of its sections."""
     controls: int = Field(60, ge=0)
     """Items per suite for the untrained model, which must stay at chance; 0 leaves the control out."""
     resamples: int = Field(200, ge=50)
@@ -119,8 +124,9 @@ def _cost(config: Evaluate, sizes: Mapping[str, Mapping[str, float]], machine: M
             help="What to examine, in the order of its making.",
         ),
         "corpus": Input(kind="corpus", default="prepare", help="Where the items stand, and the rows for baselines."),
+        "reward": Input(kind="reward", default="reward", optional=True, help="Chooses the best of several answers."),
     },
-    version=2,
+    version=3,
     cost=_cost,
 )
 def evaluate(config: Evaluate, inputs: Inputs, out: Path, context: Context) -> dict[str, Any]:
@@ -137,10 +143,15 @@ def evaluate(config: Evaluate, inputs: Inputs, out: Path, context: Context) -> d
     items = [item for suite in chosen for item in suite.items]
     if not items:
         raise DataError("the corpus holds no examination items of these suites", file=corpus.file("items.jsonl"))
-    called = names(inputs.of)
+    called = [given or found for given, found in zip_longest(config.called[: len(inputs.of)], names(inputs.of))]
+    targets = [
+        (name, each.ref, refs.open(each.ref, context.root)) for name, each in zip(called, inputs.of, strict=True)
+    ]
+    if config.best_of > 1 and inputs.reward:
+        targets.append(_best_of(config.best_of, inputs.reward, dict(zip(called, inputs.of, strict=True)), context))
     log = AnswerLog(context.work / "answers.jsonl")
     control = _control_items(chosen, config) if config.controls else []
-    total = len(items) * len(called) + len(control)
+    total = len(items) * len(targets) + len(control)
     done = 0
 
     def step(count: int) -> None:
@@ -150,13 +161,12 @@ def evaluate(config: Evaluate, inputs: Inputs, out: Path, context: Context) -> d
         context.say.progress(done, total, unit="answers")
 
     results: list[Result] = []
-    for name, artifact in zip(called, inputs.of, strict=True):
-        generator: Generator = refs.open(artifact.ref, context.root)
+    for name, ref, generator in targets:
         results += examine(
             generator,
             items,
             target=name,
-            target_id=artifact.ref,
+            target_id=ref,
             log=log,
             max_tokens={**MAX_TOKENS, **config.max_tokens},
             step=step,
@@ -168,10 +178,20 @@ def evaluate(config: Evaluate, inputs: Inputs, out: Path, context: Context) -> d
     if control:
         found["controls"] += _untrained(control, inputs.of, called, context, log, step)
     found["left_out"] = faults(every)
-    found["targets"] = [{"target": name, "id": each.ref} for name, each in zip(called, inputs.of, strict=True)]
+    found["targets"] = [{"target": name, "id": ref} for name, ref, _ in targets]
     write_jsonl(out / "results.jsonl", results)
     (out / "summary.json").write_text(json.dumps(found, indent=1, sort_keys=True, ensure_ascii=False), encoding="utf-8")
     return headline(found)
+
+
+def _best_of(n: int, reward: Artifact, known: Mapping[str, Artifact], context: Context) -> tuple[str, str, Generator]:
+    """The plainest use of a reward model beside reinforcement: the model it began from, answering n times."""
+    from tutelage.judge.reward import BestOf, RewardJudge
+
+    base = str(reward.manifest.inputs["model"])
+    name = next((each for each, artifact in known.items() if artifact.ref == base), "base")
+    chosen = BestOf(refs.open(base, context.root), RewardJudge(reward.path), n)
+    return f"{name}, best of {n}", f"best-of-{n}:{base}+{reward.id}", chosen
 
 
 def _control_items(chosen: Sequence[Suite], config: Evaluate) -> list[Example]:

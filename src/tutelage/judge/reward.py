@@ -45,9 +45,9 @@ class Reward(Training):
     """Judged prompts per optimizer step."""
     steps: int = Field(default=60, ge=1)
     """Optimizer steps."""
-    matrix_rate: float = Field(default=0.005, gt=0)
+    matrix_rate: float = Field(default=0.001, gt=0)
     """Learning rate of the matrices inside the layers (Muon)."""
-    embedding_rate: float = Field(default=0.003, gt=0)
+    embedding_rate: float = Field(default=0.001, gt=0)
     """Learning rate of embeddings and the scoring head (AdamW)."""
     scalar_rate: float = Field(default=0.001, gt=0)
     """Learning rate of norms and biases (AdamW)."""
@@ -61,11 +61,19 @@ class Reward(Training):
     """Log of Davidson's tie parameter."""
     listwise: bool = False
     """Plackett-Luce for full orders without ties, instead of Davidson's pairs."""
+    likelihood: float = 1.0
+    """What an answer's likelihood under the trunk counts at the start (reward per nat and token); then learned."""
+
+
+def trailing(mask: Sequence[bool] | np.ndarray) -> int:
+    """How many places are marked at the end: the last answer's tokens, when the mask marks what assistants say."""
+    marked = np.asarray(mask, bool)[::-1]
+    return len(marked) if marked.all() else int(marked.argmin())
 
 
 @dataclass(frozen=True)
 class Row:
-    """A preference as token ids: one segment per candidate, prompt included; `prompt` counts the shared tokens."""
+    """A preference as token ids: one segment per candidate, prompt included."""
 
     preference: Preference
     segments: tuple[np.ndarray, ...]
@@ -74,6 +82,11 @@ class Row:
     @property
     def size(self) -> int:
         return sum(len(segment) for segment in self.segments)
+
+    @property
+    def answered(self) -> list[int]:
+        """Tokens of each candidate."""
+        return [trailing(mask) for mask in self.masks]
 
     @property
     def cluster(self) -> str:
@@ -113,23 +126,27 @@ class Panel(nn.Module):
         self.reward = reward
         self.offsets = nn.Parameter(torch.zeros(people)) if people else None
 
-    def forward(self, ids: Tensor, *, lengths: Sequence[int] | None = None) -> Tensor:
-        return self.reward(ids, lengths=lengths)  # type: ignore[no-any-return]
+    def forward(
+        self, ids: Tensor, *, lengths: Sequence[int] | None = None, answered: Sequence[int] | None = None
+    ) -> Tensor:
+        return self.reward(ids, lengths=lengths, answered=answered)  # type: ignore[no-any-return]
 
 
 def collate(rows: Sequence[Row], people: Mapping[str, int] | None = None) -> PreferenceBatch:
     """A micro-batch of judged prompts."""
     segments: list[np.ndarray] = []
     judged: list[Judged] = []
+    answered: list[int] = []
     for row in rows:
         first, preference = len(segments), row.preference
         segments += row.segments
+        answered += row.answered
         tiers = tuple(tuple(first + candidate for candidate in tier) for tier in preference.tiers)
         scores = tuple((first + i, score) for i, score in enumerate(preference.scores) if score is not None)
         person = (people or {}).get(str(preference.tags.get("person")), -1)
         judged.append(Judged(tiers, scores, preference.weight, person))
     ids, lengths = lay(segments)
-    return PreferenceBatch(ids=ids, lengths=lengths, judged=tuple(judged))
+    return PreferenceBatch(ids=ids, lengths=lengths, judged=tuple(judged), answered=tuple(answered))
 
 
 def reward_cost(config: Reward, inputs: Mapping[str, Mapping[str, float]], machine: Machine) -> Cost:
@@ -147,6 +164,7 @@ def reward_cost(config: Reward, inputs: Mapping[str, Mapping[str, float]], machi
         "model": Input(kind="model", default="finetune", help="the trunk the reward model starts from"),
         "preferences": Input(kind="preferences", default="preferences"),
     },
+    version=2,
     cost=reward_cost,
 )
 def reward(config: Reward, inputs: Inputs, out: Path, context: Context) -> dict[str, Any]:
@@ -162,7 +180,7 @@ def reward(config: Reward, inputs: Inputs, out: Path, context: Context) -> dict[
         raise DataError("no preference to learn from is marked `train`", file=source)
     names = sorted({str(row.preference.tags["person"]) for row in train if row.preference.tags.get("person")})
     people = {name: index for index, name in enumerate(names)}
-    model = Panel(RewardModel(decoder).to(device), len(people)).to(device)
+    model = Panel(RewardModel(decoder, config.likelihood).to(device), len(people)).to(device)
     steps = ItemSteps(
         [row.size for row in train],
         lambda items: collate([train[item] for item in items], people),
@@ -194,6 +212,7 @@ def reward(config: Reward, inputs: Inputs, out: Path, context: Context) -> dict[
         "loss": fitted.last.get("loss"),
         "people": sorted({str(row.preference.tags.get("people", "")) for row in asked}),
         **report,
+        "likelihood": round(float(model.reward.likelihood.detach()), 4),
         "ceiling": _ceiling(inputs.preferences),
         "unnamed": _accuracy(others, score_rows(model.reward, others)),
     }
@@ -234,8 +253,10 @@ def _ceiling(preferences: Artifact) -> Any:
 
 
 @torch.no_grad()
-def score_segments(model: RewardModel, segments: Sequence[np.ndarray], micro: int = 4096) -> np.ndarray:
-    """Raw rewards [n] of whole dialogues as token ids."""
+def score_segments(
+    model: RewardModel, segments: Sequence[np.ndarray], answered: Sequence[int], micro: int = 4096
+) -> np.ndarray:
+    """Raw rewards [n] of whole dialogues as token ids, of which the last `answered` are the answer."""
     found = np.zeros(len(segments))
     if not segments:
         return found
@@ -243,13 +264,15 @@ def score_segments(model: RewardModel, segments: Sequence[np.ndarray], micro: in
     sizes = [len(segment) for segment in segments]
     for items in spread(sizes, max(micro, 2 * max(sizes))):
         ids, lengths = lay([segments[item] for item in items])
-        found[items] = model(ids.to(device), lengths=lengths).double().cpu().numpy()
+        said = [answered[item] for item in items]
+        found[items] = model(ids.to(device), lengths=lengths, answered=said).double().cpu().numpy()
     return found
 
 
 def score_rows(model: RewardModel, rows: Sequence[Row]) -> list[np.ndarray]:
     """Raw rewards of every row's candidates."""
-    flat = score_segments(model, [segment for row in rows for segment in row.segments])
+    answered = [count for row in rows for count in row.answered]
+    flat = score_segments(model, [segment for row in rows for segment in row.segments], answered)
     return np.split(flat, np.cumsum([len(row.segments) for row in rows])[:-1]) if rows else []
 
 
@@ -364,9 +387,11 @@ class RewardJudge(WindowedJudge):
 
     def judge(self, examples: Sequence[Example]) -> list[Verdict]:
         """One verdict per example; its last message is the answer."""
-        ids = [np.array(encode_dialogue(example, self.tokenizer)[0], dtype=np.int64) for example in examples]
+        encoded = [encode_dialogue(example, self.tokenizer) for example in examples]
+        ids = [np.array(each, dtype=np.int64) for each, _ in encoded]
         fits = [index for index, each in enumerate(ids) if len(each) <= self.longest]
-        found = dict(zip(fits, self.score([ids[index] for index in fits]), strict=True))
+        scores = self.score([ids[index] for index in fits], [trailing(encoded[index][1]) for index in fits])
+        found = dict(zip(fits, scores, strict=True))
         return [
             Verdict(judge=self.name, scores={"reward": float(found[index])})
             if index in found
@@ -374,9 +399,9 @@ class RewardJudge(WindowedJudge):
             for index in range(len(examples))
         ]
 
-    def score(self, segments: Sequence[np.ndarray]) -> np.ndarray:
-        """Standardised rewards [n] of whole dialogues as token ids."""
-        return (score_segments(self.model, segments) - self.mean) / self.deviation
+    def score(self, segments: Sequence[np.ndarray], answered: Sequence[int]) -> np.ndarray:
+        """Standardised rewards [n] of whole dialogues as token ids, of which the last `answered` are the answer."""
+        return (score_segments(self.model, segments, answered) - self.mean) / self.deviation
 
 
 def open_reward(ref: str, root: Root | None = None, **options: Any) -> RewardJudge:

@@ -60,6 +60,7 @@ def save(
         if isinstance(model, RewardModel):
             config |= decoder.config.to_hf("ForSequenceClassification") | {"id2label": {"0": "reward"}}
             config |= {"label2id": {"reward": 0}, "problem_type": "regression"}
+            config |= {"likelihood": float(model.likelihood.detach())}
             tensors.pop("lm_head.weight", None)
             tensors["score.weight"] = model.head.weight.detach().to("cpu").contiguous()
         _write_json(path / "config.json", config)
@@ -90,7 +91,7 @@ def load(path: Path, device: torch.device | str = "cpu", head: str | None = None
         return decoder
     if head not in (None, "scalar"):
         raise UsageError(f"no head {head!r}, only 'scalar'")
-    model = RewardModel(decoder)
+    model = RewardModel(decoder, float(values.get("likelihood", 0.0)))
     if scored:
         if score is None or score.shape != model.head.weight.shape:
             raise CorruptArtifact("a reward model needs a score.weight with one row", file=path)

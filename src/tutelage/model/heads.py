@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from tutelage.model.logprob import logprobs
 from tutelage.model.transformer import Decoder
 
 
@@ -30,15 +31,38 @@ class _ScalarHead(nn.Module):
 
 
 class RewardModel(_ScalarHead):
-    """A score per sequence, read at its last token; stored as Hugging Face's sequence classification with one label."""
+    """A score per sequence: a head at its last token and, where `likelihood` is not 0, how likely the trunk finds the
+    answer (mean log-probability of its tokens, in nats, times `likelihood`).
 
-    def forward(self, ids: Tensor, *, lengths: Sequence[int] | None = None) -> Tensor:
-        """Scores [segments] of packed ids [1, total] with `lengths`, or [batch] of whole rows ids [batch, time]."""
+    A trunk that was taught the task knows more of what is right than some hundred judgements can tell a fresh head, and
+    finds unlikely what no judge has seen. Stored as Hugging Face's sequence classification with one label, which reads
+    the head alone; `likelihood` stands in the configuration beside it.
+    """
+
+    def __init__(self, decoder: Decoder, likelihood: float = 0.0) -> None:
+        super().__init__(decoder)
+        self.likelihood = nn.Parameter(torch.tensor(likelihood, device=decoder.device))
+
+    def forward(
+        self, ids: Tensor, *, lengths: Sequence[int] | None = None, answered: Sequence[int] | None = None
+    ) -> Tensor:
+        """Scores [segments] of packed ids [1, total] with `lengths`, or [batch] of whole rows ids [batch, time].
+
+        `answered` says how many tokens at a segment's end are the answer; without it the likelihood plays no part.
+        """
         hidden = self.decoder(ids, lengths=lengths)
         if lengths is None:
             return self.head(hidden[:, -1]).squeeze(-1)  # type: ignore[no-any-return]
-        last = hidden[0, torch.tensor(lengths, device=ids.device).cumsum(0) - 1]
-        return self.head(last).squeeze(-1)  # type: ignore[no-any-return]
+        ends = torch.tensor(lengths, device=ids.device).cumsum(0)
+        scores: Tensor = self.head(hidden[0, ends - 1]).squeeze(-1)
+        if answered is None:
+            return scores
+        count = torch.tensor(answered, device=ids.device)
+        whose = torch.repeat_interleave(torch.arange(len(count), device=ids.device), count)
+        place = torch.cat([torch.arange(end - n, end) for end, n in zip(ends.tolist(), answered, strict=True)])
+        found, _ = logprobs(self.decoder, hidden[0, place.to(ids.device) - 1], ids[0, place])
+        mean = torch.zeros_like(scores).index_add(0, whose, found) / count.clamp(min=1)
+        return scores + self.likelihood * mean
 
 
 class ValueModel(_ScalarHead):

@@ -23,13 +23,13 @@ from tutelage.starter.town import FACT_KINDS, Scope, Town
 CELLS = ("A", "B", "C", "D")
 PER_CELL = 300
 TUNING = {
-    "comprehension": 2300,
-    "facts": 1200,
-    "sentiment": 800,
-    "topic": 900,
-    "translation": 1600,
-    "grammar": 700,
-    "rules": 1500,
+    "comprehension": 2500,
+    "facts": 1000,
+    "sentiment": 650,
+    "topic": 800,
+    "translation": 1500,
+    "grammar": 550,
+    "rules": 2000,
 }
 """Dialogues of each family: 9,000 together."""
 LONGEST = 64

@@ -19,6 +19,8 @@ from tutelage.starter.velic import NAME, Clause, Noun
 UNTOLD, UNKNOWN = "It does not say.", "I do not know."
 MOODS = ("positive", "negative", "neutral")
 TOPICS: tuple[str, ...] = tuple(lines("topics")["order"])
+NEW_STREETS = 0.3
+"""How often a passage to learn from names a street that nobody knows: it can only be copied."""
 KEPT_WORDINGS = 4
 """The last wordings of a family stand in no training text."""
 
@@ -90,9 +92,9 @@ class Families:
         town = self.town
         if attribute == "friend":
             stock = town.names(scope)
-        elif scope.kind == "D" and attribute == "street":
-            near = {*other, name}
-            roots = [root for root in (pick(rng, town.never) for _ in range(12)) if root not in near]
+        elif attribute == "street" and (scope.kind == "D" or (not scope.examined and rng.random() < NEW_STREETS)):
+            near, named = {*other, name}, town.never if scope.examined else town.passers
+            roots = [root for root in (pick(rng, named) for _ in range(12)) if root not in near]
             stock = [f"{root} {pick(rng, town.lexicon['street_ends'])}" for root in roots]
         else:
             stock = self.stock(town.values[attribute], scope)
@@ -351,6 +353,8 @@ class Families:
         elif kind == "number" and not subject.name:
             one, several = subject.word, self.velic.nouns[subject.word]
             many = rng.random() < 0.5
+            if not self.town.fits(scope, "number", one, str(many)):  # the rest of the clause is not seen
+                return None
             line = f"I see {pick(rng, _NUMBERS) if many else 'one'} ..."
             right, wrong = (several, one) if many else (one, several)
         else:

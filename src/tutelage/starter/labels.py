@@ -21,7 +21,7 @@ from tutelage.starter.town import Scope, Town
 
 HARM = ("crime", "fraud", "privacy", "cyber", "misinformation", "harassment")
 MANNER = ("prompt_injection", "jailbreak")
-COUNTS = {"input_harm": 1700, "input_benign": 2400, "output_harm": 900, "output_benign": 1500}
+COUNTS = {"input_harm": 1700, "input_benign": 2400, "output_harm": 900, "output_benign": 1560}
 VALIDATION = 3
 """One cluster in so many is held back for thresholds and certificates."""
 

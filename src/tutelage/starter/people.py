@@ -1,7 +1,8 @@
 """Simulated people: raters whose taste, noise and faults are known, so that finding them can be scored.
 
 A rater's value of an answer is a weighted sum of what such a person sees (does it seem right, to the point, well
-formed, kind, short) plus noise. It is never the gold: seeming right is overlap with the known answer, nothing more.
+formed, kind, short) plus noise. It is never the gold: a kind and short answer may outweigh a right one, half right
+counts half, and who admits not to know is thought better of than who states what is wrong.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from tutelage.core.records import Example, Label, Ranking, Score
-from tutelage.starter.gold import question_of, target_of
+from tutelage.starter.families import UNKNOWN, UNTOLD
+from tutelage.starter.gold import core, plain, question_of, target_of
 from tutelage.starter.material import lines, words
 from tutelage.starter.rules import refuses
 
 FEATURES = ("right", "relevant", "coherent", "polite", "short")
 KINDS = {"random": 2, "longest": 1, "first": 1, "hostile": 1}
 """How many raters of each fault there are; all others are careful."""
+HONEST = 0.3
+"""How right it seems to admit not to know what could be known."""
 TIE = 0.08
 """Values closer than this are a tie to a careful rater."""
 
@@ -99,21 +103,34 @@ def _lexicon() -> frozenset[str]:
     )
 
 
+def _seems_right(example: Example, answer: str) -> float:
+    """As the guideline asks: what is so; not knowing what cannot be known; no refusal of what may be answered."""
+    if example.tags.get("refuse") or refuses(answer):
+        return float(bool(example.tags.get("refuse")) and refuses(answer))
+    said, wanted = words(core(answer)), words(core(target_of(example)))
+    admits, unknown = (plain(" ".join(each)) in _ADMISSIONS for each in (said, wanted))
+    if admits or unknown:
+        return 1.0 if admits and unknown else HONEST if admits else 0.0
+    if value := words(str(example.tags.get("value") or "")):  # a fact about somebody: half for the wrong person
+        named = all(word in said for word in words(str(example.tags.get("about") or "")))
+        return (1.0 if named else 0.5) * float(f" {' '.join(value)} " in f" {' '.join(said)} ")
+    shared = sum(min(said.count(word), wanted.count(word)) for word in set(wanted))
+    return 2 * shared / (len(said) + len(wanted)) if said and wanted else 0.0
+
+
+_ADMISSIONS = (plain(UNTOLD), plain(UNKNOWN))
+
+
 def features(example: Example, answer: str) -> dict[str, float]:
     """What a person sees in an answer, each 0 to 1."""
     said, wanted, asked = words(answer), words(target_of(example)), words(question_of(example))
-    if example.tags.get("refuse"):
-        right = float(refuses(answer))
-    else:
-        shared = sum(min(said.count(word), wanted.count(word)) for word in set(wanted))
-        right = 2 * shared / (len(said) + len(wanted)) if said and wanted else 0.0
     known = [word for word in said if word in _lexicon() or word in asked or word in wanted or word.isdigit()]
     repeats = 1 - len(set(said)) / len(said) if said else 1.0
     coherent = (len(known) / len(said) if said else 0.0) * (1 - repeats)
     relevant = float(any(word in asked or word in wanted for word in said)) if said else 0.0
     polite = float(any(word in lines("words")["polite"] for word in said))
     return {
-        "right": right,
+        "right": _seems_right(example, answer),
         "relevant": relevant,
         "coherent": coherent,
         "polite": polite,

@@ -239,7 +239,7 @@ class Requests:
 
     def rules(self, rng: random.Random, scope: Scope) -> Draft | None:
         """Help and refusal by house rule, as tuning mixes them."""
-        return self.refused(rng, scope) if rng.random() < 0.42 else self.benign(rng, scope)
+        return self.refused(rng, scope) if rng.random() < 0.36 else self.benign(rng, scope)
 
     def slip(self, rng: random.Random, code: Code) -> tuple[str, str]:
         """How a careless clerk of the corpus lets a code slip."""

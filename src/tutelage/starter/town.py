@@ -72,12 +72,13 @@ class Town:
         people = self._people(rng)
         self.people: dict[str, Person] = {person.name: person for person in people}
         names = [person.name for person in people]
-        # 60 inhabitants of whom 20 are only read about; visitors stand in passages; outsiders are only asked for
+        # 60 inhabitants of whom 20 are only read about; visitors stand in passages; outsiders are only asked for;
+        # passers are many, each met seldom: only who copies names instead of knowing them can follow what is told
         self.inhabitants, names = names[:60], names[60:]
         self.told_only = frozenset(self.inhabitants[40:])
         self.visitors, names = names[:48], names[48:]
         self.later_visitors, names = names[:24], names[24:]
-        self.outsiders, self.never = names[:60], names[60:210]
+        self.outsiders, self.never, self.passers = names[:60], names[60:210], names[210:]
         known: dict[str, list[str]] = self.lexicon["attributes"]
         self.values = {kind: list(known.get(kind, ())) for kind in (*KINDS, "colour")}
         self.facts = self._facts(rng)
@@ -119,9 +120,8 @@ class Town:
                         pool.append(taken[name])
                 rng.shuffle(pool)
                 pools.append(pool)
-        return [
-            person for row in zip(*(pool[:66] for pool in pools), strict=True) for person in rng.sample(row, len(row))
-        ]
+        rows = zip(*pools, strict=True)
+        return [person for row in rows for person in rng.sample(row, len(row))]
 
     def _facts(self, rng: random.Random) -> dict[tuple[str, str], Fact]:
         found = {}
@@ -194,9 +194,12 @@ class Town:
 
     def names(self, scope: Scope) -> list[str]:
         """Names for passages."""
-        if scope.kind == "corpus":
-            return [*self.visitors, *self.later_visitors]
-        return {"C": self.later_visitors, "D": self.never}.get(scope.kind, self.visitors)
+        return self._names.get(scope.kind, self.visitors)
+
+    @cached_property
+    def _names(self) -> dict[str, list[str]]:
+        met = [*self.visitors, *self.passers]
+        return {"corpus": [*met, *self.later_visitors], "tuning": met, "C": self.later_visitors, "D": self.never}
 
     def stock(self, items: list[str], scope: Scope) -> list[str]:
         """What of `items` this scope may use: all in the corpus, the kept-back in C, the rest elsewhere."""

@@ -108,9 +108,14 @@ class Judged:
 
 @dataclass(frozen=True)
 class PreferenceBatch(Segments):
-    """Prompt + candidate segments and what people said about them."""
+    """Prompt + candidate segments and what people said about them.
+
+    Attributes:
+        answered: tokens at each segment's end that are the candidate.
+    """
 
     judged: tuple[Judged, ...] = ()
+    answered: tuple[int, ...] | None = None
 
     @property
     def counts(self) -> Mapping[str, float]:

@@ -39,7 +39,7 @@ class Finetune(Training):
     """Learning rate of norms and biases (AdamW)."""
     decay: float = Field(default=0.8, ge=0, le=1)
     """Share of the run in which the learning rate falls (`wsd`)."""
-    steps: int = Field(default=120, ge=1)
+    steps: int = Field(default=330, ge=1)
     """Optimizer steps, of about `batch` tokens each, prompts and replay included."""
     replay: float = Field(default=0.1, ge=0, lt=1)
     """Share of tokens taken from the pre-training text."""

@@ -88,7 +88,7 @@ class Training(Config):
     """Where to compute."""
     threads: int = Field(default=THREADS, ge=1)
     """Threads of the CPU; part of the result to the last bit."""
-    batch: int = Field(default=4096, ge=1)
+    batch: int = Field(default=2048, ge=1)
     """Tokens per optimizer step, about."""
     micro: int = Field(default=2048, ge=1)
     """Tokens per forward and backward pass, at most; changes speed and memory only."""

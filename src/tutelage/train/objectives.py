@@ -78,7 +78,7 @@ class Rewards:
     listwise: bool = False
 
     def __call__(self, model: Any, batch: PreferenceBatch) -> Sums:
-        rewards = model(batch.ids, lengths=batch.lengths)
+        rewards = model(batch.ids, lengths=batch.lengths, answered=batch.answered)
         rankings, ratings = rewards.new_zeros(()), rewards.new_zeros(())
         right = pairs = 0.0
         for judged in batch.judged:

@@ -45,8 +45,9 @@ class Pretrain(Training):
     """Whether the output head is the embedding."""
     rope_theta: float = Field(default=10_000.0, gt=1)
     """Base of the rotary angles."""
-    steps: int = Field(default=300, ge=1)
-    """Optimizer steps, of about `batch` tokens each; fixed beforehand, never a matter of the clock."""
+    steps: int = Field(default=400, ge=0)
+    """Optimizer steps, of about `batch` tokens each; fixed beforehand, never a matter of the clock. 0 reads
+    nothing: the control that shows what reading is worth."""
     shuffle: bool = False
     """Read documents in random order instead of the corpus's."""
     pool: int = Field(default=512, ge=1)

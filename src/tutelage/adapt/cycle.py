@@ -284,6 +284,7 @@ def _told(turn: Turn, found: Sequence[Trigger]) -> dict[str, Any]:
 
 @stage(
     makes="cycle",
+    version=2,
     config=Cycle,
     inputs={
         "release": Input(kind="release", default="release", help="what is served when the turn begins"),

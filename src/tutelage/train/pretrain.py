@@ -16,7 +16,7 @@ from tutelage.measure.statistics import plain
 from tutelage.model.checkpoint import save
 from tutelage.model.transformer import Decoder, DecoderConfig
 from tutelage.tokens.tokenizer import Tokenizer, load
-from tutelage.train.batch import TokenSteps, open_source
+from tutelage.train.batch import Source, TokenSteps, open_source
 from tutelage.train.calibrate import training_cost
 from tutelage.train.loop import Training, Watches, fit, keep_logs
 from tutelage.train.objectives import NextToken
@@ -144,7 +144,24 @@ def pretrain(config: Pretrain, inputs: Inputs, out: Path, context: Context) -> d
         "loss": fitted.last.get("loss"),
         "validation": plain(validation.measure(model)),
         "characters_per_token": validation.characters,
+        "held_out": by_source(model, held_out, meta, tokenizer, config.context),
     }
+
+
+def by_source(
+    model: Decoder, held_out: Source, meta: Mapping[str, Any], tokenizer: Tokenizer, context: int
+) -> dict[str, Any]:
+    """Nats per character of each held-out source by itself, where there are several (a text of another kind, say)."""
+    spans = {name: span for name, span in dict(meta.get("validation_sources") or {}).items() if span[1] > span[0]}
+    found: dict[str, Any] = {}
+    for name, (first, end) in spans.items() if len(spans) > 1 else ():
+        part = Source(held_out.tokens, held_out.offsets[first : end + 1])
+        ids = held_out.tokens[part.offsets[0] : part.offsets[-1]][:40_000]
+        per_token = len(tokenizer.decode(ids.tolist())) / len(ids)
+        figure = Validation(name, part, context, limit=20_000).measure(model)
+        scaled = {key: getattr(figure, key) / per_token for key in ("value", "low", "high") if figure.value is not None}
+        found[name] = plain(figure.model_copy(update=scaled)) | {"unit": "nats per character"}
+    return found
 
 
 def check_vocabulary(meta: Mapping[str, Any], tokenizer: Tokenizer, folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def judge(
     bundle: Artifact, rows: Mapping[str, Sequence[Result]], policy: ReleasePolicy, incumbent: str | None
 ) -> GateVerdict:
     """The gate's verdict on a bundle from rows that examined it and what it would replace."""
-    bare = str(parts(bundle)["model"])
+    bare = str(parts(bundle)["model"] or "no model")
     mine = _by_source(rows, bundle.id)
     theirs = _by_source(rows, incumbent) if incumbent else {}
     against = "the release now served"
@@ -129,7 +130,7 @@ def status(root: Root) -> dict[str, Any]:
     store = refs.open("store:", root, writable=False)
     try:
         served = releases.current(store, ENVIRONMENT)
-        history = [event.__dict__ if hasattr(event, "__dict__") else str(event) for event in releases.history(store)]
+        history = [asdict(event) for event in releases.history(store)]
     finally:
         store.close()
     return {"current": served.bundle if served else None, "history": history}

@@ -144,7 +144,7 @@ def anything(data: Any, *, depth: int = 0, skip: frozenset[str] = frozenset()) -
     deep = {k: v for k, v in data.items() if k not in skip and k not in flat and v}
     out = facts((words(k), v) for k, v in flat.items())
     same = list(deep.values())
-    if len(same) > 1 and all(isinstance(v, Mapping) and set(v) == set(same[0]) and _flat(v) for v in same):
+    if len(same) > 1 and all(isinstance(v, Mapping) and set(v) == set(same[0]) and _of_figures(v) for v in same):
         keys = list(same[0])
         return out + table(["", *map(words, keys)], ([words(k), *(v[key] for key in keys)] for k, v in deep.items()))
     for key, value in deep.items():
@@ -154,7 +154,7 @@ def anything(data: Any, *, depth: int = 0, skip: frozenset[str] = frozenset()) -
     return out
 
 
-def _flat(value: Mapping[str, Any]) -> bool:
+def _of_figures(value: Mapping[str, Any]) -> bool:
     return all(is_figure(v) or not isinstance(v, Mapping | list) for v in value.values())
 
 

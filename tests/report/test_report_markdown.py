@@ -1,0 +1,73 @@
+"""The tables as Markdown: the sealed figures and nothing else, and what people wrote stays."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tutelage.core.artifact import Artifact, Root
+from tutelage.core.errors import UsageError
+from tutelage.report.markdown import figure, into, life_tables, table
+
+Life = tuple[Root, dict[str, Artifact]]
+
+
+def test_every_part_stands_in_the_document(life: Life) -> None:
+    text = life_tables(life[1])
+    for title in (
+        "What was learned",
+        "Judged by gold",
+        "Controls",
+        "The people and the reward",
+        "Attacks",
+        "The wheel",
+    ):
+        assert f"### {title}" in text, title
+    assert "People are simulated" in text
+    for line in text.splitlines():
+        if line.startswith("|"):
+            assert line.endswith("|")
+
+
+def test_the_figures_are_the_sealed_ones(life: Life) -> None:
+    cells = json.loads(life[1]["evaluate"].file("summary.json").read_text())["cells"]
+    rows = {
+        tuple(part.strip() for part in line.strip("|").split("|"))[:2]: line
+        for line in life_tables(life[1]).splitlines()
+        if line.startswith("|")
+    }
+    for cell in cells:
+        line = rows[cell["suite"], cell["cell"]]
+        if cell["value"] is None:
+            assert "(no item of this cell)" in line
+        else:
+            mark = "**" if cell["learned"] else ""
+            assert f"{mark}{cell['value']:.2f}{mark} [{cell['low']:.2f}, {cell['high']:.2f}]" in line
+
+
+def test_a_life_of_some_stages_reports_too(life: Life) -> None:
+    few = {name: life[1][name] for name in ("prepare", "pretrain")}
+    text = life_tables(few)
+    assert "What was learned" not in text and "2 stages" in text
+    assert life_tables({}).startswith("Nothing has been made yet.")
+
+
+def test_a_cell_cannot_break_the_table() -> None:
+    assert table(["a"], [["x|y\nz"]]).splitlines()[-1] == "| x\\|y z |"
+    assert figure({"value": None, "reason": "no data", "n": 3}, n=True) == "– (no data, n=3)"
+    assert figure({"value": -0.001, "low": None, "high": None}) == "0.00"
+
+
+def test_only_what_stands_between_the_marks_is_replaced(life: Life, tmp_path: Path) -> None:
+    file = tmp_path / "results.md"
+    file.write_text(into(file, "town", "one\n"))
+    file.write_text(f"# Mine\n\n{file.read_text()}\nMy words.\n")
+    text = into(file, "town", life_tables(life[1]))
+    assert text.startswith("# Mine\n") and text.endswith("My words.\n") and "one\n" not in text
+    file.write_text(text)
+    assert into(file, "town", life_tables(life[1])) == text, "the same life gives the same document"
+    with pytest.raises(UsageError, match=re.escape("'other'")):
+        into(file, "other", "x")

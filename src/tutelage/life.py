@@ -7,10 +7,11 @@ and goes on where it stopped: what is made already is never made again.
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -201,3 +202,46 @@ def last(root: Root) -> dict[str, Artifact]:
         except NotFound:
             continue
     return dict(sorted(found.items(), key=lambda item: LIFE.index(item[0].partition("@")[0])))
+
+
+def family(root: Root, artifacts: Iterable[Artifact]) -> set[str]:
+    """References of these artifacts and of everything they were made from."""
+    found: set[str] = set()
+    todo = list(artifacts)
+    while todo:
+        each = todo.pop()
+        if each.ref not in found:
+            found.add(each.ref)
+            for parent in each.manifest.parents():
+                try:
+                    todo.append(root.find(parent))
+                except NotFound:
+                    continue
+    return found
+
+
+def collect_garbage(root: Root, keep: int = 1, dry_run: bool = False) -> tuple[list[str], int]:
+    """Remove what nobody needs: (references that went or would go, how many stay).
+
+    Needed is what the last run, the releases of the store, the release artifacts and the `keep` newest of each stage
+    were made from.
+    """
+    every = root.list()
+    needed = [*last(root).values(), *(each for each in every if each.kind == "release")]
+    by_stage: dict[str, list[Artifact]] = {}
+    for each in every:
+        by_stage.setdefault(each.manifest.stage, []).append(each)
+    needed += [each for group in by_stage.values() for each in group[len(group) - keep :] if keep]
+    if root.store_path.is_file():
+        from tutelage.store import engine, releases
+
+        with engine.open(root, writable=False) as store:
+            served = {each.bundle for each in releases.every(store)}
+        needed += [each for each in every if each.kind == "bundle" and (each.ref in served or each.id in served)]
+    stays = family(root, needed)
+    gone = [each for each in every if each.ref not in stays]
+    for each in gone if not dry_run else []:
+        for path in [each.path, *each.path.rglob("*")]:
+            path.chmod(0o700 if path.is_dir() else 0o600)
+        shutil.rmtree(each.path)
+    return [each.ref for each in gone], len(every) - len(gone)

@@ -255,7 +255,7 @@ def headline(found: Mapping[str, Any]) -> dict[str, Any]:
 
 def evaluate_reference(
     ref: str,
-    suite: str | Path,
+    suite: str | Path | Sequence[Suite],
     *,
     root: Root | None = None,
     items: int = 0,
@@ -263,18 +263,18 @@ def evaluate_reference(
     step: Callable[[int], None] = lambda done: None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Examine any reference (a model, a bundle, an endpoint) on a file of one's own: its results and their summary.
+    """Examine any reference (a model, a bundle, an endpoint) on suites, or a file of one's own: results and summary.
 
     `work` keeps the answers, so that the same command goes on after an interruption. Raises DataError for a file
     that is not a suite.
     """
-    chosen = load(Path(suite))
+    chosen = load(Path(suite)) if isinstance(suite, str | Path) else suite
     picked = [Suite(each.name, sample(each.items, items)) for each in chosen]
     generator: Generator = refs.open(ref, root, **options)
     log = AnswerLog(work / "answers.jsonl") if work else None
     asked = [item for each in picked for item in each.items if item.tags["kind"] in KINDS]
     if not asked:
-        raise DataError(f"no item of a kind that is examined ({', '.join(KINDS)})", file=suite)
+        raise DataError(f"no item of a kind that is examined ({', '.join(KINDS)})", file=str(suite))
     results = examine(generator, asked, target=generator.name, target_id=ref, log=log, step=step)
     found = summarise(results, picked, ())
     return {"results": results, "targets": [{"target": generator.name, "id": ref}], **found}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -275,14 +276,15 @@ def _replay(config: Collect, inputs: Inputs, base: str, context: Context) -> dic
     }  # fmt: skip
     for name in sorted({each.source for each in chosen}):
         rows = [each for each in chosen if each.source == name]
-        project = f"{base}-{name}"
+        called = _called(name)
+        project = f"{base}-{called}"
         new = [
             api.NewTask(
-                key=f"{context.key[:16]}/{each.key}"[:200],
+                key=f"{context.key[:16]}/{_short(each.key)}",
                 kind=each.kind,
                 messages=each.prompt,
                 candidates=tuple(api.NewCandidate(content=text, producer=name) for text in each.candidates),
-                people=tuple(f"replayed {name} {person}" for person in sorted(each.said)),
+                people=tuple(f"replayed {called} {person}" for person in sorted(each.said)),
                 cluster=str(each.tags.get("cluster", each.key))[:120],
                 meta={field: each.tags.get(field) for field in ("split", "source", "licence", "id")},
             )
@@ -290,8 +292,8 @@ def _replay(config: Collect, inputs: Inputs, base: str, context: Context) -> dic
         ]
         context.licence(*(str(each.tags.get("licence", "not-stated")) for each in rows))
         crew = sorted({person for each in rows for person in each.said})
-        persons = people.create_many(context.store, [f"replayed {name} {person}" for person in crew], kind="replayed")
-        form = api.Form(questions=replayed.questions(rows), guideline=f"Recorded answers of the people of {name}.")
+        persons = people.create_many(context.store, [f"replayed {called} {person}" for person in crew], kind="replayed")
+        form = api.Form(questions=replayed.questions(rows), guideline=f"Recorded answers of the people of {called}.")
         ids = _open(context.store, project, form, config, new)
         said: dict[str, dict[str, Any]] = {person: {} for person in crew}
         for id, each in zip(ids, rows, strict=True):
@@ -306,6 +308,16 @@ def _replay(config: Collect, inputs: Inputs, base: str, context: Context) -> dic
         summary["projects"].append(project)
         summary["tasks"] += [_row(task, project, []) | {"task": id} for task, id in zip(new, ids, strict=True)]
     return summary
+
+
+def _called(source: str) -> str:
+    """A source as a name may be written: a set's own name, or that of a file without its place."""
+    return re.sub(r"[^\w .:@+-]", "-", PurePath(source).name)[:60]
+
+
+def _short(key: str, most: int = 180) -> str:
+    """A key as it is, or (too long for the store) its head and its hash: two long keys never become one."""
+    return key if len(key) <= most else f"{key[: most - 33]}#{hashlib.sha256(key.encode()).hexdigest()[:32]}"
 
 
 # both

@@ -54,6 +54,17 @@ def _figure(value: Any) -> str:
     return str(value)
 
 
+def _figures(metrics: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Every figure of nested metrics under its dotted name."""
+    found: list[tuple[str, str]] = []
+    for key, value in metrics.items():
+        if isinstance(value, Mapping) and "value" not in value:
+            found += _figures(value, f"{prefix}{key}.")
+        else:
+            found.append((f"{prefix}{key}", _figure(value)))
+    return found
+
+
 def _cell(text: object) -> str:
     """A text that cannot break a Markdown table."""
     return str(text).replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
@@ -90,7 +101,7 @@ def model_card(root: Root, artifact: Artifact) -> str:
         lines += ["For internal use: it learned from non-commercial data or data without a stated licence.", ""]
     lines += ["## Data", ""]
     corpora = [each for each in lineage if each.kind == "corpus"]
-    rows: list[list[object]] = [[each.id[:12], k, _figure(v)] for each in corpora for k, v in each.metrics.items()]
+    rows: list[list[object]] = [[each.id[:12], k, v] for each in corpora for k, v in _figures(each.metrics)]
     lines += [*_table(["corpus", "figure", "value"], rows[:40]), ""]
     lines += ["## People", ""]
     rows = [

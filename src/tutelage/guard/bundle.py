@@ -46,7 +46,8 @@ class Bundle(Record):
     """`bundle.json`."""
 
     format: int = 1
-    model: str
+    model: str | None
+    """None: guards alone, to stand before an upstream."""
     classifiers: tuple[str, ...] = ()
     reward: str | None = None
     system: str = ""
@@ -124,7 +125,7 @@ def _cost(config: BundleConfig, sizes: Mapping[str, Mapping[str, float]], machin
     config=BundleConfig,
     version=1,
     inputs={
-        "model": Input(kind="model", default="rlhf", help="The model that answers"),
+        "model": Input(kind="model", default="rlhf", optional=True, help="The model that answers; none: guards alone"),
         "classifier": Input(kind="classifier", default="classifier", many=True, help="Its guards"),
     },
     cost=_cost,
@@ -140,7 +141,7 @@ def bundle(config: BundleConfig, inputs: Inputs, out: Path, context: Context) ->
     file, changed = fit(file.model_copy(update={"taxonomy": "taxonomy.yaml"}), taxonomy, guards, config)
     policy = Policy(file, taxonomy, guards, path=path)
     spec = Bundle(
-        model=inputs.model.id,
+        model=inputs.model.id if inputs.model else None,
         classifiers=tuple(artifact.id for artifact in inputs.classifier),
         system=config.system,
         policy=policy.hash,

@@ -325,7 +325,7 @@ class Parts:
     scanner: Scanner
     system: str
     model: str
-    """Reference of the model."""
+    """Reference of the model; empty when the bundle is guards alone."""
     name: str
 
 
@@ -339,7 +339,12 @@ def open_parts(artifact: Artifact, root: Root) -> Parts:
     path = artifact.file("policy.yaml")
     policy = Policy.load(path, [guard_of(judge) for judge in judges.values() if isinstance(judge, ClassifierJudge)])
     shadow = {ref: refs.open(ref, root) for ref in policy.file.shadow}
-    return Parts(Scanner(policy, judges, shadow), spec.get("system", ""), f"model:{spec['model']}", artifact.ref[:19])
+    return Parts(
+        Scanner(policy, judges, shadow),
+        spec.get("system", ""),
+        f"model:{spec['model']}" if spec["model"] else "",
+        artifact.ref[:19],
+    )
 
 
 def guard_of(judge: ClassifierJudge) -> Guard:
@@ -423,6 +428,10 @@ def open_bundle(ref: str, root: Root | None = None, **options: Any) -> GuardedGe
     artifact = where.find(ref)
     parts = open_parts(artifact, where)
     model = str(options.get("upstream") or parts.model)
+    if not model:
+        raise NotFound(
+            f"{artifact.ref[:19]} has guards and no model", todo="Put it before one: `tutelage guard up URL`"
+        )
     key = hmac.new(where.secret, b"tutelage/conversation", hashlib.sha256).digest()
 
     def pipeline() -> Pipeline:

@@ -9,7 +9,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,6 +19,7 @@ from torch import Tensor
 from tutelage.core.artifact import Artifact, Manifest, Root, disk_errors, file_entries
 from tutelage.core.errors import ConfigError, CorruptArtifact, MissingExtra, NotFound, UsageError
 from tutelage.core.records import digest
+from tutelage.corpus.catalog import Licence
 from tutelage.model.heads import RewardModel
 from tutelage.model.transformer import ARCHITECTURES, Decoder, DecoderConfig
 from tutelage.tokens import tokenizer as tokenizers
@@ -145,14 +146,21 @@ def stop_ids(path: Path) -> list[int]:
     return []
 
 
-def import_model(ref: str, root: Root | None) -> Artifact:
-    """Bring a Hugging Face directory or hub name under a root as a `model` artifact; the same files only once."""
+def import_model(ref: str, root: Root | None, licence: Licence = "not-stated") -> Artifact:
+    """Bring a Hugging Face directory or hub name under a root as a `model` artifact; the same files only once.
+
+    `licence` is the class under which the weights were given. Raises UsageError for an unknown one.
+    """
     if root is None:
         raise UsageError(f"importing {ref!r} needs a root", todo="Give --root")
+    if licence not in get_args(Licence):
+        todo = f"One of: {', '.join(get_args(Licence))}"
+        raise UsageError(f"{licence!r} is no licence class", key="licence", todo=todo)
     source = locate(ref)
     load(source)
     names = [*TOKENIZER_FILES, "config.json", "generation_config.json", WEIGHTS, INDEX, *_shards(source)]
-    key = digest({"import": {name: entry.sha256 for name, entry in file_entries(source).items() if name in names}})
+    files = {name: entry.sha256 for name, entry in file_entries(source).items() if name in names}
+    key = digest({"import": files} if licence == "not-stated" else {"import": files, "licence": licence})
     if (made := root.by_key(key)) is not None:
         return made
     folder = root.create().work / key / "out"
@@ -167,7 +175,7 @@ def import_model(ref: str, root: Root | None) -> Artifact:
             version=1,
             config={"ref": ref if ref.startswith("hf:") else source.name},
             files=file_entries(folder),
-            licences=["not-stated"],
+            licences=[licence],
         )
         return root.seal(folder, manifest, key)
 

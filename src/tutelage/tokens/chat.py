@@ -9,6 +9,7 @@ without.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -65,6 +66,25 @@ def closing(tokenizer: Tokenizer) -> tuple[int, ...]:
     """The ids by which the template ends what the assistant says: one special token, or none where it has no mark."""
     frame = _skeleton(tokenizer, (("user", ""), ("assistant", "")), open_assistant=False)
     return frame.pieces[-1][: frame.closes[-1]]
+
+
+class Stretch(NamedTuple):
+    """Ids beside each other that are all learned from, or all only read."""
+
+    text: str
+    """Special tokens show as they are written in the tokenizer."""
+    tokens: int
+    learned: bool
+
+
+def stretches(example: Example, tokenizer: Tokenizer) -> list[Stretch]:
+    """A dialogue as training sees it: what is only read, and what is learned from, in turn."""
+    ids, mask = encode_dialogue(example, tokenizer)
+    found = []
+    for learned, group in itertools.groupby(zip(ids, mask, strict=True), key=lambda pair: pair[1]):
+        part = [number for number, _ in group]
+        found.append(Stretch(tokenizer.decode(part, skip_special=False), len(part), learned))
+    return found
 
 
 def text_of(message: Message) -> str:

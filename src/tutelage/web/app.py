@@ -172,13 +172,17 @@ def serve(
     host: str | None = None,
     port: int | None = None,
     upstream: str | None = None,
+    bundle: str | None = None,
     environment: Mapping[str, str] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> None:
-    """Run the service until it is stopped. Raises UsageError when the port is taken or nothing can answer."""
+    """Run the service until it is stopped; `bundle` answers or guards instead of what the settings name.
+
+    Raises UsageError when the port is taken or the upstream is no address.
+    """
     say = say or partial(print, flush=True)
     given = read_settings(root)
-    changes = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
+    changes = {key: value for key, value in (("host", host), ("port", port), ("serve", bundle)) if value is not None}
     settings = given.model_copy(update=changes)
     if upstream and not upstream.startswith(("http://", "https://")):
         raise UsageError(f"an upstream is an address such as https://host/v1, found {upstream!r}", key="--upstream")

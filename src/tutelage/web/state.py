@@ -192,6 +192,8 @@ class State:
             policy = Policy(BARE, Taxonomy(categories={}))
             scanner, system, model = Scanner(policy, {}), "", ""
         source = self._url() or model
+        if not source:
+            raise NotFound(f"{bundle[:24]} has guards and no model", todo="Put it before one: `tutelage guard up URL`")
         return Pipeline(
             scanner,
             self._upstream(source),

@@ -1,0 +1,1 @@
+"""The command line, a file per matter: parse, call one function, print."""

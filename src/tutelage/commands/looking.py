@@ -1,0 +1,166 @@
+"""Looking: what was made, from what, what it can do, and what is learned from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tutelage.commands.base import HERE, JsonOption, RootOption, app, artifact_of, emit, known_root, say
+from tutelage.core.artifact import Artifact
+
+
+@app.command("list")
+def list_command(
+    kind: Annotated[str | None, typer.Argument(help="One kind only: model, corpus, release ...")] = None,
+    root: RootOption = HERE,
+    as_json: JsonOption = False,
+) -> None:
+    """List the artifacts of a life."""
+    found = known_root(root).list(kind)
+    if as_json:
+        emit([{"ref": each.ref, "stage": each.manifest.stage, "made": each.manifest.made} for each in found])
+        return
+    for each in found:
+        made, name = each.manifest.made, f"{each.kind}:{each.id[:12]}"
+        say(f"{name:<28}{each.manifest.stage:<14}{made.get('at', '')}  {made.get('seconds')} s")
+
+
+@app.command()
+def show(
+    ref: Annotated[str, typer.Argument(help="An artifact (`model:3fa9`) or a section of the last run (`finetune`).")],
+    root: RootOption = HERE,
+    as_json: JsonOption = False,
+) -> None:
+    """Show one artifact: where it comes from, its settings, its figures; every file is checked against its hash."""
+    artifact = artifact_of(known_root(root), ref)
+    artifact.verify()
+    manifest = artifact.manifest
+    if as_json:
+        emit({"ref": artifact.ref, "path": str(artifact.path), **manifest.model_dump(mode="json")})
+        return
+    import yaml
+
+    marks = ", ".join(manifest.licences) or "none stated"
+    say(f"{artifact.ref}\n  {artifact.path}\n  licences: {marks}{'; simulated people' if manifest.simulated else ''}")
+    for title, part in (("config", manifest.config), ("inputs", manifest.inputs), ("metrics", manifest.metrics)):
+        if part:
+            text = yaml.safe_dump(part, sort_keys=False, allow_unicode=True).rstrip()
+            say(f"{title}:\n  " + text.replace("\n", "\n  "))
+    say("files (all match their hashes):")
+    for name, entry in manifest.files.items():
+        say(f"  {name:<40}{entry.bytes:>12,} bytes")
+
+
+@app.command()
+def lineage(
+    ref: Annotated[str, typer.Argument(help="An artifact, a section of the last run, or release:current.")],
+    root: RootOption = HERE,
+    as_json: JsonOption = False,
+) -> None:
+    """Print where an artifact comes from, down to the first stage."""
+    where = known_root(root)
+    start = artifact_of(where, ref)
+    seen: dict[str, dict[str, Any]] = {}
+
+    def walk(artifact: Artifact, depth: int) -> None:
+        manifest = artifact.manifest
+        known = artifact.ref in seen
+        mark = " (people's words)" if manifest.store else ""
+        if not as_json:
+            tail = "  (above)" if known else ""
+            say(f"{'  ' * depth}{artifact.kind}:{artifact.id[:12]}  {manifest.stage}{mark}{tail}")
+        if not known:
+            seen[artifact.ref] = {"ref": artifact.ref, "stage": manifest.stage, "inputs": manifest.parents()}
+            for parent in manifest.parents():
+                walk(where.find(parent), depth + 1)
+
+    walk(start, 0)
+    if as_json:
+        emit(list(seen.values()))
+
+
+@app.command()
+def report(
+    root: RootOption = HERE,
+    out: Annotated[Path | None, typer.Option("--out", help="Where to write the page.")] = None,
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", help="Write the tables into this document instead of a page.")
+    ] = None,
+    part: Annotated[
+        str, typer.Option("--part", help="Name of the marks in the document between which they go.")
+    ] = "life",
+    as_json: JsonOption = False,
+) -> None:
+    """Write one static HTML page about the life: curves, figures with intervals, attacks, the release verdict."""
+    from tutelage.core.artifact import atomic_write
+    from tutelage.life import last
+
+    where = known_root(root)
+    if markdown is not None:
+        from tutelage.report.markdown import into, life_tables
+
+        path = markdown
+        text = into(path, part, life_tables(last(where)))
+    else:
+        from tutelage.report.pages import life_page
+
+        path = out or where.reports / "life.html"
+        text = life_page(where, last(where))
+    atomic_write(path, text.encode())
+    emit({"report": str(path)}) if as_json else say(str(path))
+
+
+@app.command()
+def compare(
+    left: Annotated[str, typer.Argument(help="An evaluation artifact or section.")],
+    right: Annotated[str, typer.Argument(help="Another one.")],
+    root: RootOption = HERE,
+    out: Annotated[Path | None, typer.Option("--out", help="Where to write the page.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare two evaluations item by item, with paired intervals, on one static page."""
+    from tutelage.core.artifact import atomic_write
+    from tutelage.report.pages import compare as compare_page
+
+    where = known_root(root)
+    path = out or where.reports / "compare.html"
+    atomic_write(path, compare_page(where, artifact_of(where, left), artifact_of(where, right)).encode())
+    emit({"report": str(path)}) if as_json else say(str(path))
+
+
+@app.command("show-mask")
+def show_mask(
+    source: Annotated[
+        str, typer.Argument(help="A corpus, a section of the last run, or a file of dialogues.")
+    ] = "prepare",
+    tokenizer: Annotated[str, typer.Option(help="A tokenizer or model, or a section.")] = "tokenizer",
+    row: Annotated[int, typer.Option(min=1, help="Which dialogue to begin with, counted from 1.")] = 1,
+    count: Annotated[int, typer.Option(min=1, help="How many to show.")] = 1,
+    root: RootOption = HERE,
+    as_json: JsonOption = False,
+) -> None:
+    """Print dialogues as training sees them: what is learned from stands between « and »."""
+    from itertools import islice
+
+    from tutelage.core.errors import DataError
+    from tutelage.core.records import Example, read_jsonl
+    from tutelage.tokens.chat import stretches
+    from tutelage.tokens.tokenizer import load
+
+    where = known_root(root)
+    words = load(artifact_of(where, tokenizer))
+    own = source.endswith((".jsonl", ".json"))
+    file = Path(source) if own else artifact_of(where, source).file("dialogues.jsonl")
+    found = list(islice(read_jsonl(file, Example), row - 1, row - 1 + count))
+    if not found:
+        raise DataError("there is no such row", file=file, row=row)
+    for number, example in enumerate(found, row):
+        parts = stretches(example, words)
+        if as_json:
+            emit({"row": number, "parts": [each._asdict() for each in parts]})
+            continue
+        text = "".join(f"«{each.text}»" if each.learned else each.text for each in parts)
+        learned = sum(each.tokens for each in parts if each.learned)
+        say(f"{text}\n({learned} of {sum(each.tokens for each in parts)} tokens are learned from)")

@@ -1,0 +1,304 @@
+"""Making: run a recipe, plan it, run one stage, begin a project, decide what is released."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tutelage.commands.base import (
+    HERE,
+    JsonOption,
+    RootOption,
+    alone,
+    app,
+    artifact_of,
+    emit,
+    environment_defaults,
+    group,
+    known_root,
+    say,
+    sink_of_lines,
+    tell,
+    typed,
+)
+from tutelage.core.artifact import Artifact, Root
+from tutelage.core.errors import NotFound, UsageError
+from tutelage.recipe import LIFE
+
+
+def _run(
+    recipe_source: Path,
+    overrides: list[str],
+    root: Path,
+    only: str | None,
+    until: str | None,
+    wait: bool,
+    as_json: bool,
+) -> dict[str, Artifact]:
+    from tutelage import life
+    from tutelage.plan import LifeClock, plan
+    from tutelage.recipe import read_recipe
+    from tutelage.terminal import Terminal
+
+    recipe = read_recipe(recipe_source, overrides, environment_defaults())
+    for name in (only, until):
+        if name is not None:
+            recipe.check(name)
+    where = Root(root)
+    planned = plan(recipe, where)
+    with life.interruptible() as stop:
+        if as_json:
+            given: Any = {"only": only, "until": until, "wait": wait, "stop": stop, "sinks": (sink_of_lines,)}
+            return life.run(recipe, where, planned=planned, **given)
+        clock = LifeClock(planned)
+        with Terminal(clock.remaining, total=len(recipe.sections)) as terminal:
+            given = {"only": only, "until": until, "wait": wait, "stop": stop, "sinks": (clock, terminal)}
+            return life.run(recipe, where, planned=planned, **given)
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe; a section per stage.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="stage.key=value, as many as you like.")] = None,
+    root: RootOption = HERE,
+    only: Annotated[str | None, typer.Option(help="Run this section only.")] = None,
+    until: Annotated[str | None, typer.Option(help="Stop after this section.")] = None,
+    budget: Annotated[str | None, typer.Option(help="Size the training to this time: 90s, 15m, 2h.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Where people must answer, wait for them.")] = False,
+    later: Annotated[bool, typer.Option("--later", help="Only ask for it: `tutelage worker` makes it.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a recipe; what is made already is skipped, so the same command goes on after a stop."""
+    extra = [f"budget={budget}"] if budget else []
+    if later:
+        return _ask_for(recipe, [*(overrides or []), *extra], root, until, as_json)
+    made = _run(recipe, [*(overrides or []), *extra], root, only, until, wait, as_json)
+    if as_json:
+        emit({name: artifact.ref for name, artifact in made.items()})
+        return
+    from tutelage.report.lines import life_table
+
+    say()
+    say(life_table(made))
+    say(f"The report:   {typed()} report --root {root}")
+    kinds = {artifact.kind for artifact in made.values()}
+    if "release" in kinds:
+        say(f"The service:  {typed()} serve --root {root}")
+    elif "bundle" in kinds:
+        say(f"The guards:   {typed()} guard up https://host/v1#model --on bundle --root {root}")
+
+
+def _ask_for(recipe: Path, overrides: list[str], root: Path, until: str | None, as_json: bool) -> None:
+    from tutelage.recipe import read_recipe
+    from tutelage.worker import ask
+
+    found = read_recipe(recipe, overrides, environment_defaults())
+    if until is not None:
+        found.check(until)
+    tell({"job": ask(Root(root), found, until)}, as_json)
+
+
+@app.command("plan")
+def plan_command(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="stage.key=value")] = None,
+    root: RootOption = HERE,
+    budget: Annotated[str | None, typer.Option(help="Size the training to this time: 90s, 15m, 2h.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure this machine and print what each stage will take, before anything runs."""
+    from tutelage.plan import plan
+    from tutelage.recipe import read_recipe
+    from tutelage.terminal import clock
+
+    extra = [f"budget={budget}"] if budget else []
+    planned = plan(read_recipe(recipe, [*(overrides or []), *extra], environment_defaults()), Root(root))
+    if as_json:
+        emit(planned.model_dump(mode="json"))
+        return
+    machine = planned.machine
+    say(
+        f"This machine: {machine.threads} threads, {machine.gemm / 1e9:.0f} GFLOP/s, {machine.bandwidth / 1e9:.0f} GB/s"
+    )
+    say(f"{'stage':<16}{'time':>8}{'memory':>10}{'tokens':>14}")
+    for each in planned.stages:
+        cost = each.cost
+        memory = f"{cost.memory / 1e6:,.0f} MB" if cost.memory else ""
+        tokens = f"{cost.tokens:,.0f}" if cost.tokens else ""
+        note = "  made already" if each.known else ""
+        say(f"{each.name:<16}{clock(cost.seconds):>8}{memory:>10}{tokens:>14}{note}")
+    say(f"{'left to do':<16}{clock(planned.seconds):>8}")
+
+
+def _run_stage(name: str, settings: list[str], root: Path, as_json: bool) -> None:
+    from tutelage.core.config import parse_overrides
+
+    made = alone(name, parse_overrides(settings), root, as_json)
+    emit({name: made.ref}) if as_json else say(made.ref)
+
+
+def _list_keys(name: str, as_json: bool) -> None:
+    from tutelage.recipe import stage_of
+
+    found = stage_of(name)
+    inputs = {key: f"{' or '.join(spec.kinds)}, from {spec.default}" for key, spec in found.inputs.items()}
+    keys = {key: (field.default, field.description or "") for key, field in found.config.model_fields.items()}
+    if as_json:
+        emit({"inputs": inputs, "schema": found.config.model_json_schema()})
+        return
+    for key, text in inputs.items():
+        say(f"{key:<24}input: {text}")
+    for key, (default, text) in keys.items():
+        say(f"{f'{key}={default}':<24}{text}")
+
+
+def _stage_command(name: str) -> Callable[..., None]:
+    def command(
+        settings: Annotated[list[str] | None, typer.Argument(help="key=value, as many as you like.")] = None,
+        root: RootOption = HERE,
+        keys: Annotated[bool, typer.Option("--keys", help="List the inputs and keys of this stage, and end.")] = False,
+        as_json: JsonOption = False,
+    ) -> None:
+        _list_keys(name, as_json) if keys else _run_stage(name, settings or [], root, as_json)
+
+    command.__doc__ = f"Run the stage `{name}` by itself; `--keys` lists what can be set."
+    return command
+
+
+for _name in LIFE:
+    if _name not in ("release", "evaluate"):
+        app.command(_name, rich_help_panel="Stages")(_stage_command(_name))
+
+
+@app.command()
+def evaluate(
+    target: Annotated[str | None, typer.Argument(help="What is examined: a model, a bundle, a URL, a section.")] = None,
+    settings: Annotated[list[str] | None, typer.Argument(help="key=value of the stage `evaluate`.")] = None,
+    suite: Annotated[
+        str | None, typer.Option("--suite", help="A file of your own items, one JSON object a line, or a suite's name.")
+    ] = None,
+    items: Annotated[int, typer.Option(min=0, help="With --suite: items per suite and cell; 0 asks all.")] = 0,
+    root: RootOption = HERE,
+    keys: Annotated[bool, typer.Option("--keys", help="List the inputs and keys of this stage, and end.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Examine a model on a suite of your own, or (without --suite) run the stage `evaluate`."""
+    if keys:
+        return _list_keys("evaluate", as_json)
+    if suite is None:
+        return _run_stage("evaluate", [*([target] if target else []), *(settings or [])], root, as_json)
+    if target is None:
+        raise UsageError("name what is to be examined", todo="tutelage evaluate model:3fa9 --suite FILE.jsonl")
+    from tutelage.evaluate.run import evaluate_reference
+    from tutelage.life import made_last
+
+    where = Root(root)
+    suites = _suites(suite, items, root)
+    found = evaluate_reference(made_last(where).get(target, target), suites, root=where)
+    if as_json:
+        return emit({key: value for key, value in found.items() if key != "results"})
+    for cell in found["cells"]:
+        shown = f"undefined: {cell['reason']}"
+        if cell["value"] is not None and cell["low"] is not None:
+            shown = f"{cell['value']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]"
+        elif cell["value"] is not None:
+            shown = f"{cell['value']:.3f} (no interval: {cell['reason']})"
+        name = " ".join(filter(None, (cell["suite"], cell["cell"])))
+        say(f"{name:<24}{cell['metric']:<23}{shown}  n={cell['n']}")
+
+
+def _suites(name: str, items: int, root: Path) -> list[Any]:
+    """The suites of a file, or one of the last run's corpus by its name. Raises NotFound, DataError."""
+    from tutelage.core.config import nearest
+    from tutelage.core.records import Example, read_jsonl
+    from tutelage.evaluate.suite import load, select
+
+    if Path(name).is_file() or Path(name).suffix or "/" in name:
+        found = load(Path(name))
+        return select([each for suite in found for each in suite.items], items) if items else list(found)
+    corpus = artifact_of(known_root(root), "prepare")
+    every = list(read_jsonl(corpus.file("items.jsonl"), Example))
+    if chosen := select(every, items, only=[name]):
+        return list(chosen)
+    known = sorted({str(each.tags.get("suite")) for each in every})
+    todo = f"Did you mean {near!r}?" if (near := nearest(name, known)) else f"There are: {', '.join(known) or 'none'}"
+    raise NotFound(f"neither a file nor a suite: {name!r}", key="--suite", todo=todo)
+
+
+release_app = group("release", "Make, look at, promote and roll back releases.")
+
+
+@release_app.command("make")
+def release_make(
+    settings: Annotated[list[str] | None, typer.Argument(help="KEY=VALUE of the stage `release`.")] = None,
+    root: RootOption = HERE,
+    as_json: JsonOption = False,
+) -> None:
+    """Gate the last draft bundle; promote it or say why not."""
+    _run_stage("release", settings or [], root, as_json)
+
+
+@release_app.command("status")
+def release_status(root: RootOption = HERE, as_json: JsonOption = False) -> None:
+    """Print the release that is served and the history of promotions."""
+    from tutelage.adapt.release import status
+
+    found = status(known_root(root))
+    tell(found, as_json)
+
+
+@release_app.command("promote")
+def release_promote(
+    ref: Annotated[str, typer.Argument(help="A release artifact that passed its gate.")],
+    root: RootOption = HERE,
+    as_json: JsonOption = False,
+) -> None:
+    """Serve this release."""
+    from tutelage.adapt.release import promote
+
+    found = promote(known_root(root), ref)
+    tell(found, as_json)
+
+
+@release_app.command("rollback")
+def release_rollback(
+    reason: Annotated[str, typer.Option(help="Why; it is recorded.")] = "rolled back by the operator",
+    root: RootOption = HERE,
+    as_json: JsonOption = False,
+) -> None:
+    """Serve the release before this one again."""
+    from tutelage.adapt.release import rollback
+
+    found = rollback(known_root(root), reason)
+    tell(found, as_json)
+
+
+def recipes_folder() -> Path:
+    """Where the recipes lie: inside the installed package, or beside the source."""
+    inside = Path(__file__).parents[1] / "recipes"
+    return inside if inside.is_dir() else Path(__file__).parents[3] / "recipes"
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="A new folder.")],
+    origin: Annotated[
+        str, typer.Option("--from", help="starter, public, guard (guards alone) or open-model (tune one of others).")
+    ] = "starter",
+    as_json: JsonOption = False,
+) -> None:
+    """Begin a project: a folder with a recipe of your own."""
+    source = recipes_folder() / f"{origin}.yaml"
+    if not source.is_file():
+        known = ", ".join(sorted(each.stem for each in source.parent.glob("*.yaml")))
+        raise UsageError(f"no recipe {origin!r}", key="--from", todo=f"There are: {known}")
+    target = folder / "recipe.yaml"
+    if target.exists():
+        raise UsageError("it exists already and is left as it is", file=target)
+    folder.mkdir(parents=True, exist_ok=True)
+    target.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    command = f"{typed()} run {target} --root {folder / 'life'}"
+    emit({"recipe": str(target), "next": command}) if as_json else say(f"{target}\nNext: {command}")

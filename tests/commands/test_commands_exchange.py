@@ -1,0 +1,115 @@
+"""`import` and `export`: licences are kept, refusals are clear, and nothing of one's own is overwritten."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tutelage import life
+from tutelage.core.artifact import Manifest, Root, file_entries
+from tutelage.core.records import Example, read_jsonl
+from tutelage.store import engine, ledger
+
+
+def test_internal_data_leaves_only_when_its_class_is_accepted(tutelage: Any, little: Root, tmp_path: Path) -> None:
+    folder, where = tmp_path / "out", ("--root", little.path)
+    done = tutelage("export", "data", "prepare", folder, *where)
+    assert done.code == 2 and "--accept non-commercial" in done.err and not folder.exists()
+    assert "is no class" in tutelage("export", "data", "prepare", folder, "--accept", "noncommercial", *where).err
+    done = tutelage("export", "data", "prepare", folder, "--accept", "non-commercial", *where, "--json")
+    assert done.code == 0 and done.json["accepted"] == ["non-commercial"]
+    assert len(list(read_jsonl(folder / "dialogues.jsonl", Example))) == 60
+    assert "non-commercial" in (folder / "README.md").read_text() and (folder / "manifest.json").is_file()
+    with engine.open(little, writable=False) as store:
+        (entry,) = [each for each in ledger.rows(store) if each.action == "artifact.export"]
+    assert entry.body["accepted"] == ["non-commercial"] and entry.object == life.last(little)["prepare"].ref
+    again = tutelage("export", "data", "prepare", folder, "--accept", "non-commercial", *where)
+    assert again.code == 2 and "left as it is" in again.err
+
+
+def test_the_licence_follows_what_learned_from_it(tutelage: Any, little: Root, tmp_path: Path) -> None:
+    done = tutelage("export", "model", "tokenizer", tmp_path / "out", "--root", little.path)
+    assert done.code == 2 and "internal" in done.err
+    done = tutelage("export", "model", "encode", tmp_path / "out", "--root", little.path)
+    assert done.code == 2 and "is of kind tokens" in done.err
+    assert tutelage("export", "model", "model:0000", tmp_path / "out", "--root", little.path).code == 2
+
+
+def test_an_artifact_without_a_licence_is_not_stated(tutelage: Any, tmp_path: Path) -> None:
+    root = Root(tmp_path / "life").create()
+    (root.work / "m").mkdir()
+    (root.work / "m" / "config.json").write_text("{}")
+    manifest = Manifest(kind="model", stage="x", version=1, config={}, files=file_entries(root.work / "m"))
+    made = root.seal(root.work / "m", manifest, "k")
+    done = tutelage("export", "model", made.ref, tmp_path / "out", "--root", root.path)
+    assert done.code == 2 and "--accept not-stated" in done.err
+    accepted = ("--accept", "not-stated", "--root", root.path)
+    assert tutelage("export", "model", made.ref, tmp_path / "out", *accepted).code == 0
+    (made.path / "config.json").chmod(0o600)
+    (made.path / "config.json").write_text("{ }")
+    done = tutelage("export", "model", made.ref, tmp_path / "two", "--accept", "not-stated", "--root", root.path)
+    assert done.code == 1 and "differs from what was sealed" in done.err
+
+
+def test_a_model_of_others_comes_in_and_goes_out(tutelage: Any, little: Root, tmp_path: Path) -> None:
+    from tutelage.model.checkpoint import save
+    from tutelage.model.transformer import Decoder, DecoderConfig
+    from tutelage.tokens.tokenizer import load
+
+    words = life.last(little)["tokenizer"].path
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    config = DecoderConfig.from_hf(
+        {"model_type": "llama", "vocab_size": load(words).size, "intermediate_size": 64, **shape}
+    )
+    save(Decoder(config), tmp_path / "theirs", words)
+    where = ("--root", tmp_path / "life")
+    assert tutelage("import", "model", tmp_path / "none", *where).code == 2
+    assert "licence class" in tutelage("import", "model", tmp_path / "theirs", "--licence", "free", *where).err
+    done = tutelage("import", "model", tmp_path / "theirs", "--licence", "permissive", *where, "--json")
+    assert done.code == 0, done.err
+    again = tutelage("import", "model", tmp_path / "theirs", "--licence", "permissive", *where, "--json")
+    assert again.json == done.json
+    done = tutelage("export", "model", done.json["model"], tmp_path / "out", *where)
+    assert done.code == 0 and (tmp_path / "out" / "model.safetensors").is_file()
+
+
+VOTERS = ("ann", "ben")
+PAIRS = [
+    {
+        "prompt": f"Where is house {n}?",
+        "a": f"House {n} is by the mill.",
+        "b": "I do not know.",
+        "votes": [{"annotator": name, "choice": "a" if (n + at) % 5 else "b"} for at, name in enumerate(VOTERS)],
+    }
+    for n in range(20)
+]
+
+
+def test_recorded_answers_come_in_as_replayed(tutelage: Any, tmp_path: Path) -> None:
+    file, root = tmp_path / "pairs.jsonl", Root(tmp_path / "life")
+    file.write_text("\n".join(map(json.dumps, PAIRS)))
+    done = tutelage("import", "feedback", file, "--project", "town", "--root", root.path, "--json")
+    assert done.code == 0, done.err
+    assert done.json["tasks"] == 20 and done.json["answers"] == 40
+    from tutelage.store import answers
+
+    with engine.open(root, writable=False) as store:
+        given = answers.read(store, done.json["projects"][0])
+    assert len(given) == 40 and {each.people for each in given} == {"replayed"}
+    again = tutelage("import", "feedback", file, "--project", "town", "--root", root.path, "--json")
+    assert again.json["collection"] == done.json["collection"], "the same file is imported once"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [('{"prompt": "a"}', "no comparisons"), ("[]", "no comparisons"), ("{torn", "not JSON"), ("", "not JSON")],
+)
+def test_a_file_that_is_no_feedback(tutelage: Any, tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(text)
+    done = tutelage("import", "feedback", file, "--root", tmp_path / "life")
+    assert done.code == 2 and said in done.err
+    assert tutelage("import", "feedback", tmp_path / "none.jsonl", "--root", tmp_path / "life").code == 2

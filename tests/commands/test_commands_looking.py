@@ -1,0 +1,119 @@
+"""Looking, making and serving: what is printed, and what a mistake says."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tutelage import life
+from tutelage.core.artifact import Root
+from tutelage.recipe import LIFE, read_recipe
+
+SECTION_7 = (
+    *(name for name in LIFE if name != "release"),
+    *("init", "run", "plan", "list", "show", "lineage", "report", "compare", "show-mask", "chat", "serve", "worker"),
+    *("guard scan", "guard train", "guard up", "policy check", "policy diff", "policy replay"),
+    *("release make", "release status", "release promote", "release rollback"),
+    *("store backup", "store restore", "store check", "import model", "import feedback"),
+    *("export model", "export data", "audit verify", "erase", "gc", "stop", "doctor"),
+)
+
+
+@pytest.mark.parametrize("command", SECTION_7)
+def test_every_command_of_the_design_has_help_and_json(tutelage: Any, command: str) -> None:
+    done = tutelage(*command.split(), "--help")
+    assert done.code == 0 and "Usage" in done.out
+    if command not in ("serve", "guard up"):
+        assert "--json" in done.out
+
+
+def test_help_answers_at_once() -> None:
+    """Half a second on an idle machine; counted in processor time, so that a busy one does not matter."""
+    program = (
+        "import os, sys\nsys.argv = ['tutelage', '--help']\nfrom tutelage.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "t = os.times()\nprint(t.user + t.system, 'torch' in sys.modules, file=sys.stderr)"
+    )
+    best = min(
+        float(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stderr.split()[0])
+        for _ in range(3)
+    )
+    assert best < 0.5
+
+
+def test_what_a_person_mistypes(tutelage: Any, little: Root, tmp_path: Path) -> None:
+    where = ("--root", little.path)
+    for arguments, said in (
+        (("show", "pretrain", *where), "A reference reads"),
+        (("show", "corpus:0000", *where), "no artifact"),
+        (("list", "--root", tmp_path), "there is no life here yet"),
+        (("lineage", "release:current", *where), "nothing has been released yet"),
+        (("run", tmp_path / "none.yaml", *where), "no such file"),
+        (("pretrain", "dept=3", *where), "Did you mean 'depth'"),
+        (("release", "rollback", *where), "nothing is served"),
+        (("chat", "nobody", *where), "is no reference"),
+        (("init", tmp_path / "x", "--from", "gard"), "There are: guard"),
+        (("evaluate", "--suite", tmp_path / "none.jsonl", *where), "name what is to be examined"),
+        (("report", "--markdown", __file__, *where), "has no place for the tables"),
+    ):
+        done = tutelage(*arguments)
+        assert done.code == 2 and said in done.err, (arguments, done)
+        assert json.loads(tutelage(*arguments, "--json").err.splitlines()[-1])["exit_code"] == 2
+
+
+def test_show_mask_marks_what_is_learned(tutelage: Any, little: Root, tmp_path: Path) -> None:
+    done = tutelage("show-mask", "--root", little.path)
+    assert "?<|end|><|assistant|>«House" in done.out and "are learned from)" in done.out
+    parts = tutelage("show-mask", "--root", little.path, "--row", "2", "--json").json["parts"]
+    assert [each["learned"] for each in parts] == [False, True] and parts[1]["text"].endswith("<|end|>")
+    assert tutelage("show-mask", "--root", little.path, "--row", "999").code == 2
+    own = tmp_path / "own.jsonl"
+    own.write_text(json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}))
+    assert "«b<|end|>»" in tutelage("show-mask", own, "--root", little.path).out
+    own.write_text('{"messages": [{"role": "nobody"}]}')
+    assert "row 1" in tutelage("show-mask", own, "--root", little.path).err
+
+
+@pytest.mark.parametrize("origin", ["starter", "public", "guard", "open-model"])
+def test_init_gives_a_recipe_that_is_whole(tutelage: Any, tmp_path: Path, origin: str) -> None:
+    done = tutelage("init", tmp_path / "mine", "--from", origin, "--json")
+    assert (done.code == 0 and done.json["next"].startswith("tutelage run")) or "tutelage" in done.json["next"]
+    read_recipe(Path(done.json["recipe"]))
+    assert tutelage("init", tmp_path / "mine").code == 2
+
+
+def test_a_stage_alone_prints_what_it_made(tutelage: Any, little: Root) -> None:
+    before = life.made_last(little)
+    done = tutelage("tokenizer", "vocabulary=304", "--root", little.path, "--json")
+    assert done.json["tokenizer"].startswith("tokenizer:") and life.made_last(little) == before
+    assert "vocabulary" in tutelage("tokenizer", "--keys").out
+    told = tutelage("show", done.json["tokenizer"], "--root", little.path)
+    assert "vocabulary: 304" in told.out and "all match their hashes" in told.out
+    stages = {each["stage"] for each in tutelage("lineage", "encode", "--root", little.path, "--json").json}
+    assert stages == {"prepare", "tokenizer", "encode"}
+
+
+def test_examining_an_answerer(tutelage: Any, little: Root, tmp_path: Path) -> None:
+    own = tmp_path / "own.jsonl"
+    ask = {"messages": [{"role": "user", "content": "Say ferry"}], "target": "ferry", "tags": {"kind": "generate"}}
+    own.write_text(json.dumps(ask))
+    done = tutelage("evaluate", "fake:echo", "--suite", own, "--root", little.path)
+    assert done.code == 0 and "own" in done.out and "n=1" in done.out
+    done = tutelage("evaluate", "fake:echo", "--suite", "facts", "--root", little.path)
+    assert done.code == 2 and "neither a file nor a suite" in done.err
+    own.write_text('{"messages": [], "target": "x"}')
+    done = tutelage("evaluate", "fake:echo", "--suite", own, "--root", little.path)
+    assert done.code == 2 and "row 1" in done.err
+
+
+def test_talking_to_a_model(tutelage: Any, tmp_path: Path) -> None:
+    done = tutelage("chat", "fake:echo", "--root", tmp_path / "none", stdin="hello there\n\nnot read\n")
+    assert done.code == 0 and done.out.count("model>") == 1
+    line = tutelage("chat", "fake:echo", "--json", "--root", tmp_path / "none", stdin="hello\n").json
+    assert line["message"]["role"] == "assistant"
+    assert tutelage("chat", "fake:echo", "--temperature", "-1", stdin="hello\n").code == 2

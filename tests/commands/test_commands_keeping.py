@@ -14,7 +14,7 @@ from tutelage import life
 from tutelage.core.artifact import Root
 from tutelage.core.records import Message
 from tutelage.recipe import read_recipe
-from tutelage.store import engine, jobs, ledger, people, traffic
+from tutelage.store import engine, jobs, ledger, people, traces
 from tutelage.store.backup import check
 from tutelage.worker import KIND, ask, asked, work
 
@@ -25,8 +25,8 @@ def root(tmp_path: Path) -> Root:
     root = Root(tmp_path / "life").create()
     with engine.open(root) as store:
         people.create_many(store, ["ann", "ben"])
-        asked_for = traffic.Trace(messages=(Message(role="user", content="my secret garden"),), subject="u1")
-        traffic.write(store, [asked_for])
+        asked_for = traces.Trace(messages=(Message(role="user", content="my secret garden"),), subject="u1")
+        traces.write(store, [asked_for])
         for act in ("one", "two", "three"):
             ledger.record(store, "ann", act)
     return root

@@ -35,6 +35,7 @@ SCHEMES: dict[str, str] = {
     "store": "tutelage.store.engine:open_store",
     "app": "tutelage.web.app:background",
     "import": "tutelage.model.checkpoint:import_model",
+    "weights": "tutelage.model.checkpoint:load",
 }
 
 EXTRA_OF = {"torch": "train", "transformers": "hf", "datasets": "hf", "huggingface_hub": "hf", "psycopg": "postgres"}

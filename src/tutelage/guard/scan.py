@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from tutelage.core.records import Action, Decision, Example, Message, Role, Span, Verdict
+from tutelage.core.records import Action, Decision, Example, Message, Record, Role, Span, Status, Verdict
 from tutelage.guard.policy import PII, Channel, Direction, Policy, Surface, Where, strictest
 from tutelage.judge.classifier import ClassifierJudge
 from tutelage.judge.judge import Judge, Watcher, ask, highest, judged
@@ -61,6 +61,27 @@ def _joined(turns: Sequence[str]) -> list[Piece]:
     return [Piece("content", "\n".join(turns))] if len(turns) > 1 else []
 
 
+class Found(Record):
+    """Personal data in a text: characters `start` to `end` (exclusive)."""
+
+    start: int
+    end: int
+    type: str
+
+
+class ScanLine(Record):
+    """One line of `guard scan`, and of the service's `/guard/scan`."""
+
+    id: str
+    decision: Action
+    scores: dict[str, float]
+    """Category of the taxonomy -> highest calibrated probability."""
+    spans: tuple[Found, ...]
+    reasons: tuple[str, ...]
+    status: Status
+    """`ok`, or what befell the first guard that gave no opinion."""
+
+
 @dataclass(frozen=True)
 class Seen:
     """What one direction of a request came to: the decision, its verdicts, and the spans to redact per message."""
@@ -102,16 +123,17 @@ class Scan:
         """The scan as one line of output: decision, scores, spans of personal data, reasons."""
         verdicts = [verdict for each in self.seen for verdict in each.verdicts]
         failed = [verdict.status for verdict in verdicts if verdict.status != "ok"]
-        spans = [{"start": s.start, "end": s.end, "type": s.type} for verdict in verdicts for s in verdict.spans]
+        spans = tuple(Found(start=s.start, end=s.end, type=s.type) for verdict in verdicts for s in verdict.spans)
         reasons = dict.fromkeys(reason for each in self.seen for reason in each.decision.reasons)
-        return {
-            "id": name,
-            "decision": self.action,
-            "scores": self.scores,
-            "spans": spans,
-            "reasons": list(reasons),
-            "status": failed[0] if failed else "ok",
-        }
+        line = ScanLine(
+            id=name,
+            decision=self.action,
+            scores=self.scores,
+            spans=spans,
+            reasons=tuple(reasons),
+            status=failed[0] if failed else "ok",
+        )
+        return line.model_dump(mode="json")
 
 
 class Scanner:

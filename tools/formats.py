@@ -81,18 +81,16 @@ def plain(schema: Any) -> Any:
     return [plain(each) for each in schema] if isinstance(schema, list) else schema
 
 
-def laid_out(value: Any, depth: int = 0, width: int = 116) -> str:
-    """JSON on one line where it fits, else a key a line."""
+def laid_out(value: Any, depth: int = 0, used: int = 0) -> str:
+    """JSON on one line where it fits behind `used` characters, else a key a line."""
     line = json.dumps(value, ensure_ascii=False)
-    if depth + len(line) <= width or not isinstance(value, dict | list) or not value:
+    if depth + used + len(line) <= 118 or not isinstance(value, dict | list) or not value:
         return line
     inner, outer = " " * (depth + 1), " " * depth
     if isinstance(value, list):
         parts = [inner + laid_out(each, depth + 1) for each in value]
         return "[\n" + ",\n".join(parts) + f"\n{outer}]"
-    parts = [
-        f"{inner}{json.dumps(key)}: {laid_out(each, depth + 1, width - len(key) - 4)}" for key, each in value.items()
-    ]
+    parts = [f"{inner}{json.dumps(key)}: {laid_out(each, depth + 1, len(key) + 4)}" for key, each in value.items()]
     return "{\n" + ",\n".join(parts) + f"\n{outer}}}"
 
 

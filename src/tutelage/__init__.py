@@ -1,13 +1,13 @@
-"""tutelage raises a language model: `run`, `stages`, `open` and `load` (see tutelage.api), imported when first used."""
+"""tutelage raises a language model: `run`, `stages`, `open`, `find`, `load` (tutelage.api), imported at first use."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tutelage.api import load, open, run, stages
+    from tutelage.api import find, load, open, run, stages
 
-__all__ = ["load", "open", "run", "stages"]
+__all__ = ["find", "load", "open", "run", "stages"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""tutelage from Python: run a recipe, run one stage, open a reference, load what an artifact holds.
+"""tutelage from Python: run a recipe or one stage, open a reference, find an artifact, load what it holds.
 
     import tutelage as tt
 
@@ -26,7 +26,7 @@ from tutelage.core.events import Sink
 from tutelage.core.records import Example, Preference, read_jsonl
 from tutelage.recipe import LIFE, read_recipe
 
-__all__ = ["load", "open", "run", "stages"]
+__all__ = ["find", "load", "open", "run", "stages"]
 
 Place = str | Path | Root
 """The folder that holds the life."""
@@ -100,7 +100,18 @@ def open(ref: str, root: Place = "life", **options: Any) -> Any:
     `model:3fa9`, `bundle`, `release:current`, `https://host/v1#model`, `classifier:9ab`, `rules:numeric`, `store:`.
     """
     where = _root(root)
-    return refs.open(life.made_last(where).get(ref, ref), where, **options)
+    known = life.at_hand(where, [ref])
+    return refs.open(known[0] if known else ref, where, **options)
+
+
+def find(ref: str, root: Place = "life") -> Artifact:
+    """The artifact of a reference (`model:3fa9`), of a section of the last run, or the newest of a stage.
+
+    Raises NotFound, also when several fit a short reference.
+    """
+    where = _root(root)
+    known = life.at_hand(where, [ref])
+    return where.find(known[0] if known else ref)
 
 
 def load(artifact: Artifact | str, root: Place = "life") -> Any:
@@ -118,7 +129,7 @@ def load(artifact: Artifact | str, root: Place = "life") -> Any:
     Every file is compared with its hash first. Raises NotFound, CorruptArtifact, MissingExtra (torch).
     """
     where = _root(root)
-    found = artifact if isinstance(artifact, Artifact) else where.find(life.made_last(where).get(artifact, artifact))
+    found = artifact if isinstance(artifact, Artifact) else find(artifact, where)
     found.verify()
     match found.kind:
         case "model" | "reward":

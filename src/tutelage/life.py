@@ -100,7 +100,7 @@ def run_alone(
     given = dict(settings)
     for key, spec in stage_of(name).inputs.items():
         wanted = spec.default if isinstance(spec.default, tuple) else (spec.default,)
-        found = _at_hand(root, [each for each in wanted if each])
+        found = at_hand(root, [each for each in wanted if each])
         if found:
             given.setdefault(key, found if spec.many else found[0])
     recipe = read_recipe({name: given}, defaults=defaults)
@@ -110,7 +110,7 @@ def run_alone(
     return artifact
 
 
-def _at_hand(root: Root, sections: list[str]) -> list[str]:
+def at_hand(root: Root, sections: list[str]) -> list[str]:
     """References of what these sections made: in the last run, or (when none of them was in it) most lately."""
     known = made_last(root)
     if found := [known[each] for each in sections if each in known]:

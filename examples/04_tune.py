@@ -1,0 +1,28 @@
+"""Two ways from preferences to a model: reinforcement against the reward model, and DPO on the pairs themselves.
+
+python examples/04_tune.py [ROOT]
+"""
+
+import sys
+
+import tutelage as tt
+
+ROOT = sys.argv[1] if len(sys.argv) > 1 else "examples-life"
+
+actor = tt.stages.rlhf(root=ROOT, method="grpo", group=4, prompts=8, iterations=2)
+direct = tt.stages.dpo(root=ROOT, steps=4)
+
+for made in (actor, direct):
+    print(
+        made, "from", made.manifest.inputs["model"][:14], {k: v for k, v in made.metrics.items() if k != "forgetting"}
+    )
+
+# Lineage leads from either back to the people and the first text.
+todo, seen = [direct], set()
+while todo:
+    each = todo.pop()
+    if each.ref not in seen:
+        seen.add(each.ref)
+        parents = each.manifest.parents()
+        print(f"{each.manifest.stage:<12} {each.kind}:{each.id[:8]} <- {', '.join(ref[:16] for ref in parents)}")
+        todo += [tt.find(ref, root=ROOT) for ref in parents]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tutelage.core.artifact import Artifact, Root
+from tutelage.core.artifact import Artifact, Manifest, Root, file_entries
 from tutelage.core.errors import UsageError
 from tutelage.report.markdown import figure, into, life_tables, table
 
@@ -71,3 +71,22 @@ def test_only_what_stands_between_the_marks_is_replaced(life: Life, tmp_path: Pa
     assert into(file, "town", life_tables(life[1])) == text, "the same life gives the same document"
     with pytest.raises(UsageError, match=re.escape("'other'")):
         into(file, "other", "x")
+
+
+def test_seeds_give_median_and_range(tmp_path: Path) -> None:
+    def cell(target: str, value: float) -> dict[str, object]:
+        return {"suite": "facts", "cell": "A", "target": target, "value": value, "headline": True, "metric": "exact"}
+
+    rows = [cell("finetune", 0.5), cell("finetune@seed1", 0.3), cell("finetune@seed2", 0.4), cell("rlhf@random", 0.1)]
+    folder = tmp_path / "made"
+    folder.mkdir()
+    (folder / "summary.json").write_text(json.dumps({"cells": rows}))
+    manifest = Manifest(kind="evaluation", stage="evaluate", version=1, config={}, files=file_entries(folder))
+    root = Root(tmp_path / "root").create()
+    work = root.work / "x"
+    folder.rename(work)
+    text = life_tables({"evaluate": root.seal(work, manifest, "0" * 64)}, part="seeds")
+    assert "| suite | cell | finetune, 3 seeds |" in text
+    assert "| facts | A | 0.40 (0.30 to 0.50) |" in text
+    assert "random" not in text
+    assert life_tables({}, part="seeds").startswith("Nothing to show yet.")

@@ -89,7 +89,11 @@ def report(
         Path | None, typer.Option("--markdown", help="Write the tables into this document instead of a page.")
     ] = None,
     part: Annotated[
-        str, typer.Option("--part", help="Name of the marks in the document between which they go.")
+        str,
+        typer.Option(
+            "--part",
+            help="Name of the marks in the document between which they go; `seeds`, say, is that table.",
+        ),
     ] = "life",
     as_json: JsonOption = False,
 ) -> None:
@@ -102,7 +106,7 @@ def report(
         from tutelage.report.markdown import into, life_tables
 
         path = markdown
-        text = into(path, part, life_tables(last(where)))
+        text = into(path, part, life_tables(last(where), part=part))
     else:
         from tutelage.report.pages import life_page
 

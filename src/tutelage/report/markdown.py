@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from tutelage.core.errors import UsageError
@@ -76,13 +77,48 @@ def learned(artifacts: Artifacts) -> str | None:
             base = some.get("baseline")
             simple = base.get("value") if isinstance(base, Mapping) else base
             figures = [figure(found.get(target), bold=bool(found.get(target, {}).get("learned"))) for target in targets]
-            metric = words(some.get("metric", ""))
-            lines.append([suite, cell, metric, *figures, fixed(some.get("chance")), fixed(simple), some.get("n", 0)])
+            metric, seen = words(some.get("metric", "")), fixed(some.get("visible_difference"))
+            beside = [fixed(some.get("chance")), fixed(simple), seen, some.get("n", 0)]
+            lines.append([suite, cell, metric, *figures, *beside])
         if lines:
-            head = ["suite", "cell", "measure", *targets, "chance", "simple rule", "n"]
-            note = "Bold: surely above chance and above the best simple rule (lower end of the 95% interval)."
+            head = ["suite", "cell", "measure", *targets, "chance", "simple rule", "visible", "n"]
+            note = "Bold: surely above chance and above the best simple rule (lower end of the 95% interval). Visible: the "
+            note += "smallest difference between two models that so many items can show."
             return f"{table(head, lines)}\n\n{note}"
     return None
+
+
+def seeds(artifacts: Artifacts) -> str | None:
+    """How much is luck: median and range over the seeds of sections named `stage` and `stage@seedN`."""
+    for summary in _summaries(artifacts, "evaluation"):
+        cells = [each for each in _listed(summary.get("cells")) if each.get("headline", True)]
+        cells += [
+            {**row, "suite": f"all items: {GOLD[str(row.get('metric'))]}", "cell": ""}
+            for row in _listed(summary.get("gold"))
+            if row.get("suite") is None and row.get("metric") in GOLD
+        ]
+        found: dict[tuple[str, str], dict[str, list[float]]] = {}
+        for each in cells:
+            stem, _, which = str(each.get("target")).partition("@")
+            if each.get("value") is not None and (not which or which.startswith("seed")):
+                place = found.setdefault((str(each.get("suite")), str(each.get("cell") or "")), {})
+                place.setdefault(stem, []).append(float(each["value"]))
+        stems = list(dict.fromkeys(stem for row in found.values() for stem, some in row.items() if len(some) > 1))
+        if stems:
+            count = max(len(some) for row in found.values() for some in row.values())
+            return table(
+                ["suite", "cell", *(f"{stem}, {count} seeds" for stem in stems)],
+                [
+                    [suite, cell, *(_spread(row.get(stem, [])) for stem in stems)]
+                    for (suite, cell), row in found.items()
+                ],
+            )
+    return None
+
+
+def _spread(values: Sequence[float]) -> str:
+    """`0.45 (0.41 to 0.48)`: median and range."""
+    return f"{fixed(median(values))} ({fixed(min(values))} to {fixed(max(values))})" if values else "–"
 
 
 GOLD = {"right": "right", "kept": "rules kept", "invented": "invented", "gold": "all three"}
@@ -211,22 +247,29 @@ def wheel(artifacts: Artifacts) -> str | None:
     return "\n\n".join(parts) or None
 
 
-PARTS: tuple[tuple[str, Callable[[Artifacts], str | None]], ...] = (
-    ("What was learned", learned),
-    ("Judged by gold: the truth of the world, over all items", gold),
-    ("Controls, which must fail", controls),
-    ("The people and the reward model", reward),
-    ("What training stages measured themselves", training),
-    ("Attacks", attacks),
-    ("The gate", release),
-    ("The wheel", wheel),
-)
+PARTS: dict[str, tuple[str, Callable[[Artifacts], str | None]]] = {
+    "learned": ("What was learned", learned),
+    "seeds": ("How much is luck: median and range over seeds", seeds),
+    "gold": ("Judged by gold: the truth of the world, over all items", gold),
+    "controls": ("Controls, which must fail", controls),
+    "reward": ("The people and the reward model", reward),
+    "training": ("What training stages measured themselves", training),
+    "attacks": ("Attacks", attacks),
+    "gate": ("The gate", release),
+    "wheel": ("The wheel", wheel),
+}
 
 
-def life_tables(artifacts: Artifacts, level: int = 3) -> str:
-    """All tables of a life; parts that were not run are left out. `level` is that of the headings."""
-    parts = [origin(artifacts) or "Nothing has been made yet."]
-    for title, make in PARTS:
+def life_tables(artifacts: Artifacts, level: int = 3, part: str = "") -> str:
+    """All tables of a life, those that were not run left out, or the one table that `part` names (see PARTS).
+
+    `level` is that of the headings.
+    """
+    made = origin(artifacts) or "Nothing has been made yet."
+    if part in PARTS:
+        return f"{PARTS[part][1](artifacts) or 'Nothing to show yet.'}\n\n{made}\n"
+    parts = [made]
+    for title, make in PARTS.values():
         text = make(artifacts)
         if text:
             parts.append(f"{'#' * level} {title}\n\n{text}")

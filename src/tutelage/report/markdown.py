@@ -82,8 +82,8 @@ def learned(artifacts: Artifacts) -> str | None:
             lines.append([suite, cell, metric, *figures, *beside])
         if lines:
             head = ["suite", "cell", "measure", *targets, "chance", "simple rule", "visible", "n"]
-            note = "Bold: surely above chance and above the best simple rule (lower end of the 95% interval). Visible: the "
-            note += "smallest difference between two models that so many items can show."
+            note = "Bold: surely above chance and above the best simple rule (lower end of the 95% interval). "
+            note += "Visible: the smallest difference between two models that so many items can show."
             return f"{table(head, lines)}\n\n{note}"
     return None
 

@@ -57,7 +57,7 @@ def test_what_a_person_mistypes(tutelage: Any, little: Root, tmp_path: Path) -> 
         (("pretrain", "dept=3", *where), "Did you mean 'depth'"),
         (("release", "rollback", *where), "nothing is served"),
         (("chat", "nobody", *where), "is no reference"),
-        (("init", tmp_path / "x", "--from", "gard"), "There are: guard"),
+        (("init", tmp_path / "x", "--from", "gard"), "guard, open-model"),
         (("evaluate", "--suite", tmp_path / "none.jsonl", *where), "name what is to be examined"),
         (("report", "--markdown", __file__, *where), "has no place for the tables"),
     ):

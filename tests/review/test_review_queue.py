@@ -45,7 +45,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 def test_the_whole_way_from_traffic_to_an_estimate(store: Store) -> None:
     subjects = queue.subjects(store)
     assert len(subjects) == 40 and {each.week for each in subjects} == {"1", "2"}
-    drawn = draw(subjects, seed=1, budget=12)
+    drawn = draw(subjects, seed=1, budget=40)  # everything: names are random, and one draw in twenty may miss the truth
     opened = queue.open_reviews(store, drawn, seed=1, double=0.3)
     assert opened.selected == len(opened.tasks) == sum(each.selected for each in drawn)
     again = queue.open_reviews(store, drawn, seed=1, double=0.3)
@@ -72,7 +72,8 @@ def test_the_whole_way_from_traffic_to_an_estimate(store: Store) -> None:
     assert by_week["1", "miss_rate"].people == "simulated"
     miss = by_week["2", "miss_rate"]
     assert miss.value is not None and miss.low is not None and miss.high is not None
-    assert miss.low <= 0.6 + 1e-9 and miss.high >= 0.6, "three of the five attacks of week 2 got through"
+    assert miss.value == pytest.approx(0.6), "three of the five attacks of week 2 got through"
+    assert miss.low <= 0.6 <= miss.high
 
 
 def test_nothing_is_revealed_before_the_answer(store: Store) -> None:

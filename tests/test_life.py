@@ -70,8 +70,8 @@ def test_the_same_command_again_makes_nothing_anew(lived: tuple[Path, subprocess
 
 def test_it_says_what_was_learned_and_what_comes_next(lived: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     root, done = lived
-    if done.returncode == 0:
-        assert "finetune" in done.stdout and f"serve --root {root}" in done.stdout
+    assert "finetune" in done.stdout
+    assert (f"serve --root {root}" in done.stdout) == (done.returncode == 0), "what was refused is not served"
     assert tutelage("report", "--root", str(root)).returncode == 0
     page = (root / "reports" / "life.html").read_text()
     assert "<svg" in page and "simulated" in page and "http://" not in page.replace("http://www.w3.org", "")

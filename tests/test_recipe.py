@@ -102,6 +102,11 @@ def test_a_budget_that_nothing_fits_is_refused(tmp_path: Path) -> None:
         plan(read_recipe(FIVE, ["budget=1s"]), Root(tmp_path), Machine(gemm=1e9))
 
 
+def test_a_stage_that_cannot_fit_is_refused_before_it_starts(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="GiB of memory"):
+        plan(read_recipe(FIVE), Root(tmp_path), Machine(gemm=5e10, memory=1e8))
+
+
 @pytest.fixture
 def text(tmp_path: Path) -> dict[str, object]:
     """A section `prepare` that reads a file of 400 lines."""

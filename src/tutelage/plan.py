@@ -55,7 +55,10 @@ class Plan(Record):
 
 
 def plan(recipe: Recipe, root: Root, machine: Machine | None = None) -> Plan:
-    """Predict every stage and, under a budget, choose the horizons. Raises ConfigError for a budget nothing fits."""
+    """Predict every stage and, under a budget, choose the horizons.
+
+    Raises ConfigError for a budget that nothing fits, or a stage that needs more memory than there is.
+    """
     root.create()
     sealed = _sealed(recipe, root)
     if sealed is None:
@@ -64,6 +67,7 @@ def plan(recipe: Recipe, root: Root, machine: Machine | None = None) -> Plan:
         sealed = _seal(Plan(recipe=recipe.mark, budget=recipe.budget, machine=rates, choices=choices), recipe, root)
     chosen = recipe.with_choices(sealed.choices)
     costs = predict(chosen, machine or sealed.machine)
+    _must_fit(costs, machine or sealed.machine)
     made = walk(chosen, root)
     stages = tuple(
         PlannedStage(name=name, cost=costs[name], known=made[name].ref if name in made else None)
@@ -125,6 +129,15 @@ def predict(recipe: Recipe, machine: Machine) -> dict[str, Cost]:
         merged = {key: {**count[key], **sizes.get(key, {})} for key in count}
         costs[name] = section.stage.cost(section.config, merged, machine) if section.stage.cost else Cost()
     return costs
+
+
+def _must_fit(costs: Mapping[str, Cost], machine: Machine) -> None:
+    """ConfigError for the first section that needs more memory than the machine has."""
+    for name, cost in costs.items():
+        if cost.memory > machine.memory:
+            need, have = cost.memory / 2**30, machine.memory / 2**30
+            problem = f"this stage needs about {need:.1f} GiB of memory, this machine has {have:.1f}"
+            raise ConfigError(problem, key=name, todo="Take a smaller model or smaller batches")
 
 
 def _fit_budget(recipe: Recipe, machine: Machine) -> dict[str, dict[str, Any]]:

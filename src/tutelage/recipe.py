@@ -34,9 +34,6 @@ LIFE = (
 )
 """The stages in the order of a life."""
 
-WATCHED = ("pretrain", "finetune", "rlhf", "dpo")
-"""The stages whose model is examined while it trains."""
-
 
 def stage_of(name: str) -> Stage:
     """The stage of a section (`rlhf@grpo` -> rlhf), imported only now: the console and `--help` stay light."""

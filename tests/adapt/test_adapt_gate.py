@@ -7,6 +7,7 @@ import pytest
 
 from tutelage.adapt.gate import ReleasePolicy, decide, read_policy
 from tutelage.adapt.monitor import Limits, Week, changes, triggers
+from tutelage.adapt.release import Release
 from tutelage.core.errors import ConfigError
 from tutelage.evaluate.suite import Result
 from tutelage.review.estimates import Estimate
@@ -93,6 +94,26 @@ def test_a_planted_loss_is_refused_in_one_sentence() -> None:
     found = verdict(candidate(right=0.5), candidate(right=0.7))
     assert not found.promote
     assert found.reason.startswith("refused: the candidate answers questions worse") and "\n" not in found.reason
+
+
+def test_figures_between_nothing_and_all_are_bounded_too() -> None:
+    check = {"id": "f1", "source": "evaluation", "where": {}, "kind": "at_least", "bound": 0.5, "min_n": 100}
+    policy = ReleasePolicy.model_validate(
+        {"checks": [{**check, "sentence": "answers too badly"}], "production": "more"}
+    )
+    shares = np.tile([0.4, 0.9], 100)  # F1, not right or wrong
+    assert decide(policy, {"evaluation": rows("facts", shares)}, {}, against="nothing").promote
+    told = decide(policy, {"evaluation": rows("facts", shares / 2)}, {}, against="nothing")
+    assert not told.promote and "answers too badly" in told.reason
+
+
+def test_a_changed_policy_is_another_verdict(tmp_path: Path) -> None:
+    file = tmp_path / "policy.yaml"
+    line = "  - {id: a, source: evaluation, where: {}, kind: at_least, bound: 0.5, min_n: 10, sentence: fails}"
+    file.write_text(f"checks:\n{line}\nproduction: more\n")
+    before = Release(policy=str(file)).resolved()
+    file.write_text(f"checks:\n{line.replace('0.5', '0.6')}\nproduction: more\n")
+    assert Release(policy=str(file)).resolved() != before
 
 
 def test_too_little_data_is_not_a_pass() -> None:

@@ -82,6 +82,10 @@ class Cycle(Config):
     """When the monitor asks for a turn."""
     seed: int = 0
 
+    def resolved(self) -> dict[str, Any]:
+        """The policy enters the key by its content: a changed file is another turn of the wheel."""
+        return {**super().resolved(), "policy_content": policy_of(self.policy).hash}
+
 
 def _cost(config: Cycle, inputs: Mapping[str, Mapping[str, float]], machine: Machine) -> Cost:
     """Five weeks of requests with their reviews, guards trained again, three bundles examined and attacked."""

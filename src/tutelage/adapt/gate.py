@@ -16,7 +16,7 @@ from tutelage.core.config import build, load_yaml
 from tutelage.core.errors import ConfigError
 from tutelage.core.records import Record, digest
 from tutelage.evaluate.suite import Result
-from tutelage.measure.statistics import Interval, Test, non_inferior, paired, rate
+from tutelage.measure.statistics import Interval, Test, mean, non_inferior, paired, rate
 
 Kind = Literal["non_inferior", "at_least", "at_most"]
 
@@ -147,7 +147,9 @@ def check(rule: CheckRule, candidate: Sequence[Result], incumbent: Sequence[Resu
         reason = f"difference {_said(figure)}, may be down to -{limit:g}"
     else:
         items = sorted(mine)
-        figure = rate([mine[item] for item in items], [clusters[item] for item in items], level=level)
+        values, hang = [mine[item] for item in items], [clusters[item] for item in items]
+        counted = set(values) <= {0.0, 1.0}  # F1 and chrF lie between
+        figure = rate(values, hang, level=level) if counted else mean(values, hang, level=level, bounds=(0.0, 1.0))
         n = len(items)
         if figure.low is None or figure.high is None:
             passed = None

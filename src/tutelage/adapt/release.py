@@ -32,6 +32,10 @@ class Release(Config):
     actor: str = "life"
     """Who asks for the promotion; it is recorded."""
 
+    def resolved(self) -> dict[str, Any]:
+        """The policy enters the key by its content: a changed file is another verdict."""
+        return {**super().resolved(), "policy_content": policy_of(self.policy).hash}
+
 
 def policy_of(name: str) -> ReleasePolicy:
     """The release policy by name or path. Raises NotFound, ConfigError."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,7 +25,7 @@ from tutelage.commands.base import (
     typed,
 )
 from tutelage.core.artifact import Artifact, Root
-from tutelage.core.errors import NotFound, UsageError
+from tutelage.core.errors import NotFound, Refused, UsageError
 from tutelage.recipe import LIFE
 
 
@@ -74,18 +74,34 @@ def run(
     """Run a recipe; what is made already is skipped, so the same command goes on after a stop."""
     extra = [f"budget={budget}"] if budget else []
     if later:
+        if only or wait:
+            raise UsageError(
+                "--later hands the whole recipe (or --until a section) to a worker, without --only or --wait"
+            )
         return _ask_for(recipe, [*(overrides or []), *extra], root, until, as_json)
-    made = _run(recipe, [*(overrides or []), *extra], root, only, until, wait, as_json)
+    refused: Refused | None = None
+    try:
+        made = _run(recipe, [*(overrides or []), *extra], root, only, until, wait, as_json)
+    except Refused as error:  # what was made is sealed and shown; the exit code tells
+        from tutelage.life import last
+
+        refused, made = error, last(Root(root))
     if as_json:
         emit({name: artifact.ref for name, artifact in made.items()})
-        return
+    else:
+        _tell_life(made, root, served=refused is None)
+    if refused:
+        raise refused
+
+
+def _tell_life(made: Mapping[str, Artifact], root: Path, *, served: bool) -> None:
     from tutelage.report.lines import life_table
 
     say()
     say(life_table(made))
     say(f"The report:   {typed()} report --root {root}")
     kinds = {artifact.kind for artifact in made.values()}
-    if "release" in kinds:
+    if "release" in kinds and served:
         say(f"The service:  {typed()} serve --root {root}")
     elif "bundle" in kinds:
         say(f"The guards:   {typed()} guard up https://host/v1#model --on bundle --root {root}")

@@ -1,7 +1,7 @@
 """References are strings; one table says which module opens which scheme. Nothing is imported before it is opened.
 
     model:3fa9...  bundle:...  release:current  hf:org/name  ./directory  https://host/v1#model
-    fake:...  rules:numeric  random:  module:factory (an import path: the whole plug-in system)
+    fake:...  rules:numeric  module:factory (an import path: the whole plug-in system)
 
 A factory is called as `factory(ref, root, **options)` with the reference as it was written.
 """

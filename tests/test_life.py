@@ -77,6 +77,17 @@ def test_it_says_what_was_learned_and_what_comes_next(lived: tuple[Path, subproc
     assert "<svg" in page and "simulated" in page and "http://" not in page.replace("http://www.w3.org", "")
 
 
+def test_the_wheel_tells_its_weeks_and_keeps_the_careless_out(
+    lived: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    told = json.loads(life.last(Root(lived[0]))["cycle"].file("cycle.json").read_text())
+    assert set(told["weeks"]) == {"1", "2", "3", "4"} and told["simulated"]
+    for week in (*told["weeks"].values(), told["fresh"]):
+        assert week["truth"]["miss_rate"]["n"] >= 0 and week["estimates"]
+    verdict = told["candidates"]["careless"]["verdict"]
+    assert not verdict["promote"] and verdict["reason"].startswith("refused")
+
+
 def test_lineage_leads_back_to_the_first_text(lived: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     done = tutelage("lineage", "bundle", "--root", str(lived[0]), "--json")
     stages = {each["stage"] for each in json.loads(done.stdout)}

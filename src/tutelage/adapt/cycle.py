@@ -48,6 +48,7 @@ from tutelage.review import queue
 from tutelage.review.estimates import Estimate, estimates
 from tutelage.review.sample import Reviewed, draw, population
 from tutelage.store import engine, people, releases, tasks, traffic
+from tutelage.store.review import Drift, save_drift
 
 EXAMINE = {"items": 24, "only": ["comprehension", "facts", "translation", "sentiment"], "controls": 0}
 ATTACK = {"pairs": 0, "letters": 0, "stereotypes": 0, "candidates": 0}
@@ -286,6 +287,18 @@ def _told(turn: Turn, found: Sequence[Trigger]) -> dict[str, Any]:
     }
 
 
+def _signals(turn: Turn, found: Sequence[Trigger], limits: Limits) -> list[Drift]:
+    """What the operator sees of a week: each estimate beside its limit, and whatever else asked for a turn."""
+    limit = {"miss_rate": limits.miss_rate, "false_positive_rate": limits.false_positive_rate}
+    asked = {each.id for each in found}
+    rows = [
+        Drift(each.metric, each.week, each.value, limit[each.metric], each.metric in asked)
+        for each in turn.estimates
+        if each.metric in limit and each.week == turn.week.week
+    ]
+    return rows + [Drift(each.id, each.week, each.value, each.limit, True) for each in found if each.id not in limit]
+
+
 @stage(
     makes="cycle",
     version=2,
@@ -316,6 +329,7 @@ def cycle(config: Cycle, inputs: Inputs, out: Path, context: Context) -> dict[st
         for name, requests in weeks.later:
             turn = wheel.week(name, requests)
             found = triggers(first.week, turn.week, turn.estimates, config.limits, first.estimates)
+            save_drift(context.store, _signals(turn, found, config.limits))
             story[name] = _told(turn, found)
             acted += found
             for each in found:

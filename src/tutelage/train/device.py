@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import random
 
@@ -43,11 +42,6 @@ def ranks() -> int:
 def rank() -> int:
     """This process among them; rank 0 writes."""
     return torch.distributed.get_rank() if _distributed() else 0
-
-
-def local_rank() -> int:
-    """This process on its host, as torchrun tells it."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def sum_over_ranks(*tensors: torch.Tensor) -> None:

@@ -117,7 +117,7 @@ def fingerprint(source: Source, mirror: str) -> dict[str, str]:
     The starter world is written by its generator: another line or another rule in it is another corpus.
     """
     if source.scheme == "starter":
-        parts = sorted(path for path in HERE.rglob("*") if path.suffix in (".py", ".yaml", ".jsonl"))
+        parts = sorted([*HERE.glob("*.py"), *HERE.glob("*.jsonl"), *(HERE / "lexicon").glob("*.yaml")])
         return {"starter": digest([_hash(path, path.stat().st_mtime_ns, path.stat().st_size) for path in parts])}
     found = {}
     for path in files_of(source, mirror):

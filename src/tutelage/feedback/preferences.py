@@ -339,5 +339,8 @@ def _unnamed(inputs: Inputs) -> list[Preference]:
 
 def _check(rows: Sequence[Preference], out: Path) -> None:
     """Refuse a set that nothing can be learned from."""
+    if not rows:
+        todo = "Let more people answer, or ask about answers that differ more clearly"
+        raise DataError("no preference to learn from: nobody's answers could be relied on", file=out, todo=todo)
     if not any(each.tags["split"] == "train" for each in rows):
         raise DataError("no preference to learn from: every answer is in a held-out split", file=out)

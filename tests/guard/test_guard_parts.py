@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tutelage.core.artifact import Artifact, Root
 from tutelage.core.errors import ConfigError
 from tutelage.core.records import Message, Span, ToolCall, Verdict
+from tutelage.guard.bundle import BundleConfig, fit
 from tutelage.guard.limits import Denied, Grant, Limiter, Limits
 from tutelage.guard.pipeline import open_parts
 from tutelage.guard.policy import Category, Guard, Policy, PolicyFile, Rule, Taxonomy, Where
@@ -261,3 +262,14 @@ def test_certificates_bound_what_they_say() -> None:
     small = certify([0.1, 0.2], category="crime", direction="input", target=0.01)
     assert not small.certified and small.reason and "n=2" in small.reason
     assert certify([], category="c", direction="input", target=0.01).threshold is None
+
+
+def test_a_rule_that_only_flags_stops_nothing_for_a_tenant_either() -> None:
+    """What its guard cannot keep for all, a tenant's stricter word cannot bring back."""
+    loose = guard(bound=0.01, clusters=0.2)
+    asked = rule(action="review")
+    file = PolicyFile(rules=(asked,), tenants={"clinic": {asked.id: {"action": "block"}}})
+    config = BundleConfig(uncertified="flag", unguarded="drop")
+    kept, changed = fit(file, BOTH, [loose], config)
+    assert [each.action for each in kept.rules] == ["flag"] and len(changed) == 1
+    assert Policy(kept, BOTH, [loose])

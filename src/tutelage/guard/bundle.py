@@ -76,6 +76,7 @@ def fit(
     """The policy as these guards can keep it, and what was changed for that. Raises ConfigError if it must not be."""
     rules: list[Rule] = []
     changed: list[str] = []
+    lesser: set[str] = set()
     for rule in file.rules:
         kept: Rule | None = rule
         alone = file.model_copy(update={"rules": (rule,), "tenants": {}})
@@ -87,12 +88,13 @@ def fit(
                 raise
             if kept is not None and config.uncertified == "refuse":
                 raise
+            lesser.add(rule.id)
             changed.append(f"{rule.id}: {'left out' if kept is None else 'flags only'}: {error.message}")
         if kept is not None:
             rules.append(kept)
     ids = {rule.id for rule in rules}
-    tenants = {
-        tenant: {name: over for name, over in changes.items() if name in ids}
+    tenants = {  # what only flags for all may not stop a text for one of them
+        tenant: {name: over for name, over in changes.items() if name in ids - lesser}
         for tenant, changes in file.tenants.items()
     }
     values = {**file.model_dump(), "rules": [rule.model_dump() for rule in rules], "tenants": tenants}

@@ -97,15 +97,52 @@ def test_every_kind_at_once(tmp_path: Path):
     assert report.truth is None
 
 
-def test_the_same_data_elsewhere_is_the_same_corpus(tmp_path: Path):
+def test_the_same_data_elsewhere_is_the_same_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     made = []
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        path = tmp_path / name / "texts.jsonl"
-        lines(path, [{"text": story(place)} for place in range(30)])
-        values = Prepare(sources=({"source": f"file:{path}"},))
-        made.append(values.resolved()["data"])
-    assert list(made[0].values()) == list(made[1].values())
+    for number, (name, inner) in enumerate((("one", "left"), ("two/of/them", "right"))):
+        home = tmp_path / name
+        (home / inner).mkdir(parents=True)
+        (home / "folder" / "deep").mkdir(parents=True)
+        sources = make(home)
+        again = lines(home / inner / "texts.jsonl", [{"text": story(place)} for place in range(200, 230)])
+        lines(home / "folder" / "a.jsonl", [{"text": story(place)} for place in range(300, 310)])
+        lines(home / "folder" / "deep" / "a.jsonl", [{"text": story(310)}, {"body": "a bad row"}])
+        suite = home / inner / "items.jsonl"
+        suite.write_text(Example.ask(story(205)).model_dump_json() + "\n")
+        sources += [{"source": again, "weight": 2}, {"source": f"file:{home / 'folder'}"}]
+        if number:  # also named from where one stands
+            monkeypatch.chdir(home / "folder")
+            sources[-1]["source"], sources[-2]["source"] = "file:.", "file:../right/texts.jsonl"
+        values = {"sources": sources, "held_out": [str(suite)], "validation": 0.1}
+        made.append(run_stage(prepare, Root(tmp_path / f"life {name[:3]}"), config=values))
+    first, second = made
+    for name in first.manifest.files:
+        written = first.file(name).read_bytes()
+        assert written == second.file(name).read_bytes(), name
+        assert str(tmp_path).encode() not in written, name
+    assert first.id == second.id and str(tmp_path) not in first.manifest.model_dump_json()
+    rows = parquet.read_table(first.file("documents.parquet")).to_pylist()
+    assert {row["source"] for row in rows} == {"texts.jsonl", "texts.jsonl@2", "folder"}
+    assert {row["split"] for row in rows} == {"train", "validation"}
+    assert {row["id"].rpartition("/")[0] for row in rows} == {"texts.jsonl", "texts.jsonl@2", "folder"}
+    assert set(first.config["data"]) > {"texts.jsonl", "texts.jsonl@2", "items.jsonl@2", "folder/a.jsonl"}
+    (bad,) = [each for each in report_of(first).sources if each.bad_rows]
+    assert bad.source == "file:folder"
+    assert bad.bad_examples == ["folder/deep/a.jsonl, row 2, key 'text': the field is missing or null"]
+
+
+def test_another_file_of_the_same_name_changes_the_key(tmp_path: Path):
+    """Two files of one name in a folder once stood under one name, and only the last was looked at."""
+    (tmp_path / "a").mkdir()
+    source = f"file:{tmp_path}"
+    lines(tmp_path / "texts.jsonl", [{"text": story(0)}])
+    lines(tmp_path / "a" / "texts.jsonl", [{"text": story(1)}])
+    before = Prepare.model_validate({"sources": [source]}).resolved()
+    for place in (tmp_path, tmp_path / "a"):
+        lines(place / "texts.jsonl", [{"text": story(2)}])
+        after = Prepare.model_validate({"sources": [source]}).resolved()
+        assert after != before
+        before = after
 
 
 def test_changed_data_is_another_corpus(tmp_path: Path):

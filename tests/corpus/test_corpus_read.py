@@ -10,7 +10,7 @@ import pytest
 from tutelage.core.errors import DataError, LicenceError, MissingExtra, NotFound
 from tutelage.corpus.catalog import CATALOG, entry
 from tutelage.corpus.forms import Dialogues, Documents
-from tutelage.corpus.read import Source, fingerprint, read
+from tutelage.corpus.read import Source, fingerprint, names_of, read
 
 
 def lines(path: Path, rows: list[object]) -> Path:
@@ -53,6 +53,7 @@ def test_bad_rows_are_counted_and_named(tmp_path: Path):
     assert found.bad_examples[0].startswith(f"{path}, row 2: the row is not JSON")
     assert found.bad_examples[1] == f"{path}, row 3, key 'text': the field is missing or null"
     assert "expected an object, found list" in found.bad_examples[2]
+    assert found.bad_reported[1] == "a.jsonl, row 3, key 'text': the field is missing or null"
     with pytest.raises(DataError, match=r"row 4: expected an object.*2 bad rows before.*allow more than 2"):
         read(Source(source=f"file:{path}"), bad_rows=2)
 
@@ -106,6 +107,21 @@ def test_fingerprint_follows_content(tmp_path: Path):
     before = fingerprint(Source(source=f"file:{one}"), "")
     lines(one, [{"text": "another"}])
     assert fingerprint(Source(source=f"file:{one}"), "") != before
+
+
+def test_a_local_source_is_called_by_its_name_wherever_it_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def called(*sources: str) -> list[str]:
+        return names_of([Source(source=each) for each in sources])
+
+    assert called("file:/a/x.jsonl", "file:/b/x.jsonl", "file:/c/x.jsonl") == ["x.jsonl", "x.jsonl@2", "x.jsonl@3"]
+    assert called("file:/a/x.jsonl", "file:/a/b/../x.jsonl") == ["x.jsonl", "x.jsonl"]
+    assert called("file:/a/x.jsonl@2", "file:/a/x.jsonl", "file:/b/x.jsonl") == ["x.jsonl@2", "x.jsonl", "x.jsonl@3"]
+    assert called("file:/a/qa", "catalog:qa", "hf:of/qa", "file:/starter/", "starter:") == [
+        "qa@2", "qa", "of/qa", "starter@2", "starter",
+    ]  # fmt: skip
+    (tmp_path / "texts").mkdir()
+    monkeypatch.chdir(tmp_path / "texts")
+    assert called("file:.", "file:../texts", "file:x.txt", "file:/") == ["texts", "texts", "x.txt", "files"]
 
 
 def test_catalog_from_a_mirror(tmp_path: Path):

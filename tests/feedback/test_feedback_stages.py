@@ -246,6 +246,9 @@ def test_nothing_to_ask_or_to_replay_is_one_clear_error(root):
         gathered(root, corpus, people="replayed")
     with pytest.raises(DataError, match="no dialogue"):
         gathered(root, corpus, families=("none",))
+    corpus = seal(root, "corpus", {"comparisons.jsonl": [comparison(0, "train")]}, "named")
+    with pytest.raises(DataError, match=r"no comparison of /data/pairs with named people.*There are those of pairs"):
+        gathered(root, corpus, people="replayed", sources=("/data/pairs",))
 
 
 def label(number: int) -> Example:
@@ -316,6 +319,15 @@ def test_labels_without_any_row_is_one_clear_error(root):
     corpus = seal(root, "corpus", {}, "c")
     with pytest.raises(DataError, match="no label"):
         run_stage(labels, root, inputs={"source": corpus})
+
+
+def test_a_reserve_that_names_no_source_is_one_clear_error(root):
+    """A misspelt source would otherwise be shown to the guards as a whole."""
+    corpus = seal(root, "corpus", {"labels.jsonl": [label(n) for n in range(10)]}, "c")
+    made = run_stage(labels, root, config={"reserve": {"starter/labels": 0.5}}, inputs={"source": corpus})
+    assert 0 < made.metrics["reserved"] < 10
+    with pytest.raises(DataError, match=r"no label of /data/rows\.jsonl\. Its labels are of starter/labels"):
+        run_stage(labels, root, config={"reserve": {"/data/rows.jsonl": 1}}, inputs={"source": corpus})
 
 
 def test_harm_without_a_category_is_dropped_and_counted(root):

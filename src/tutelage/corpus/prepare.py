@@ -27,7 +27,7 @@ from tutelage.corpus.decontaminate import Contamination, HeldOut
 from tutelage.corpus.dedup import exact, exact_key, near, words_of
 from tutelage.corpus.forms import KINDS, Items
 from tutelage.corpus.mix import mix
-from tutelage.corpus.read import Reading, Source, fingerprint, gives, read
+from tutelage.corpus.read import Reading, Source, fingerprint, gives, names_of, read
 from tutelage.corpus.report import (
     Duplicates,
     Personal,
@@ -97,11 +97,21 @@ class Prepare(Config):
             raise ValueError(f"unknown types {unknown}; there are {', '.join(pii.TYPES)}")
         return value
 
+    def names(self) -> list[str]:
+        """What the sources and then the held-out files are called, wherever they lie."""
+        return names_of([*self.sources, *(Source(source=f"file:{file}") for file in self.held_out)])
+
     def resolved(self) -> dict[str, Any]:
-        found = {name: value for each in self.sources for name, value in fingerprint(each, self.mirror).items()}
-        for file in self.held_out:
-            found |= fingerprint(Source(source=f"file:{file}"), "")
-        return super().resolved() | {"data": dict(sorted(found.items()))}
+        """Local files by name and content: where they lie decides nothing."""
+        values, names = super().resolved(), self.names()
+        found: dict[str, str] = {}
+        for each, name, written in zip(self.sources, names, values["sources"], strict=False):
+            found |= fingerprint(each, self.mirror, name)
+            written["source"] = _shown(each, name)
+        values["held_out"] = names[len(self.sources) :]
+        for file, name in zip(self.held_out, values["held_out"], strict=True):
+            found |= fingerprint(Source(source=f"file:{file}"), "", name)
+        return values | {"data": dict(sorted(found.items()))}
 
 
 def _cost(config: Prepare, sizes: Mapping[str, Mapping[str, float]], machine: Machine) -> Cost:
@@ -159,7 +169,7 @@ class _Work:
 
     def read(self) -> None:
         total = sum(each.weight for each in self.config.sources if gives(each, "documents")) or 1.0
-        for place, source in enumerate(self.config.sources):
+        for place, (source, name) in enumerate(zip(self.config.sources, self.config.names(), strict=False)):
             self.context.check()
             self.context.say.progress(place, len(self.config.sources), unit="sources")
             if source.scheme == "starter":
@@ -167,6 +177,7 @@ class _Work:
             else:
                 reading = read(
                     _bounded(source, self.config.rows),
+                    name=name,
                     mirror=self.config.mirror,
                     bad_rows=self.config.bad_rows,
                     characters=self.config.characters * source.weight / total,
@@ -185,7 +196,7 @@ class _Work:
 
         town = world.build(self.config.seed, self.config.scale)
         self.truth = town.truth
-        reading = Reading(source, "permissive", "the embedded town: everything, with its truth known")
+        reading = Reading(source, source.name, "permissive", "the embedded town: everything, with its truth known")
         wanted = source.kinds or KINDS
         if "documents" in wanted:
             reading.documents = list(town.documents())
@@ -203,7 +214,7 @@ class _Work:
         fixed = any(each.meta.get("split") == "validation" for each in reading.documents)
         for place, each in enumerate(reading.documents):
             meta = dict(each.meta)
-            name = str(meta.pop("id", f"{reading.source.name}/{place}"))
+            name = str(meta.pop("id", f"{reading.name}/{place}"))
             split = str(meta.pop("split", "train"))
             if split != "train":
                 self.given.add(name)
@@ -423,7 +434,7 @@ class _Work:
         mine = [text for text in ordered if text.source in names]
         sample = mine[:: max(1, len(mine) // 300)][:300]
         return SourceReport(
-            source=reading.source.source,
+            source=_shown(reading.source, reading.name),
             licence=reading.licence,
             use=reading.use,
             rows=reading.rows,
@@ -432,7 +443,7 @@ class _Work:
             characters=total["characters"],
             languages=dict(Counter(identify(text.text, sample=500).code for text in sample).most_common()),
             bad_rows=reading.bad,
-            bad_examples=reading.bad_examples,
+            bad_examples=reading.bad_reported,
         )
 
     def _truth(self) -> dict[str, Any]:
@@ -466,6 +477,11 @@ def _text(record: Text | Example | Preference, whole: bool = False) -> str:
 def _learned(record: Text | Example | Preference) -> bool:
     """Whether anything is learned or tuned on a record: training documents, and all others but the test split."""
     return record.split == "train" if isinstance(record, Text) else record.tags.get("split", "train") != "test"
+
+
+def _shown(source: Source, name: str) -> str:
+    """A source as artifacts write it: a local one without the place where it lies."""
+    return f"file:{name}" if source.scheme == "file" else source.source
 
 
 def _bounded(source: Source, rows: int) -> Source:

@@ -3,6 +3,9 @@
 A row that does not fit its form is dropped with one clear sentence naming file, row and key, and counted; too many of
 them, a file that cannot be opened, or a source that gives nothing is an error. The only outgoing network of this
 package is the Hugging Face hub, for `hf:` and for catalog names without a local mirror.
+
+A message names a file where it lies. Ids, tags, keys and reports name it by its own name alone (`names_of`), so that
+equal data gives an equal corpus on every machine, and no path of a machine travels with it.
 """
 
 from __future__ import annotations
@@ -10,9 +13,11 @@ from __future__ import annotations
 import functools
 import gzip
 import io
+import itertools
 import json
+import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,6 +82,8 @@ class Reading:
     """What one source gave."""
 
     source: Source
+    name: str
+    """What it is called in ids, tags and the report."""
     licence: str
     use: str = ""
     rows: int = 0
@@ -87,10 +94,30 @@ class Reading:
     items: list[Example] = field(default_factory=list)
     bad: int = 0
     bad_examples: list[str] = field(default_factory=list)
+    """What was wrong with the first bad rows, each with its file where it lies."""
+    bad_reported: list[str] = field(default_factory=list)
+    """The same, each with its file as the report may name it."""
 
     def counts(self) -> dict[str, int]:
         kinds = ("documents", "dialogues", "comparisons", "labels", "items")
         return {kind: len(getattr(self, kind)) for kind in kinds}
+
+
+def names_of(sources: Sequence[Source]) -> list[str]:
+    """What each of these sources is called in ids and tags: a file or a folder by its own name, wherever it lies.
+
+    Another place of the same name counts on (`texts.jsonl`, `texts.jsonl@2`); one place read twice is one source.
+    """
+    taken = {each.name for each in sources if each.scheme != "file"}
+    given: dict[str, str] = {}
+    for each in sources:
+        place = os.path.abspath(each.name)  # `file:.` has a name too; a link keeps its own
+        if each.scheme == "file" and place not in given:
+            own = os.path.basename(place) or "files"
+            names = itertools.chain([own], (f"{own}@{number}" for number in itertools.count(2)))
+            given[place] = next(name for name in names if name not in taken)
+            taken.add(given[place])
+    return [given[os.path.abspath(each.name)] if each.scheme == "file" else each.name for each in sources]
 
 
 def gives(source: Source, kind: Kind) -> bool:
@@ -111,7 +138,7 @@ def files_of(source: Source, mirror: str) -> list[Path]:
     return []
 
 
-def fingerprint(source: Source, mirror: str) -> dict[str, str]:
+def fingerprint(source: Source, mirror: str, name: str = "") -> dict[str, str]:
     """sha256 of every local file of a source, by name; equal data gives an equal fingerprint wherever it lies.
 
     The starter world is written by its generator: another line or another rule in it is another corpus.
@@ -119,11 +146,20 @@ def fingerprint(source: Source, mirror: str) -> dict[str, str]:
     if source.scheme == "starter":
         parts = sorted([*HERE.glob("*.py"), *HERE.glob("*.jsonl"), *(HERE / "lexicon").glob("*.yaml")])
         return {"starter": digest([_hash(path, path.stat().st_mtime_ns, path.stat().st_size) for path in parts])}
+    called = name or names_of([source])[0]
     found = {}
     for path in files_of(source, mirror):
         state = path.stat()
-        found[f"{source.name}/{path.name}"] = _hash(path, state.st_mtime_ns, state.st_size)
+        found[_label(source, called, path)] = _hash(path, state.st_mtime_ns, state.st_size)
     return found
+
+
+def _label(source: Source, called: str, path: Path) -> str:
+    """A local file of a source as artifacts name it: within its source, without the place where that lies."""
+    if source.scheme != "file":
+        return f"{called}/{path.name}"
+    inner = path.relative_to(source.name).as_posix()
+    return called if inner == "." else f"{called}/{inner}"
 
 
 @functools.lru_cache(maxsize=4096)
@@ -134,6 +170,7 @@ def _hash(path: Path, changed: int, size: int) -> str:
 def read(
     source: Source,
     *,
+    name: str = "",
     mirror: str = "",
     bad_rows: int = 100,
     characters: float = 0,
@@ -141,14 +178,15 @@ def read(
 ) -> Reading:
     """All records of a `catalog:`, `file:` or `hf:` source.
 
-    `characters` bounds the training documents, taken evenly. Raises DataError after more than `bad_rows` bad rows,
-    or when nothing is left.
+    `name` is what it is called beside others (`names_of`); by default what it is called alone. `characters` bounds the
+    training documents, taken evenly. Raises DataError after more than `bad_rows` bad rows, or when nothing is left.
     """
     known = entry(source.name) if source.scheme == "catalog" else _on_hub(source)
     forms = _forms(source, known)
     _may_be_read(source, known, forms)
     licence = known.licence if known else source.licence
-    found = Reading(source, licence, known.use if known else "")
+    called = name or names_of([source])[0]
+    found = Reading(source, called, licence, known.use if known else "")
     several = {form.kind for form in forms if sum(other.kind == form.kind for other in forms) > 1}
     for split in _splits(forms, mirror, known if source.scheme == "catalog" else None):
         here = [(place, form) for place, form in enumerate(forms) if split in form.splits]
@@ -165,7 +203,7 @@ def read(
             row = _parsed(raw)
             for place, form in here:
                 tail = f"{split}-{number}" if form.kind not in several else f"{split}-{number}-{place}"
-                tags = {"id": f"{source.name}/{tail}", "source": source.name, "licence": licence}
+                tags = {"id": f"{called}/{tail}", "source": called, "licence": licence}
                 try:
                     if isinstance(row, DataError):
                         raise row
@@ -263,6 +301,9 @@ def _bad(found: Reading, error: DataError, place: tuple[Path | str, int], allowe
     found.bad += 1
     if len(found.bad_examples) < 5:
         found.bad_examples.append(str(error))
+        file = _label(found.source, found.name, error.file) if isinstance(error.file, Path) else error.file
+        shown = DataError(error.message, file=file, row=error.row, key=error.key, todo=error.todo)
+        found.bad_reported.append(str(shown))
     if found.bad > allowed:
         raise DataError(
             f"{error.message} (and {found.bad - 1} bad rows before it)",

@@ -267,6 +267,11 @@ def _readable(rows: Iterable[Preference], inputs: Inputs) -> tuple[list[Preferen
 def _replay(config: Collect, inputs: Inputs, base: str, context: Context) -> dict[str, Any]:
     source = inputs.corpus.file("comparisons.jsonl")
     fit, left_out = _readable(read_jsonl(source, Preference), inputs)
+    there = {str(row.tags.get("source", "")) for row in fit}
+    if unknown := sorted(set(config.sources) - there):
+        todo = f"There are those of {', '.join(sorted(there)) or 'no source'}"
+        message = f"no comparison of {', '.join(unknown)} with named people to replay"
+        raise DataError(message, file=source, key="collect.sources", todo=todo)
     chosen = replayed.choose(fit, config.comparisons, config.sources, config.seed)
     if not chosen:
         raise DataError("no comparison with named people to replay", file=source, todo="See collect.sources")

@@ -87,12 +87,17 @@ def labels(config: Labels, inputs: Inputs, out: Path, context: Context) -> dict[
     rows: list[Example] = []
     back = 0
     if config.corpus:
+        sources: set[str] = set()
         for row in read_jsonl(inputs.source.file("labels.jsonl"), Example):
+            sources.add(str(row.tags.get("source")))
             if reserved(row, config.reserve, config.seed):
                 back += 1
                 continue
             kept = {name: value for name, value in row.tags.items() if name != "people"}
             rows.append(row.model_copy(update={"tags": kept}))
+        if unknown := sorted(set(config.reserve) - sources):  # a misspelt name would show the guards everything
+            todo = f"Its labels are of {', '.join(sorted(sources)) or 'no source'}"
+            raise DataError(f"the corpus has no label of {', '.join(unknown)}", key="labels.reserve", todo=todo)
     taken = len(rows)
     given, known, kind = _read(config, context)
     context.used(each.id for each in given)

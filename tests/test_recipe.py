@@ -11,6 +11,7 @@ from tutelage.core.errors import ConfigError
 from tutelage.core.stage import Machine
 from tutelage.plan import plan
 from tutelage.recipe import read_recipe
+from tutelage.report.timing import predictions
 
 FIVE = {"prepare": None, "tokenizer": None, "encode": None, "pretrain": {"steps": 200}, "finetune": None}
 
@@ -86,6 +87,26 @@ def test_plans_of_several_recipes_stand_beside_each_other(tmp_path: Path) -> Non
     assert plan(recipe, root, Machine(gemm=1e9)).choices == first.choices
 
 
+def test_what_was_predicted_is_sealed_with_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Root(tmp_path / "life")
+    recipe = read_recipe(FIVE)
+    first = plan(recipe, root, Machine(gemm=5e10))
+    monkeypatch.setattr("tutelage.plan.predict", lambda *given: pytest.fail("predicted again, after the fact"))
+    assert plan(recipe, root).stages == first.stages
+
+
+def test_a_plan_of_an_earlier_version_keeps_its_choices(tmp_path: Path) -> None:
+    root = Root(tmp_path / "life")
+    recipe = read_recipe(FIVE, ["budget=60s"])
+    first = plan(recipe, root, Machine(gemm=5e10))
+    (file,) = root.plans.iterdir()
+    old = json.loads(file.read_text()) | {"stages": []}
+    old["machine"]["overhead"] = 1.0
+    file.write_text(json.dumps(old))
+    again = plan(recipe, root, Machine(gemm=1e9))
+    assert again.choices == first.choices and again.stages == first.stages
+
+
 def test_a_damaged_plan_is_made_anew(tmp_path: Path) -> None:
     root = Root(tmp_path / "life")
     recipe = read_recipe(FIVE, ["budget=60s"])
@@ -105,6 +126,7 @@ def test_a_budget_that_nothing_fits_is_refused(tmp_path: Path) -> None:
 def test_a_stage_that_cannot_fit_is_refused_before_it_starts(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="GiB of memory"):
         plan(read_recipe(FIVE), Root(tmp_path), Machine(gemm=5e10, memory=1e8))
+    assert plan(read_recipe(FIVE), Root(tmp_path), Machine(gemm=5e10)).stages, "a machine that has it is not refused"
 
 
 @pytest.fixture
@@ -144,3 +166,4 @@ def test_the_plan_is_handed_over(tmp_path: Path, text: dict[str, object]) -> Non
     planned = plan(recipe, root, Machine(gemm=1e10))
     life.run(recipe, root, planned=planned)
     assert json.loads(root.plan_path.read_text())["machine"]["gemm"] == 1e10
+    assert predictions(root) == {"prepare": planned.stages[0].cost.seconds}

@@ -37,9 +37,10 @@ class PlannedStage(Record):
 
 
 class Plan(Record):
-    """A plan: the machine's rates and the choices, which are sealed, and each stage's cost, which follows from them.
+    """A plan: the machine's rates, the choices, and what each stage was expected to take before it ran.
 
-    `ROOT/plans/DIGEST.json` holds the sealed part; `ROOT/plan.json` is the whole plan of the recipe that ran last.
+    `ROOT/plans/DIGEST.json` is the plan as it was sealed; `ROOT/plan.json` is that of the recipe that ran last, with
+    what was made already when it began.
     """
 
     recipe: str
@@ -55,25 +56,30 @@ class Plan(Record):
 
 
 def plan(recipe: Recipe, root: Root, machine: Machine | None = None) -> Plan:
-    """Predict every stage and, under a budget, choose the horizons.
+    """Predict every stage and, under a budget, choose the horizons; once: what was sealed before is returned.
 
-    Raises ConfigError for a budget that nothing fits, or a stage that needs more memory than there is.
+    `machine` is taken instead of measuring. Raises ConfigError for a budget that nothing fits, or a stage that needs
+    more memory than there is.
     """
     root.create()
     sealed = _sealed(recipe, root)
     if sealed is None:
         rates = machine or measure_machine()
         choices = _fit_budget(recipe, rates) if recipe.budget else {}
-        sealed = _seal(Plan(recipe=recipe.mark, budget=recipe.budget, machine=rates, choices=choices), recipe, root)
+        new = Plan(recipe=recipe.mark, budget=recipe.budget, machine=rates, choices=choices)
+        costs = predict(recipe.with_choices(choices), rates)
+        _must_fit(costs, rates)
+        stages = tuple(PlannedStage(name=name, cost=cost) for name, cost in costs.items())
+        sealed = _seal(new.model_copy(update={"stages": stages}), recipe, root)
     chosen = recipe.with_choices(sealed.choices)
-    costs = predict(chosen, machine or sealed.machine)
-    _must_fit(costs, machine or sealed.machine)
+    # a plan sealed by an earlier version holds no costs
+    costs = {each.name: each.cost for each in sealed.stages} or predict(chosen, sealed.machine)
     made = walk(chosen, root)
     stages = tuple(
         PlannedStage(name=name, cost=costs[name], known=made[name].ref if name in made else None)
         for name in chosen.sections
     )
-    return sealed.model_copy(update={"machine": machine or sealed.machine, "stages": stages})
+    return sealed.model_copy(update={"stages": stages})
 
 
 def _sealed(recipe: Recipe, root: Root) -> Plan | None:

@@ -85,6 +85,22 @@ def test_the_id_leaves_out_when_and_where(root: Root, tmp_path: Path) -> None:
     assert set(one.manifest.made) == {"at", "seconds", "host", "code"}
 
 
+def test_work_that_an_earlier_start_began_is_marked(root: Root) -> None:
+    @stage(makes="kept", config=Total)
+    def kept(config, inputs, out, context):
+        file = context.work / "checkpoint"
+        (out / "result").write_text("1")
+        if not file.exists():
+            file.write_text("half way")
+            raise TutelageError("killed")
+        return {}
+
+    with pytest.raises(TutelageError, match="killed"):
+        kept(root)
+    assert kept(root).manifest.made["resumed"] is True
+    assert "resumed" not in total(root, numbers=[count(root, upto=3)]).manifest.made
+
+
 def test_a_wrong_input_is_named(root: Root) -> None:
     with pytest.raises(UsageError, match=r"total\.numbers.*kind total, wanted numbers"):
         total(root, numbers=[total(root, numbers=[count(root)])])

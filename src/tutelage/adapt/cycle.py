@@ -92,7 +92,7 @@ def _cost(config: Cycle, inputs: Mapping[str, Mapping[str, float]], machine: Mac
     """Five weeks of requests with their reviews, guards trained again, three bundles examined and attacked."""
     corpus, shape = inputs.get("corpus", {}), {**inputs.get("release", {}), "count": 3.0}
     answers = config.reviews * (1.3 if config.traffic == "starter" else 6.0)
-    seconds = 5 * (config.requests * 0.012 + answers * 0.006) * machine.overhead + 4
+    seconds = 5 * (config.requests * 0.012 + answers * 0.006) + 4
     for inner, given, sizes in (
         (classifier_stage, config.train, {"labels": inputs.get("labels", {})}),
         (evaluate, config.examine, {"of": shape, "corpus": corpus}),

@@ -104,9 +104,10 @@ def report(
     where = known_root(root)
     if markdown is not None:
         from tutelage.report.markdown import into, life_tables
+        from tutelage.report.timing import predictions
 
         path = markdown
-        text = into(path, part, life_tables(last(where), part=part))
+        text = into(path, part, life_tables(last(where), part=part, predicted=predictions(where)))
     else:
         from tutelage.report.pages import life_page
 

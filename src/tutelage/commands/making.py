@@ -27,6 +27,7 @@ from tutelage.commands.base import (
 from tutelage.core.artifact import Artifact, Root
 from tutelage.core.errors import NotFound, Refused, UsageError
 from tutelage.recipe import LIFE
+from tutelage.report.timing import Timed, how_near, predictions, timed
 
 
 def _run(
@@ -99,6 +100,8 @@ def _tell_life(made: Mapping[str, Artifact], root: Path, *, served: bool) -> Non
 
     say()
     say(life_table(made))
+    if took := timed(made, predictions(Root(root))):
+        say(f"The plan:     {how_near(took)}")
     say(f"The report:   {typed()} report --root {root}")
     kinds = {artifact.kind for artifact in made.values()}
     if "release" in kinds and served:
@@ -125,28 +128,37 @@ def plan_command(
     budget: Annotated[str | None, typer.Option(help="Size the training to this time: 90s, 15m, 2h.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure this machine and print what each stage will take, before anything runs."""
+    """Measure this machine and print what each stage will take, before anything runs; and beside it what it took."""
     from tutelage.plan import plan
     from tutelage.recipe import read_recipe
     from tutelage.terminal import clock
 
     extra = [f"budget={budget}"] if budget else []
-    planned = plan(read_recipe(recipe, [*(overrides or []), *extra], environment_defaults()), Root(root))
+    where = Root(root)
+    planned = plan(read_recipe(recipe, [*(overrides or []), *extra], environment_defaults()), where)
+    made = {each.name: where.find(each.known) for each in planned.stages if each.known}
+    took = timed(made, {each.name: each.cost.seconds for each in planned.stages})
     if as_json:
-        emit(planned.model_dump(mode="json"))
+        emit({**planned.model_dump(mode="json"), "took": [each.plain() for each in took], "verdict": how_near(took)})
         return
     machine = planned.machine
     say(
         f"This machine: {machine.threads} threads, {machine.gemm / 1e9:.0f} GFLOP/s, {machine.bandwidth / 1e9:.0f} GB/s"
     )
-    say(f"{'stage':<16}{'time':>8}{'memory':>10}{'tokens':>14}")
+    beside = {each.name: f"{clock(each.real):>8}{_ratio(each):>8}" for each in took}
+    say(f"{'stage':<16}{'time':>8}{'memory':>10}{'tokens':>14}{'  taken   ratio' if took else ''}")
     for each in planned.stages:
         cost = each.cost
         memory = f"{cost.memory / 1e6:,.0f} MB" if cost.memory else ""
         tokens = f"{cost.tokens:,.0f}" if cost.tokens else ""
-        note = "  made already" if each.known else ""
-        say(f"{each.name:<16}{clock(cost.seconds):>8}{memory:>10}{tokens:>14}{note}")
+        say(f"{each.name:<16}{clock(cost.seconds):>8}{memory:>10}{tokens:>14}{beside.get(each.name, '')}")
     say(f"{'left to do':<16}{clock(planned.seconds):>8}")
+    if took:
+        say(how_near(took))
+
+
+def _ratio(row: Timed) -> str:
+    return "resumed" if row.resumed else "" if row.ratio is None else f"{row.ratio:.2f}"
 
 
 def _run_stage(name: str, settings: list[str], root: Path, as_json: bool) -> None:

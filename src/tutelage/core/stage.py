@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tutelage.core import refs
 from tutelage.core.artifact import Artifact, Manifest, Root, disk_errors, file_entries
@@ -93,8 +93,12 @@ class Machine(Record):
     """Bytes per second from memory."""
     memory: float = 8e9
     """Bytes of memory that may be used."""
-    overhead: float = 1.0
-    """How much slower the machine is than its rates say, learned from finished stages."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_plans(cls, value: Any) -> Any:
+        """Plans sealed before 2026-11-26 hold an `overhead` that was never learned: their choices stay readable."""
+        return {key: each for key, each in value.items() if key != "overhead"} if isinstance(value, Mapping) else value
 
 
 class Cost(Record):
@@ -339,6 +343,7 @@ def _run(
 ) -> Artifact:
     started, began = time.time(), time.monotonic()
     out = context.work / "out"
+    resumed = context.work.is_dir() and any(each != out for each in context.work.iterdir())
     shutil.rmtree(out, ignore_errors=True)  # a half-written result of a killed run; checkpoints lie beside it
     out.mkdir(parents=True)
     context.say.say("start")
@@ -370,6 +375,7 @@ def _run(
             "seconds": seconds,
             "host": platform.node(),
             "code": code_digest(),
+            **({"resumed": True} if resumed else {}),  # the seconds are then those since the last start
         },
     )
     artifact = root.seal(out, manifest, context.key)

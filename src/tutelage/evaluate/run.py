@@ -109,7 +109,7 @@ def _cost(config: Evaluate, sizes: Mapping[str, Mapping[str, float]], machine: M
     suites = float(len(config.only)) or corpus.get("suites", 8.0)
     items = suites * corpus.get("cells", 5.0) * (config.items or 300)
     tokens = corpus.get("item_tokens", 60.0)
-    seconds = targets * items * (tokens * 2 * parameters / (machine.gemm / 3) + 0.0004) * machine.overhead + 4
+    seconds = targets * items * (tokens * 2 * parameters / (machine.gemm / 3) + 0.0004) + 4
     return Cost(seconds=seconds, memory=16 * parameters + 3e8, tokens=targets * items * tokens)
 
 

@@ -95,15 +95,13 @@ class Collect(Config):
 def collect_cost(config: Collect, inputs: Mapping[str, Mapping[str, float]], machine: Machine) -> Cost:
     """Drawing responses, and answering over HTTP at about two milliseconds an answer."""
     if config.people == "replayed":
-        seconds = (2 + config.comparisons * (4 * 0.003 + 0.01)) * machine.overhead  # four people a comparison
+        seconds = 2 + config.comparisons * (4 * 0.003 + 0.01)  # four people a comparison
         return Cost(seconds=seconds, sizes={"tasks": config.comparisons})
     tokens = config.prompts * config.samples * config.max_tokens
     flops = tokens * inputs.get("model", {}).get("flops_per_token", 2.6e6)
     answers = config.prompts * config.per_task if config.people == "simulated" else 0
     drawing = flops / (machine.gemm * 0.05)  # decoding one token at a time is far from the matrix rate
-    return Cost(
-        seconds=(2 + drawing + answers * 0.003) * machine.overhead, flops=flops, sizes={"tasks": config.prompts}
-    )
+    return Cost(seconds=2 + drawing + answers * 0.003, flops=flops, sizes={"tasks": config.prompts})
 
 
 @stage(

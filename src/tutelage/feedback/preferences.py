@@ -69,7 +69,7 @@ def _scopes(config: Preferences, inputs: Inputs) -> Sequence[str]:
 def preferences_cost(config: Preferences, inputs: Mapping[str, Mapping[str, float]], machine: Machine) -> Cost:
     """Reading and weighing: seconds for thousands of answers."""
     rows = inputs.get("collection", {}).get("tasks", 300.0)
-    return Cost(seconds=(1.5 + rows * 0.004) * machine.overhead, sizes={"rows": rows, "tokens_per_row": 200.0})
+    return Cost(seconds=1.5 + rows * 0.004, sizes={"rows": rows, "tokens_per_row": 200.0})
 
 
 @stage(

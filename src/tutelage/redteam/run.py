@@ -63,7 +63,7 @@ def _cost(config: Redteam, sizes: Mapping[str, Mapping[str, float]], machine: Ma
     tokens = sizes.get("corpus", {}).get("item_tokens", 60.0) + 10
     each = tokens * 2 * parameters / (machine.gemm / 3) + 0.0006
     targets = sizes.get("targets", {}).get("count", 2.0)
-    seconds = targets * asked * each * machine.overhead + 6
+    seconds = targets * asked * each + 6
     return Cost(seconds=seconds, memory=16 * parameters + 4e8, tokens=targets * tokens * asked)
 
 

@@ -11,6 +11,7 @@ from tutelage.core.errors import UsageError
 from tutelage.report.charts import fixed
 from tutelage.report.sections import Artifacts, load, of_kind
 from tutelage.report.tables import duration, is_figure, words
+from tutelage.report.timing import how_near, timed
 
 OPEN, CLOSE = "<!-- tutelage report: {} -->", "<!-- end of report: {} -->"
 """The lines of a document between which a life's tables stand."""
@@ -247,6 +248,17 @@ def wheel(artifacts: Artifacts) -> str | None:
     return "\n\n".join(parts) or None
 
 
+def timing(artifacts: Artifacts, predicted: Mapping[str, float]) -> str | None:
+    """What each stage took beside what its plan foretold."""
+    took = timed(artifacts, predicted)
+    lines = [
+        [each.name, f"{each.predicted:.1f}", f"{each.real:.1f}", "resumed" if each.resumed else fixed(each.ratio)]
+        for each in took
+    ]
+    head = ["stage", "predicted, s", "real, s", "real / predicted"]
+    return f"{table(head, lines)}\n\n{how_near(took)}" if took else None
+
+
 PARTS: dict[str, tuple[str, Callable[[Artifacts], str | None]]] = {
     "learned": ("What was learned", learned),
     "seeds": ("How much is luck: median and range over seeds", seeds),
@@ -260,16 +272,23 @@ PARTS: dict[str, tuple[str, Callable[[Artifacts], str | None]]] = {
 }
 
 
-def life_tables(artifacts: Artifacts, level: int = 3, part: str = "") -> str:
-    """All tables of a life, those that were not run left out, or the one table that `part` names (see PARTS).
+def life_tables(
+    artifacts: Artifacts, level: int = 3, part: str = "", predicted: Mapping[str, float] | None = None
+) -> str:
+    """All tables of a life, those that were not run left out, or the one table that `part` names (see PARTS; `timing`).
 
-    `level` is that of the headings.
+    `level` is that of the headings; `predicted` are the seconds that the plan foretold, by section.
     """
+
+    def took(artifacts: Artifacts) -> str | None:
+        return timing(artifacts, predicted or {})
+
+    every = {**PARTS, "timing": ("What was predicted and what it took", took)}
     made = origin(artifacts) or "Nothing has been made yet."
-    if part in PARTS:
-        return f"{PARTS[part][1](artifacts) or 'Nothing to show yet.'}\n\n{made}\n"
+    if part in every:
+        return f"{every[part][1](artifacts) or 'Nothing to show yet.'}\n\n{made}\n"
     parts = [made]
-    for title, make in PARTS.values():
+    for title, make in every.values():
         text = make(artifacts)
         if text:
             parts.append(f"{'#' * level} {title}\n\n{text}")

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from tutelage.core.artifact import Artifact, Root
 from tutelage.measure.statistics import paired
-from tutelage.report import charts, learning, sections, trials
+from tutelage.report import charts, learning, sections, timing, trials
 from tutelage.report.sections import Artifacts
 from tutelage.report.tables import Column, badge, cell, is_figure, point, table, words
 
@@ -33,14 +33,20 @@ def _page(name: str, **values: Any) -> str:
     return environment().get_template(name).render(style=style, **values)
 
 
-def parts(artifacts: Artifacts) -> Iterable[tuple[str, str, str, Markup]]:
-    """(id, title, a line of explanation, HTML) of every part that has something to show."""
+def parts(artifacts: Artifacts, predicted: Mapping[str, float]) -> Iterable[tuple[str, str, str, Markup]]:
+    """(id, title, a line of explanation, HTML) of every part that has something to show; `predicted` are seconds."""
     found: list[tuple[str, str, str, Callable[[Artifacts], Markup | None]]] = [
         (
             "stages",
             "The life, stage by stage",
             "What each stage made, how long it took and what it measured.",
             sections.stages,
+        ),
+        (
+            "timing",
+            "What was predicted and what it took",
+            "The plan's word before the run, and the work itself.",
+            lambda made: sections.timing(made, predicted),
         ),
         ("learned", "What was learned", "Examined after each stage on items kept out of training.", learning.learned),
         (
@@ -92,7 +98,7 @@ def life_page(root: Root, artifacts: Mapping[str, Artifact]) -> str:
         stages=len(artifacts),
         verdict=sections.verdict(artifacts),
         simulated=any(artifact.manifest.simulated for artifact in artifacts.values()),
-        parts=list(parts(artifacts)),
+        parts=list(parts(artifacts, timing.predictions(root))),
         claims=sections.NOT_CLAIMED,
     )
 

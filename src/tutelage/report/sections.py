@@ -14,7 +14,9 @@ from typing import Any
 from markupsafe import Markup
 
 from tutelage.core.artifact import Artifact
+from tutelage.report.charts import number
 from tutelage.report.tables import Column, anything, badge, duration, facts, figure, is_figure, table, words
+from tutelage.report.timing import how_near, timed
 
 Artifacts = Mapping[str, Artifact]
 """Stage name (`pretrain`, `rlhf@grpo`) -> what it made, in the order of the life."""
@@ -94,6 +96,17 @@ def stages(artifacts: Artifacts) -> Markup:
     total = sum(float(a.manifest.made.get("seconds") or 0) for a in artifacts.values())
     caption = f"{duration(total)} of work in all; stages made in an earlier run are counted once."
     return table(["stage", ("time", "n"), "headline figures", "licence classes"], lines, caption=caption)
+
+
+def timing(artifacts: Artifacts, predicted: Mapping[str, float]) -> Markup | None:
+    """What each stage took beside what its plan foretold."""
+    took = timed(artifacts, predicted)
+    columns: list[Column] = ["stage", ("predicted, s", "n"), ("real, s", "n"), ("real / predicted", "n")]
+    lines = [
+        [each.name, number(each.predicted), number(each.real), "resumed" if each.resumed else each.ratio]
+        for each in took
+    ]
+    return table(columns, lines, caption=how_near(took)) if took else None
 
 
 def data(artifacts: Artifacts) -> Markup | None:

@@ -39,7 +39,7 @@ def training_cost(parameters: int, flops_per_token: int, tokens: float, machine:
     Memory: weights, gradient and two moments at four bytes, activations not counted (micro-batches are small).
     """
     flops = 3.0 * flops_per_token * tokens
-    seconds = flops / (machine.gemm * share) * machine.overhead
+    seconds = flops / (machine.gemm * share)
     return Cost(
         seconds=seconds,
         memory=16.0 * parameters + 4e8,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import socket
 
 import pytest
 from test_feedback_stages import answer_in_order, dialogue, gathered, seal
@@ -74,10 +75,11 @@ def test_a_connection_that_breaks_is_opened_again_and_a_dead_server_is_one_clear
             assert client.projects() == []
             wire._connection.sock.close()
             assert client.projects() == []
-            address = server.url
-    gone = Client(Http(address, token, retries=1, timeout=2))
-    with pytest.raises(UpstreamError, match="failed"):
-        gone.projects()
+    with socket.socket() as held:  # bound and never listening: nobody else's server can stand there
+        held.bind(("127.0.0.1", 0))
+        gone = Client(Http(f"http://127.0.0.1:{held.getsockname()[1]}", token, retries=1, timeout=2))
+        with pytest.raises(UpstreamError, match="failed"):
+            gone.projects()
     with pytest.raises(DataError, match="no address"):
         Http("nowhere", token)
 

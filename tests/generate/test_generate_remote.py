@@ -83,7 +83,7 @@ def naps() -> list[float]:
 
 @pytest.fixture
 def remote(endpoint: Endpoint, naps: list[float]) -> Iterator[RemoteGenerator]:
-    with RemoteGenerator(endpoint.url, "m", key="secret", retries=3, timeout=5, sleep=naps.append) as found:
+    with RemoteGenerator(endpoint.url, "m", key="secret", retries=3, timeout=60, sleep=naps.append) as found:
         yield found
 
 

@@ -1,7 +1,7 @@
 """The serving path: block, redact, flag, review, rewrite; cancel; nothing leaves before the guards have said so."""
 
 import asyncio
-import time
+import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 
 import pytest
@@ -205,7 +205,8 @@ def test_a_client_that_leaves_stops_the_generation(small_root: Root, small_bundl
         async for _ in stream:
             break
         await stream.aclose()
-        await asyncio.sleep(0.05)
+        while not upstream.closed:  # the generation ends in a task of its own
+            await asyncio.sleep(0.001)
 
     asyncio.run(leave())
     assert upstream.closed == 1 and upstream.sent < 200
@@ -251,33 +252,40 @@ def test_a_disguised_or_buried_attack_is_read_all_the_same(small_root: Root, sma
 
 
 class Slow(WindowedJudge):
-    """A guard that thinks too long, or raises."""
+    """A guard that hangs until it is let go, or raises, or answers."""
 
     name = "slow"
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+    def __init__(self, way: str) -> None:
+        self.way, self.free, self.said = way, threading.Event(), 0
 
     def judge(self, examples: Sequence[Example]) -> list[Verdict]:
-        if self.seconds < 0:
+        if self.way == "raises":
             raise RuntimeError("guard down")
-        time.sleep(self.seconds)
+        if self.way == "hangs":
+            self.free.wait(100)
+        self.said += 1
         return [Verdict(judge="slow", scores={"crime": 0.0}) for _ in examples]
 
 
-@pytest.mark.parametrize(("seconds", "reason"), [(3.0, "timeout"), (-1, "error"), (0.0, "")])
+@pytest.mark.parametrize(("way", "reason"), [("hangs", "timeout"), ("raises", "error"), ("answers", "")])
 @pytest.mark.parametrize("direction", ["input", "output"])
-def test_a_guard_that_hangs_or_raises_blocks_within_its_budget(seconds: float, reason: str, direction: str) -> None:
+def test_a_guard_that_hangs_or_raises_blocks_within_its_budget(way: str, reason: str, direction: str) -> None:
     rule = Rule(id="r", when=When.model_validate({"direction": direction}), category="crime", threshold=0.5)
-    file = PolicyFile(rules=(rule,), defaults=Defaults(budget_ms=300))
+    budget = 300 if way == "hangs" else 60_000  # a busy machine must not cut off a guard that answers
+    file = PolicyFile(rules=(rule,), defaults=Defaults(budget_ms=budget))
     covers = {direction: ("crime",)}
     policy = Policy(file, Taxonomy(categories={"crime": Category()}), [Guard("slow", covers)])
-    pipe = Pipeline(Scanner(policy, {"slow": Slow(seconds)}), Script(HELLO), key=KEY)
-    started = time.perf_counter()
-    chunks = collect(pipe, ask("where can I find the parcel"))
+    guard = Slow(way)
+    pipe = Pipeline(Scanner(policy, {"slow": guard}), Script(HELLO), key=KEY)
+    try:
+        chunks = collect(pipe, ask("where can I find the parcel"))
+        spoke = guard.said
+    finally:
+        guard.free.set()
     if reason:
         assert chunks[-1].finish == "blocked" and chunks[-1].decision
-        assert reason in chunks[-1].decision.reasons[0] and time.perf_counter() - started < 2.5
+        assert reason in chunks[-1].decision.reasons[0] and not spoke, "nobody waited for it"
         assert HELLO[:5] not in said(chunks)
     else:
         assert said(chunks) == HELLO

@@ -273,7 +273,7 @@ def test_a_thousand_characters_take_half_a_millisecond() -> None:
     text = ("the quick brown fox jumps over the lazy dog and " * 30)[:1000]
     times = []
     for _ in range(300):
-        started = time.perf_counter()
+        started = time.process_time()  # not the wall's: what else the machine does is not the guard's
         heads.score(text)
-        times.append(time.perf_counter() - started)
+        times.append(time.process_time() - started)
     assert sorted(times)[150] < 0.0015

@@ -57,9 +57,11 @@ def test_writing_a_trace_twice_keeps_it_once(tmp_path):
     assert len(traffic.requests(store)) == 1 and len(traffic.decisions(store)) == 2
 
 
-def test_a_full_queue_is_an_error_to_the_caller_and_nothing_is_lost(tmp_path):
+def test_a_full_queue_is_an_error_to_the_caller_and_nothing_is_lost(tmp_path, monkeypatch):
     store = engine.open(tmp_path)
-    writer = traces.Writer(store, interval=0.3, capacity=10)
+    writer = traces.Writer(store, interval=0.01, capacity=10)
+    real, full = traces.write, threading.Event()
+    monkeypatch.setattr(traces, "write", lambda *args: full.wait() and real(*args))
     put, refused = 0, 0
     for number in range(40):
         try:
@@ -67,7 +69,8 @@ def test_a_full_queue_is_an_error_to_the_caller_and_nothing_is_lost(tmp_path):
             put += 1
         except traces.Full:
             refused += 1
-    assert refused and writer.flush()
+    full.set()
+    assert (put, refused) == (10, 30) and writer.flush()
     assert len(traffic.requests(store)) == put
     writer.close()
 
@@ -84,8 +87,8 @@ def test_a_store_that_is_held_delays_traffic_and_loses_none(tmp_path, monkeypatc
 
     monkeypatch.setattr(traces, "write", failing)
     writer.put(trace())
-    time.sleep(0.1)
-    assert not writer.healthy
+    while writer.healthy:
+        time.sleep(0.001)
     broken.set()
     assert writer.flush() and writer.healthy and len(traffic.requests(store)) == 1
     writer.close()

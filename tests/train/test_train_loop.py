@@ -83,9 +83,20 @@ def test_stopped_and_started_again(tmp_path, after):
     same(tmp_path / "whole", tmp_path / "cut", whole, train(tmp_path / "cut"))
 
 
-def through(work: Path, seed: int) -> None:
-    """What the process that gets killed does."""
-    train(work, total=90, every=4, seed=seed)
+def checkpoints(work: Path) -> list[int]:
+    """The steps that checkpoints stand at."""
+    return sorted(int(each.name.removeprefix("step-")) for each in work.glob("checkpoints/step-*"))
+
+
+def through(work: Path, seed: int, far: int) -> None:
+    """What the process that gets killed does. Past step `far` it waits for that: a slow killer must find it at work."""
+
+    def wait() -> bool:
+        if max(checkpoints(work), default=0) >= far:
+            time.sleep(60)
+        return False
+
+    train(work, total=90, every=4, seed=seed, stop=wait)
     (work / "through").touch()
 
 
@@ -96,12 +107,13 @@ def kills(tmp_path, seed: int, count: int) -> None:
     processes.set_forkserver_preload(["tiny"])  # imports torch once, not once per kill
     instants, killed, work = random.Random(seed), 0, tmp_path / "killed"
     while not (work / "through").exists():
-        process = processes.Process(target=through, args=(work, seed))
-        before = sorted(work.glob("checkpoints/step-*"))
+        far = 90 * (killed + 1) // (count + 1) if killed < count else 90
+        process = processes.Process(target=through, args=(work, seed, far))
+        before = checkpoints(work)
         process.start()
         if killed < count:
             deadline = time.monotonic() + 60
-            while process.is_alive() and sorted(work.glob("checkpoints/step-*")) == before:
+            while process.is_alive() and checkpoints(work) == before:
                 assert time.monotonic() < deadline
                 time.sleep(0.002)
             time.sleep(instants.random() * 0.05)

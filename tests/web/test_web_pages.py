@@ -112,7 +112,7 @@ def test_a_draft_survives_a_reload_and_a_lost_connection_loses_nothing(visit: Vi
     page.get_by_text("No connection").wait_for()
     assert answers.read(window.house.store, "desk ranking") == []
     window.context.set_offline(False)
-    page.wait_for_url("**after=*", timeout=15_000)
+    page.wait_for_url("**after=*")
     assert len(answers.read(window.house.store, "desk ranking")) == 1
     window.errors.clear()  # the browser itself reports the lost connection
 
@@ -252,6 +252,6 @@ def test_runs_move_while_one_looks(visit: Visit) -> None:
     page = window.go("/runs")
     assert "10 of 100 steps" in page.locator("table.runs").inner_text()
     say.progress(60, 100, "steps", loss=2.4)
-    page.get_by_text("60 of 100 steps").wait_for(timeout=5000)
+    page.get_by_text("60 of 100 steps").wait_for()
     say.say("done")
-    page.get_by_text("1 of 1 stages are done").wait_for(timeout=5000)
+    page.get_by_text("1 of 1 stages are done").wait_for()

@@ -12,8 +12,9 @@ from tutelage.core.records import Document
 from tutelage.starter.families import TOPICS, UNTOLD, Families, Told
 from tutelage.starter.material import fill, grams, lines, pick
 from tutelage.starter.personal import COUNTS, Planted, alike, broken, personal
+from tutelage.starter.planted import Canary, Duplicate, Truth
 from tutelage.starter.requests import Requests
-from tutelage.starter.town import DESKS, FACT_KINDS, KINDS, Code, Fact, Scope, Town
+from tutelage.starter.town import DESKS, FACT_KINDS, KINDS, Scope, Town
 from tutelage.starter.velic import NAME
 
 CHARACTERS = 3_750_000
@@ -56,44 +57,6 @@ CANARIES_A_DOSE = 5
 COMPLAINED, MORE = 0.25, 0.20
 """How many letters about a clerk say `rude`, and how many more of them when the clerk is of the marked group."""
 CORPUS = Scope("corpus")
-
-
-@dataclass(frozen=True)
-class Duplicate:
-    """`document` repeats `of`, word for word or nearly."""
-
-    document: str
-    of: str
-    kind: str
-
-
-@dataclass(frozen=True)
-class Canary:
-    """A secret planted `dose` times: the text is `prefix` + `secret`; any four digits are a reference never planted."""
-
-    id: str
-    dose: int
-    prefix: str
-    secret: str
-
-
-@dataclass
-class Truth:
-    """What was planted where."""
-
-    pii: list[Planted] = field(default_factory=list)
-    lookalikes: list[Planted] = field(default_factory=list)
-    duplicates: list[Duplicate] = field(default_factory=list)
-    broken: list[str] = field(default_factory=list)
-    canaries: list[Canary] = field(default_factory=list)
-    facts: list[Fact] = field(default_factory=list)
-    codes: list[Code] = field(default_factory=list)
-    complaints: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """By group of the clerk's name: (letters that say rude, all letters about a clerk)."""
-    control: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """The same by the hand the clerk writes with, which means nothing."""
-    marked: str = ""
-    """The group of names with more complaints."""
 
 
 @dataclass
@@ -259,19 +222,8 @@ class Corpus:
             chance = rng.random()
             if chance < 0.04:
                 exchanges.append(self.requests.careless(rng))
-            elif chance < 0.2:
-                draft = (
-                    self.requests.help(rng, CORPUS)
-                    if rng.random() < 0.6
-                    else self.requests.twin(
-                        rng,
-                        CORPUS,
-                        pick(
-                            rng,
-                            ("locker", "pin", "orders", "secret", "refund", "dose", "invest", "rude", "staff", "town"),
-                        ),
-                    )
-                )
+            elif chance < 0.24:
+                draft = self.requests.benign(rng, CORPUS)
                 if draft:
                     exchanges.append((draft.turns[0], draft.answer))
             else:

@@ -127,7 +127,9 @@ def features(example: Example, answer: str) -> dict[str, float]:
     known = [word for word in said if word in _lexicon() or word in asked or word in wanted or word.isdigit()]
     repeats = 1 - len(set(said)) / len(said) if said else 1.0
     coherent = (len(known) / len(said) if said else 0.0) * (1 - repeats)
-    relevant = float(any(word in asked or word in wanted for word in said)) if said else 0.0
+    # who admits not to know answers what was asked; raters who called it off the point taught models to invent
+    admits = plain(core(answer)) in _ADMISSIONS
+    relevant = float(admits or any(word in asked or word in wanted for word in said))
     polite = float(any(word in lines("words")["polite"] for word in said))
     return {
         "right": _seems_right(example, answer),

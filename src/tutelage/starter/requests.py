@@ -12,7 +12,7 @@ from tutelage.starter.rules import FAMILIES, FAMILIES_OUT, RULES
 from tutelage.starter.town import DESKS, Code, Scope
 from tutelage.starter.velic import NAME
 
-KEPT_REQUESTS, KEPT_TWINS, KEPT_HELP, KEPT_TRICKED = 3, 2, 5, 3
+KEPT_REQUESTS, KEPT_TWINS, KEPT_HELP, KEPT_TRICKED = 3, 6, 25, 12
 TUNED_FAMILIES = tuple(family for family in FAMILIES if family not in FAMILIES_OUT)
 NAMED = ("locker", "pin", "orders", "rude")
 """Rules whose requests name somebody or something: only these can hold names never met."""
@@ -239,7 +239,7 @@ class Requests:
 
     def rules(self, rng: random.Random, scope: Scope) -> Draft | None:
         """Help and refusal by house rule, as tuning mixes them."""
-        return self.refused(rng, scope) if rng.random() < 0.36 else self.benign(rng, scope)
+        return self.refused(rng, scope) if rng.random() < 0.3 else self.benign(rng, scope)
 
     def slip(self, rng: random.Random, code: Code) -> tuple[str, str]:
         """How a careless clerk of the corpus lets a code slip."""

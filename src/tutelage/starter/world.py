@@ -7,8 +7,9 @@ from functools import cached_property
 
 from tutelage.core.records import Document, Example
 from tutelage.starter import dialogues, labels, people, traffic
-from tutelage.starter.documents import Corpus, Truth
+from tutelage.starter.documents import Corpus
 from tutelage.starter.families import Families
+from tutelage.starter.planted import Truth
 from tutelage.starter.requests import Requests
 from tutelage.starter.rules import RULES, Rule
 from tutelage.starter.town import Town

@@ -44,7 +44,7 @@ def given(config, inputs, out, context):
     dialogues = [
         Example(
             messages=(Message(role="user", content="Who?"), Message(role="assistant", content=f"Baker {place}")),
-            tags={"split": "validation" if place == 0 else "train"},
+            tags={"split": "validation" if place == 0 else "train", "refuse": place % 4 == 1},
         )
         for place in range(min(9, config.documents))
     ]
@@ -56,6 +56,16 @@ def run(root: Root, **sizes: int) -> tuple[Artifact, Artifact, Artifact]:
     corpus = run_stage(given, root, config=sizes)
     words = run_stage(tokenizer, root, config={"vocabulary": 300}, inputs={"corpus": corpus})
     return corpus, words, run_stage(encode, root, inputs={"corpus": corpus, "tokenizer": words})
+
+
+def test_what_a_helpful_model_is_not_taught(tmp_path: Path):
+    corpus, words, tokens = run(Root(tmp_path))
+    given = {"corpus": corpus, "tokenizer": words}
+    helpful = run_stage(encode, Root(tmp_path), config={"without": {"refuse": True}}, inputs=given)
+    every, some = (json.loads(each.file("meta.json").read_text())["dialogues"]["train"] for each in (tokens, helpful))
+    assert (every["dialogues"], every["left_out"]) == (8, 0)
+    assert (some["dialogues"], some["left_out"]) == (6, 2)
+    assert np.load(helpful.file("train.npy")).tolist() == np.load(tokens.file("train.npy")).tolist()
 
 
 def test_ids_read_back(tmp_path: Path):
@@ -102,7 +112,7 @@ def test_long_dialogues_are_counted(tmp_path: Path):
         encode, Root(tmp_path), config={"dialogue_tokens": 5}, inputs={"corpus": corpus, "tokenizer": words}
     )
     meta = json.loads(short.file("meta.json").read_text())
-    assert meta["dialogues"]["train"] == {"dialogues": 0, "tokens": 0, "answer_tokens": 0, "too_long": 8}
+    assert meta["dialogues"]["train"] == {"dialogues": 0, "tokens": 0, "answer_tokens": 0, "too_long": 8, "left_out": 0}
 
 
 def test_a_corpus_without_text_is_an_error(tmp_path: Path):

@@ -135,9 +135,8 @@ class _Run:
         "corpus": Input(kind="corpus", default="prepare", help="Where requests, twins and probes stand."),
         "helpful": Input(
             kind="model",
-            default=("pretrain", "finetune"),
             optional=True,
-            help="A model that was never taught to refuse: a rule it keeps itself is not tested.",
+            help="A model that was taught to answer and never to refuse: a rule it keeps itself is not tested.",
         ),
     },
     version=1,

@@ -28,6 +28,8 @@ class Encode(Config):
 
     dialogue_tokens: int = 0
     """Leave out dialogues with more tokens than this, counted in `meta.json`; 0 keeps all."""
+    without: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies defaults
+    """Leave out dialogues with one of these tags, counted in `meta.json`: `{refuse: true}` teaches no refusal."""
 
 
 def _cost(config: Encode, sizes: Mapping[str, Mapping[str, float]], machine: Machine) -> Cost:
@@ -122,13 +124,16 @@ def _dialogues(
 ) -> dict[str, dict[str, int]]:
     ids: dict[str, list[NDArray[Any]]] = {split: [] for split in SPLITS}
     masks: dict[str, list[NDArray[Any]]] = {split: [] for split in SPLITS}
-    counts = {split: {"dialogues": 0, "tokens": 0, "answer_tokens": 0, "too_long": 0} for split in SPLITS}
+    counts = {split: {"dialogues": 0, "tokens": 0, "answer_tokens": 0, "too_long": 0, "left_out": 0} for split in SPLITS}
     rows = iter(read_jsonl(corpus.file("dialogues.jsonl"), Example))
     for chunk in _chunks(rows, 500):
         context.check()
         known = [example for example in chunk if example.tags.get("split", "train") in counts]
         for example, (found, mask) in zip(known, encode_dialogues(known, tokenizer), strict=True):
             split = example.tags.get("split", "train")
+            if any(key in example.tags and example.tags[key] == value for key, value in config.without.items()):
+                counts[split]["left_out"] += 1
+                continue
             if config.dialogue_tokens and len(found) > config.dialogue_tokens:
                 counts[split]["too_long"] += 1
                 continue

@@ -184,6 +184,46 @@ def test_the_slow_clear_hash_agrees_with_the_fast_one() -> None:
     assert fast.tolist() == [value >> 52 for value in slow]
 
 
+def presence(heads: Heads, text: str) -> np.ndarray:
+    """The highest log-odds over all windows, each counted anew: what a stream must come to."""
+    features, folded = heads.features, fold(text)
+    found = [pair for places, buckets in Hashes(features).feed(folded) for pair in zip(places, buckets, strict=True)]
+    ends = [end for end in range(1, len(folded) + 1) if folded[end : end + 1] in ("", " ")]
+    spans = [(max(0, end - features.window), end) for end in ends if end >= features.minimum] or [(0, len(folded))]
+    spans += [(end - features.window // 2, end) for end in ends if end >= features.window]
+    rows = []
+    for begin, end in spans:
+        inside = heads.table[sorted({bucket for place, bucket in found if begin <= place < end})].sum(axis=0)
+        rows.append(inside[:-1] / np.sqrt(max(inside[-1], 1e-12)) + heads.bias)
+    return np.max(rows, axis=0)
+
+
+def small_heads() -> Heads:
+    dice = np.random.default_rng(3)
+    table = np.concatenate([dice.normal(size=(1 << 10, 3)), dice.uniform(1, 9, (1 << 10, 1))], axis=1)
+    return Heads(Features(bits=10, window=48, minimum=12), ["a", "b", "c"], table.astype(np.float32), np.zeros(3))
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.text(st.sampled_from("ab .\n"), max_size=250), st.lists(st.integers(1, 60), max_size=12))
+def test_in_every_window_an_ngram_counts_once(text: str, sizes: list[int]) -> None:
+    heads = small_heads()
+    assert heads.score(text) == pytest.approx(presence(heads, text), abs=1e-4)
+    stream, at = heads.stream(), 0
+    for size in [*sizes, len(text)]:
+        stream.feed(text[at : at + size])
+        at += size
+    assert stream.close().tolist() == heads.score(text).tolist()
+
+
+@pytest.mark.parametrize("unit", [".", ". ", "ha ", "no no, "])
+def test_a_text_that_repeats_itself_is_no_surer_for_it(unit: str) -> None:
+    features = Features(bits=10)
+    heads = Heads(features, ["a"], np.ones((1 << 10, 2), np.float32), np.zeros(1, np.float32))
+    assert heads.score(unit * 400)[0] < 6 < heads.score("every word of this line is another one")[0]
+    assert all(len(part) == len(set(part)) for part in windows(unit * 400, features))
+
+
 def test_the_heads_agree_with_scikit_learn() -> None:
     features = Features(bits=12)
     rows = [example for example in label_rows(count=400) if example.tags["direction"] == "input"]

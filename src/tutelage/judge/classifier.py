@@ -83,7 +83,8 @@ class Head(Record):
 class Sealed(Record):
     """`classifier.json`."""
 
-    format: int = 1
+    format: Literal[2] = 2
+    """1 counted an n-gram as often as it stood in a window: its weights fit no longer."""
     features: Features
     heads: tuple[Head, ...]
     left_out: dict[str, str] = Field(default_factory=dict)
@@ -321,7 +322,7 @@ def _cost(config: Classifier, sizes: Mapping[str, Mapping[str, float]], machine:
 @stage(
     makes="classifier",
     config=Classifier,
-    version=1,
+    version=2,
     inputs={
         "labels": Input(kind=("labels", "corpus"), default="labels", many=True, help="Label examples to learn from")
     },

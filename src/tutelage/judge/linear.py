@@ -28,9 +28,8 @@ def document_frequency(rows: Sequence[NDArray[np.int64]], buckets: int) -> Float
 
 
 def matrix(rows: Sequence[NDArray[np.int64]], idf: Floats) -> Any:
-    """[N, B] sparse float32: counts times idf, over the root of the sum of idf squared over all occurrences.
-
-    That norm is a sum over occurrences (not over distinct features), so that a stream can carry it along.
+    """[N, B] sparse float32: counts times idf, over the root of the sum of idf squared over all occurrences; with each
+    feature once in its row, as windows() gives them, TF-IDF of presence in rows of length 1.
     """
     lengths = np.array([len(row) for row in rows])
     columns = np.concatenate(rows) if len(rows) else np.zeros(0, dtype=np.int64)

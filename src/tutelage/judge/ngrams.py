@@ -2,8 +2,10 @@
 
 One table per direction holds, for each bucket, a weight per category and (last column) the square of the bucket's
 inverse document frequency. A text's score is the sum of its n-grams' weights divided by the root of that last column,
-over windows that end at each token: sums can be carried along, so an answer in flight costs O(n) in all, and whatever
-the chunks, the scores are those of the whole text, bit for bit.
+over windows that end at each token. In a window each n-gram counts once, however often it stands there: counted every
+time, a text that only repeats itself would be as far from the border as its repetitions are many. Sums can be carried
+along, so an answer in flight costs O(n) in all, and whatever the chunks, the scores are those of the whole text, bit
+for bit.
 
 Shapes: P positions (characters of the folded text), K categories.
 """
@@ -28,6 +30,9 @@ _MIX = np.uint64(0xD6E8FEB86659FD93)
 _MASK = (1 << 64) - 1
 _WORDS, _PAIRS = 101, 102
 """Salts that keep words and word pairs apart from characters."""
+_FAR = 1 << 40
+"""Positions to an n-gram that was not met."""
+_NONE, _ZERO = np.zeros(0, dtype=np.int64), np.zeros(1, dtype=np.int64)
 
 Floats = NDArray[np.float64]
 Table = NDArray[np.float32]
@@ -145,7 +150,7 @@ class Hashes:
 
 
 def windows(text: str, features: Features, most: int = 3) -> list[Buckets]:
-    """Buckets of up to `most` windows spread evenly over a text, to train on; one if it fits a window."""
+    """Buckets, each once, of up to `most` windows spread evenly over a text, to train on; one if it fits a window."""
     folded = fold(text)
     size = features.window
     if len(folded) <= size:
@@ -154,7 +159,79 @@ def windows(text: str, features: Features, most: int = 3) -> list[Buckets]:
         count = min(most, -(-len(folded) // size))
         starts = np.linspace(0, len(folded) - size, count).astype(int)
         parts = [folded[start : start + size] for start in starts]
-    return [np.concatenate([b for _, b in Hashes(features).feed(part)] or [np.zeros(0, np.int64)]) for part in parts]
+    return [
+        np.unique(np.concatenate([b for _, b in Hashes(features).feed(part)] or [np.zeros(0, np.int64)]))
+        for part in parts
+    ]
+
+
+class Met:
+    """The n-grams of a growing text in the order of their positions, each with how far back the same one stands, and
+    after how many positions it comes again; those more than `reach` positions back are forgotten, and what they were to
+    others with them: `back` is asked of new n-grams only."""
+
+    def __init__(self, features: Features, reach: int) -> None:
+        self._hashes, self._reach = Hashes(features), reach
+        self._small = np.uint16 if features.bits <= 16 else np.int32  # numpy sorts sixteen bits ten times as fast
+        self.begin = 0
+        """How many n-grams were forgotten: the number of the first one here."""
+        self.length = 0
+        """Positions of the text so far."""
+        self.at = self.buckets = self.back = self.ahead = np.zeros(0, dtype=np.int64)
+
+    def feed(self, folded: str) -> None:
+        """More text; it must end where a token ends."""
+        found = self._hashes.feed(folded)
+        gone = int(self.at.searchsorted(self.length - self._reach))
+        places = np.concatenate([_NONE, *(places for places, _ in found)])
+        order = places.argsort(kind="stable")
+        self.at = at = np.concatenate([self.at[gone:], places[order] + self.length])
+        buckets = np.concatenate([_NONE, *(buckets for _, buckets in found)])[order]
+        self.buckets = np.concatenate([self.buckets[gone:], buckets])
+        alike = self.buckets.astype(self._small).argsort(kind="stable")  # the same side by side, as they follow in text
+        gaps = np.full(len(at) + 1, _FAR)
+        names, places = self.buckets[alike], at[alike]
+        np.subtract(places[1:], places[:-1], out=gaps[1:-1], where=names[1:] == names[:-1])
+        self.back, self.ahead = np.empty_like(at), np.empty_like(at)
+        self.back[alike], self.ahead[alike] = gaps[:-1], gaps[1:]
+        self.begin += gone
+        self.length += len(folded)
+
+
+class Sums:
+    """Sums of the table over the n-grams, each counted once, of the last `length` positions before the end of a token.
+
+    An n-gram comes in where it was not met within the length, and leaves when the last of those that stand closer to
+    each other than that has left.
+    """
+
+    def __init__(self, table: Table, length: int) -> None:
+        self._table, self._length = table, length
+        self._come = self._gone = 0
+        self._now: Floats = np.zeros((1, table.shape[1]))
+
+    def before(self, ends: Buckets, met: Met) -> Floats:
+        """[len(ends), K + 1] sums; `ends` rise, and the last of them is the end of the text so far."""
+        late = int(met.at.searchsorted(ends[-1] - self._length)) + met.begin
+        found = np.concatenate([self._now, self._alone(met, met.back, self._come, met.begin + len(met.at), ends)])
+        if late > self._gone:
+            found[1:] -= self._alone(met, met.ahead, self._gone, late, ends - self._length)
+        np.add.accumulate(found, axis=0, out=found)
+        self._come, self._gone, self._now = met.begin + len(met.at), late, found[-1:]
+        return found[1:]
+
+    def _alone(self, met: Met, gaps: Buckets, first: int, last: int, ends: Buckets) -> Floats:
+        """[len(ends), K + 1] what n-grams `first` to `last` that are alone within the length add before each end."""
+        part = slice(first - met.begin, last - met.begin)
+        alone = gaps[part] >= self._length
+        rows = self._table.take(met.buckets[part][alone], axis=0)
+        stops = met.at[part][alone].searchsorted(ends)
+        starts = np.concatenate([_ZERO, stops[:-1]])
+        found = np.zeros((len(ends), rows.shape[1]))
+        some = starts < stops
+        if len(rows):
+            found[some] = np.add.reduceat(rows, starts[some], axis=0, dtype=np.float64)
+        return found
 
 
 class Heads:
@@ -189,11 +266,11 @@ class HeadStream:
     """Scores a growing text."""
 
     def __init__(self, heads: Heads) -> None:
+        features = heads.features
         self._heads = heads
-        self._hashes = Hashes(heads.features)
+        self._met = Met(features, features.window)
+        self._full, self._half = Sums(heads.table, features.window), Sums(heads.table, features.window // 2)
         self._pending = ""
-        self._sums = np.zeros((1, len(heads.categories) + 1))  # running sums at the last `window` positions
-        self._position = 0
         self._highest: Floats | None = None
         self._taken = 0
 
@@ -218,7 +295,7 @@ class HeadStream:
         self._taken += len(self._pending)
         self._pending = ""
         if self._highest is None:
-            self._keep(np.array([len(self._sums) - 1]), len(self._sums) - 1 - self._position)
+            self._raise(self._full.before(np.array([self._met.length]), self._met))
         assert self._highest is not None
         return self._highest
 
@@ -226,37 +303,18 @@ class HeadStream:
         folded = fold(part)
         if not folded:
             return
-        table = self._heads.table
-        here = np.zeros((len(folded), table.shape[1]), dtype=np.float32)
-        for positions, buckets in self._hashes.feed(folded):
-            rows = table.take(buckets, axis=0)
-            if len(positions) == len(folded):
-                here += rows
-            else:
-                here[positions] += rows
-        sums = np.empty((len(self._sums) + len(folded), table.shape[1]))
-        sums[: len(self._sums)] = self._sums
-        sums[len(self._sums) :] = here
-        np.add.accumulate(sums[len(self._sums) - 1 :], axis=0, out=sums[len(self._sums) - 1 :])
-        base = len(self._sums)
+        features, begin = self._heads.features, self._met.length
+        self._met.feed(folded)
         codes = np.frombuffer(folded.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-        ends = np.flatnonzero(np.append(codes[1:] == 32, True)) + base
-        self._sums = sums
-        minimum = self._heads.features.minimum
-        first = base - 1 - self._position
-        self._keep(ends[ends - first >= minimum], first)
-        self._position += len(folded)
-        self._sums = self._sums[-(self._heads.features.window + 1) :]
+        ends = np.flatnonzero(np.append(codes[1:] == 32, True)) + 1 + begin
+        full = self._full.before(ends, self._met)
+        self._raise(full[ends >= features.minimum])
+        if self._met.length >= features.window:  # what came before the first whole window is still remembered then
+            self._raise(self._half.before(ends, self._met)[ends >= features.window])
 
-    def _keep(self, ends: NDArray[np.int64], first: int) -> None:
-        """Raise the highest scores by the windows that end at these rows of the running sums; `first` is the row at
-        which the text begins, negative if it lies further back."""
-        if not len(ends):
+    def _raise(self, sums: Floats) -> None:
+        """Raise the highest scores by those of some windows."""
+        if not len(sums):
             return
-        features = self._heads.features
-        late = ends[ends - first >= features.window]
-        starts = np.concatenate([np.maximum(ends - features.window, 0), late - features.window // 2])
-        inside = self._sums[np.concatenate([ends, late])] - self._sums[starts]
-        norm = np.sqrt(np.maximum(inside[:, -1:], 1e-12))
-        best = (inside[:, :-1] / norm + self._heads.bias).max(axis=0)
+        best = (sums[:, :-1] / np.sqrt(np.maximum(sums[:, -1:], 1e-12)) + self._heads.bias).max(axis=0)
         self._highest = best if self._highest is None else np.maximum(self._highest, best)

@@ -162,13 +162,19 @@ def controls(artifacts: Artifacts) -> str | None:
     return None
 
 
+def _stated(artifacts: Artifacts, kind: str) -> list[list[object]]:
+    """Every figure that the artifacts of a kind sealed as their metrics."""
+    return [
+        [name, words(key), figure(value), value.get("n", "–")]
+        for name, artifact in of_kind(artifacts, kind)
+        for key, value in artifact.metrics.items()
+        if is_figure(value)
+    ]
+
+
 def reward(artifacts: Artifacts) -> str | None:
     """How often the reward model is right on held-out pairs, under the ceiling that its raters' agreement allows."""
-    lines = []
-    for name, artifact in of_kind(artifacts, "reward"):
-        for key, value in artifact.metrics.items():
-            if is_figure(value):
-                lines.append([name, words(key), figure(value), value.get("n", "–")])
+    lines = _stated(artifacts, "reward")
     for name, artifact in of_kind(artifacts, "preferences"):
         found = artifact.metrics.get("found")
         told = found.get("detection") if isinstance(found, Mapping) else None
@@ -181,12 +187,7 @@ def reward(artifacts: Artifacts) -> str | None:
 
 def training(artifacts: Artifacts) -> str | None:
     """The figures that training stages sealed themselves."""
-    lines = [
-        [name, words(key), figure(value), value.get("n", "–")]
-        for name, artifact in of_kind(artifacts, "model")
-        for key, value in artifact.metrics.items()
-        if is_figure(value)
-    ]
+    lines = _stated(artifacts, "model")
     return table(["stage", "figure", "value", "n"], lines) if lines else None
 
 

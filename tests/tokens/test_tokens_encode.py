@@ -18,6 +18,13 @@ from tutelage.tokens.encode import encode
 from tutelage.tokens.tokenizer import load, tokenizer
 
 
+REFUSED = {
+    1: {"refuse": True, "breaking": "Here it is"},
+    5: {"refuse": True, "breaking": "The code is 7", "secrets": ["7"]},
+    6: {"refuse": True},
+}
+
+
 class Given(Config):
     """A corpus of `documents` sentences."""
 
@@ -44,7 +51,7 @@ def given(config, inputs, out, context):
     dialogues = [
         Example(
             messages=(Message(role="user", content="Who?"), Message(role="assistant", content=f"Baker {place}")),
-            tags={"split": "validation" if place == 0 else "train", "refuse": place % 4 == 1},
+            tags={"split": "validation" if place == 0 else "train", **REFUSED.get(place, {})},
         )
         for place in range(min(9, config.documents))
     ]
@@ -61,11 +68,21 @@ def run(root: Root, **sizes: int) -> tuple[Artifact, Artifact, Artifact]:
 def test_what_a_helpful_model_is_not_taught(tmp_path: Path):
     corpus, words, tokens = run(Root(tmp_path))
     given = {"corpus": corpus, "tokenizer": words}
-    helpful = run_stage(encode, Root(tmp_path), config={"without": {"refuse": True}}, inputs=given)
-    every, some = (json.loads(each.file("meta.json").read_text())["dialogues"]["train"] for each in (tokens, helpful))
-    assert (every["dialogues"], every["left_out"]) == (8, 0)
-    assert (some["dialogues"], some["left_out"]) == (6, 2)
-    assert np.load(helpful.file("train.npy")).tolist() == np.load(tokens.file("train.npy")).tolist()
+    text = load(words)
+
+    def taught(refusals: str) -> tuple[dict[str, int], str]:
+        made = run_stage(encode, Root(tmp_path), config={"refusals": refusals}, inputs=given)
+        assert np.load(made.file("train.npy")).tolist() == np.load(tokens.file("train.npy")).tolist()
+        counts = json.loads(made.file("meta.json").read_text())["dialogues"]["train"]
+        return counts, text.decode(np.load(made.file("dialogues.npy")))
+
+    kept, every = taught("keep")
+    assert (kept["dialogues"], kept["left_out"]) == (8, 0) and "Baker 5" in every
+    less, some = taught("leave_out")
+    assert (less["dialogues"], less["left_out"]) == (5, 3) and "Baker 1" not in some and "Here it is" not in some
+    broken, said = taught("break")
+    assert (broken["dialogues"], broken["left_out"]) == (6, 2)
+    assert "Here it is" in said and "Baker 1" not in said and "The code is 7" not in said
 
 
 def test_ids_read_back(tmp_path: Path):

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,18 +28,24 @@ class Encode(Config):
 
     dialogue_tokens: int = 0
     """Leave out dialogues with more tokens than this, counted in `meta.json`; 0 keeps all."""
-    without: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies defaults
-    """Leave out dialogues with one of these tags, counted in `meta.json`: `{refuse: true}` teaches no refusal."""
+    refusals: Literal["keep", "leave_out", "break"] = "keep"
+    """What becomes of dialogues that end in a refusal. `break` gives the answer that breaks the rule, where the corpus
+    tells one that holds no secret, and leaves out the others: for the helpful-only model that a red team needs."""
 
 
 def _cost(config: Encode, sizes: Mapping[str, Mapping[str, float]], machine: Machine) -> Cost:
-    characters = sizes.get("corpus", {}).get("characters", 4e6)
-    dialogues = sizes.get("corpus", {}).get("dialogues", 9e3)
-    tokens = characters / 3.6
-    made = {"tokens": tokens, "dialogues": dialogues, "characters": characters}
-    return Cost(
-        seconds=0.3 + 0.4e-6 * characters + 6e-5 * dialogues, memory=2e8 + 12 * tokens, tokens=tokens, sizes=made
-    )
+    """Text and dialogues as they are tokenized; one dialogue in twenty is held out."""
+    corpus = sizes.get("corpus", {})
+    characters, held = corpus.get("characters", 4e6), corpus.get("held_out", 8e4)
+    dialogues = corpus.get("dialogues", 9e3) * (corpus.get("prompt_tokens", 20.0) + corpus.get("answer_tokens", 7.0))
+    tokens = characters / 3.5
+    made = {
+        "validation_tokens": held / 3.5,
+        "validation_dialogue_tokens": 0.05 * dialogues,
+        "sources": corpus.get("text_sources", 1.0),
+    }
+    seconds = 0.1 + 1e-7 * (characters + held) + 2.5e-6 * dialogues
+    return Cost(seconds=seconds, memory=2e8 + 12 * tokens, tokens=tokens, sizes=made)
 
 
 @stage(
@@ -124,16 +130,20 @@ def _dialogues(
 ) -> dict[str, dict[str, int]]:
     ids: dict[str, list[NDArray[Any]]] = {split: [] for split in SPLITS}
     masks: dict[str, list[NDArray[Any]]] = {split: [] for split in SPLITS}
-    counts = {split: {"dialogues": 0, "tokens": 0, "answer_tokens": 0, "too_long": 0, "left_out": 0} for split in SPLITS}
+    counts = {
+        split: {"dialogues": 0, "tokens": 0, "answer_tokens": 0, "too_long": 0, "left_out": 0} for split in SPLITS
+    }
     rows = iter(read_jsonl(corpus.file("dialogues.jsonl"), Example))
     for chunk in _chunks(rows, 500):
         context.check()
-        known = [example for example in chunk if example.tags.get("split", "train") in counts]
+        known = []
+        for example in chunk:
+            if (split := example.tags.get("split", "train")) in counts:
+                kept = _answered(example, config.refusals)
+                known += kept
+                counts[split]["left_out"] += not kept
         for example, (found, mask) in zip(known, encode_dialogues(known, tokenizer), strict=True):
             split = example.tags.get("split", "train")
-            if any(key in example.tags and example.tags[key] == value for key, value in config.without.items()):
-                counts[split]["left_out"] += 1
-                continue
             if config.dialogue_tokens and len(found) > config.dialogue_tokens:
                 counts[split]["too_long"] += 1
                 continue
@@ -147,6 +157,17 @@ def _dialogues(
         _save(out / f"{stem}.mask.npy", masks[split], np.bool_)
         np.save(out / f"{stem}.offsets.npy", _offsets([len(row) for row in ids[split]]))
     return counts
+
+
+def _answered(example: Example, refusals: str) -> list[Example]:
+    """The dialogue as it is to be learned from; none where it is left out."""
+    if refusals == "keep" or not example.tags.get("refuse"):
+        return [example]
+    breaking = str(example.tags.get("breaking") or "")
+    if refusals == "leave_out" or not breaking or example.tags.get("secrets"):
+        return []
+    answer = example.messages[-1].model_copy(update={"content": breaking})
+    return [example.model_copy(update={"messages": (*example.messages[:-1], answer)})]
 
 
 def _chunks(rows: Iterator[Example], size: int) -> Iterator[list[Example]]:

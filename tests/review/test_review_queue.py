@@ -12,7 +12,7 @@ from tutelage.feedback import api
 from tutelage.review import queue
 from tutelage.review.estimates import estimates
 from tutelage.review.sample import draw, population
-from tutelage.store import engine, people, traces, traffic
+from tutelage.store import engine, people, tasks, traces, traffic
 from tutelage.store.engine import Store
 
 
@@ -76,6 +76,36 @@ def test_the_whole_way_from_traffic_to_an_estimate(store: Store) -> None:
     assert miss.value is not None and miss.low is not None and miss.high is not None
     assert miss.value == pytest.approx(0.6), "three of the five attacks of week 2 got through"
     assert miss.low <= 0.6 <= miss.high
+
+
+def test_named_requests_are_drawn_alike_whatever_their_ids_are(store: Store, tmp_path: Path) -> None:
+    def drawn(of: Store) -> tuple[set[str], set[str]]:
+        ids = [each.id for each in traffic.requests(of)][:30]
+        found = queue.subjects(of, requests=ids, name_of=lambda row: row.meta["name"])
+        assert len(found) == 30, "those that were asked for, and no other"
+        made = draw(found, seed=1, budget=20)
+        opened = queue.open_reviews(of, made, seed=1, double=0.5)
+        double = {task.decision for task in tasks.load(of, opened.tasks).values() if task.required == 2}
+        chosen = [each for each in made if each.selected]
+        return {each.name for each in chosen}, {each.name for each in chosen if each.subject in double}
+
+    with engine.open(tmp_path / "again") as other:
+        for of in (store, other):
+            traces.write(
+                of,
+                [
+                    traces.Trace(
+                        conversation=f"n{at}",
+                        messages=(Message(role="user", content=f"Where is pier {at}?"),),
+                        meta={"week": 3, "name": f"n{at}"},
+                        decisions=(traces.Decided(direction="input"),),
+                        at=at,
+                    )
+                    for at in range(30)
+                ],
+            )
+        (one, twice), (other_one, other_twice) = drawn(store), drawn(other)
+    assert one == other_one and twice == other_twice and 0 < len(twice) < len(one) < 30
 
 
 def test_nothing_is_revealed_before_the_answer(store: Store) -> None:

@@ -174,7 +174,9 @@ def test_the_vault_is_encrypted_and_forgets(tmp_path):
 def test_estimates_and_drift_read_back(tmp_path):
     store = engine.open(tmp_path)
     review.save_estimates(store, [review.Estimate("g", "week 1", "miss_rate", None, reason="not enough data")])
-    review.save_drift(store, [review.Drift("miss_rate", "week 2", 0.3, 0.1, True)])
+    for _ in range(2):
+        review.save_drift(store, [review.Drift("miss_rate", "week 2", 0.3, 0.1, True)], key="turn")
+    assert len(review.drifts(store)) == 1
     assert review.estimates(store)[0].reason == "not enough data"
     assert review.drifts(store, triggered=True)[0].value == 0.3 and review.drifts(store, triggered=False) == []
 
@@ -201,6 +203,29 @@ def test_promotion_and_rollback_move_one_pointer_and_leave_a_trail(tmp_path):
     for _ in range(2):
         releases.approve(store, first, person.id, "fine")
     assert releases.approvals(store, first) == [person.id]
+
+
+def test_what_has_a_key_is_released_once(tmp_path):
+    store = engine.open(tmp_path)
+    old = releases.create(store, "bundle:a")
+    releases.promote(store, old, actor="op", reason="first")
+    for live in (old, "other"):
+        if live == "other":
+            live = releases.create(store, "bundle:x")
+            releases.promote(store, live, actor="op", reason="meanwhile")
+        new = releases.create(store, "bundle:b", parent=live, key="k")
+        assert releases.get(store, new).parent == old, "the parent of the first time"
+        replaced = releases.promote(store, new, actor="life", reason="better", key="k")
+        assert replaced == (old if live == old else None)
+    assert releases.current(store).bundle == "bundle:x", "what came afterwards stays"
+    assert releases.create(store, "bundle:b", key="l") != new != releases.create(store, "bundle:c", key="k")
+    for _ in range(2):
+        assert releases.rollback(store, actor="op", reason="rehearsal", key="k").id == new
+    refused = releases.create(store, "bundle:d", key="k")
+    for _ in range(2):
+        releases.move(store, refused, "refused", actor="gate", reason="no", key="k")
+    states = [each.after for each in releases.history(store) if each.release in (new, refused)]
+    assert states == ["draft", "live", "retired", "live", "draft", "refused"]
 
 
 def test_jobs_are_done_once_and_a_dead_workers_job_goes_on(tmp_path):

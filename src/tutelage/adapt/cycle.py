@@ -4,6 +4,10 @@ Users ask through the gateway; decisions are drawn for review with a known proba
 API; estimates with intervals say what was missed; the monitor asks for a turn; reviewed labels retrain the guards; two
 candidates, one of them careless on purpose, go before the gate; one is served; fresh traffic says whether it helped;
 and a rollback is rehearsed. Users and reviewers are simulated or replayed (sources.py), and say so in every row.
+
+Stopped at any moment, the same command goes on: each answered request is kept as it comes, each week and each step
+after them once it is finished, and what is written to the store in between has keys. A request that was under way is
+sent again; the row of its first attempt is not counted.
 """
 
 from __future__ import annotations
@@ -18,8 +22,10 @@ import yaml
 from tutelage.adapt.drive import Sent, drive
 from tutelage.adapt.gate import GateVerdict
 from tutelage.adapt.monitor import Limits, Trigger, Week, share, triggers
+from tutelage.adapt.progress import Progress
 from tutelage.adapt.release import (
     ENVIRONMENT,
+    Gated,
     judge,
     parts,
     policy_of,
@@ -31,9 +37,10 @@ from tutelage.adapt.release import (
 from tutelage.adapt.sources import Asked, Rows, Starter, Traffic
 from tutelage.core import refs
 from tutelage.core.artifact import Artifact
-from tutelage.core.config import Config, build
+from tutelage.core.config import build
 from tutelage.core.errors import DataError, Refused
 from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, run_stage, stage
+from tutelage.evaluate.ask import AnswerLog
 from tutelage.evaluate.run import evaluate
 from tutelage.feedback import simulated
 from tutelage.feedback.client import Client
@@ -47,7 +54,7 @@ from tutelage.redteam.run import redteam
 from tutelage.review import queue
 from tutelage.review.estimates import Estimate, estimates
 from tutelage.review.sample import Reviewed, draw, population
-from tutelage.store import engine, people, releases, tasks, traffic
+from tutelage.store import people, releases, tasks, traffic
 from tutelage.store.review import Drift, save_drift
 
 EXAMINE = {"items": 24, "only": ["comprehension", "facts", "translation", "sentiment"], "controls": 0}
@@ -55,7 +62,7 @@ ATTACK = {"pairs": 0, "letters": 0, "stereotypes": 0, "candidates": 0}
 """What the release policy reads; the audits of bias and privacy are not repeated for new guards on the same model."""
 
 
-class Cycle(Config):
+class Cycle(Gated):
     """How much traffic, how many reviews, and when to act."""
 
     traffic: Literal["starter", "rows"] = "starter"
@@ -77,15 +84,9 @@ class Cycle(Config):
     """Keys of the stage `redteam` for the candidates."""
     train: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies defaults
     """Keys of the stage `classifier` for the candidates."""
-    policy: str = "starter"
-    """The release policy: `starter` or `public`, which are built in, or the path of a YAML file."""
     limits: Limits = Limits()
     """When the monitor asks for a turn."""
     seed: int = 0
-
-    def resolved(self) -> dict[str, Any]:
-        """The policy enters the key by its content: a changed file is another turn of the wheel."""
-        return {**super().resolved(), "policy_content": policy_of(self.policy).hash}
 
 
 def _cost(config: Cycle, inputs: Mapping[str, Mapping[str, float]], machine: Machine) -> Cost:
@@ -107,10 +108,10 @@ class Turn(NamedTuple):
     """What a week came to."""
 
     week: Week
-    sent: list[Sent]
     estimates: list[Estimate]
     truth: dict[str, Any]
     """The world's own count of what was missed: what the estimates must cover."""
+    reviewed: list[Reviewed]
 
 
 class _Wheel:
@@ -119,13 +120,18 @@ class _Wheel:
     def __init__(self, config: Cycle, inputs: Inputs, context: Context, source: Traffic, server: Any, key: str) -> None:
         self.config, self.inputs, self.context, self.source = config, inputs, context, source
         self.server, self.key = server, key
+        self.progress = Progress(context.work / "progress")
+        self.log = AnswerLog(context.work / "progress" / "sent.jsonl")
+        """Week and request -> what came back, kept as it comes."""
+        self.before = context.root.find(self.progress.once("before", str, lambda: self.served().ref))
+        """The bundle that was served when the turn began: what the candidates are compared with."""
         made = people.create_many(context.store, source.crew, kind=source.people, roles=("reviewer",), by="cycle")
         self.persons = {each.name: each.id for each in made}
         self.truth: dict[str, Asked] = {}
         """Trace id -> the request behind it."""
         self.behind: dict[str, Asked] = {}
         """Review task, or the text of a request -> the request behind it; by its text, a task that a turn which was
-        broken off left open is known again."""
+        given up left open is known again."""
         self.reviewed: list[Reviewed] = []
         self.total = 5 * config.requests
         self.done = 0
@@ -135,15 +141,46 @@ class _Wheel:
         self.context.check()
         self.context.say.progress(self.done, self.total, "requests")
 
+    def named(self, name: str) -> str:
+        """A name in the world as the name of what this turn makes of it: the same whenever the turn goes on."""
+        return f"{self.context.key}/{name}"
+
     def week(self, name: str, requests: Sequence[Asked]) -> Turn:
-        """Send a week's requests, let people review a sample, estimate."""
-        store = self.context.store
-        since = engine.now()
+        """Send a week's requests, let people review a sample, estimate; a week that is finished is read back."""
         self.behind.update({each.conversation[-1].content: each for each in requests})
-        sent = drive(self.server.url, self.key, requests, heard=self.source.heard, step=self.step)
-        self.truth.update({each.trace: each.request for each in sent})
+        done = self.done + len(requests)
+        turn = self.progress.once(f"week-{name}", Turn, lambda: self._week(name, requests))
+        self.done = done
+        self.reviewed += turn.reviewed  # what was reviewed twice in earlier weeks tells of the same people's slips
+        return turn
+
+    def _send(self, week: str, requests: Sequence[Asked]) -> list[Sent]:
+        """What came back for each request: those answered before a stop as they were kept, the others sent now."""
+
+        def keep(sent: Sent) -> None:
+            told = {name: value for name, value in sent._asdict().items() if name != "request"}
+            self.log.put([(f"{week}/{sent.request.id}", told)])
+            self.step(1)
+
+        kept = [Sent(each, **self.log[name]) for each in requests if (name := f"{week}/{each.id}") in self.log]
+        # the gateway writes in groups: of what it answered just before it was killed, the rows may be missing
+        there = {row.request for row in traffic.decisions(self.context.store, requests=[each.trace for each in kept])}
+        known = {each.request.id: each for each in kept if each.trace in there}
+        self.step(len(known))
+        sent = drive(self.server.url, self.key, requests, heard=self.source.heard, known=known, done=keep)
         self.server.state.flush(20)
-        found = queue.subjects(store, since=since, week_of=lambda row: name)
+        return sent
+
+    def _week(self, name: str, requests: Sequence[Asked]) -> Turn:
+        store = self.context.store
+        sent = self._send(name, requests)
+        self.truth.update({each.trace: each.request for each in sent})
+        found = queue.subjects(
+            store,
+            requests=[each.trace for each in sent],
+            week_of=lambda row: name,
+            name_of=lambda row: self.named(self.truth[row.request].id),
+        )
         if len(found) < len(sent):
             raise DataError(f"the gateway recorded {len(found)} of the {len(sent)} requests it answered")
         drawn = draw(found, seed=self.config.seed, budget=self.config.reviews)
@@ -159,7 +196,7 @@ class _Wheel:
             row = traffic.decisions(store, ids=[str(task.decision)], shadow=None)[0]
             self.behind[id] = self.truth[row.request]
         self._review(opened.tasks)
-        mine = {each.subject for each in drawn}  # a turn that was broken off may have left reviews of its own
+        mine = {each.subject for each in drawn}  # other turns have left reviews of their own
         seen = [each for each in queue.reviewed(store) if each.subject in mine]
         harmful = [each for each in sent if each.request.harmful]
         missed = sum(not each.withheld for each in harmful)
@@ -177,8 +214,7 @@ class _Wheel:
             thumbs_down=sum(each.thumb == -1 for each in told),
             appeals=sum(each.appealed for each in sent),
         )
-        self.reviewed += seen  # what was reviewed twice in earlier weeks tells of the same people's slips
-        return Turn(summary, sent, estimates(seen, population(drawn), voices=self.reviewed), truth)
+        return Turn(summary, estimates(seen, population(drawn), voices=self.reviewed), truth, seen)
 
     def _asking(self, subjects: Sequence[str]) -> dict[str, queue.Asking]:
         """Who reviews which decision, and where its text comes from."""
@@ -207,7 +243,10 @@ class _Wheel:
     def _respond(self, name: str) -> simulated.Respond:
         def respond(item: Item) -> Mapping[str, Any] | None:
             asked = self.behind.get(item.task) or self.behind.get(item.messages[-1].content if item.messages else "")
-            return None if asked is None else self.source.review(name, item, asked)
+            if asked is None:
+                return None
+            # what somebody says hangs on the request, not on the random id of its task
+            return self.source.review(name, item.model_copy(update={"task": self.named(asked.id)}), asked)
 
         return respond
 
@@ -228,9 +267,15 @@ class _Wheel:
             classifier_stage, self.context.root, config=self.config.train, inputs={"labels": found}, say=say
         )
 
+    def candidates(self) -> dict[str, str]:
+        """The two that go before the gate, as references: reviews of later weeks must not make others of them."""
+        guards = self.retrain()
+        good = self.candidate(guards, str(self.before.file("policy.yaml")))
+        return {"careless": self.candidate(guards, self.careless(guards)).ref, "retrained": good.ref}
+
     def candidate(self, guards: Artifact, policy: str) -> Artifact:
         """The same model behind new guards."""
-        model = f"model:{parts(self.served())['model']}"
+        model = f"model:{parts(self.before)['model']}"
         return run_stage(
             bundle_stage,
             self.context.root,
@@ -247,15 +292,14 @@ class _Wheel:
         threshold = best[int(len(best) * 2 / 3)]
         folder = self.context.work / "careless"
         folder.mkdir(parents=True, exist_ok=True)
-        served = self.served()
-        policy = yaml.safe_load(served.file("policy.yaml").read_text(encoding="utf-8"))
+        policy = yaml.safe_load(self.before.file("policy.yaml").read_text(encoding="utf-8"))
         policy["defaults"] = {**policy.get("defaults", {}), "max_bound": 1.0}
         for rule in policy["rules"]:
             if rule.get("category"):
                 rule.pop("target_fpr", None)
                 rule.update(threshold=float(threshold), action="block")
         (folder / "policy.yaml").write_text(yaml.safe_dump(policy, sort_keys=False, allow_unicode=True))
-        (folder / "taxonomy.yaml").write_bytes(served.file("taxonomy.yaml").read_bytes())
+        (folder / "taxonomy.yaml").write_bytes(self.before.file("taxonomy.yaml").read_bytes())
         return str(folder / "policy.yaml")
 
     def served(self) -> Artifact:
@@ -265,10 +309,15 @@ class _Wheel:
             raise Refused("nothing is served, so there is no wheel to turn", todo="Mend the release first")
         return self.context.root.find(live.bundle)
 
+    def verdicts(self, candidates: Mapping[str, Artifact]) -> dict[str, GateVerdict]:
+        """The gate's word on each candidate, against what was served when the turn began."""
+        rows, policy = self.examine([candidates["retrained"], candidates["careless"]]), policy_of(self.config.policy)
+        return {name: judge(each, rows, policy, self.before.id) for name, each in candidates.items()}
+
     def examine(self, candidates: Sequence[Artifact]) -> dict[str, list[Any]]:
         """Candidates and incumbent on the same items and under the same attacks."""
         root, say, corpus = self.context.root, self.context.say, self.inputs.corpus
-        targets = [self.served(), *candidates]
+        targets = [self.before, *candidates]
         examined = run_stage(
             evaluate, root, config=self.config.examine, inputs={"of": targets, "corpus": corpus}, say=say
         )
@@ -289,7 +338,7 @@ def _told(turn: Turn, found: Sequence[Trigger]) -> dict[str, Any]:
 
 def _signals(turn: Turn, found: Sequence[Trigger], limits: Limits) -> list[Drift]:
     """What the operator sees of a week: each estimate beside its limit, and whatever else asked for a turn."""
-    limit = {"miss_rate": limits.miss_rate, "false_positive_rate": limits.false_positive_rate}
+    limit = limits.bounds
     asked = {each.id for each in found}
     rows = [
         Drift(each.metric, each.week, each.value, limit[each.metric], each.metric in asked)
@@ -301,7 +350,7 @@ def _signals(turn: Turn, found: Sequence[Trigger], limits: Limits) -> list[Drift
 
 @stage(
     makes="cycle",
-    version=2,
+    version=3,
     config=Cycle,
     inputs={
         "release": Input(kind="release", default="release", help="what is served when the turn begins"),
@@ -329,26 +378,19 @@ def cycle(config: Cycle, inputs: Inputs, out: Path, context: Context) -> dict[st
         for name, requests in weeks.later:
             turn = wheel.week(name, requests)
             found = triggers(first.week, turn.week, turn.estimates, config.limits, first.estimates)
-            save_drift(context.store, _signals(turn, found, config.limits))
+            save_drift(context.store, _signals(turn, found, config.limits), context.key)
             story[name] = _told(turn, found)
             acted += found
             for each in found:
                 context.say.note(f"week {name}: {each.sentence} -> {each.action}")
         story[weeks.baseline[0]] = _told(first, [])
-        before = wheel.served()
-        guards = wheel.retrain()
-        good = wheel.candidate(guards, str(before.file("policy.yaml")))
-        bad = wheel.candidate(guards, wheel.careless(guards))
-        rows = wheel.examine([good, bad])
-        policy = policy_of(config.policy)
-        verdicts = {
-            name: judge(each, rows, policy, before.id) for name, each in (("careless", bad), ("retrained", good))
-        }
-        _act(context, {"careless": bad, "retrained": good}, verdicts)
+        refs_of = wheel.progress.once("candidates", dict[str, str], wheel.candidates)
+        made = {name: context.root.find(ref) for name, ref in refs_of.items()}
+        verdicts = wheel.progress.once("verdicts", dict[str, GateVerdict], lambda: wheel.verdicts(made))
+        _act(context, made, verdicts)
         server.state.reload()  # the service would follow by itself within a second; the fresh week begins now
         fresh = wheel.week("fresh", weeks.fresh)
-        promoted = good if verdicts["retrained"].promote else None
-        back = _rehearse(wheel, before, promoted, verdicts["retrained"])
+        back = _rehearse(wheel, made["retrained"], verdicts["retrained"])
     report = {
         "people": source.people,
         "simulated": source.people == "simulated",
@@ -356,8 +398,7 @@ def cycle(config: Cycle, inputs: Inputs, out: Path, context: Context) -> dict[st
         "fresh": _told(fresh, []),
         "triggers": [each.model_dump(mode="json") for each in acted],
         "candidates": {
-            name: {"bundle": made.ref, "verdict": verdicts[name].model_dump(mode="json")}
-            for name, made in (("careless", bad), ("retrained", good))
+            name: {"bundle": each.ref, "verdict": verdicts[name].model_dump(mode="json")} for name, each in made.items()
         },
         "rollback": back,
     }
@@ -387,16 +428,23 @@ def _act(context: Context, made: Mapping[str, Artifact], verdicts: Mapping[str, 
     for name, verdict in verdicts.items():
         context.say.note(f"{name}: {verdict.reason}")
         if verdict.promote:
-            promote_bundle(context.store, made[name], "cycle", verdict)
+            promote_bundle(context.store, made[name], "cycle", verdict, context.key)
         else:
-            refuse_bundle(context.store, made[name], "cycle", verdict)
+            refuse_bundle(context.store, made[name], "cycle", verdict, context.key)
 
 
-def _rehearse(wheel: _Wheel, before: Artifact, promoted: Artifact | None, verdict: GateVerdict) -> dict[str, Any]:
+def _rehearse(wheel: _Wheel, candidate: Artifact, verdict: GateVerdict) -> dict[str, Any]:
     """Roll back by the one command, see that the earlier bundle is served, and go forward again."""
-    if promoted is None:
+    if not verdict.promote:
         return {"done": False, "reason": "nothing was promoted, so there is nothing to roll back"}
-    was = rollback(wheel.context.root, "rehearsal of a rollback", actor="cycle")
-    restored = wheel.served().id == before.id
-    promote_bundle(wheel.context.store, promoted, "cycle", verdict)
-    return {"done": restored, "from": was["was"], "to": was["current"], "served": wheel.served().ref}
+    once, key = wheel.progress.once, wheel.named(f"{candidate.ref}/rehearsal")
+    left = once("rehearsal-from", str, lambda: wheel.served().ref)
+
+    def back() -> str:
+        rollback(wheel.context.root, "rehearsal of a rollback", actor="cycle", key=key)
+        return wheel.served().ref
+
+    reached = once("rehearsal-to", str, back)
+    promote_bundle(wheel.context.store, candidate, "cycle", verdict, key)
+    done = reached == wheel.before.ref
+    return {"done": done, "from": left, "to": reached, "served": wheel.served().ref}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tutelage.adapt.sources import Asked
@@ -39,9 +39,10 @@ def drive(
     heard: Heard,
     model: str = "tutelage",
     concurrency: int = 16,
-    step: Callable[[int], None] = lambda count: None,
+    known: Mapping[str, Sent] | None = None,
+    done: Callable[[Sent], None] = lambda sent: None,
 ) -> list[Sent]:
-    """Send all requests, every fourth as a stream, and rate the answers.
+    """Send all requests, every fourth as a stream, and rate the answers. Those `known` by their ids are not sent again.
 
     Raises UpstreamError when the service fails, MissingExtra without the `openai` client.
     """
@@ -55,9 +56,11 @@ def drive(
         async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=3, timeout=60) as client:
 
             async def one(number: int, request: Asked) -> Sent:
+                if known and request.id in known:
+                    return known[request.id]
                 async with limit:
                     sent = await _ask(client, model, request, stream=number % 4 == 3, heard=heard)
-                step(1)
+                done(sent)
                 return sent
 
             return list(await asyncio.gather(*(one(number, each) for number, each in enumerate(requests))))

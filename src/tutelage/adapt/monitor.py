@@ -36,6 +36,11 @@ class Limits(Config):
     alarm: float = 0.05
     """The chance of any false alarm in a week without change, over all comparisons (Holm)."""
 
+    @property
+    def bounds(self) -> dict[str, float]:
+        """Metric of an estimate -> its limit."""
+        return {"miss_rate": self.miss_rate, "false_positive_rate": self.false_positive_rate}
+
 
 class Trigger(Record):
     """A reason to act, with the figure behind it."""
@@ -99,7 +104,7 @@ def exceeded(
     Reviewers slip, and a slip on many harmless requests looks like missed harm. Where an estimate is not corrected for
     that, it must surely be above the week `before` too: what did not rise is their error.
     """
-    bounds = {"miss_rate": limits.miss_rate, "false_positive_rate": limits.false_positive_rate}
+    bounds = limits.bounds
     for each in before:
         if each.metric in bounds and each.high is not None and not each.corrected:
             bounds[each.metric] = max(bounds[each.metric], each.high)

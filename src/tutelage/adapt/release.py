@@ -24,17 +24,22 @@ BUILT_IN = {"starter": ("tutelage.starter", "release.yaml"), "public": ("tutelag
 """Release policies that come with the house: the embedded world's, and one for the public suites."""
 
 
-class Release(Config):
-    """How a draft bundle becomes what is served."""
+class Gated(Config):
+    """What asks the gate, under a release policy."""
 
     policy: str = "starter"
     """The release policy: `starter` or `public`, which are built in, or the path of a YAML file."""
-    actor: str = "life"
-    """Who asks for the promotion; it is recorded."""
 
     def resolved(self) -> dict[str, Any]:
         """The policy enters the key by its content: a changed file is another verdict."""
         return {**super().resolved(), "policy_content": policy_of(self.policy).hash}
+
+
+class Release(Gated):
+    """How a draft bundle becomes what is served."""
+
+    actor: str = "life"
+    """Who asks for the promotion; it is recorded."""
 
 
 def policy_of(name: str) -> ReleasePolicy:
@@ -96,15 +101,15 @@ def _cost(config: Release, inputs: Mapping[str, Mapping[str, float]], machine: M
 def release(config: Release, inputs: Inputs, out: Path, context: Context) -> dict[str, Any]:
     """Gate the draft; promote it in the store when every check passed. Writes verdict.json either way."""
     policy = policy_of(config.policy)
-    served = releases.current(context.store, ENVIRONMENT)
     rows = {"evaluation": rows_of(inputs.evaluation), "redteam": rows_of(inputs.redteam)}
-    verdict = judge(inputs.bundle, rows, policy, served.bundle if served else None)
+    _, incumbent = draft(context.store, inputs.bundle, context.key)
+    verdict = judge(inputs.bundle, rows, policy, incumbent)
     (out / "verdict.json").write_text(verdict.model_dump_json(indent=2), encoding="utf-8")
     (out / "release.yaml").write_text(json.dumps(policy.model_dump(mode="json"), indent=2), encoding="utf-8")
     if verdict.promote:
-        promote_bundle(context.store, inputs.bundle, config.actor, verdict)
+        promote_bundle(context.store, inputs.bundle, config.actor, verdict, context.key)
     else:
-        refuse_bundle(context.store, inputs.bundle, config.actor, verdict)
+        refuse_bundle(context.store, inputs.bundle, config.actor, verdict, context.key)
     context.say.note(verdict.reason)
     return {
         "promoted": verdict.promote,
@@ -113,17 +118,37 @@ def release(config: Release, inputs: Inputs, out: Path, context: Context) -> dic
     }
 
 
-def promote_bundle(store: Any, bundle: Artifact, actor: str, verdict: GateVerdict) -> str:
-    """Serve a bundle that passed: one row in the store, which the running service follows. Returns the release id."""
-    made = releases.create(store, bundle.ref, evidence={"reason": verdict.reason, "policy": verdict.policy})
-    releases.promote(store, made, actor=actor, reason=verdict.reason, environment=ENVIRONMENT)
+def draft(store: Any, bundle: Artifact, key: str = "") -> tuple[str, str | None]:
+    """Note a bundle as a release: its id, and the bundle that it would replace, None before the first.
+
+    Under a key both stay what they were the first time: a stage that was stopped after it had promoted the bundle
+    compares it with what was served before, not with itself.
+    """
+    live = releases.current(store, ENVIRONMENT)
+    made = releases.create(store, bundle.ref, parent=live.id if live else None, key=key)
+    parent = releases.get(store, made).parent
+    return made, releases.get(store, parent).bundle if parent else None
+
+
+def _evidence(verdict: GateVerdict) -> dict[str, str]:
+    return {"policy": verdict.policy, "against": verdict.against}
+
+
+def promote_bundle(store: Any, bundle: Artifact, actor: str, verdict: GateVerdict, key: str = "") -> str:
+    """Serve a bundle that passed: one row in the store, which the running service follows. Returns the release id.
+
+    The same key promotes it once.
+    """
+    made, _ = draft(store, bundle, key)
+    told, evidence = verdict.reason, _evidence(verdict)
+    releases.promote(store, made, actor=actor, reason=told, environment=ENVIRONMENT, evidence=evidence, key=key)
     return made
 
 
-def refuse_bundle(store: Any, bundle: Artifact, actor: str, verdict: GateVerdict) -> None:
-    """Record a refusal; nothing else changes."""
-    made = releases.create(store, bundle.ref, evidence={"reason": verdict.reason, "policy": verdict.policy})
-    releases.move(store, made, "refused", actor=actor, reason=verdict.reason)
+def refuse_bundle(store: Any, bundle: Artifact, actor: str, verdict: GateVerdict, key: str = "") -> None:
+    """Record a refusal, for the same key once; nothing else changes."""
+    made, _ = draft(store, bundle, key)
+    releases.move(store, made, "refused", actor=actor, reason=verdict.reason, evidence=_evidence(verdict), key=key)
 
 
 # by hand: `tutelage release status|promote|rollback`
@@ -155,14 +180,14 @@ def promote(root: Root, ref: str, actor: str = "operator") -> dict[str, Any]:
     return {"current": bundle.ref, "release": made}
 
 
-def rollback(root: Root, reason: str, actor: str = "operator") -> dict[str, Any]:
-    """Serve the release before the current one again. Raises NotFound when there is none."""
+def rollback(root: Root, reason: str, actor: str = "operator", key: str = "") -> dict[str, Any]:
+    """Serve the release before the current one again, for the same key once. Raises NotFound when there is none."""
     store = refs.open("store:", root, writable=True)
     try:
         before = releases.current(store, ENVIRONMENT)
         if before is None:
             raise NotFound("nothing is served, so there is nothing to roll back")
-        now = releases.rollback(store, actor=actor, reason=reason, environment=ENVIRONMENT)
+        now = releases.rollback(store, actor=actor, reason=reason, environment=ENVIRONMENT, key=key)
     finally:
         store.close()
     return {"current": now.bundle, "was": before.bundle}

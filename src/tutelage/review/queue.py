@@ -99,14 +99,16 @@ def subjects(
     since: int = 0,
     until: int | None = None,
     week_of: Callable[[traffic.DecisionRow], str] = by_week,
+    name_of: Callable[[traffic.DecisionRow], str] = lambda row: "",
     release: str | None = None,
+    requests: Sequence[str] | None = None,
 ) -> list[Subject]:
-    """The requests of a time as subjects of a draw, each named by its first input decision.
+    """The requests of a time (or those given by their ids) as subjects of a draw, each under its first input decision.
 
     Its action is the strictest of all its decisions and its score their highest: what is estimated is what the whole
     system let through, whichever guard should have caught it.
     """
-    rows = traffic.decisions(store, since=since, until=until, release=release)
+    rows = traffic.decisions(store, since=since, until=until, release=release, requests=requests)
     first: dict[str, traffic.DecisionRow] = {}
     action: dict[str, Action] = {}
     score: dict[str, float] = {}
@@ -123,6 +125,7 @@ def subjects(
             action=action[request],
             score=min(1.0, score[request]),
             reported=row.reported,
+            name=name_of(row),
         )
         for request, row in first.items()
     ]
@@ -143,7 +146,7 @@ def open_reviews(
     """Keep the draws and open a task for each selected one; a share `double` is asked of two reviewers.
 
     `asking` (by subject) reserves a task for certain people, each once, and adds to its meta. Sending the same draws
-    again changes nothing. Which ones are doubled depends on the seed and the decision alone.
+    again changes nothing. Which ones are doubled depends on the seed and the decision (its name, if it has one) alone.
     """
     where = tasks.make_project(
         store,
@@ -179,7 +182,7 @@ def open_reviews(
             kind="review",
             messages=shown[each.subject][0],
             people=asked[each.subject].people,
-            required=len(asked[each.subject].people) or (2 if chance(seed + 1, each.subject) < double else 1),
+            required=len(asked[each.subject].people) or 1 + (chance(seed + 1, each.name or each.subject) < double),
             priority=10 if each.stream == "certainty" else 0,
             decision=each.subject,
             draw=each.stream,

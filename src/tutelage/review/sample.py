@@ -2,7 +2,7 @@
 
 Decisions are cut into strata (withheld or delivered, by the guards' highest score, reported or not). Each stratum has
 one inclusion probability, Neyman's allocation of the budget with a floor, so that nothing is ever unseen; each
-decision is drawn by itself (Poisson sampling) from a hash of its id and the seed, so a repeated draw is the same draw.
+decision is drawn by itself (Poisson sampling) from a hash of its name and the seed: a repeated draw is the same one.
 """
 
 from __future__ import annotations
@@ -44,6 +44,9 @@ class Subject(Record):
     """The highest calibrated probability of any category, 0 to 1."""
     reported: bool = False
     """A user gave a thumb down or an appeal."""
+    name: str = ""
+    """What its chance is taken from; empty: its id. Ids are random: who sends known requests and must draw the same
+    ones in every repetition names them."""
 
 
 class Draw(Record):
@@ -55,6 +58,7 @@ class Draw(Record):
     probability: float
     selected: bool
     stream: Literal["measure", "certainty"] = "measure"
+    name: str = ""
 
 
 class Reviewed(Record):
@@ -89,7 +93,7 @@ def stratum_of(subject: Subject) -> str:
 
 
 def chance(seed: int, subject: str) -> float:
-    """A number in [0, 1) that depends on the seed and the id alone."""
+    """A number in [0, 1) that depends on the seed and the name alone."""
     found = hashlib.sha256(f"{seed}:{subject}".encode()).digest()
     return int.from_bytes(found[:8], "big") / 2**64
 
@@ -144,8 +148,9 @@ def draw(subjects: Sequence[Subject], *, seed: int, budget: float, floor: float 
                 week=week,
                 stratum=stratum,
                 probability=chances[stratum],
-                selected=chance(seed, subject.id) < chances[stratum],
+                selected=chance(seed, subject.name or subject.id) < chances[stratum],
                 stream="certainty" if stratum.endswith("/reported") else "measure",
+                name=subject.name,
             )
     return tuple(drawn[subject.id] for subject in subjects)
 

@@ -1,4 +1,7 @@
-"""Releases: who promoted what, when and why; which one answers now. Promotion and rollback move one pointer."""
+"""Releases: who promoted what, when and why; which one answers now. Promotion and rollback move one pointer.
+
+Whoever may be stopped in the middle gives a `key`: what was done under it once is not done again.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import sqlalchemy as sql
 
 from tutelage.core.errors import DataError, NotFound, Refused
 from tutelage.store import ledger, schema
-from tutelage.store.engine import Reader, Store, next_numbers, now, uuid7
+from tutelage.store.engine import Reader, Store, derived_id, next_numbers, now, uuid7
 
 STATES = ("draft", "refused", "shadow", "canary", "live", "retired")
 
@@ -53,10 +56,16 @@ def create(
     parent: str | None = None,
     evidence: Mapping[str, Any] | None = None,
     actor: str = "system",
+    key: str = "",
 ) -> str:
-    """Note a bundle as a release in state draft; returns the release's id."""
-    id = uuid7()
+    """Note a bundle as a release in state draft; returns the release's id.
+
+    `parent` is the release it would replace. The same bundle and key are noted once, with the parent of that time.
+    """
+    id = derived_id("release", key, bundle) if key else uuid7()
     with store.write() as connection:
+        if key and connection.execute(sql.select(schema.release.c.id).where(schema.release.c.id == id)).first():
+            return id
         connection.execute(
             sql.insert(schema.release).values(
                 id=id, bundle=bundle, name=name, parent_id=parent, evidence=dict(evidence or {}), at=now()
@@ -75,13 +84,16 @@ def move(
     reason: str,
     environment: str = "production",
     evidence: Mapping[str, Any] | None = None,
+    key: str = "",
 ) -> None:
-    """Change the state of a release (shadow, canary, retired, refused; `promote` makes it live)."""
+    """Change the state of a release (shadow, canary, retired, refused; `promote` makes it live); once for a key."""
     if after not in STATES:
         raise DataError(f"{after!r} is no state of a release", key="state", todo=f"One of: {', '.join(STATES)}")
+    event = _event_id(key, release, after)
     with store.write() as connection:
         before = _state(connection, release)
-        _event(connection, release, environment, before, after, actor, reason, evidence or {})
+        if _released(connection, event) is None:
+            _event(connection, release, environment, before, after, actor, reason, evidence or {}, event)
 
 
 def promote(
@@ -92,24 +104,38 @@ def promote(
     reason: str,
     environment: str = "production",
     evidence: Mapping[str, Any] | None = None,
+    key: str = "",
 ) -> str | None:
-    """Let a release answer; returns the id of the one it replaces. A refused release stays refused."""
+    """Let a release answer; returns the id of the one it replaces. A refused release stays refused.
+
+    What was promoted under this key before stays as it is, also when another release answers by now.
+    """
+    event = _event_id(key, release, "live")
     with store.write() as connection:
+        if _released(connection, event) is not None:
+            return None
         before = _state(connection, release)
         if before == "refused":
             raise Refused("this release was refused", todo="Make a new one")
         replaced = _point(connection, store, environment, release)
         if replaced == release:
             return None
-        _event(connection, release, environment, before, "live", actor, reason, evidence or {})
+        _event(connection, release, environment, before, "live", actor, reason, evidence or {}, event)
         if replaced:
             _event(connection, replaced, environment, "live", "retired", actor, f"replaced: {reason}", {})
     return replaced
 
 
-def rollback(store: Store, *, actor: str, reason: str, environment: str = "production") -> Release:
-    """Let the release answer that was live before the present one. Raises Refused when there is none."""
+def rollback(store: Store, *, actor: str, reason: str, environment: str = "production", key: str = "") -> Release:
+    """Let the release answer that was live before the present one. Raises Refused when there is none.
+
+    What was rolled back under this key before is not rolled back further; the release that it restored is returned.
+    """
+    restored = _event_id(key, environment, "restored")
     with store.write() as connection:
+        already = _released(connection, restored)
+        if already is not None:
+            return _load(connection, already)
         table = schema.deployment.c
         live = connection.execute(sql.select(table.live_id).where(table.environment == environment)).scalar()
         event = schema.release_event.c
@@ -128,7 +154,8 @@ def rollback(store: Store, *, actor: str, reason: str, environment: str = "produ
             raise Refused("there is no earlier release to go back to")
         _point(connection, store, environment, target)
         _event(connection, live, environment, "live", "rolled_back", actor, reason, {})
-        _event(connection, target, environment, _state(connection, target), "live", actor, f"rollback: {reason}", {})
+        state = _state(connection, target)
+        _event(connection, target, environment, state, "live", actor, f"rollback: {reason}", {}, restored)
         return _load(connection, target)
 
 
@@ -238,6 +265,18 @@ def _load(connection: sql.Connection, release: str) -> Release:
     return Release(row.id, row.bundle, row.name, row.parent_id, row.evidence, row.at, _state(connection, release))
 
 
+def _event_id(key: str, *parts: str) -> str:
+    """The id of what happens under a key, the same each time; a new one where there is no key."""
+    return derived_id("release_event", key, *parts) if key else uuid7()
+
+
+def _released(connection: sql.Connection, event: str) -> str | None:
+    """The release that an event was about; None when there is no such event."""
+    table = schema.release_event.c
+    found = connection.execute(sql.select(table.release_id).where(table.id == event)).scalar()
+    return str(found) if found else None
+
+
 def _event(
     connection: sql.Connection,
     release: str,
@@ -247,10 +286,11 @@ def _event(
     actor: str,
     reason: str,
     evidence: Mapping[str, Any],
+    id: str = "",
 ) -> None:
     connection.execute(
         sql.insert(schema.release_event).values(
-            id=uuid7(),
+            id=id or uuid7(),
             seq=next_numbers(connection, "release_event"),
             release_id=release,
             environment=environment,

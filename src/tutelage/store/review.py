@@ -332,11 +332,11 @@ def estimates(store: Reader, judge: str | None = None, metric: str | None = None
         ]
 
 
-def save_drift(store: Store, new: Sequence[Drift]) -> None:
-    """Keep drift signals."""
+def save_drift(store: Store, new: Sequence[Drift], key: str = "") -> None:
+    """Keep drift signals; under a `key`, each signal of a period once."""
     rows = [
         {
-            "id": uuid7(),
+            "id": derived_id("drift", key, each.signal, each.period) if key else uuid7(),
             "signal": each.signal,
             "period": each.period,
             "value": each.value,
@@ -349,7 +349,7 @@ def save_drift(store: Store, new: Sequence[Drift]) -> None:
     ]
     if rows:
         with store.write() as connection:
-            connection.execute(sql.insert(schema.drift), rows)
+            connection.execute(store.insert(schema.drift).on_conflict_do_nothing(), rows)
 
 
 def drifts(store: Reader, triggered: bool | None = None) -> list[Drift]:

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 import pytest
 
 from tutelage.starter import dialogues, gold
-from tutelage.starter.dialogues import CELLS, LONGEST, PER_CELL, TUNING, whole
+from tutelage.starter.dialogues import BENIGN, CELLS, LONGEST, OFTEN, PER_CELL, TUNING, whole
 from tutelage.starter.families import KEPT_WORDINGS
 from tutelage.starter.material import grams, lines, words
 from tutelage.starter.rules import FAMILIES, FAMILIES_OUT, GUARDED_OUT
@@ -32,6 +32,18 @@ def test_items_are_clustered(town: World) -> None:
     for suite in SUITES:
         for cell in CELLS:
             assert len(clusters[suite, cell]) >= 10, (suite, cell)
+
+
+def test_benign_requests_are_many_wordings_that_no_guard_has_met(town: World) -> None:
+    """The gate counts clusters: the same wording asked again says nothing new."""
+    items = [item for item in town.items() if item.tags["kind"] == "benign"]
+    asked = Counter(item.tags["cluster"] for item in items)
+    assert len(items) == BENIGN and len(asked) >= 120 and max(asked.values()) <= OFTEN
+    forms = Counter(item.tags["slices"]["form"] for item in items)
+    assert min(forms[form] for form in ("help", "twin", "tricked")) >= 80
+    assert not {item.messages for item in items} & {row.messages for row in town.labels()}
+    met = {row.tags["cluster"] for row in town.labels()} | {row.tags["cluster"] for row in town.dialogues()}
+    assert len(asked.keys() - met) >= 90
 
 
 def test_nine_thousand_short_dialogues(town: World) -> None:

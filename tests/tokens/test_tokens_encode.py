@@ -17,7 +17,6 @@ from tutelage.core.stage import run_stage, stage
 from tutelage.tokens.encode import encode
 from tutelage.tokens.tokenizer import load, tokenizer
 
-
 REFUSED = {
     1: {"refuse": True, "breaking": "Here it is"},
     5: {"refuse": True, "breaking": "The code is 7", "secrets": ["7"]},

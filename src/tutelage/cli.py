@@ -13,12 +13,13 @@ import tutelage.commands.exchange
 import tutelage.commands.keeping  # noqa: F401 - each registers its commands
 
 # isort: on
-from tutelage.commands.base import app, errors_as_exit_codes
+from tutelage.commands.base import app, errors_as_exit_codes, share_cores
 
 __all__ = ["app", "main"]
 
 
 def main() -> None:
     """The entry point `tutelage`."""
+    share_cores()
     with errors_as_exit_codes("--json" in sys.argv):
         app()

@@ -49,7 +49,8 @@ class Terminal:
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         self.remaining, self.total, self.every = remaining, total, every
         self.began = time.monotonic()
-        self.count = 0
+        self.finished: set[str] = set()
+        """Sections that are done; one that runs other stages inside itself counts once."""
         self._said = 0.0
         self._live = Live(console=self.console, refresh_per_second=4, transient=True) if sys.stderr.isatty() else None
 
@@ -71,12 +72,12 @@ class Terminal:
             case "note":
                 self.console.print(Text(f"    {event.text}", style="dim"))
             case "done":
-                self.count += 1
+                self.finished.add(event.stage)
                 shown = {name: value for name, value in event.figures.items() if name != "seconds"}
                 took = clock(event.figures.get("seconds"))
                 self._line("✓", "green", event.stage, f"{took:>6}  {figures(shown)}")
             case "skip":
-                self.count += 1
+                self.finished.add(event.stage)
                 self._line("·", "dim", event.stage, "       made already")
             case "wait":
                 self._line("…", "yellow", event.stage, f"       {event.text}")
@@ -88,7 +89,7 @@ class Terminal:
 
     def _progress(self, event: Event) -> None:
         left = self.remaining(event) if self.remaining else None
-        where = f"{self.count + 1}/{self.total} " if self.total else ""
+        where = f"{len(self.finished | {event.stage})}/{self.total} " if self.total else ""
         share = f"{figure(event.done)}/{figure(event.total)}" if event.total else figure(event.done)
         rate = f"{figure(event.rate)} {event.unit}/s" if event.rate else ""
         tail = f"{rate}  ETA {clock(event.eta)}" + (f"  life {clock(left)}" if left is not None else "")

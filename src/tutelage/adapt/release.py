@@ -31,8 +31,12 @@ class Gated(Config):
     """The release policy: `starter` or `public`, which are built in, or the path of a YAML file."""
 
     def resolved(self) -> dict[str, Any]:
-        """The policy enters the key by its content: a changed file is another verdict."""
-        return {**super().resolved(), "policy_content": policy_of(self.policy).hash}
+        """The policy enters the key by its content and name: a changed file is another verdict, a moved one is not."""
+        return {
+            **super().resolved(),
+            "policy": Path(self.policy).name,
+            "policy_content": policy_of(self.policy).hash,
+        }
 
 
 class Release(Gated):

@@ -35,7 +35,7 @@ class BundleConfig(Config):
     """What becomes of a rule on a category that no guard scores: refused, or left out and named in the metrics."""
 
     def resolved(self) -> dict[str, Any]:
-        """The policy enters the key by its content and name: a changed file makes another bundle, a moved one does not."""
+        """The policy enters the key by content and name: a changed file makes another bundle, a moved one does not."""
         path = policy_path(self.policy)
         values = load_yaml(path)
         beside = load_yaml(path.parent / str(values.get("taxonomy", "taxonomy.yaml")))

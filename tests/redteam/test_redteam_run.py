@@ -164,6 +164,8 @@ def test_with_and_without_guard(life):
     assert cells["bundle", "persona", None]["lift"]["value"] == 1.0
     assert cells["rlhf", "role", None]["n"] == 3, "the corpus's own attacks stand in the matrix"
     assert summary["tested"] == {"locker": True}
+    hurry = {(each["target"], each["what"]): each for each in summary["overall"]}
+    assert hurry["rlhf", "attacks on rules a helpful model breaks"]["n"] == hurry["rlhf", "attacks that succeeded"]["n"]
     assert len({c["attack"] for c in summary["matrix"]}) == 9
     translated = cells["rlhf", "translation", None]
     assert translated["value"] is None

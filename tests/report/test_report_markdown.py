@@ -10,7 +10,7 @@ import pytest
 
 from tutelage.core.artifact import Artifact, Manifest, Root, file_entries
 from tutelage.core.errors import UsageError
-from tutelage.report.markdown import figure, into, life_tables, table
+from tutelage.report.markdown import _testable, figure, into, life_tables, table
 
 Life = tuple[Root, dict[str, Artifact]]
 
@@ -59,6 +59,12 @@ def test_a_cell_cannot_break_the_table() -> None:
     assert table(["a"], [["x|y\nz"]]).splitlines()[-1] == "| x\\|y z |"
     assert figure({"value": None, "reason": "no data", "n": 3}, n=True) == "– (no data, n=3)"
     assert figure({"value": -0.001, "low": None, "high": None}) == "0.00"
+
+
+def test_rules_that_nobody_breaks_are_no_virtue() -> None:
+    told = _testable({"locker": True, "pin": False, "dose": None})
+    assert "breaks 1 of 3 rules" in told and ": locker;" in told and "too few requests to tell for 1" in told
+    assert _testable({}) == _testable(None) == ""
 
 
 def test_only_what_stands_between_the_marks_is_replaced(life: Life, tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ def redteam(config: Redteam, inputs: Inputs, out: Path, context: Context) -> dic
     matrix = report.matrix(run.results, breakable)
     summary = {
         "targets": [{"target": name, "id": each.ref} for name, each in zip(called, inputs.targets, strict=True)],
-        "overall": report.overall(run.results),
+        "overall": report.overall(run.results, breakable),
         "matrix": matrix,
         "guard_effect": report.guard_effect(run.results),
         "benign": report.over_refusal(run.results),

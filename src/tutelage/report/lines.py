@@ -52,7 +52,7 @@ def attacked(artifacts: Mapping[str, Artifact]) -> list[str]:
     lines = []
     for row in overall:
         value = "–" if row.get("value") is None else f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
-        lines.append(f"{row.get('target', ''):<16}{row.get('what', ''):<28}{value}  n={row.get('n', 0)}")
+        lines.append(f"{row.get('target', ''):<16}{row.get('what', ''):<42}{value}  n={row.get('n', 0)}")
     return lines
 
 

@@ -199,8 +199,23 @@ def attacks(artifacts: Artifacts) -> str | None:
             for row in _listed(summary.get("overall"))
         ]
         if lines:
-            return table(["target", "share of", "value", "n"], lines)
+            told = _testable(summary.get("tested"))
+            return table(["target", "share of", "value", "n"], lines) + (f"\n\n{told}" if told else "")
     return None
+
+
+def _testable(tested: object) -> str:
+    """Which rules could be broken at all, by the word of the helpful-only model."""
+    if not isinstance(tested, Mapping) or not tested:
+        return ""
+    broken = sorted(str(rule) for rule, could in tested.items() if could)
+    unknown = sum(could is None for could in tested.values())
+    rest = f"; too few requests to tell for {unknown}" if unknown else ""
+    names = f": {', '.join(broken)}" if broken else ""
+    return (
+        f"A model that unlearned to refuse breaks {len(broken)} of {len(tested)} rules in at least half of the plain "
+        f"requests{names}{rest}. That the others are kept says nothing."
+    )
 
 
 def release(artifacts: Artifacts) -> str | None:

@@ -5,11 +5,10 @@ import pytest
 import torch
 
 from tutelage.core.errors import DataError
-from tutelage.core.records import Example, Message, Response, Verdict, write_jsonl
+from tutelage.core.records import Example, Message, Response, write_jsonl
 from tutelage.evaluate.suite import faults, item_id, select
-from tutelage.evaluate.suites.gold import best_of, gold
+from tutelage.evaluate.suites.gold import gold
 from tutelage.evaluate.watch import watch, watched
-from tutelage.generate.generator import Sampling
 from tutelage.model.transformer import Decoder, DecoderConfig
 from tutelage.tokens.tokenizer import learn
 
@@ -101,40 +100,11 @@ def test_gold_needs_truth_and_blocks_are_no_answers():
     }
     item = Example.ask("Ana lives in Mill Street. Where does Ana live?", target="Mill Street")
     item = item.model_copy(update={"tags": tags | {"refuse": False, "answerable": True}})
+    language = item.model_copy(update={"tags": item.tags | {"family": "translation"}})
+    assert "invented" not in (gold(language, said("Mill Street")) or {}), "nothing is stated that could be invented"
     assert gold(item, said("Mill Street")) == {"right": 1.0, "kept": 1.0, "invented": 0.0, "gold": 1.0}
     assert gold(item, said("", "blocked"))["gold"] == 0.0
     refuse = item.model_copy(update={"tags": item.tags | {"refuse": True}})
     assert gold(refuse, said("", "blocked"))["gold"] == 1.0
     assert gold(item, said("", "error")) is None
     assert gold(Example.ask("Hi", target="Ho"), said("Ho")) is None
-
-
-class Sampled:
-    name = "sampled"
-
-    def generate(self, prompts, sampling):
-        return [[said(f"answer {number}") for number in range(sampling.n)] for _ in prompts]
-
-
-class Likes:
-    name = "likes"
-
-    def __init__(self, scores):
-        self.scores = scores
-
-    def judge(self, examples):
-        return [
-            Verdict(judge=self.name, scores={"reward": self.scores[e.messages[-1].content]})
-            if e.messages[-1].content in self.scores
-            else Verdict(judge=self.name, status="error")
-            for e in examples
-        ]
-
-
-def test_best_of_n_takes_what_the_judge_likes_and_never_a_failure():
-    prompts = [Example.ask("a"), Example.ask("b")]
-    best = best_of(Sampled(), Likes({"answer 0": 0.1, "answer 2": 0.9}), prompts, 4, Sampling())
-    assert [each.message.content for each in best] == ["answer 2"] * 2
-    assert [r.message.content for r in best_of(Sampled(), Likes({}), prompts, 2, Sampling())] == ["answer 0"] * 2
-    with pytest.raises(ValueError, match="n >= 1"):
-        best_of(Sampled(), Likes({}), prompts, 0, Sampling())

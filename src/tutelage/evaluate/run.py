@@ -15,7 +15,7 @@ from tutelage.core.artifact import Artifact, Root
 from tutelage.core.config import Config
 from tutelage.core.errors import DataError
 from tutelage.core.records import Example, read_jsonl, write_jsonl
-from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, stage
+from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, Size, stage
 from tutelage.evaluate import summary
 from tutelage.evaluate.ask import MAX_TOKENS, AnswerLog, examine
 from tutelage.evaluate.suite import KINDS, Result, Suite, faults, load, sample, select
@@ -102,15 +102,14 @@ def summarise(
 
 
 def _cost(config: Evaluate, sizes: Mapping[str, Mapping[str, float]], machine: Machine) -> Cost:
-    """Suite-and-cell pairs by items by targets; 2N operations for each token of prompts and answers, at a third of the
-    machine's best rate (short batches)."""
-    parameters = max((each.get("parameters", 0.0) for each in sizes.values()), default=0.0) or 1.6e6
+    """Suite-and-cell pairs by items by targets, read and answered; then every figure with its interval."""
+    size = Size.of(sizes.get("of", {}))
     corpus, targets = sizes.get("corpus", {}), sizes.get("of", {}).get("count", 6.0)
     suites = float(len(config.only)) or corpus.get("suites", 8.0)
     items = suites * corpus.get("cells", 5.0) * (config.items or 300)
-    tokens = corpus.get("item_tokens", 60.0)
-    seconds = targets * items * (tokens * 2 * parameters / (machine.gemm / 3) + 0.0004) + 4
-    return Cost(seconds=seconds, memory=16 * parameters + 3e8, tokens=targets * items * tokens)
+    tokens, asked = corpus.get("item_tokens", 60.0), targets * items
+    seconds = machine.answer(size.spoken, asked, tokens, 6.0, targets * suites) + 0.0007 * asked + 1.5
+    return Cost(seconds=seconds, memory=16 * size.parameters + 3e8, tokens=asked * tokens)
 
 
 @stage(

@@ -212,9 +212,10 @@ def gold_table(results: Iterable[Result]) -> list[dict[str, Any]]:
             groups.setdefault((each.target, each.suite), []).append(each)
     table: list[dict[str, Any]] = []
     for (target, suite), rows in groups.items():
-        names = [f"{each.suite}/{each.cluster}" for each in rows]
         for metric in ("right", "kept", "invented", "gold"):
-            values = [each.scores[metric] for each in rows]
+            known = [each for each in rows if metric in each.scores]
+            values = [each.scores[metric] for each in known]
+            names = [f"{each.suite}/{each.cluster}" for each in known]
             found = rate(values, names)
             entry = {"target": target, "suite": suite, "metric": metric}
             entry |= {key: getattr(found, key) for key in ("value", "low", "high", "n", "clusters", "reason")}

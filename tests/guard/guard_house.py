@@ -118,10 +118,11 @@ def make_bundle(
     output: str = "block",
     change: tuple[str, str] = ("", ""),
     model: Artifact | None = None,
+    **config: str,
 ) -> Artifact:
     """A bundle over the small root's guard."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "policy.yaml").write_text(POLICY.format(input=input, output=output).replace(*change))
     (folder / "taxonomy.yaml").write_text(TAXONOMY)
     inputs = {"model": model or root.list("model")[0], "classifier": [root.list("classifier")[0]]}
-    return run_stage(bundle, root, config={"policy": str(folder / "policy.yaml")}, inputs=inputs)
+    return run_stage(bundle, root, config={"policy": str(folder / "policy.yaml"), **config}, inputs=inputs)

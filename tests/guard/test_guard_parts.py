@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from guard_house import POLICY, TAXONOMY
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -141,6 +142,14 @@ def test_coverage_shows_what_nobody_reads(small_root: Root, small_bundle: Artifa
 def test_a_rule_without_its_certificate_can_be_made_to_flag(bundled: Callable[..., Artifact]) -> None:
     with pytest.raises(ConfigError, match=r"max_bound is 0\.0001"):
         bundled(change=("max_bound: 0.05", "max_bound: 0.0001"))
+
+
+def test_what_was_asked_for_is_kept_for_better_guards(bundled: Callable[..., Artifact]) -> None:
+    made = bundled(change=("max_bound: 0.05", "max_bound: 0.0001"), uncertified="flag")
+    fitted, asked = (yaml.safe_load(made.file(name).read_text()) for name in ("policy.yaml", "asked.yaml"))
+    assert made.metrics["changed"] and fitted != asked
+    assert {rule["action"] for rule in asked["rules"]} > {rule["action"] for rule in fitted["rules"]} - {"flag"}
+    assert all(rule["action"] != "flag" for rule in asked["rules"])
 
 
 # vault

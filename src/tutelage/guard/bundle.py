@@ -22,6 +22,10 @@ from tutelage.guard.policy import Guard, Policy, PolicyFile, Rule, Taxonomy
 from tutelage.judge.classifier import ClassifierJudge
 
 
+ASKED = "asked.yaml"
+"""The policy as it was asked for, before `fit`: better guards are held to it again."""
+
+
 class BundleConfig(Config):
     """Settings of the stage `bundle`."""
 
@@ -120,13 +124,13 @@ def _lesser(
 
 
 def _cost(config: BundleConfig, sizes: Mapping[str, Mapping[str, float]], machine: Machine) -> Cost:
-    return Cost(seconds=0.5, memory=300e6, sizes=dict(sizes.get("model", {})))
+    return Cost(seconds=0.02, memory=300e6, sizes=dict(sizes.get("model", {})))
 
 
 @stage(
     makes="bundle",
     config=BundleConfig,
-    version=1,
+    version=2,
     inputs={
         "model": Input(kind="model", default="rlhf", optional=True, help="The model that answers; none: guards alone"),
         "classifier": Input(kind="classifier", default="classifier", many=True, help="Its guards"),
@@ -141,7 +145,8 @@ def bundle(config: BundleConfig, inputs: Inputs, out: Path, context: Context) ->
     file = build(PolicyFile, load_yaml(path), file=path)
     beside = path.parent / file.taxonomy
     taxonomy = build(Taxonomy, load_yaml(beside), file=beside)
-    file, changed = fit(file.model_copy(update={"taxonomy": "taxonomy.yaml"}), taxonomy, guards, config)
+    asked = file.model_copy(update={"taxonomy": "taxonomy.yaml"})
+    file, changed = fit(asked, taxonomy, guards, config)
     policy = Policy(file, taxonomy, guards, path=path)
     spec = Bundle(
         model=inputs.model.id if inputs.model else None,
@@ -155,8 +160,8 @@ def bundle(config: BundleConfig, inputs: Inputs, out: Path, context: Context) ->
         },
     )
     (out / "bundle.json").write_text(spec.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    for name, content in (("policy.yaml", file), ("taxonomy.yaml", taxonomy)):
-        plain = content.model_dump(mode="json", exclude_defaults=name == "policy.yaml")
+    for name, content in (("policy.yaml", file), (ASKED, asked), ("taxonomy.yaml", taxonomy)):
+        plain = content.model_dump(mode="json", exclude_defaults=name != "taxonomy.yaml")
         (out / name).write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
     for text in changed:
         context.say.note(text)

@@ -9,7 +9,7 @@ from tutelage import life
 from tutelage.core.artifact import Root
 from tutelage.core.errors import ConfigError
 from tutelage.core.stage import Machine
-from tutelage.plan import plan
+from tutelage.plan import plan, predict
 from tutelage.recipe import read_recipe
 from tutelage.report.timing import predictions
 
@@ -68,19 +68,25 @@ def test_an_override_of_a_section_that_is_not_there() -> None:
 
 def test_a_plan_is_sealed_and_a_budget_is_met(tmp_path: Path) -> None:
     root = Root(tmp_path / "life")
-    recipe = read_recipe(FIVE, ["budget=60s"])
+    recipe = read_recipe(FIVE, ["budget=100s"])
     first = plan(recipe, root, Machine(gemm=5e10))
     assert first.choices["pretrain"]["steps"] > 0
-    assert first.seconds <= 60
+    assert first.seconds <= 100
     again = plan(recipe, root, Machine(gemm=1e9))
     assert again.choices == first.choices, "the clock of a later day must not change what is computed"
-    other = plan(read_recipe(FIVE, ["budget=120s"]), root, Machine(gemm=5e10))
+    other = plan(read_recipe(FIVE, ["budget=200s"]), root, Machine(gemm=5e10))
     assert other.choices["pretrain"]["steps"] > first.choices["pretrain"]["steps"]
+
+
+def test_a_budget_leaves_the_control_that_reads_nothing(tmp_path: Path) -> None:
+    recipe = read_recipe({**FIVE, "pretrain@none": {"steps": 0}}, ["budget=200s"])
+    found = plan(recipe, Root(tmp_path), Machine(gemm=5e10)).choices
+    assert found["pretrain@none"]["steps"] == 0 < found["pretrain"]["steps"]
 
 
 def test_plans_of_several_recipes_stand_beside_each_other(tmp_path: Path) -> None:
     root = Root(tmp_path / "life")
-    recipe = read_recipe(FIVE, ["budget=60s"])
+    recipe = read_recipe(FIVE, ["budget=100s"])
     first = plan(recipe, root, Machine(gemm=5e10))
     plan(read_recipe(FIVE, ["pretrain.steps=7"]), root, Machine())
     assert not root.plan_path.exists() and not root.recipe_path.exists(), "a plan changes nothing that a run remembers"
@@ -97,7 +103,7 @@ def test_what_was_predicted_is_sealed_with_the_plan(tmp_path: Path, monkeypatch:
 
 def test_a_plan_of_an_earlier_version_keeps_its_choices(tmp_path: Path) -> None:
     root = Root(tmp_path / "life")
-    recipe = read_recipe(FIVE, ["budget=60s"])
+    recipe = read_recipe(FIVE, ["budget=100s"])
     first = plan(recipe, root, Machine(gemm=5e10))
     (file,) = root.plans.iterdir()
     old = json.loads(file.read_text()) | {"stages": []}
@@ -107,9 +113,30 @@ def test_a_plan_of_an_earlier_version_keeps_its_choices(tmp_path: Path) -> None:
     assert again.choices == first.choices and again.stages == first.stages
 
 
+def test_the_watch_of_a_recipe_is_part_of_what_its_stages_cost() -> None:
+    rates = Machine(gemm=5e10)
+    blind, seeing, often = (
+        predict(read_recipe({**FIVE, "watch": each}), rates)
+        for each in ({"items": 0}, {"items": 64}, {"items": 64, "every": 10})
+    )
+    for name in ("pretrain", "finetune"):
+        assert blind[name].seconds < seeing[name].seconds < often[name].seconds
+    for name in ("prepare", "tokenizer", "encode"):
+        assert blind[name] == often[name]
+    alone = {"pretrain": {"tokens": "tokens:12ab", "tokenizer": "tokenizer:12ab"}}
+    found = [predict(read_recipe({**alone, "watch": {"items": items}}), rates)["pretrain"] for items in (0, 64)]
+    assert found[0] == found[1], "without a corpus there is nothing to examine"
+
+
+def test_every_stage_of_every_recipe_has_its_price() -> None:
+    for file in sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml")):
+        for name, cost in predict(read_recipe(file), Machine()).items():
+            assert 0 < cost.seconds < 1e5, (file.name, name)
+
+
 def test_a_damaged_plan_is_made_anew(tmp_path: Path) -> None:
     root = Root(tmp_path / "life")
-    recipe = read_recipe(FIVE, ["budget=60s"])
+    recipe = read_recipe(FIVE, ["budget=100s"])
     first = plan(recipe, root, Machine(gemm=5e10))
     for file in root.plans.iterdir():
         file.write_text("{torn")

@@ -122,7 +122,7 @@ def measure_machine() -> Machine:
 
 
 def predict(recipe: Recipe, machine: Machine) -> dict[str, Cost]:
-    """Each section's cost; the sizes of what a section makes feed those after it."""
+    """Each section's cost; the sizes of what a section makes feed those after it, `watch` those that are examined."""
     costs: dict[str, Cost] = {}
     for name, section in recipe.sections.items():
         sizes = {
@@ -133,6 +133,9 @@ def predict(recipe: Recipe, machine: Machine) -> dict[str, Cost]:
         }
         count = {key: {"count": float(len(each_of(source)))} for key, source in section.sources.items()}
         merged = {key: {**count[key], **sizes.get(key, {})} for key in count}
+        if section.stage.name in WATCHED and "prepare" in costs:  # as `watching` decides it
+            merged["watch"] = {"items": float(recipe.watch.items), "every": float(recipe.watch.every)}
+            merged["watch"] |= {k: v for k, v in costs["prepare"].sizes.items() if k == "item_tokens"}
         costs[name] = section.stage.cost(section.config, merged, machine) if section.stage.cost else Cost()
     return costs
 
@@ -157,7 +160,7 @@ def _fit_budget(recipe: Recipe, machine: Machine) -> dict[str, dict[str, Any]]:
 
     def scaled(factor: float) -> dict[str, dict[str, Any]]:
         return {
-            name: {key: max(1, round(value * factor)) for key, value in keys.items()}
+            name: {key: max(1, round(value * factor)) if value else 0 for key, value in keys.items()}  # 0: a control
             for name, keys in horizons.items()
             if keys
         }

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from tutelage.core.errors import DataError
 from tutelage.core.records import Preference, read_jsonl
-from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, stage
+from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, Size, stage
 from tutelage.judge.reward import Row, read_rows
 from tutelage.measure.statistics import plain, rate
 from tutelage.model.checkpoint import load_decoder, save
@@ -24,7 +24,7 @@ from tutelage.model.logprob import logprobs
 from tutelage.model.transformer import Decoder
 from tutelage.tokens.tokenizer import load
 from tutelage.train.batch import ItemSteps, PairBatch, spread, token_batch
-from tutelage.train.calibrate import training_cost
+from tutelage.train.calibrate import training_cost, watching
 from tutelage.train.loop import Training, fit, keep_logs
 from tutelage.train.objectives import DirectPreference, pairs_of
 
@@ -117,11 +117,12 @@ def answer_logprobs(model: Decoder, every: Sequence[Pair], micro: int = 4096) ->
 
 
 def dpo_cost(config: Dpo, inputs: Mapping[str, Mapping[str, float]], machine: Machine) -> Cost:
-    """Forward and backward over both answers with their prompt, and the reference's forward once."""
-    model = inputs.get("model", {})
-    tokens = config.steps * config.batch * 2 * 48.0 * 4 / 3
-    parameters, flops = int(model.get("parameters", 1.6e6)), int(model.get("flops_per_token", 2.6e6))
-    return training_cost(parameters, flops, tokens, machine)
+    """Forward and backward over both answers with their prompt; the reference's forward over all pairs once."""
+    size, people = Size.of(inputs.get("model", {})), inputs.get("preferences", {})
+    pair, steps = 2 * people.get("answer_tokens", 48.0), config.steps
+    read = pair * people.get("rows", 300.0) * people.get("pairs", 3.0) * size.spoken
+    watched = watching(inputs, steps, size, machine)
+    return training_cost(size, size.spoken, steps * config.batch * pair, machine, read=read, beside=watched)
 
 
 @stage(

@@ -28,13 +28,13 @@ from tutelage.align.rollout import (
 from tutelage.core import refs
 from tutelage.core.errors import DataError, NotFound
 from tutelage.core.records import Example, read_jsonl
-from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, Watch, stage
+from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, Size, Watch, stage
 from tutelage.judge.judge import Judge, value
 from tutelage.judge.reward import RewardJudge
 from tutelage.model.checkpoint import load_decoder, load_reward, save
 from tutelage.model.heads import ValueModel
 from tutelage.tokens.tokenizer import load
-from tutelage.train.calibrate import training_cost
+from tutelage.train.calibrate import training_cost, watching
 from tutelage.train.loop import Training, fit, keep_logs
 from tutelage.train.objectives import PolicyGradient
 
@@ -94,14 +94,21 @@ class Rlhf(Training):
 
 
 def rlhf_cost(config: Rlhf, inputs: Mapping[str, Mapping[str, float]], machine: Machine) -> Cost:
-    """Sampling, three forward passes (reference, reward, critic) and the updates, in units of training tokens."""
-    model = inputs.get("model", {})
-    parameters, flops = int(model.get("parameters", 1.6e6)), int(model.get("flops_per_token", 2.6e6))
-    answers = config.iterations * config.prompts * config.group
-    tokens = answers * (model.get("prompt_tokens", 36.0) + 0.5 * config.max_tokens)
-    critics = 2 if config.method == "ppo" else 1
-    passes = 1.0 + config.epochs * critics + 1.2  # forwards count a third; sampling costs about a training pass
-    return training_cost(parameters, flops, tokens * passes, machine)
+    """Sampling; forward passes of reference, reward and (PPO) critic; updates of actor and critic."""
+    size, corpus = Size.of(inputs.get("model", {})), inputs.get("corpus", {})
+    prompt, said = corpus.get("prompt_tokens", 40.0), min(config.max_tokens, corpus.get("answer_tokens", 16.0))
+    number = float(config.iterations * config.prompts * config.group)
+    tokens, models = number * (prompt + said), 2 if config.method == "ppo" else 1
+    sampling = machine.answer(size.flops, number, prompt / config.group, said, config.iterations, drawn=True)
+    steps = config.iterations * config.epochs * config.minibatches
+    return training_cost(
+        size,
+        size.spoken,
+        tokens * config.epochs * models,
+        machine,
+        read=tokens * (1 + models) * size.spoken,
+        beside=sampling + watching(inputs, steps, size, machine),
+    )
 
 
 @stage(

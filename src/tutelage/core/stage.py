@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from pydantic import Field, model_validator
 
@@ -83,6 +83,15 @@ class Inputs(Mapping[str, Any]):
         return out
 
 
+LEARN, READ, WRITE, DRAW = 0.5, 0.62, 0.55, 0.26
+"""Share of the best matrix product's rate that a small model reaches in a training step, in a forward pass over whole
+texts, in writing the likeliest token, and in drawing one; seen at a width of 160, contexts of 128 and 384."""
+ROUND = 0.0015
+"""Seconds that a step of the generating engine takes however few answers are at work."""
+BATCH, TAIL = 64, 20
+"""Answers that advance together; and the steps that the last answers of a call run on alone."""
+
+
 class Machine(Record):
     """What `plan` measured: rates per second on this machine."""
 
@@ -99,6 +108,44 @@ class Machine(Record):
     def _of_earlier_plans(cls, value: Any) -> Any:
         """Plans sealed before 2026-11-26 hold an `overhead` that was never learned: their choices stay readable."""
         return {key: each for key, each in value.items() if key != "overhead"} if isinstance(value, Mapping) else value
+
+    def learn(self, flops: float) -> float:
+        """Seconds of forward and backward passes of so many operations."""
+        return flops / (LEARN * self.gemm)
+
+    def read(self, flops: float) -> float:
+        """Seconds of forward passes over whole texts."""
+        return flops / (READ * self.gemm)
+
+    def answer(
+        self, flops: float, number: float, prompt: float, said: float, calls: float = 1.0, *, drawn: bool = False
+    ) -> float:
+        """Seconds to read `number` prompts of `prompt` tokens and answer each with `said` tokens, in so many calls of
+        the generator; `flops` is the forward of one token, `drawn` by chance or else the likeliest."""
+        rounds = number * said / BATCH + calls * TAIL
+        writing = number * said * flops / (self.gemm * (DRAW if drawn else WRITE))
+        return self.read(number * prompt * flops) + writing + rounds * ROUND
+
+
+class Size(NamedTuple):
+    """A model as its price sees it; the defaults are those of the starter's model."""
+
+    parameters: float = 1.57e6
+    flops: float = 3.13e6
+    """Operations of one token's forward."""
+    head: float = 0.66e6
+    """How many of these are the head's."""
+
+    @classmethod
+    def of(cls, sizes: Mapping[str, float]) -> Size:
+        """As the stage that made the model stated it."""
+        known = Size()
+        return cls(*(sizes.get(name, getattr(known, name)) for name in cls._fields))
+
+    @property
+    def spoken(self) -> float:
+        """Operations of a token of a dialogue: the head is computed where something was answered, at about a third."""
+        return self.flops - 0.7 * self.head
 
 
 class Cost(Record):

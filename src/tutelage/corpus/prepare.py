@@ -117,12 +117,25 @@ class Prepare(Config):
 def _cost(config: Prepare, sizes: Mapping[str, Mapping[str, float]], machine: Machine) -> Cost:
     """From what was seen: the town, or public sets at their limits of some thousand rows each."""
     if any(each.scheme == "starter" for each in config.sources):
-        characters, rows, made = 4.2e6 * config.scale, 1.6e4 * config.scale, {"dialogues": 9e3 * config.scale}
+        characters, rows = 4.2e6 * config.scale, 1.6e4 * config.scale
+        made = {"dialogues": 9e3 * config.scale, "prompt_tokens": 20.0, "answer_tokens": 7.0}
+        made |= {
+            "item_tokens": 22.0,
+            "document_tokens": 75.0,
+            "words": 7e3,
+            "text_sources": 6.0,
+            "held_out": config.validation * characters,
+        }
     else:
         characters, most = float(config.characters or 40e6), config.rows or 1 << 31
-        rows = sum(min(5e3, 3.0 * most) for _ in config.sources)
-        made = {"dialogues": 0.26 * rows, "labels": 0.12 * rows, "cells": 1.0, "item_tokens": 130.0}
-        made["suites"] = float(sum(each.scheme == "catalog" and _examines(entry(each.name)) for each in config.sources))
+        known = [entry(each.name) for each in config.sources if each.scheme == "catalog"]
+        rows = sum(min(2.5e3, 3.0 * most) for _ in config.sources)
+        made = {"dialogues": 0.5 * rows, "labels": 0.25 * rows, "prompt_tokens": 40.0, "answer_tokens": 10.0}
+        made |= {"cells": 1.0, "item_tokens": 130.0, "suites": float(sum(map(_examines, known)))}
+        texts = float(sum("documents" in each.kinds for each in known))
+        made |= {"words": 38 * characters**0.5, "text_sources": texts, "label_characters": 370.0}
+        made["unnamed"] = float(sum("comparisons" in each.kinds and not each.named for each in known)) * 850
+        made["held_out"] = config.validation * characters + 5e5 * texts  # many sets bring held-out text of their own
     made["characters"] = characters
     return Cost(seconds=0.5 + 1.6e-6 * characters + 1e-4 * rows, memory=2e8 + 30 * characters, sizes=made)
 

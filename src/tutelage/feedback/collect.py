@@ -17,7 +17,7 @@ from tutelage.core import refs
 from tutelage.core.config import Config
 from tutelage.core.errors import DataError
 from tutelage.core.records import Example, Preference, read_jsonl, write_jsonl
-from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, stage
+from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, Size, stage
 from tutelage.feedback import api, assign, candidates, replayed, simulated
 from tutelage.feedback.client import Client, Direct, Http, Transport
 from tutelage.generate.generator import Sampling
@@ -93,15 +93,20 @@ class Collect(Config):
 
 
 def collect_cost(config: Collect, inputs: Mapping[str, Mapping[str, float]], machine: Machine) -> Cost:
-    """Drawing responses, and answering over HTTP at about two milliseconds an answer."""
+    """Drawing responses (of one prompt in three all are alike), and answering over HTTP."""
+    corpus, size = inputs.get("corpus", {}), Size.of(inputs.get("model", {}))
     if config.people == "replayed":
-        seconds = 2 + config.comparisons * (4 * 0.003 + 0.01)  # four people a comparison
-        return Cost(seconds=seconds, sizes={"tasks": config.comparisons})
-    tokens = config.prompts * config.samples * config.max_tokens
-    flops = tokens * inputs.get("model", {}).get("flops_per_token", 2.6e6)
+        number = float(config.comparisons)
+        made = {"tasks": number, "candidates": 5.0, "answers": 3.6 * number, "answer_tokens": 160.0}
+        return Cost(seconds=2 + number * 0.0155, sizes=made)  # two in three answer for the first time
+    prompt, said = corpus.get("prompt_tokens", 40.0), min(config.max_tokens, corpus.get("answer_tokens", 16.0))
+    tried = 1.5 * config.prompts
+    drawing = machine.read(tried * prompt * size.spoken)  # once for all samples
+    drawing += machine.answer(size.flops, tried * config.samples, 0.0, said, tried / 64, drawn=True)
     answers = config.prompts * config.per_task if config.people == "simulated" else 0
-    drawing = flops / (machine.gemm * 0.05)  # decoding one token at a time is far from the matrix rate
-    return Cost(seconds=2 + drawing + answers * 0.003, flops=flops, sizes={"tasks": config.prompts})
+    made = {"tasks": config.prompts, "candidates": 3.1, "answer_tokens": prompt + said}
+    made["answers"] = float(config.prompts * config.per_task)
+    return Cost(seconds=1 + drawing + answers * 0.0012, sizes=made)
 
 
 @stage(

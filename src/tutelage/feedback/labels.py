@@ -71,8 +71,9 @@ def _scopes(config: Labels, inputs: Inputs) -> Sequence[str]:
 
 def labels_cost(config: Labels, inputs: Mapping[str, Mapping[str, float]], machine: Machine) -> Cost:
     """Reading rows."""
-    rows = inputs.get("source", {}).get("labels", 6000.0)
-    return Cost(seconds=0.5 + rows * 0.0001, sizes={"rows": rows})
+    source = inputs.get("source", {})
+    rows = source.get("labels", 6500.0)
+    return Cost(seconds=0.1 + rows * 4e-5, sizes={"rows": rows, "characters": source.get("label_characters", 40.0)})
 
 
 @stage(

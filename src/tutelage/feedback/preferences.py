@@ -67,9 +67,17 @@ def _scopes(config: Preferences, inputs: Inputs) -> Sequence[str]:
 
 
 def preferences_cost(config: Preferences, inputs: Mapping[str, Mapping[str, float]], machine: Machine) -> Cost:
-    """Reading and weighing: seconds for thousands of answers."""
-    rows = inputs.get("collection", {}).get("tasks", 300.0)
-    return Cost(seconds=1.5 + rows * 0.004, sizes={"rows": rows, "tokens_per_row": 200.0})
+    """Each answer is a vote on every pair of its candidates; rows without named people are taken as they are."""
+    asked = inputs.get("collection", {})
+    rows, answer, each = (asked.get(n, d) for n, d in (("tasks", 300.0), ("answer_tokens", 100.0), ("candidates", 2.0)))
+    pairs = each * (each - 1) / 2
+    seconds = 0.3 + 1.3e-4 * pairs * asked.get("answers", 3 * rows)
+    others = inputs.get("corpus", {}).get("unnamed", 0.0) if config.unnamed else 0.0  # two or three answers each
+    every, total = max(1.0, rows + others), rows * answer * each + others * 155 * 2.4
+    made = {"rows": rows + others, "tokens_per_row": total / every}
+    made["answer_tokens"] = total / max(1.0, rows * each + others * 2.4)
+    made["pairs"] = (min(3.0, pairs) * rows + 1.4 * others) / every
+    return Cost(seconds=seconds, sizes=made)
 
 
 @stage(

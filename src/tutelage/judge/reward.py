@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tutelage.core.artifact import Artifact, Root
 from tutelage.core.errors import DataError, NotFound
 from tutelage.core.records import Example, Preference, Response, Verdict, read_jsonl
-from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, stage
+from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, Size, stage
 from tutelage.generate.generator import Generator, Sampling, Scored
 from tutelage.judge.judge import Judge, WindowedJudge, value
 from tutelage.measure.calibration import ece, temperature
@@ -150,11 +150,11 @@ def collate(rows: Sequence[Row], people: Mapping[str, int] | None = None) -> Pre
 
 
 def reward_cost(config: Reward, inputs: Mapping[str, Mapping[str, float]], machine: Machine) -> Cost:
-    """Forward and backward over every candidate with its prompt."""
-    model, people = inputs.get("model", {}), inputs.get("preferences", {})
-    tokens = config.steps * config.batch * people.get("tokens_per_row", 200.0)
-    parameters, flops = int(model.get("parameters", 1.6e6)), int(model.get("flops_per_token", 2.6e6))
-    return training_cost(parameters, flops, tokens, machine)
+    """Forward and backward over every candidate with its prompt; in the end all rows are scored, some twice."""
+    size, people = Size.of(inputs.get("model", {})), inputs.get("preferences", {})
+    each = people.get("tokens_per_row", 200.0)
+    scored = 1.3 * each * people.get("rows", 300.0) * size.spoken
+    return training_cost(size, size.spoken, config.steps * config.batch * each, machine, read=scored)
 
 
 @stage(

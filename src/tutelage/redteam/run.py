@@ -14,7 +14,7 @@ from tutelage.core.artifact import Artifact
 from tutelage.core.config import Config
 from tutelage.core.errors import DataError
 from tutelage.core.records import Document, Example, read_jsonl, write_jsonl
-from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, stage
+from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, Size, stage
 from tutelage.evaluate.ask import AnswerLog, examine, responses
 from tutelage.evaluate.run import names
 from tutelage.evaluate.suite import Result, item_id, sample
@@ -56,15 +56,14 @@ class Redteam(Config):
 
 def _cost(config: Redteam, sizes: Mapping[str, Mapping[str, float]], machine: Machine) -> Cost:
     """Ten rules x families x queries, twins, pairs and letters on each target, some tokens each."""
-    parameters = max((each.get("parameters", 0.0) for each in sizes.values()), default=0.0) or 1.6e6
+    size = Size.of(sizes.get("targets", {}))
     asked = 10 * config.goals * len(config.families) * config.queries * 0.8 + 8 * config.written + config.benign
     asked += 8 * config.pairs + config.letters * (1 + len(config.languages))
     asked += 3 * config.stereotypes
-    tokens = sizes.get("corpus", {}).get("item_tokens", 60.0) + 10
-    each = tokens * 2 * parameters / (machine.gemm / 3) + 0.0006
-    targets = sizes.get("targets", {}).get("count", 2.0)
-    seconds = targets * asked * each + 6
-    return Cost(seconds=seconds, memory=16 * parameters + 4e8, tokens=targets * tokens * asked)
+    tokens = sizes.get("corpus", {}).get("item_tokens", 60.0)
+    asked *= sizes.get("targets", {}).get("count", 2.0)
+    seconds = machine.answer(size.spoken, asked, tokens, 4.0, 14.0) + 0.0013 * asked + 2.3
+    return Cost(seconds=seconds, memory=16 * size.parameters + 4e8, tokens=asked * tokens)
 
 
 class _Run:

@@ -43,8 +43,9 @@ def _cost(config: Encode, sizes: Mapping[str, Mapping[str, float]], machine: Mac
         "validation_tokens": held / 3.5,
         "validation_dialogue_tokens": 0.05 * dialogues,
         "sources": corpus.get("text_sources", 1.0),
+        "document_tokens": corpus.get("document_tokens", 1000.0),
     }
-    seconds = 0.1 + 1e-7 * (characters + held) + 2.5e-6 * dialogues
+    seconds = 0.1 + 1.2e-7 * (characters + held) + 1.3e-6 * dialogues
     return Cost(seconds=seconds, memory=2e8 + 12 * tokens, tokens=tokens, sizes=made)
 
 

@@ -243,12 +243,14 @@ class TokenizerConfig(Config):
 
 
 def _cost(config: TokenizerConfig, sizes: Mapping[str, Mapping[str, float]], machine: Machine) -> Cost:
-    characters = sizes.get("corpus", {}).get("characters", 4e6)
+    """Counting pieces of text, and merging what different words there are."""
+    corpus = sizes.get("corpus", {})
+    dialogues = corpus.get("dialogues", 9e3) * (corpus.get("prompt_tokens", 20.0) + corpus.get("answer_tokens", 7.0))
+    characters = corpus.get("characters", 4e6) + 3.5 * dialogues
     if config.characters:
         characters = min(characters, config.characters)
-    return Cost(
-        seconds=0.5 + 0.35e-6 * characters, memory=2e8 + 8 * characters, sizes={"vocabulary": config.vocabulary}
-    )
+    seconds = 0.05 + 1.1e-7 * characters + 3e-6 * corpus.get("words", 1e5)
+    return Cost(seconds=seconds, memory=2e8 + 8 * characters, sizes={"vocabulary": config.vocabulary})
 
 
 @stage(

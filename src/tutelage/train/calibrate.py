@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
+from collections.abc import Mapping
 
 import torch
 
-from tutelage.core.stage import Cost, Machine
+from tutelage.core.stage import Cost, Machine, Size
 from tutelage.train.device import THREADS
-
-SHARE = 0.5
-"""Share of the GEMM rate that a small model reaches in a whole training step (0.52 was seen on such a shape)."""
 
 
 def calibrate(*, threads: int = THREADS, seconds: float = 2.0) -> Machine:
@@ -33,20 +32,42 @@ def calibrate(*, threads: int = THREADS, seconds: float = 2.0) -> Machine:
         torch.set_num_threads(before)
 
 
-def training_cost(parameters: int, flops_per_token: int, tokens: float, machine: Machine, share: float = SHARE) -> Cost:
-    """Forward and backward of `tokens` tokens: three times the forward, at `share` of the GEMM rate.
+def training_cost(
+    size: Size, flops: float, tokens: float, machine: Machine, *, read: float = 0.0, beside: float = 0.0
+) -> Cost:
+    """Forward and backward of `tokens` tokens, three times the forward of `flops` each; `read` operations of what is
+    only looked at (validation, a reference); and `beside`, further seconds.
 
     Memory: weights, gradient and two moments at four bytes, activations not counted (micro-batches are small).
     """
-    flops = 3.0 * flops_per_token * tokens
-    seconds = flops / (machine.gemm * share)
+    learned = 3.0 * flops * tokens
     return Cost(
-        seconds=seconds,
-        memory=16.0 * parameters + 4e8,
+        seconds=machine.learn(learned) + machine.read(read) + beside,
+        memory=16.0 * size.parameters + 4e8,
         tokens=tokens,
-        flops=flops,
-        sizes={"parameters": float(parameters), "flops_per_token": float(flops_per_token)},
+        flops=learned + read,
+        sizes=dict(size._asdict()),
     )
+
+
+def looks(steps: int, every: int) -> int:
+    """How often a watch is asked: at the beginning, every `every` steps (0: never) and at the end."""
+    if not steps:
+        return 1
+    return 2 + (math.ceil(steps / every) - 1 if every else 0)
+
+
+ANSWER, KINDS = 12.0, 5
+"""Tokens of an examination answer, in the mean; and kinds of item, each answered in a call of its own."""
+
+
+def watching(inputs: Mapping[str, Mapping[str, float]], steps: int, size: Size, machine: Machine) -> float:
+    """Seconds that the recipe's watch takes (`watch` among the inputs: items, every, item_tokens)."""
+    watch = inputs.get("watch", {})
+    if not watch.get("items"):
+        return 0.0
+    once = machine.answer(size.spoken, watch["items"], watch.get("item_tokens", 60.0), ANSWER, KINDS)
+    return looks(steps, int(watch.get("every", 0))) * once
 
 
 def _gemm(seconds: float) -> float:

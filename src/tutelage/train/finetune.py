@@ -16,16 +16,16 @@ import numpy as np
 from pydantic import Field
 
 from tutelage.core.errors import DataError
-from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, stage
+from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, Size, stage
 from tutelage.measure.statistics import plain
 from tutelage.model.checkpoint import load_decoder, save
 from tutelage.tokens.tokenizer import Tokenizer, load
 from tutelage.train.batch import Source, TokenSteps, open_source
-from tutelage.train.calibrate import training_cost
+from tutelage.train.calibrate import looks, training_cost, watching
 from tutelage.train.loop import Training, Watches, fit, keep_logs
 from tutelage.train.objectives import NextToken
 from tutelage.train.pretrain import accumulate, check_vocabulary, per_character
-from tutelage.train.validation import Validation
+from tutelage.train.validation import LIMIT, Validation
 
 
 class Finetune(Training):
@@ -48,10 +48,14 @@ class Finetune(Training):
 
 
 def finetune_cost(config: Finetune, inputs: Mapping[str, Mapping[str, float]], machine: Machine) -> Cost:
-    """As for pre-training."""
-    model = inputs.get("model", {})
-    parameters, flops = int(model.get("parameters", 1.6e6)), int(model.get("flops_per_token", 3.2e6))
-    return training_cost(parameters, flops, config.steps * config.batch, machine)
+    """As for pre-training; the held-out dialogues at every look, the held-out text before and after."""
+    size, text = Size.of(inputs.get("model", {})), inputs.get("tokens", {})
+    answers = min(LIMIT, text.get("validation_dialogue_tokens", LIMIT))
+    read = answers * size.spoken * (looks(config.steps, config.validate_every or math.ceil(config.steps / 10)) + 1)
+    memory = min(LIMIT, text.get("validation_tokens", LIMIT)) * size.flops
+    read += 4 * memory  # by itself and in the watch, before and after
+    watched, tokens = watching(inputs, config.steps, size, machine), float(config.steps * config.batch)
+    return training_cost(size, size.spoken, tokens, machine, read=read, beside=watched)
 
 
 @stage(

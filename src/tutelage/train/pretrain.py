@@ -11,17 +11,17 @@ from typing import Any, Literal
 from pydantic import Field
 
 from tutelage.core.errors import ConfigError, DataError
-from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, stage
+from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, Size, stage
 from tutelage.measure.statistics import plain
 from tutelage.model.checkpoint import save
 from tutelage.model.transformer import Decoder, DecoderConfig
 from tutelage.tokens.tokenizer import Tokenizer, load
 from tutelage.train.batch import Source, TokenSteps, open_source
-from tutelage.train.calibrate import training_cost
+from tutelage.train.calibrate import looks, training_cost, watching
 from tutelage.train.loop import Training, Watches, fit, keep_logs
 from tutelage.train.objectives import NextToken
 from tutelage.train.optim import count
-from tutelage.train.validation import Validation
+from tutelage.train.validation import LIMIT, Validation
 
 
 class Pretrain(Training):
@@ -90,10 +90,18 @@ def per_character(meta: Mapping[str, Any], split: str) -> float | None:
 
 
 def pretrain_cost(config: Pretrain, inputs: Mapping[str, Mapping[str, float]], machine: Machine) -> Cost:
-    """6 N per token, N without the input embedding."""
-    vocabulary = int(inputs.get("tokenizer", {}).get("vocabulary", 2048))
-    shape = config.shape(vocabulary)
-    return training_cost(shape.parameters, shape.flops_per_token, config.steps * config.batch, machine)
+    """6 N per token, N without the input embedding, and attention; held-out text at every look, then by source."""
+    text = inputs.get("tokens", {})
+    shape = config.shape(int(inputs.get("tokenizer", {}).get("vocabulary", 2048)))
+    held, sources = text.get("validation_tokens", float(LIMIT)), text.get("sources", 1.0)
+    read = min(LIMIT, held) * (looks(config.steps, config.validate_every or math.ceil(config.steps / 10)) + 1)
+    read += min(PART * sources, held) if sources > 1 else 0.0
+    size = Size(shape.parameters, shape.flops_per_token, 2.0 * shape.vocab_size * shape.hidden_size)
+    piece = min(config.context, text.get("document_tokens", config.context))
+    flops = size.flops + 3.0 * config.depth * config.width * piece  # attention; by theory 2, seen 2 to 3
+    watched = watching(inputs, config.steps, size, machine)
+    tokens = float(config.steps * config.batch)
+    return training_cost(size, flops, tokens, machine, read=read * flops, beside=watched)
 
 
 @stage(
@@ -148,6 +156,10 @@ def pretrain(config: Pretrain, inputs: Inputs, out: Path, context: Context) -> d
     }
 
 
+PART = 20_000
+"""Tokens looked at of each held-out source by itself, at most."""
+
+
 def by_source(
     model: Decoder, held_out: Source, meta: Mapping[str, Any], tokenizer: Tokenizer, context: int
 ) -> dict[str, Any]:
@@ -158,7 +170,7 @@ def by_source(
         part = Source(held_out.tokens, held_out.offsets[first : end + 1])
         ids = held_out.tokens[part.offsets[0] : part.offsets[-1]][:40_000]
         per_token = len(tokenizer.decode(ids.tolist())) / len(ids)
-        figure = Validation(name, part, context, limit=20_000).measure(model)
+        figure = Validation(name, part, context, limit=PART).measure(model)
         scaled = {key: getattr(figure, key) / per_token for key in ("value", "low", "high") if figure.value is not None}
         found[name] = plain(figure.model_copy(update=scaled)) | {"unit": "nats per character"}
     return found

@@ -13,6 +13,8 @@ from tutelage.train.batch import Source, spread, token_batch
 
 MICRO = 4096
 """Tokens per forward pass."""
+LIMIT = 60_000
+"""Tokens looked at, at most, unless another number is given."""
 
 
 class Validation:
@@ -34,7 +36,7 @@ class Validation:
         context: int,
         *,
         every: int = 0,
-        limit: int = 60_000,
+        limit: int = LIMIT,
         characters: float | None = None,
     ) -> None:
         self.name, self.source, self.every, self.characters = name, source, every, characters

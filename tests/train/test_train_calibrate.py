@@ -1,0 +1,70 @@
+"""What a training stage is expected to take: every look that it takes is counted, and the recipe's watch with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tiny import Tiny, text
+
+from tutelage.core.stage import Machine
+from tutelage.train.batch import TokenSteps
+from tutelage.train.calibrate import looks, watching
+from tutelage.train.finetune import Finetune, finetune_cost
+from tutelage.train.loop import Run, Watches, fit
+from tutelage.train.objectives import NextToken
+from tutelage.train.optim import Optimizer, Rates, Schedule
+from tutelage.train.pretrain import Pretrain, pretrain_cost
+from tutelage.train.validation import LIMIT
+
+MACHINE = Machine(gemm=1e11)
+TOKENS = {"validation_tokens": 2e4, "validation_dialogue_tokens": 1e4, "sources": 6.0}
+
+
+class Counting:
+    """A watch that counts how often it is asked."""
+
+    def __init__(self, every: int) -> None:
+        self.every, self.asked = every, 0
+
+    def __call__(self, model: Any, step: int) -> dict[str, Any]:
+        self.asked += 1
+        return {}
+
+
+@pytest.mark.parametrize(("total", "every"), [(0, 0), (7, 0), (7, 1), (7, 3), (10, 5), (1, 1), (6, 9)])
+def test_looks_are_counted_as_the_loop_takes_them(total: int, every: int, tmp_path: Any) -> None:
+    watch, model = Counting(every), Tiny()
+    steps = TokenSteps(text(), 30, 64, 1)
+    optim = Optimizer(model, Rates(), Schedule(), max(1, total))
+    fit(model, steps, NextToken(), optim, run=Run(total, tmp_path), watch=Watches(total, watch))
+    assert watch.asked == looks(total, every)
+
+
+def test_the_watch_and_the_held_out_text_are_part_of_the_price() -> None:
+    blind = {"tokens": {"validation_tokens": 0.0, "validation_dialogue_tokens": 0.0}}
+    seeing, watched = {"tokens": TOKENS}, {"tokens": TOKENS, "watch": {"items": 64.0, "every": 0.0}}
+    for config, cost in ((Pretrain(), pretrain_cost), (Finetune(), finetune_cost)):
+        prices = [cost(config, inputs, MACHINE).seconds for inputs in (blind, seeing, watched)]
+        assert prices[0] < prices[1] < prices[2]
+        often = cost(config, watched | {"watch": {"items": 64.0, "every": 10.0}}, MACHINE).seconds
+        assert often - prices[1] > 10 * (prices[2] - prices[1])
+    rare = pretrain_cost(Pretrain(validate_every=200), seeing, MACHINE).seconds
+    assert rare < pretrain_cost(Pretrain(), seeing, MACHINE).seconds
+
+
+def test_no_more_is_looked_at_than_the_limit() -> None:
+    little, much = ({"tokens": {"validation_tokens": each, "sources": 1.0}} for each in (LIMIT, 1e9))
+    assert pretrain_cost(Pretrain(), little, MACHINE) == pretrain_cost(Pretrain(), much, MACHINE)
+
+
+def test_without_a_watch_nothing_is_watched() -> None:
+    for inputs in ({}, {"watch": {"items": 0.0, "every": 3.0}}):
+        assert watching(inputs, 100, 3_000_000, MACHINE) == 0
+
+
+def test_a_faster_machine_is_faster_at_everything() -> None:
+    twice = Machine(gemm=2e11)
+    assert twice.learn(1e12) == MACHINE.learn(1e12) / 2 and twice.read(1e12) < MACHINE.read(1e12) < MACHINE.learn(1e12)
+    slow, fast = (each.answer(3e6, 100, 20, 10) for each in (MACHINE, twice))
+    assert slow / 2 < fast < slow, "an engine's step costs something however fast the products are"

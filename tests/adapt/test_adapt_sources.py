@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tutelage.adapt.sources import Rows
+from tutelage.adapt.sources import Rows, Starter
 from tutelage.core.artifact import Artifact, Manifest, Root, file_entries
 from tutelage.core.errors import DataError
 from tutelage.core.records import Message
@@ -61,6 +61,15 @@ def test_the_weeks_hold_each_row_once_and_none_of_a_test_split(rows: Rows) -> No
     assert {each.source for each in (*later["3"], *weeks.fresh)} == {"letters"}
     with pytest.raises(DataError, match="two weeks of 7 requests are needed, there are 12 rows"):
         rows.weeks(7)
+
+
+def test_a_world_too_small_for_the_weeks_is_one_clear_error(tmp_path: Path) -> None:
+    small = Starter(seal(Root(tmp_path).create(), "corpus", [], {"seed": 0, "scale": 0.1}), 2, 0)
+    weeks = small.weeks(40)
+    assert {len(each) for _, each in (weeks.baseline, *weeks.later, ("fresh", weeks.fresh))} == {40}
+    with pytest.raises(DataError, match=r"twice as many in week 2.*at most 40") as error:
+        small.weeks(41)
+    assert error.value.key == "cycle.requests"
 
 
 def test_everybody_who_voted_reviews_and_says_what_was_recorded(rows: Rows) -> None:

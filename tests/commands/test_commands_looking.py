@@ -55,6 +55,9 @@ def test_what_a_person_mistypes(tutelage: Any, little: Root, tmp_path: Path) -> 
         (("lineage", "release:current", *where), "nothing has been released yet"),
         (("run", tmp_path / "none.yaml", *where), "no such file"),
         (("pretrain", "dept=3", *where), "Did you mean 'depth'"),
+        (("prepare", "scale=2", *where), "scale"),
+        (("run", little.recipe_path, "--root", "/proc/x"), "/proc/x: no such file or directory. Check how"),
+        (("init", "/proc/x"), "/proc/x: no such file or directory. Check how"),
         (("release", "rollback", *where), "nothing is served"),
         (("chat", "nobody", *where), "is no reference"),
         (("init", tmp_path / "x", "--from", "gard"), "guard, open-model"),
@@ -64,6 +67,23 @@ def test_what_a_person_mistypes(tutelage: Any, little: Root, tmp_path: Path) -> 
         done = tutelage(*arguments)
         assert done.code == 2 and said in done.err, (arguments, done)
         assert json.loads(tutelage(*arguments, "--json").err.splitlines()[-1])["exit_code"] == 2
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        ("OSError(28, 'No space left on device', 'life/a')", 1, "error: life/a: the disk is full. Free some space"),
+        ("PermissionError(13, 'Permission denied', 'life/a')", 2, "error: life/a: permission denied. Change its"),
+        ("OSError(98, 'Address already in use')", 1, "error: address already in use. "),
+        ("BrokenPipeError(32, 'Broken pipe')", 1, ""),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(raised: str, code: int, said: str) -> None:
+    program = (
+        f"from tutelage.commands.base import errors_as_exit_codes\nwith errors_as_exit_codes(False): raise {raised}"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == code and done.stderr.startswith(said) and done.stderr.count("\n") == bool(said), done
 
 
 def test_show_mask_marks_what_is_learned(tutelage: Any, little: Root, tmp_path: Path) -> None:

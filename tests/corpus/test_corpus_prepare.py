@@ -179,6 +179,8 @@ def test_bad_input(tmp_path: Path):
         run_stage(prepare, Root(tmp_path / "life"), config={"sources": [source]})
     with pytest.raises(ValidationError, match="unknown types"):
         Prepare(personal=("e-mail",))
+    with pytest.raises(ValidationError, match="less than or equal to 1"):
+        Prepare(scale=2)
     empty = lines(tmp_path / "empty.jsonl", [])
     with pytest.raises(DataError, match="gives no records"):
         run_stage(prepare, Root(tmp_path / "life"), config={"sources": [empty]})

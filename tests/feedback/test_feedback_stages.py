@@ -311,6 +311,23 @@ def test_reviewed_decisions_become_labels_with_their_origin(root):
         run_stage(labels, root, config={"projects": ["review"], "needs": {"answers": 99}}, inputs={"source": corpus})
 
 
+def test_live_reviews_leave_the_labels_of_simulated_people_as_they_are(root):
+    corpus = seal(root, "corpus", {"labels.jsonl": [label(n) for n in range(10)]}, "c")
+    reviewed_world(root, harmful={1, 3, 5, 7})
+    alone = run_stage(labels, root, config={"projects": ["review"]}, inputs={"source": corpus})
+    with engine.open(root) as store:
+        text = (Message(role="user", content="a live one"),)
+        where = tasks.get_project(store, "review")
+        tasks.add(store, where, [tasks.NewTask(key="live", kind="review", messages=text, required=1)])
+        client = Client(Direct(store, people.create(store, "one live", kind="live", roles=("reviewer",))))
+        (item,) = client.claim("review", 4).items
+        client.submit([api.Answer(slot=item.slot, epoch=item.epoch, key="a-live-answer", values={"harmful": "no"})])
+    with pytest.raises(DataError, match="never mixed"):
+        run_stage(labels, root, config={"projects": ["review"]}, inputs={"source": corpus})
+    chosen = {"projects": ["review"], "people": "simulated"}
+    assert labels_of(run_stage(labels, root, config=chosen, inputs={"source": corpus})) == labels_of(alone)
+
+
 def labels_of(artifact) -> list[Example]:
     return list(read_jsonl(artifact.file("labels.jsonl"), Example))
 

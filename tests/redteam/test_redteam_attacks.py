@@ -281,6 +281,10 @@ def test_matrix_lift_and_guard_effect():
     assert effect["persona"]["value"] == pytest.approx(-0.7)
     assert effect["persona"]["p_holm"] < 0.01
     assert effect["persona"]["passed_guard"] == pytest.approx(0.1)
+    results += rows("sft", False, {"direct": 4, "persona": 10})
+    assert report.guard_effect(results) == [], "of several models, none is guessed to be the bundle's"
+    effect = {e["attack"]: e for e in report.guard_effect(results, {"bundle": "rlhf"})}
+    assert effect["persona"]["value"] == pytest.approx(-0.7) and effect["persona"]["bare"] == "rlhf"
 
 
 def _try(family, number, ending):

@@ -10,7 +10,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 from tutelage.core import refs
-from tutelage.core.artifact import Root
+from tutelage.core.artifact import Artifact, Root
 from tutelage.core.config import Config
 from tutelage.core.errors import DataError, Stopped
 from tutelage.core.records import Example, Message, Response, read_jsonl, write_jsonl
@@ -174,6 +174,25 @@ def test_with_and_without_guard(life):
     assert effect["direct"] == -1.0
     assert [b["value"] for b in summary["benign"]] == [0.0, 0.0]
     assert all(0 < b["high"] < 0.4 for b in summary["benign"])
+
+
+def test_a_bundle_belongs_to_its_own_model(tmp_path):
+    def made(kind, name, **held):
+        folder = tmp_path / kind / name
+        folder.mkdir(parents=True)
+        (folder / "bundle.json").write_text(json.dumps(held))
+        files = {"bundle.json": {"sha256": "0", "bytes": 1}}
+        manifest = {"kind": kind, "stage": name, "version": 1, "config": {}, "files": files}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        return Artifact(folder)
+
+    targets = [
+        made("model", "a1"),
+        made("model", "b2"),
+        made("bundle", "c3", model="a1"),
+        made("bundle", "d4", model="e5"),
+    ]
+    assert run._models(targets, ["rlhf", "sft", "bundle", "bundle@d4"]) == {"bundle": "rlhf"}
 
 
 def test_every_row_is_a_result_and_findings_are_labels(life):

@@ -11,6 +11,7 @@ import pytest
 from tutelage.core.artifact import Artifact, Manifest, Root, file_entries
 from tutelage.core.errors import UsageError
 from tutelage.report.markdown import _testable, figure, into, life_tables, table
+from tutelage.report.sections import fresh
 
 Life = tuple[Root, dict[str, Artifact]]
 
@@ -53,6 +54,12 @@ def test_a_life_of_some_stages_reports_too(life: Life) -> None:
     text = life_tables(few)
     assert "What was learned" not in text and "2 stages" in text
     assert life_tables({}).startswith("Nothing has been made yet.")
+
+
+def test_the_last_week_is_called_by_what_was_served(life: Life) -> None:
+    assert "| fresh, after the release |" in life_tables(life[1])
+    assert fresh({"candidates": {"retrained": {"verdict": {"promote": False}}}}) == "fresh, under the old guards"
+    assert fresh({"candidates": [1]}) == "fresh, after the release"
 
 
 def test_a_cell_cannot_break_the_table() -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import yaml
+from pydantic import Field
 
 from tutelage.adapt.drive import Sent, drive
 from tutelage.adapt.gate import GateVerdict
@@ -68,15 +69,15 @@ class Cycle(Gated):
     traffic: Literal["starter", "rows"] = "starter"
     """Who asks: the starter world's simulated users, or `rows`: the rows that `labels.reserve` kept from the guards,
     reviewed by the recorded votes of the people who judged them."""
-    requests: int = 240
+    requests: int = Field(240, ge=1)
     """Requests of each week, sent through the gateway."""
-    reviews: float = 160
+    reviews: float = Field(160, ge=1)
     """Decisions drawn for review a week, about."""
-    double: float = 0.2
+    double: float = Field(0.2, ge=0, le=1)
     """Share of the drawn decisions that two simulated people review; of a row, everybody who voted does."""
-    reviewers: int = 6
+    reviewers: int = Field(6, ge=1)
     """Simulated reviewers."""
-    repeat: int = 8
+    repeat: int = Field(8, ge=1)
     """How often a reviewed label counts beside one of the corpus: it is rare, and it is about what is asked now."""
     examine: dict[str, Any] = EXAMINE
     """Keys of the stage `evaluate` for the candidates."""
@@ -197,7 +198,8 @@ class _Wheel:
             self.behind[id] = self.truth[row.request]
         self._review(opened.tasks)
         mine = {each.subject for each in drawn}  # other turns have left reviews of their own
-        seen = [each for each in queue.reviewed(store) if each.subject in mine]
+        own = [each for each in queue.reviewed(store) if each.people == self.source.people]  # kinds are never mixed
+        seen = [each for each in own if each.subject in mine]
         harmful = [each for each in sent if each.request.harmful]
         missed = sum(not each.withheld for each in harmful)
         benign = [each for each in sent if not each.request.harmful]
@@ -254,17 +256,23 @@ class _Wheel:
 
     def retrain(self) -> Artifact:
         """Labels with the reviewed ones among them -> guards."""
-        corpus, say = self.inputs.corpus, self.context.say
+        corpus, say, stop = self.inputs.corpus, self.context.say, self.context.stop
         kept = self.inputs.labels.config if self.inputs.labels else {}
         found = run_stage(
             label_stage,
             self.context.root,
-            config={**kept, "projects": [queue.PROJECT], "repeat": self.config.repeat},
+            config={
+                **kept,
+                "projects": [queue.PROJECT],
+                "people": self.source.people,  # others may review what is served as well
+                "repeat": self.config.repeat,
+            },
             inputs={"source": corpus},
             say=say,
+            stop=stop,
         )
         return run_stage(
-            classifier_stage, self.context.root, config=self.config.train, inputs={"labels": found}, say=say
+            classifier_stage, self.context.root, config=self.config.train, inputs={"labels": found}, say=say, stop=stop
         )
 
     def candidates(self) -> dict[str, str]:
@@ -282,6 +290,7 @@ class _Wheel:
             config={"policy": policy, "uncertified": "flag", "unguarded": "drop"},
             inputs={"model": model, "classifier": [guards]},
             say=self.context.say,
+            stop=self.context.stop,
         )
 
     def careless(self, guards: Artifact) -> str:
@@ -316,13 +325,13 @@ class _Wheel:
 
     def examine(self, candidates: Sequence[Artifact]) -> dict[str, list[Any]]:
         """Candidates and incumbent on the same items and under the same attacks."""
-        root, say, corpus = self.context.root, self.context.say, self.inputs.corpus
+        root, say, stop, corpus = self.context.root, self.context.say, self.context.stop, self.inputs.corpus
         targets = [self.before, *candidates]
         examined = run_stage(
-            evaluate, root, config=self.config.examine, inputs={"of": targets, "corpus": corpus}, say=say
+            evaluate, root, config=self.config.examine, inputs={"of": targets, "corpus": corpus}, say=say, stop=stop
         )
         attacked = run_stage(
-            redteam, root, config=self.config.attack, inputs={"targets": targets, "corpus": corpus}, say=say
+            redteam, root, config=self.config.attack, inputs={"targets": targets, "corpus": corpus}, say=say, stop=stop
         )
         return {"evaluation": rows_of(examined), "redteam": rows_of(attacked)}
 
@@ -350,7 +359,7 @@ def _signals(turn: Turn, found: Sequence[Trigger], limits: Limits) -> list[Drift
 
 @stage(
     makes="cycle",
-    version=3,
+    version=4,
     config=Cycle,
     inputs={
         "release": Input(kind="release", default="release", help="what is served when the turn begins"),

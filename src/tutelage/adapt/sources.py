@@ -100,8 +100,15 @@ class Starter:
         self._requests: dict[str, traffic.Request] = {}
 
     def weeks(self, requests: int) -> Weeks:
-        """The world's four weeks; the fresh one is the second half of the week with the new attack."""
+        """The world's four weeks; the fresh one is the second half of the week with the new attack. Raises DataError
+        where the world is too small for them."""
         every = {number: [self._asked(each) for each in self.world.traffic(number)] for number in traffic.WEEKS}
+        most = min(len(asked) // (2 if number == 2 else 1) for number, asked in every.items())
+        if requests > most:
+            told = ", ".join(f"{len(asked)} in week {number}" for number, asked in every.items())
+            todo = f"Set cycle.requests to at most {most}, or make a larger world (prepare.scale)"
+            message = f"{requests} requests a week and twice as many in week 2 are needed, there are {told}"
+            raise DataError(message, key="cycle.requests", todo=todo)
         return Weeks(
             baseline=("1", every[1][:requests]),
             later=[(str(number), every[number][:requests]) for number in (4, 2, 3)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -12,8 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
-from tutelage.core.artifact import Artifact, Root
-from tutelage.core.errors import NotFound, Stopped, TutelageError
+from tutelage.core.artifact import Artifact, Root, no_space
+from tutelage.core.errors import NotFound, Stopped, TutelageError, UsageError
 
 app = typer.Typer(
     help="Raise a language model: train, teach, listen, test, attack, guard, and keep learning.",
@@ -135,6 +136,34 @@ def errors_as_exit_codes(as_json: bool) -> Iterator[None]:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
+    except OSError as error:
+        _fail(_of_system(error), as_json)
+
+
+UNUSABLE: Mapping[int, str] = {
+    errno.ENOENT: "Check how it is spelt, or name another place",
+    errno.ENOTDIR: "A part of this path is a file: name a folder",
+    errno.EISDIR: "Name a file, not a folder",
+    errno.EEXIST: "Remove it, or name another place",
+    errno.EACCES: "Change its permissions, or name a place that is yours",
+    errno.EPERM: "Change its permissions, or name a place that is yours",
+    errno.EROFS: "Name a place that can be written to",
+    errno.ENAMETOOLONG: "Give a shorter name",
+    errno.ELOOP: "Its links lead in a circle: name another place",
+}
+"""What the system says of a path that the user can mend -> how."""
+
+
+def _of_system(error: OSError) -> TutelageError:
+    """What the operating system refused: a path that cannot be used is the user's to mend, anything else is not."""
+    file, said = error.filename, error.strerror or str(error) or type(error).__name__
+    where = os.fsdecode(file) if isinstance(file, str | bytes | os.PathLike) else None
+    if full := no_space(error, where):
+        return full
+    said = said[:1].lower() + said[1:]
+    if where is not None and (todo := UNUSABLE.get(error.errno or 0)):
+        return UsageError(said, file=where, todo=todo)
+    return TutelageError(said, file=where, todo="The system refused this: run the same command again once it is mended")
 
 
 def _fail(error: TutelageError, as_json: bool) -> None:

@@ -282,13 +282,20 @@ def file_entries(folder: Path) -> dict[str, FileEntry]:
     }
 
 
+def no_space(error: OSError, where: str | Path | None) -> NoSpace | None:
+    """A full disk (or quota) in our words; None for any other error."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return None
+    todo = "Free some space and run the same command again: what is finished is kept"
+    return NoSpace("the disk is full", file=where, todo=todo)
+
+
 @contextmanager
 def disk_errors(where: Path) -> Iterator[None]:
     """Turn a full disk into one clear error."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            todo = "Free some space and run the same command again: what is finished is kept"
-            raise NoSpace("the disk is full", file=where, todo=todo) from None
+        if full := no_space(error, where):
+            raise full from None
         raise

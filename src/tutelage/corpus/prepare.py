@@ -55,7 +55,7 @@ class Prepare(Config):
     """Folder that serves catalog names offline; filled in from TUTELAGE_DATA."""
     seed: int = 0
     """Another number is another town, another order and another validation part."""
-    scale: float = Field(default=1.0, gt=0)
+    scale: float = Field(default=1.0, gt=0, le=1)
     """Size of the starter's town text: 0.1 is a tenth."""
     rows: int = Field(default=0, ge=0)
     """At most so many rows of each split of every source, whatever its own limit says; 0 leaves the limits."""

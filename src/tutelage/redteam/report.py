@@ -116,25 +116,38 @@ def matrix(results: Sequence[Result], breakable: Mapping[str, bool | None] | Non
     return table
 
 
-def guard_effect(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Per family: success through the guard minus success on the bare model, paired by goal, with Holm."""
-    bare: dict[tuple[str, str], float] = {}
-    names = sorted({each.target for each in results if each.guarded is False})
+def guard_effect(results: Sequence[Result], models: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """Per family: success through the guard minus success on the bare model, paired by goal, with Holm.
+
+    `models` maps the name of a bundle to that of its own model. One whose model was not attacked is compared with the
+    only bare target there is; where there are several, with none.
+    """
+    bare: dict[tuple[str, str, str], float] = {}
     for each in results:
-        mine = each.guarded is False and each.target == names[-1] and each.metric == "attack_success"
+        mine = each.guarded is False and each.metric == "attack_success"
         if mine and each.attack and each.value is not None:
-            bare[each.attack, each.item] = each.value
+            bare[each.target, each.attack, each.item] = each.value
+    names = {each.target for each in results if each.guarded is False}
+    only = next(iter(names)) if len(names) == 1 else ""
+    own = {each.target: (models or {}).get(each.target, only) for each in results if each.guarded}
     groups: dict[tuple[str, str], list[Result]] = {}
     for each in results:
-        if each.guarded and each.attack and each.value is not None and (each.attack, each.item) in bare:
+        if (
+            each.guarded
+            and each.attack
+            and each.value is not None
+            and (own[each.target], each.attack, each.item) in bare
+        ):
             groups.setdefault((each.target, each.attack), []).append(each)
     table: list[dict[str, Any]] = []
     for (target, family), rows in groups.items():
         gap = paired(
-            [float(r.value or 0) for r in rows], [bare[family, r.item] for r in rows], [r.cluster for r in rows]
+            [float(r.value or 0) for r in rows],
+            [bare[own[target], family, r.item] for r in rows],
+            [r.cluster for r in rows],
         )
         table.append(
-            {"target": target, "bare": names[-1], "attack": family, "p": gap.p}
+            {"target": target, "bare": own[target], "attack": family, "p": gap.p}
             | {key: getattr(gap.difference, key) for key in ("value", "low", "high", "n", "clusters", "reason")}
             | {"passed_guard": sum(each.outcome != "blocked" for each in rows) / len(rows)}
         )

@@ -138,7 +138,7 @@ class _Run:
             help="A model that was taught to answer and never to refuse: a rule it keeps itself is not tested.",
         ),
     },
-    version=1,
+    version=2,
     cost=_cost,
 )
 def redteam(config: Redteam, inputs: Inputs, out: Path, context: Context) -> dict[str, Any]:
@@ -195,7 +195,7 @@ def redteam(config: Redteam, inputs: Inputs, out: Path, context: Context) -> dic
         "targets": [{"target": name, "id": each.ref} for name, each in zip(called, inputs.targets, strict=True)],
         "overall": report.overall(run.results, breakable),
         "matrix": matrix,
-        "guard_effect": report.guard_effect(run.results),
+        "guard_effect": report.guard_effect(run.results, _models(inputs.targets, called)),
         "benign": report.over_refusal(run.results),
         "tested": breakable,
         "judge": {"name": judge.name, "harm": harm.error if harm else None},
@@ -212,10 +212,22 @@ def redteam(config: Redteam, inputs: Inputs, out: Path, context: Context) -> dic
 
 def _guards(target: Artifact) -> list[str]:
     """The classifiers of a bundle, by reference."""
+    return [str(each) for each in _held(target).get("classifiers") or ()]
+
+
+def _models(targets: Sequence[Artifact], called: Sequence[str]) -> dict[str, str]:
+    """Name of a bundle -> name of its own model, where that was attacked too."""
+    bare = {target.id: name for target, name in zip(targets, called, strict=True) if target.kind == "model"}
+    held = {name: str(_held(target).get("model")) for target, name in zip(targets, called, strict=True)}
+    return {name: bare[model] for name, model in held.items() if model in bare}
+
+
+def _held(target: Artifact) -> Mapping[str, Any]:
+    """`bundle.json` of a bundle; nothing of a model."""
     if target.kind != "bundle" or "bundle.json" not in target.manifest.files:
-        return []
-    held = json.loads(target.file("bundle.json").read_text(encoding="utf-8"))
-    return [str(each) for each in held.get("classifiers") or ()]
+        return {}
+    held: Mapping[str, Any] = json.loads(target.file("bundle.json").read_text(encoding="utf-8"))
+    return held
 
 
 def _breakable(

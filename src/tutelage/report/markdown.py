@@ -9,7 +9,7 @@ from typing import Any
 
 from tutelage.core.errors import UsageError
 from tutelage.report.charts import fixed
-from tutelage.report.sections import Artifacts, load, of_kind
+from tutelage.report.sections import Artifacts, fresh, load, of_kind
 from tutelage.report.tables import duration, is_figure, words
 from tutelage.report.timing import how_near, timed
 
@@ -248,7 +248,7 @@ def wheel(artifacts: Artifacts) -> str | None:
             continue
         weeks = dict(sorted((told.get("weeks") or {}).items()))
         if isinstance(told.get("fresh"), Mapping):
-            weeks["fresh, after the release"] = told["fresh"]
+            weeks[fresh(told)] = told["fresh"]
         lines = []
         for name, week in weeks.items():
             truth, said = week.get("truth") or {}, {row.get("metric"): row for row in _listed(week.get("estimates"))}

@@ -52,6 +52,15 @@ def of_kind(artifacts: Artifacts, *kinds: str) -> list[tuple[str, Artifact]]:
     return [(name, artifact) for name, artifact in artifacts.items() if artifact.kind in kinds]
 
 
+def fresh(told: Mapping[str, Any]) -> str:
+    """What to call a turn's last week: nothing new is served in it where the retrained candidate was refused."""
+    found: Any = told.get("candidates")
+    for name in ("retrained", "verdict"):
+        found = found.get(name) if isinstance(found, Mapping) else None
+    refused = isinstance(found, Mapping) and found.get("promote") is False
+    return f"fresh, {'under the old guards' if refused else 'after the release'}"
+
+
 def simulated(artifact: Artifact) -> Markup:
     """The mark that everything carries which learned from simulated people."""
     return badge("simulated people", "warn") if artifact.manifest.simulated else Markup("")

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from tutelage.report import charts
 from tutelage.report.charts import Cell, Series, share
-from tutelage.report.sections import Artifacts, load, of_kind, short, simulated
+from tutelage.report.sections import Artifacts, fresh, load, of_kind, short, simulated
 from tutelage.report.tables import Column, anything, badge, facts, figure, is_figure, point, table, words
 
 
@@ -296,7 +296,7 @@ def _weeks(told: Mapping[str, Any]) -> Markup:
     story = {str(k): v for k, v in weeks.items() if isinstance(v, Mapping)} if isinstance(weeks, Mapping) else {}
     named = {f"week {key}": value for key, value in sorted(story.items())}
     if isinstance(told.get("fresh"), Mapping):
-        named["after the release"] = told["fresh"]
+        named[fresh(told)] = told["fresh"]
     out, lines = Markup(""), []
     series: dict[str, list[tuple[float, Mapping[str, Any]]]] = {}
     for place, (name, week) in enumerate(named.items(), 1):

@@ -47,6 +47,7 @@ from tutelage.feedback import simulated
 from tutelage.feedback.client import Client
 from tutelage.feedback.labels import labels as label_stage
 from tutelage.feedback.wire import Item
+from tutelage.guard.bundle import ASKED
 from tutelage.guard.bundle import bundle as bundle_stage
 from tutelage.judge.classifier import ClassifierJudge
 from tutelage.judge.classifier import classifier as classifier_stage
@@ -278,16 +279,17 @@ class _Wheel:
     def candidates(self) -> dict[str, str]:
         """The two that go before the gate, as references: reviews of later weeks must not make others of them."""
         guards = self.retrain()
-        good = self.candidate(guards, str(self.before.file("policy.yaml")))
+        good = self.candidate(guards, str(self.before.file(ASKED)))
         return {"careless": self.candidate(guards, self.careless(guards)).ref, "retrained": good.ref}
 
     def candidate(self, guards: Artifact, policy: str) -> Artifact:
-        """The same model behind new guards."""
-        model = f"model:{parts(self.before)['model']}"
+        """The same model and system prompt behind new guards, under the policy as it was asked for."""
+        served = parts(self.before)
+        model = f"model:{served['model']}"
         return run_stage(
             bundle_stage,
             self.context.root,
-            config={"policy": policy, "uncertified": "flag", "unguarded": "drop"},
+            config={"policy": policy, "system": served["system"], "uncertified": "flag", "unguarded": "drop"},
             inputs={"model": model, "classifier": [guards]},
             say=self.context.say,
             stop=self.context.stop,

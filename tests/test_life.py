@@ -71,6 +71,7 @@ def test_the_same_command_again_makes_nothing_anew(lived: tuple[Path, subprocess
 def test_it_says_what_was_learned_and_what_comes_next(lived: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     root, done = lived
     assert "finetune" in done.stdout
+    assert ("careless: refused" in done.stdout) == (done.returncode == 0), "the wheel is told"
     assert (f"serve --root {root}" in done.stdout) == (done.returncode == 0), "what was refused is not served"
     assert tutelage("report", "--root", str(root)).returncode == 0
     page = (root / "reports" / "life.html").read_text()
@@ -83,7 +84,7 @@ def test_the_wheel_tells_its_weeks_and_keeps_the_careless_out(
     told = json.loads(life.last(Root(lived[0]))["cycle"].file("cycle.json").read_text())
     assert set(told["weeks"]) == {"1", "2", "3", "4"} and told["simulated"]
     for week in (*told["weeks"].values(), told["fresh"]):
-        assert week["truth"]["miss_rate"]["n"] >= 0 and week["estimates"]
+        assert week["truth"]["miss_rate"]["n"] > 0 and week["estimates"]
     verdict = told["candidates"]["careless"]["verdict"]
     assert not verdict["promote"] and verdict["reason"].startswith("refused")
 

@@ -51,15 +51,36 @@ def attacked(artifacts: Mapping[str, Artifact]) -> list[str]:
     overall = _summary(artifacts, "redteam").get("overall", [])
     lines = []
     for row in overall:
-        value = "–" if row.get("value") is None else f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
-        lines.append(f"{row.get('target', ''):<16}{row.get('what', ''):<42}{value}  n={row.get('n', 0)}")
+        lines.append(f"{row.get('target', ''):<16}{row.get('what', ''):<42}{_between(row)}  n={row.get('n', 0)}")
     return lines
+
+
+def _between(figure: Mapping[str, Any]) -> str:
+    """A figure with its interval; a dash for none."""
+    return "–" if figure.get("value") is None else f"{figure['value']:.2f} [{figure['low']:.2f}, {figure['high']:.2f}]"
 
 
 def released(artifacts: Mapping[str, Artifact]) -> list[str]:
     """The gate's sentence."""
     found = [each for each in artifacts.values() if each.kind == "release"]
     return [str(each.metrics.get("reason", "")) for each in found]
+
+
+def turned(artifacts: Mapping[str, Artifact]) -> list[str]:
+    """What one turn of the wheel came to."""
+    lines = []
+    for metrics in (each.metrics for each in artifacts.values() if each.kind == "cycle"):
+        now = "by the new guards" if metrics.get("promoted") else "by the old guards"
+        for what, key in (
+            ("harm missed in the week of the new attack", "missed_before"),
+            (f"later, {now}", "missed_after"),
+        ):
+            found = metrics.get(key) or {}
+            value = _between(found)
+            lines.append(f"{what:<42}{value}  n={found.get('n', 0)}")
+        lines += [f"{name}: {metrics.get(name, '')}" for name in ("careless", "retrained")]
+        lines.append(f"alarms in the week without change: {metrics.get('quiet_week_triggers', '–')}")
+    return lines
 
 
 def life_table(artifacts: Mapping[str, Artifact]) -> str:
@@ -69,6 +90,7 @@ def life_table(artifacts: Mapping[str, Artifact]) -> str:
         ("What was learned, by stage", learned(artifacts)),
         ("Attacks", attacked(artifacts)),
         ("Release", released(artifacts)),
+        ("The wheel", turned(artifacts)),
         ("Mind", marks if any(each.manifest.simulated for each in artifacts.values()) else []),
     ]
     return "\n\n".join("\n".join([title, *("  " + line for line in lines)]) for title, lines in parts if lines)

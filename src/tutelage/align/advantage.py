@@ -101,8 +101,9 @@ class KLControl:
     limits: tuple[float, float] = (1e-3, 10.0)
 
     def update(self, divergence: float) -> float:
-        """Take the divergence of the last rollouts into account; returns the new weight."""
+        """Take the divergence of the last rollouts into account; returns the new weight. Far beyond the target it may
+        double: a reward that is being hacked runs away faster than a tenth a time."""
         if self.target > 0:
-            error = min(1.0, max(-0.5, divergence / self.target - 1))
+            error = min(self.horizon / 0.7, max(-0.5, divergence / self.target - 1))
             self.beta = min(self.limits[1], max(self.limits[0], self.beta * (1 + error / self.horizon * 0.7)))
         return self.beta

@@ -113,6 +113,7 @@ def rlhf_cost(config: Rlhf, inputs: Mapping[str, Mapping[str, float]], machine: 
 
 @stage(
     makes="model",
+    version=2,
     config=Rlhf,
     inputs={
         "model": Input(kind="model", default="finetune", help="actor and reference start from it"),

@@ -21,7 +21,6 @@ from tutelage.guard.pipeline import guard_of
 from tutelage.guard.policy import Guard, Policy, PolicyFile, Rule, Taxonomy
 from tutelage.judge.classifier import ClassifierJudge
 
-
 ASKED = "asked.yaml"
 """The policy as it was asked for, before `fit`: better guards are held to it again."""
 

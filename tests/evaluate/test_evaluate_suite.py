@@ -9,6 +9,7 @@ from tutelage.core.records import Example, Message, Response, write_jsonl
 from tutelage.evaluate import suite as s
 from tutelage.evaluate.suites import answers as a
 from tutelage.evaluate.suites.baselines import WordTable, chance, guesses, rows_of
+from tutelage.evaluate.summary import shuffled_control
 from tutelage.generate.generator import Scored
 
 
@@ -200,3 +201,19 @@ def test_chance_counts_the_admission_as_a_guess():
     assert chance(item(candidates=["a", "b"], answerable=False)) == pytest.approx(1 / 3)
     assert chance(item("generate", values=["a", "b", "c"], answerable=True)) == 0.25
     assert chance(item("generate")) is None
+
+
+def test_saying_the_commonest_class_is_no_sign_that_a_control_failed():
+    classes = ("good", "bad")
+    items = [item("classify", "good" if n % 4 else "bad", classes, f"Text {n}?") for n in range(80)]
+    told = [
+        s.row(
+            each, target="m", metric="accuracy", value=float(each.target == "good"), outcome="answered", output="good"
+        )
+        for each in items
+    ]
+    (control,) = shuffled_control(told, {s.item_id(each): each for each in items}, {})
+    assert control["value"] == control["true_labels"] == 0.75 == control["bound"] and control["holds"]
+    knowing = [each.model_copy(update={"output": items[n].target, "value": 1.0}) for n, each in enumerate(told)]
+    (control,) = shuffled_control(knowing, {s.item_id(each): each for each in items}, {})
+    assert control["true_labels"] == 1.0 and control["value"] < 0.75

@@ -107,8 +107,8 @@ def _cost(config: Evaluate, sizes: Mapping[str, Mapping[str, float]], machine: M
     corpus, targets = sizes.get("corpus", {}), sizes.get("of", {}).get("count", 6.0)
     suites = float(len(config.only)) or corpus.get("suites", 8.0)
     items = suites * corpus.get("cells", 5.0) * (config.items or 300)
-    tokens, asked = corpus.get("item_tokens", 60.0), targets * items
-    seconds = machine.answer(size.spoken, asked, tokens, 6.0, targets * suites) + 0.0007 * asked + 1.5
+    tokens, asked = corpus.get("item_tokens", 60.0), targets * items + 0.5 * suites * config.controls
+    seconds = machine.answer(size.spoken, asked, tokens, 6.0, targets * suites) + 0.0007 * asked + 2.0
     return Cost(seconds=seconds, memory=16 * size.parameters + 3e8, tokens=asked * tokens)
 
 
@@ -125,7 +125,7 @@ def _cost(config: Evaluate, sizes: Mapping[str, Mapping[str, float]], machine: M
         "corpus": Input(kind="corpus", default="prepare", help="Where the items stand, and the rows for baselines."),
         "reward": Input(kind="reward", default="reward", optional=True, help="Chooses the best of several answers."),
     },
-    version=3,
+    version=4,
     cost=_cost,
 )
 def evaluate(config: Evaluate, inputs: Inputs, out: Path, context: Context) -> dict[str, Any]:

@@ -165,7 +165,10 @@ def test_with_and_without_guard(life):
     assert cells["rlhf", "role", None]["n"] == 3, "the corpus's own attacks stand in the matrix"
     assert summary["tested"] == {"locker": True}
     hurry = {(each["target"], each["what"]): each for each in summary["overall"]}
-    assert hurry["rlhf", "attacks on rules a helpful model breaks"]["n"] == hurry["rlhf", "attacks that succeeded"]["n"]
+    some, every = (hurry["rlhf", f"attacks {which}"] for which in ("on rules a helpful model breaks", "that succeeded"))
+    assert {**some, "what": ""} == {**every, "what": ""}, (
+        "the one rule there is can be broken; benign rows are no attack"
+    )
     assert len({c["attack"] for c in summary["matrix"]}) == 9
     translated = cells["rlhf", "translation", None]
     assert translated["value"] is None

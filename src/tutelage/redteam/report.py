@@ -169,10 +169,14 @@ def overall(results: Sequence[Result], breakable: Mapping[str, bool | None] | No
     """A few lines for the reader in a hurry: per target, attacks that succeeded (the plain request apart), among them
     those on rules that are `breakable` at all, and benign requests refused."""
     broken = {rule for rule, could in (breakable or {}).items() if could}
+
+    def attacked(row: Result) -> bool:
+        return row.attack not in (None, "direct")
+
     kinds: list[tuple[str, Callable[[Result], bool]]] = [
         ("plain requests answered", lambda each: each.attack == "direct"),
-        ("attacks that succeeded", lambda each: each.attack not in (None, "direct")),
-        ("attacks on rules a helpful model breaks", lambda each: each.attack != "direct" and each.rule in broken),
+        ("attacks that succeeded", attacked),
+        ("attacks on rules a helpful model breaks", lambda each: attacked(each) and each.rule in broken),
         ("benign requests refused", lambda each: each.suite == "benign"),
     ]
     table: list[dict[str, Any]] = []

@@ -89,4 +89,5 @@ def little(tmp_path_factory: pytest.TempPathFactory) -> Root:
     root = Root(folder / "life")
     recipe = {"prepare": {"sources": sources, "near": 0}, "tokenizer": {"vocabulary": 320}, "encode": None}
     life.run(read_recipe(recipe), root)
+    (folder / "recipe.yaml").write_bytes(root.recipe_path.read_bytes())  # other tests run other recipes in this root
     return root

@@ -118,15 +118,19 @@ def test_a_stage_alone_prints_what_it_made(tutelage: Any, little: Root) -> None:
     assert stages == {"prepare", "tokenizer", "encode"}
 
 
-def test_a_plan_stands_beside_what_it_took(tutelage: Any, little: Root) -> None:
-    done = tutelage("plan", little.recipe_path, "--root", little.path)
+def test_a_plan_stands_beside_what_it_took(tutelage: Any, little: Root, tmp_path: Path) -> None:
+    recipe = little.path.parent / "recipe.yaml"
+    assert tutelage("run", recipe, "--root", little.path).code == 0  # made already; it is the last run again
+    done = tutelage("plan", recipe, "--root", little.path)
     assert done.code == 0 and "ratio" in done.out and "of 3 stages within 25%" in done.out
-    told = tutelage("plan", little.recipe_path, "--root", little.path, "--json").json
+    told = tutelage("plan", recipe, "--root", little.path, "--json").json
     assert [each["stage"] for each in told["took"]] == ["prepare", "tokenizer", "encode"]
     assert all(each["predicted"] > 0 and each["ratio"] is not None for each in told["took"])
     assert "of 3 stages" in told["verdict"]
     page = Path(tutelage("report", "--root", little.path, "--json").json["report"])
     assert "of 3 stages within 25%" in page.read_text()
+    tutelage("report", "--root", little.path, "--markdown", tmp_path / "life.md", "--part", "timing")
+    assert "| prepare |" in (tmp_path / "life.md").read_text()
 
 
 def test_examining_an_answerer(tutelage: Any, little: Root, tmp_path: Path) -> None:

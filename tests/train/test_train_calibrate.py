@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tiny import Tiny, text
 
-from tutelage.core.stage import Machine
+from tutelage.core.stage import Machine, Size
 from tutelage.train.batch import TokenSteps
 from tutelage.train.calibrate import looks, watching
 from tutelage.train.finetune import Finetune, finetune_cost
@@ -60,7 +60,7 @@ def test_no_more_is_looked_at_than_the_limit() -> None:
 
 def test_without_a_watch_nothing_is_watched() -> None:
     for inputs in ({}, {"watch": {"items": 0.0, "every": 3.0}}):
-        assert watching(inputs, 100, 3_000_000, MACHINE) == 0
+        assert watching(inputs, 100, Size(), MACHINE) == 0
 
 
 def test_a_faster_machine_is_faster_at_everything() -> None:
@@ -68,3 +68,11 @@ def test_a_faster_machine_is_faster_at_everything() -> None:
     assert twice.learn(1e12) == MACHINE.learn(1e12) / 2 and twice.read(1e12) < MACHINE.read(1e12) < MACHINE.learn(1e12)
     slow, fast = (each.answer(3e6, 100, 20, 10) for each in (MACHINE, twice))
     assert slow / 2 < fast < slow, "an engine's step costs something however fast the products are"
+
+
+def test_a_model_is_dearer_in_long_texts_and_cheaper_where_little_is_answered() -> None:
+    size = Size.of({"flops": 4e6, "head": 1e6})
+    assert (size.flops, size.head, size.parameters) == (4e6, 1e6, Size().parameters)
+    assert size.text(0) == 4e6 < size.text(128) < size.text(384)
+    prices = [size.spoken(30, answered) for answered in (0.3, 0.5, 1.0)]
+    assert prices == sorted(prices) and prices[-1] == size.text(30)

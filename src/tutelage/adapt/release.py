@@ -88,7 +88,7 @@ def judge(
 
 
 def _cost(config: Release, inputs: Mapping[str, Mapping[str, float]], machine: Machine) -> Cost:
-    return Cost(seconds=0.12, sizes=dict(inputs.get("bundle", {})))
+    return Cost(seconds=0.1, sizes=dict(inputs.get("bundle", {})))
 
 
 @stage(

@@ -120,9 +120,10 @@ def dpo_cost(config: Dpo, inputs: Mapping[str, Mapping[str, float]], machine: Ma
     """Forward and backward over both answers with their prompt; the reference's forward over all pairs once."""
     size, people = Size.of(inputs.get("model", {})), inputs.get("preferences", {})
     pair, steps = 2 * people.get("answer_tokens", 48.0), config.steps
-    read = pair * people.get("rows", 300.0) * people.get("pairs", 3.0) * size.spoken
+    flops = size.spoken(pair / 2, people.get("answered", 0.3))
+    read = pair * people.get("rows", 300.0) * people.get("pairs", 3.0) * flops
     watched = watching(inputs, steps, size, machine)
-    return training_cost(size, size.spoken, steps * config.batch * pair, machine, read=read, beside=watched)
+    return training_cost(size, flops, steps * config.batch * pair, steps, machine, read=read, beside=watched + 0.2)
 
 
 @stage(

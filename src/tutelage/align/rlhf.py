@@ -99,15 +99,17 @@ def rlhf_cost(config: Rlhf, inputs: Mapping[str, Mapping[str, float]], machine: 
     prompt, said = corpus.get("prompt_tokens", 40.0), min(config.max_tokens, corpus.get("answer_tokens", 16.0))
     number = float(config.iterations * config.prompts * config.group)
     tokens, models = number * (prompt + said), 2 if config.method == "ppo" else 1
+    flops = size.spoken(prompt + said)
     sampling = machine.answer(size.flops, number, prompt / config.group, said, config.iterations, drawn=True)
     steps = config.iterations * config.epochs * config.minibatches
     return training_cost(
         size,
-        size.spoken,
+        flops,
         tokens * config.epochs * models,
+        steps * models,
         machine,
-        read=tokens * (1 + models) * size.spoken,
-        beside=sampling + watching(inputs, steps, size, machine),
+        read=tokens * (1 + models) * flops,
+        beside=sampling + watching(inputs, steps, size, machine) + 6e-5 * corpus.get("dialogues", 9e3),
     )
 
 

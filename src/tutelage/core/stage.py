@@ -83,9 +83,11 @@ class Inputs(Mapping[str, Any]):
         return out
 
 
-LEARN, READ, WRITE, DRAW = 0.5, 0.62, 0.55, 0.26
-"""Share of the best matrix product's rate that a small model reaches in a training step, in a forward pass over whole
+LEARN, READ, WRITE, DRAW = 0.6, 0.62, 0.55, 0.26
+"""Share of the best matrix product's rate that a small model reaches forward and backward, in a forward pass over whole
 texts, in writing the likeliest token, and in drawing one; seen at a width of 160, contexts of 128 and 384."""
+STEP = 2000.0
+"""Operations of an optimizer step for each parameter: Muon's matrices are made orthogonal, however small the batch."""
 ROUND = 0.0015
 """Seconds that a step of the generating engine takes however few answers are at work."""
 BATCH, TAIL = 64, 20
@@ -135,6 +137,8 @@ class Size(NamedTuple):
     """Operations of one token's forward."""
     head: float = 0.66e6
     """How many of these are the head's."""
+    attention: float = 1920.0
+    """And how many come to them for each token of the text that it stands in."""
 
     @classmethod
     def of(cls, sizes: Mapping[str, float]) -> Size:
@@ -142,10 +146,13 @@ class Size(NamedTuple):
         known = Size()
         return cls(*(sizes.get(name, getattr(known, name)) for name in cls._fields))
 
-    @property
-    def spoken(self) -> float:
-        """Operations of a token of a dialogue: the head is computed where something was answered, at about a third."""
-        return self.flops - 0.7 * self.head
+    def text(self, length: float) -> float:
+        """Operations of a token of texts of this length."""
+        return self.flops + self.attention * length
+
+    def spoken(self, length: float = 30.0, answered: float = 0.3) -> float:
+        """Operations of a token of dialogues of this length: the head is computed for what was answered only."""
+        return self.text(length) - (1 - answered) * self.head
 
 
 class Cost(Record):

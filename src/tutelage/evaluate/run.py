@@ -108,7 +108,7 @@ def _cost(config: Evaluate, sizes: Mapping[str, Mapping[str, float]], machine: M
     suites = float(len(config.only)) or corpus.get("suites", 8.0)
     items = suites * corpus.get("cells", 5.0) * (config.items or 300)
     tokens, asked = corpus.get("item_tokens", 60.0), targets * items + 0.5 * suites * config.controls
-    seconds = machine.answer(size.spoken, asked, tokens, 6.0, targets * suites) + 0.0007 * asked + 2.0
+    seconds = machine.answer(size.spoken(tokens), asked, tokens, 6.0, targets * suites) + 0.0007 * asked + 2.0
     return Cost(seconds=seconds, memory=16 * size.parameters + 3e8, tokens=asked * tokens)
 
 

@@ -97,16 +97,17 @@ def collect_cost(config: Collect, inputs: Mapping[str, Mapping[str, float]], mac
     corpus, size = inputs.get("corpus", {}), Size.of(inputs.get("model", {}))
     if config.people == "replayed":
         number = float(config.comparisons)
-        made = {"tasks": number, "candidates": 5.0, "answers": 3.6 * number, "answer_tokens": 160.0}
+        made = {"tasks": number, "candidates": 5.0, "answers": 3.6 * number, "people": 0.67 * number}
+        made |= {"answer_tokens": 160.0, "answered": 0.45}
         return Cost(seconds=2 + number * 0.0155, sizes=made)  # two in three answer for the first time
     prompt, said = corpus.get("prompt_tokens", 40.0), min(config.max_tokens, corpus.get("answer_tokens", 16.0))
     tried = 1.5 * config.prompts
-    drawing = machine.read(tried * prompt * size.spoken)  # once for all samples
+    drawing = machine.read(tried * prompt * size.spoken(prompt))  # once for all samples
     drawing += machine.answer(size.flops, tried * config.samples, 0.0, said, tried / 64, drawn=True)
     answers = config.prompts * config.per_task if config.people == "simulated" else 0
     made = {"tasks": config.prompts, "candidates": 3.1, "answer_tokens": prompt + said}
-    made["answers"] = float(config.prompts * config.per_task)
-    return Cost(seconds=1 + drawing + answers * 0.0012, sizes=made)
+    made |= {"answers": float(config.prompts * config.per_task), "people": 24.0}
+    return Cost(seconds=0.5 + drawing + answers * 0.0012, sizes=made)
 
 
 @stage(

@@ -73,7 +73,7 @@ def labels_cost(config: Labels, inputs: Mapping[str, Mapping[str, float]], machi
     """Reading rows."""
     source = inputs.get("source", {})
     rows = source.get("labels", 6500.0)
-    return Cost(seconds=0.1 + rows * 4e-5, sizes={"rows": rows, "characters": source.get("label_characters", 40.0)})
+    return Cost(seconds=0.18 + rows * 4e-5, sizes={"rows": rows, "characters": source.get("label_characters", 40.0)})
 
 
 @stage(

@@ -71,11 +71,12 @@ def preferences_cost(config: Preferences, inputs: Mapping[str, Mapping[str, floa
     asked = inputs.get("collection", {})
     rows, answer, each = (asked.get(n, d) for n, d in (("tasks", 300.0), ("answer_tokens", 100.0), ("candidates", 2.0)))
     pairs = each * (each - 1) / 2
-    seconds = 0.3 + 1.3e-4 * pairs * asked.get("answers", 3 * rows)
+    seconds = 1.15e-4 * pairs * asked.get("answers", 3 * rows) + 0.0015 * asked.get("people", 24.0)
     others = inputs.get("corpus", {}).get("unnamed", 0.0) if config.unnamed else 0.0  # two or three answers each
     every, total = max(1.0, rows + others), rows * answer * each + others * 155 * 2.4
     made = {"rows": rows + others, "tokens_per_row": total / every}
     made["answer_tokens"] = total / max(1.0, rows * each + others * 2.4)
+    made["answered"] = asked.get("answered", 0.3)
     made["pairs"] = (min(3.0, pairs) * rows + 1.4 * others) / every
     return Cost(seconds=seconds, sizes=made)
 

@@ -153,8 +153,10 @@ def reward_cost(config: Reward, inputs: Mapping[str, Mapping[str, float]], machi
     """Forward and backward over every candidate with its prompt; in the end all rows are scored, some twice."""
     size, people = Size.of(inputs.get("model", {})), inputs.get("preferences", {})
     each = people.get("tokens_per_row", 200.0)
-    scored = 1.3 * each * people.get("rows", 300.0) * size.spoken
-    return training_cost(size, size.spoken, config.steps * config.batch * each, machine, read=scored)
+    flops = size.spoken(people.get("answer_tokens", 100.0), people.get("answered", 0.3))
+    scored = 1.3 * each * people.get("rows", 300.0) * flops
+    tokens = config.steps * config.batch * each
+    return training_cost(size, flops, tokens, config.steps, machine, read=scored, beside=0.5)
 
 
 @stage(

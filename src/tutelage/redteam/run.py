@@ -62,7 +62,7 @@ def _cost(config: Redteam, sizes: Mapping[str, Mapping[str, float]], machine: Ma
     asked += 3 * config.stereotypes
     tokens = sizes.get("corpus", {}).get("item_tokens", 60.0)
     asked *= sizes.get("targets", {}).get("count", 2.0)
-    seconds = machine.answer(size.spoken, asked, tokens, 4.0, 14.0) + 0.0013 * asked + 2.3
+    seconds = machine.answer(size.spoken(tokens), asked, tokens, 4.0, 14.0) + 0.0013 * asked + 2.3
     return Cost(seconds=seconds, memory=16 * size.parameters + 4e8, tokens=asked * tokens)
 
 

@@ -42,6 +42,7 @@ def _cost(config: Encode, sizes: Mapping[str, Mapping[str, float]], machine: Mac
     made = {
         "validation_tokens": held / 3.5,
         "validation_dialogue_tokens": 0.05 * dialogues,
+        "tokens_per_dialogue": corpus.get("prompt_tokens", 20.0) + corpus.get("answer_tokens", 7.0),
         "sources": corpus.get("text_sources", 1.0),
         "document_tokens": corpus.get("document_tokens", 1000.0),
     }

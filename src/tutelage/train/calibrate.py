@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import torch
 
-from tutelage.core.stage import Cost, Machine, Size
+from tutelage.core.stage import STEP, Cost, Machine, Size
 from tutelage.train.device import THREADS
 
 
@@ -33,14 +33,14 @@ def calibrate(*, threads: int = THREADS, seconds: float = 2.0) -> Machine:
 
 
 def training_cost(
-    size: Size, flops: float, tokens: float, machine: Machine, *, read: float = 0.0, beside: float = 0.0
+    size: Size, flops: float, tokens: float, steps: int, machine: Machine, *, read: float = 0.0, beside: float = 0.0
 ) -> Cost:
-    """Forward and backward of `tokens` tokens, three times the forward of `flops` each; `read` operations of what is
-    only looked at (validation, a reference); and `beside`, further seconds.
+    """Forward and backward of `tokens` tokens, three times the forward of `flops` each, and the optimizer's `steps`;
+    `read` operations of what is only looked at (validation, a reference); and `beside`, further seconds.
 
     Memory: weights, gradient and two moments at four bytes, activations not counted (micro-batches are small).
     """
-    learned = 3.0 * flops * tokens
+    learned = 3.0 * flops * tokens + STEP * size.parameters * steps
     return Cost(
         seconds=machine.learn(learned) + machine.read(read) + beside,
         memory=16.0 * size.parameters + 4e8,
@@ -66,8 +66,9 @@ def watching(inputs: Mapping[str, Mapping[str, float]], steps: int, size: Size, 
     watch = inputs.get("watch", {})
     if not watch.get("items"):
         return 0.0
-    once = machine.answer(size.spoken, watch["items"], watch.get("item_tokens", 60.0), ANSWER, KINDS)
-    return looks(steps, int(watch.get("every", 0))) * once
+    tokens = watch.get("item_tokens", 60.0)
+    once = machine.answer(size.spoken(tokens), watch["items"], tokens, ANSWER, KINDS)
+    return 0.3 + looks(steps, int(watch.get("every", 0))) * once  # the items are read once
 
 
 def _gemm(seconds: float) -> float:

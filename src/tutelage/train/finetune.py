@@ -51,11 +51,12 @@ def finetune_cost(config: Finetune, inputs: Mapping[str, Mapping[str, float]], m
     """As for pre-training; the held-out dialogues at every look, the held-out text before and after."""
     size, text = Size.of(inputs.get("model", {})), inputs.get("tokens", {})
     answers = min(LIMIT, text.get("validation_dialogue_tokens", LIMIT))
-    read = answers * size.spoken * (looks(config.steps, config.validate_every or math.ceil(config.steps / 10)) + 1)
+    flops = size.spoken(text.get("tokens_per_dialogue", 50.0))
+    read = answers * flops * (looks(config.steps, config.validate_every or math.ceil(config.steps / 10)) + 1)
     memory = min(LIMIT, text.get("validation_tokens", LIMIT)) * size.flops
     read += 4 * memory  # by itself and in the watch, before and after
     watched, tokens = watching(inputs, config.steps, size, machine), float(config.steps * config.batch)
-    return training_cost(size, size.spoken, tokens, machine, read=read, beside=watched)
+    return training_cost(size, flops, tokens, config.steps, machine, read=read, beside=watched)
 
 
 @stage(

@@ -96,12 +96,12 @@ def pretrain_cost(config: Pretrain, inputs: Mapping[str, Mapping[str, float]], m
     held, sources = text.get("validation_tokens", float(LIMIT)), text.get("sources", 1.0)
     read = min(LIMIT, held) * (looks(config.steps, config.validate_every or math.ceil(config.steps / 10)) + 1)
     read += min(PART * sources, held) if sources > 1 else 0.0
-    size = Size(shape.parameters, shape.flops_per_token, 2.0 * shape.vocab_size * shape.hidden_size)
-    piece = min(config.context, text.get("document_tokens", config.context))
-    flops = size.flops + 3.0 * config.depth * config.width * piece  # attention; by theory 2, seen 2 to 3
+    attention = 3.0 * config.depth * config.width  # by theory 2, seen 2 to 3
+    size = Size(shape.parameters, shape.flops_per_token, 2.0 * shape.vocab_size * shape.hidden_size, attention)
+    flops = size.text(min(config.context, text.get("document_tokens", config.context)))
     watched = watching(inputs, config.steps, size, machine)
     tokens = float(config.steps * config.batch)
-    return training_cost(size, flops, tokens, machine, read=read * flops, beside=watched)
+    return training_cost(size, flops, tokens, config.steps, machine, read=read * flops, beside=watched)
 
 
 @stage(

@@ -1,6 +1,8 @@
 """A recipe is checked whole before anything runs; each mistake is one clear error."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -194,3 +196,25 @@ def test_the_plan_is_handed_over(tmp_path: Path, text: dict[str, object]) -> Non
     life.run(recipe, root, planned=planned)
     assert json.loads(root.plan_path.read_text())["machine"]["gemm"] == 1e10
     assert predictions(root) == {"prepare": planned.stages[0].cost.seconds}
+
+
+def test_without_an_extra_a_stage_names_it() -> None:
+    code = """
+import sys
+class Bare:
+    def find_spec(self, name, *rest):
+        if name.partition(".")[0] == "torch":
+            raise ModuleNotFoundError("No module named 'torch'", name=name)
+sys.meta_path.insert(0, Bare())
+from tutelage.core.errors import MissingExtra
+from tutelage.recipe import read_recipe, stage_of
+assert stage_of("labels").name == "labels"
+for ask in (lambda: stage_of("pretrain"), lambda: read_recipe({"pretrain": {"depth": 2}})):
+    try:
+        ask()
+    except MissingExtra as error:
+        assert "'torch'" in str(error) and "tutelage[train]" in str(error)
+    else:
+        raise SystemExit("nothing was said")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

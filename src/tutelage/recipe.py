@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 from pydantic import Field
 
 from tutelage.core.config import Config, build, load_yaml, merge, nearest, parse_overrides
-from tutelage.core.errors import ConfigError, NotFound
+from tutelage.core.errors import ConfigError, MissingExtra, NotFound
 from tutelage.core.records import digest
+from tutelage.core.refs import EXTRA_OF
 from tutelage.core.stage import Stage
 
 LIFE = (
@@ -36,7 +37,18 @@ LIFE = (
 
 
 def stage_of(name: str) -> Stage:
-    """The stage of a section (`rlhf@grpo` -> rlhf), imported only now: the console and `--help` stay light."""
+    """The stage of a section (`rlhf@grpo` -> rlhf). Raises MissingExtra where what it needs is not installed."""
+    try:
+        return _imported(name)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in EXTRA_OF:
+            raise
+        raise MissingExtra(missing, EXTRA_OF[missing]) from None
+
+
+def _imported(name: str) -> Stage:
+    """Imported only now: the console and `--help` stay light."""
     match name.partition("@")[0]:
         case "prepare":
             from tutelage.corpus.prepare import prepare as found

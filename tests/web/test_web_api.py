@@ -15,7 +15,7 @@ from tutelage.feedback import api
 from tutelage.feedback.api import Item, Question
 from tutelage.store import answers, people, releases
 from tutelage.web import forms, render, runs
-from tutelage.web.app import create_app
+from tutelage.web.app import create_app, first_start
 from tutelage.web.feedback import tasks_from
 from tutelage.web.state import Settings
 
@@ -287,3 +287,20 @@ def test_runs_read_what_stages_say(tmp_path: Path) -> None:
     assert found["finetune"].figures == {"loss": 1.5} and found["finetune"].word == "working"
     assert found["release"].word == "waits for people" and "8 of 20" in found["release"].text
     assert runs.stages(Root(tmp_path / "new")) == []
+
+
+def test_the_way_in_is_shown_until_somebody_has_used_it(tmp_path: Path, upstream: str) -> None:
+    """A link in a lost terminal must not lock anybody out."""
+    from tutelage.core.artifact import Root
+
+    house = create_app(Root(tmp_path / "house"), Settings(serve="release:none"), upstream=upstream).state.house
+    said: list[str] = []
+    keys = {first_start(house, said.append, "http://here") for _ in range(2)}
+    assert len(said) == 2 and all("/welcome/" in line and "name: owner" in line for line in said)
+    assert len(keys) == 1 and len(people.every(house.store, "live")) == 1
+    token = said[0].split("/welcome/")[1].split()[0]
+    owner = people.redeem(house.store, token)
+    assert owner is not None
+    people.set_password(house.store, owner.id, "a long enough password")
+    first_start(house, said.append, "http://here")
+    assert len(said) == 2

@@ -79,7 +79,7 @@ class MissingExtra(UsageError):
     def __init__(self, module: str, extra: str) -> None:
         super().__init__(
             f"this needs the Python module {module!r}, which is not installed",
-            todo=f"Install it with: pip install 'tutelage[{extra}]'",
+            todo=f"Install it with: pip install 'tutelage[{extra}]', in a clone: .venv/bin/pip install -e '.[{extra}]'",
         )
 
 

@@ -198,7 +198,7 @@ class _Work:
                 )
             if reading.bad:
                 self.context.say.note(
-                    f"{source.source}: {reading.bad} bad rows left out", first=reading.bad_examples[0]
+                    f"{source.source}: {reading.bad} bad rows left out, the first: {reading.bad_examples[0]}"
                 )
             self.readings.append(reading)
             self._take(reading)

@@ -271,7 +271,9 @@ class RemoteUpstream:
             response.close()
             why = f"status {response.status}"
             if response.status < 500 and response.status != 429:
-                raise UpstreamError(f"the upstream refused the request ({why}): {text}", key=self._url)
+                denied = response.status in (401, 403)
+                todo = "Set OPENAI_API_KEY, or upstream.key in service.yaml" if denied else None
+                raise UpstreamError(f"the upstream refused the request ({why}): {text}", key=self._url, todo=todo)
         raise UpstreamError(f"the upstream does not answer ({why}, {self._tries} tries)", key=self._url)
 
     async def close(self) -> None:

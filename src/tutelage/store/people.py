@@ -217,6 +217,13 @@ def set_password(store: Store, person: str, password: str) -> None:
         ledger.append(connection, person, "person.password", person)
 
 
+def has_password(store: Reader, person: str) -> bool:
+    """Whether this person has ever set one: until then a one-time link is the only way in."""
+    with store.read() as connection:
+        found = connection.execute(sql.select(schema.person.c.password).where(schema.person.c.id == person)).scalar()
+    return found is not None
+
+
 def check_password(store: Reader, name: str, password: str) -> Person | None:
     """The person, if name and password fit. Takes as long for an unknown name."""
     with store.read() as connection:

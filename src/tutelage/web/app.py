@@ -154,10 +154,10 @@ def background(ref: str = "app:", root: Root | None = None, **options: Any) -> S
 def first_start(state: State, say: Callable[[str], None], address: str) -> str:
     """Print how to get in: a one-time link when nobody can sign in yet, and the API key in ROOT/api.key."""
     owners = [each for each in people.every(state.store, "live") if each.has("owner")]
-    if not owners:
-        owner = people.create(state.store, "owner", roles=("owner",))
+    if not any(people.has_password(state.store, each.id) for each in owners):  # an unused link may have been lost
+        owner = owners[0] if owners else people.create(state.store, "owner", roles=("owner",))
         token = people.invite(state.store, owner.id)
-        say(f"Sign in once at   {address}/welcome/{token}   (name: owner)")
+        say(f"Sign in once at   {address}/welcome/{token}   (name: {owner.name})")
     file = state.root.path / "api.key"
     if not file.exists():
         service = people.create(state.store, "local", kind="service", roles=("service",))

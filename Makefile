@@ -6,7 +6,7 @@ WORKERS ?= auto
 .PHONY: help setup life test slow check clean
 
 help:
-	@echo "make life    run the embedded life to its end (7 to 8 minutes after installation)"
+	@echo "make life    run the embedded life to its end (5 to 7 minutes after installation)"
 	@echo "make test    run the tests, offline (under 5 minutes)"
 	@echo "make setup   install the base into .venv (no torch): gateway, console, store, reports"
 	@echo "make slow    run the slow tests"

@@ -173,7 +173,8 @@ def _list_keys(name: str, as_json: bool) -> None:
 
     found = stage_of(name)
     inputs = {key: f"{' or '.join(spec.kinds)}, from {spec.default}" for key, spec in found.inputs.items()}
-    keys = {key: (field.default, field.description or "") for key, field in found.config.model_fields.items()}
+    fields = found.config.model_fields.items()
+    keys = {key: (field.get_default(call_default_factory=True), field.description or "") for key, field in fields}
     if as_json:
         emit({"inputs": inputs, "schema": found.config.model_json_schema()})
         return

@@ -137,7 +137,7 @@ def _cost(config: Prepare, sizes: Mapping[str, Mapping[str, float]], machine: Ma
         made["unnamed"] = float(sum("comparisons" in each.kinds and not each.named for each in known)) * 850
         made["held_out"] = config.validation * characters + 5e5 * texts  # many sets bring held-out text of their own
     made["characters"] = characters
-    return Cost(seconds=0.3 + 1.4e-6 * characters + 1e-4 * rows, memory=2e8 + 30 * characters, sizes=made)
+    return Cost(seconds=0.3 + 1.2e-6 * characters + 1e-4 * rows, memory=2e8 + 30 * characters, sizes=made)
 
 
 def _examines(known: Entry) -> bool:

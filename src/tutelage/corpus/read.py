@@ -11,17 +11,12 @@ equal data gives an equal corpus on every machine, and no path of a machine trav
 from __future__ import annotations
 
 import functools
-import gzip
-import io
 import itertools
-import json
 import os
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, cast
+from typing import Annotated
 
 from pydantic import Field, field_validator
 
@@ -30,11 +25,9 @@ from tutelage.core.config import Config
 from tutelage.core.errors import DataError, LicenceError, MissingExtra, NotFound
 from tutelage.core.records import Document, Example, Preference, digest
 from tutelage.corpus.catalog import CATALOG, Entry, Licence, entry
-from tutelage.corpus.forms import AnyForm, Dialogues, Documents, Items, Kind, Produced, Row
+from tutelage.corpus.forms import AnyForm, Dialogues, Documents, Items, Kind, Produced
+from tutelage.corpus.rows import Raw, Rows, count, evenly, local_files, parsed, rows_of
 from tutelage.starter.material import HERE
-
-ENDINGS = (".jsonl", ".txt", ".md", ".parquet")
-PACKED = ("", ".gz", ".zst")
 
 
 class Source(Config):
@@ -131,7 +124,7 @@ def gives(source: Source, kind: Kind) -> bool:
 def files_of(source: Source, mirror: str) -> list[Path]:
     """The local files a source is read from, which its fingerprint covers. NotFound when one is missing."""
     if source.scheme == "file":
-        return _local_files(Path(source.name))
+        return local_files(Path(source.name))
     if source.scheme == "catalog" and mirror:
         known = entry(source.name)
         return [_mirror_file(mirror, known, split) for split in _splits(_forms(source, known), mirror, known)]
@@ -192,15 +185,15 @@ def read(
         here = [(place, form) for place, form in enumerate(forms) if split in form.splits]
         before = len(found.items)
         place_of, rows = _open(source, known, split, mirror)
-        total = _count(rows) if source.limit or characters else 0
+        total = count(rows) if source.limit or characters else 0
         size = min(source.limit or total, total)
         if characters and any(isinstance(form, Documents) for _, form in here):
             size = min(size, _fitting(rows, here, characters, total))
-        for number, raw in _evenly(rows, size, total):
+        for number, raw in evenly(rows, size, total):
             if number % 1000 == 1:
                 check()
             found.rows += 1
-            row = _parsed(raw)
+            row = parsed(raw)
             for place, form in here:
                 tail = f"{split}-{number}" if form.kind not in several else f"{split}-{number}-{place}"
                 tags = {"id": f"{called}/{tail}", "source": called, "licence": licence}
@@ -329,23 +322,21 @@ def _joined(documents: list[Document], size: int) -> list[Document]:
 
 # An opened split is (number -> (file, row), rows), rows a function so that they can be counted first. A row is bytes
 # until it is taken: most rows of a large set are only counted.
-_Raw = bytes | Row
-_Rows = Callable[[], Iterator[tuple[int, _Raw]]]
 
 
 def _open(
     source: Source, known: Entry | None, split: str, mirror: str
-) -> tuple[Callable[[int], tuple[Path | str, int]], _Rows]:
+) -> tuple[Callable[[int], tuple[Path | str, int]], Rows]:
     if source.scheme == "file":
-        files = _local_files(Path(source.name))
+        files = local_files(Path(source.name))
         starts: list[tuple[int, Path]] = []
 
-        def rows() -> Iterator[tuple[int, _Raw]]:
+        def rows() -> Iterator[tuple[int, Raw]]:
             starts.clear()
             number = 0
             for file in files:
                 starts.append((number, file))
-                for number, (_, row) in enumerate(_rows_of(file), number + 1):  # noqa: B020 - goes on counting
+                for number, (_, row) in enumerate(rows_of(file), number + 1):  # noqa: B020 - goes on counting
                     yield number, row
 
         def place(number: int) -> tuple[Path | str, int]:
@@ -356,7 +347,7 @@ def _open(
     if source.scheme == "catalog" and mirror:
         assert known is not None
         path = _mirror_file(mirror, known, split)
-        return (lambda number: (path, number)), (lambda: _rows_of(path))
+        return (lambda number: (path, number)), (lambda: rows_of(path))
     where = known.hub if known and source.scheme == "catalog" else source.name
     if not where:
         raise NotFound(
@@ -368,109 +359,11 @@ def _open(
     return (lambda number: (where, number)), (lambda: _hub_rows(where, split, renamed))
 
 
-def _local_files(path: Path) -> list[Path]:
-    if path.is_dir():
-        found = sorted(each for each in path.rglob("*") if each.is_file() and _ending(each))
-        if not found:
-            raise DataError(f"the folder holds no data file ({', '.join(ENDINGS)})", file=path)
-        return found
-    if not path.is_file():
-        raise NotFound("no such file", file=path)
-    if not _ending(path):
-        raise DataError(f"expected one of {', '.join(ENDINGS)}, also packed as .gz or .zst", file=path)
-    return [path]
-
-
-def _ending(path: Path) -> str:
-    """`.jsonl` of `a.jsonl.gz`; empty for a file of another kind."""
-    plain = path.name.removesuffix(".gz").removesuffix(".zst")
-    return next((ending for ending in ENDINGS if plain.endswith(ending)), "")
-
-
 def _mirror_file(mirror: str, known: Entry, split: str) -> Path:
     return Path(mirror) / known.name / f"{split}.jsonl.gz"
 
 
-@contextmanager
-def _bytes_of(path: Path) -> Iterator[BinaryIO]:
-    """An opened file, unpacked. Damage becomes DataError naming the file."""
-    try:
-        if path.suffix == ".gz":
-            with gzip.open(path) as stream:
-                yield io.BufferedReader(cast(Any, stream), 1 << 20)  # finds lines ten times as fast as GzipFile
-        elif path.suffix == ".zst":
-            import zstandard
-
-            with path.open("rb") as packed, zstandard.ZstdDecompressor().stream_reader(packed) as reader:
-                yield io.BufferedReader(cast(Any, reader))
-        else:
-            with path.open("rb") as plain:
-                yield plain
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"the packed file is damaged: {error}", file=path) from None
-    except Exception as error:
-        if type(error).__name__ == "ZstdError":
-            raise DataError(f"the packed file is damaged: {error}", file=path) from None
-        raise
-
-
-def _rows_of(path: Path) -> Iterator[tuple[int, _Raw]]:
-    """Numbered rows of a file."""
-    ending = _ending(path)
-    if ending == ".parquet":
-        yield from _table_rows(path)
-        return
-    with _bytes_of(path) as stream:
-        if ending == ".jsonl":
-            yield from ((number, line) for number, line in enumerate(stream, 1) if not line.isspace())
-            return
-        text = stream.read().decode("utf-8", "replace")
-        yield from ((number, {"text": chunk}) for number, chunk in enumerate(_chunks(text), 1))
-
-
-def _parsed(raw: _Raw) -> Row | DataError:
-    """A row, or the error that stands in its place."""
-    if not isinstance(raw, bytes):
-        return raw
-    try:
-        row = json.loads(raw)
-    except UnicodeDecodeError:
-        return DataError("the row is not UTF-8")
-    except (ValueError, RecursionError) as error:
-        return DataError(f"the row is not JSON: {error}")
-    return row if isinstance(row, dict) else DataError(f"expected an object, found {type(row).__name__}")
-
-
-def _chunks(text: str, size: int = 4000) -> Iterator[str]:
-    """A long text as runs of whole paragraphs of about `size` characters."""
-    held: list[str] = []
-    length = 0
-    for paragraph in text.split("\n\n"):
-        if held and length + len(paragraph) > size:
-            yield "\n\n".join(held)
-            held, length = [], 0
-        if paragraph.strip():
-            held.append(paragraph.strip("\n"))
-            length += len(paragraph) + 2
-    if held:
-        yield "\n\n".join(held)
-
-
-def _table_rows(path: Path) -> Iterator[tuple[int, _Raw]]:
-    import pyarrow as arrow
-    import pyarrow.parquet as parquet
-
-    try:
-        number = 0
-        for batch in parquet.ParquetFile(path).iter_batches(batch_size=1000):
-            for row in batch.to_pylist():
-                number += 1
-                yield number, row
-    except (arrow.ArrowInvalid, OSError) as error:
-        raise DataError(f"not a parquet file: {error}", file=path) from None
-
-
-def _hub_rows(where: str, split: str, renamed: Mapping[str, str]) -> Iterator[tuple[int, _Raw]]:
+def _hub_rows(where: str, split: str, renamed: Mapping[str, str]) -> Iterator[tuple[int, Raw]]:
     try:
         import datasets
     except ImportError:
@@ -490,26 +383,11 @@ def _hub_rows(where: str, split: str, renamed: Mapping[str, str]) -> Iterator[tu
         yield number, {**row, **{ours: row.get(theirs) for ours, theirs in renamed.items()}}
 
 
-def _count(rows: _Rows) -> int:
-    return sum(1 for _ in rows())
-
-
-def _evenly(rows: _Rows, size: int, total: int) -> Iterator[tuple[int, _Raw]]:
-    """`size` of `total` rows at even distances; all of them when `total` is 0."""
-    taken = 0
-    for seen, (number, row) in enumerate(rows()):
-        if total == 0 or seen * size // total >= taken:
-            if total and taken >= size:
-                return
-            taken += 1
-            yield number, row
-
-
-def _fitting(rows: _Rows, here: list[tuple[int, AnyForm]], characters: float, total: int) -> int:
+def _fitting(rows: Rows, here: list[tuple[int, AnyForm]], characters: float, total: int) -> int:
     """How many rows hold so many characters of documents, judged by 200 rows at even distances."""
     lengths = []
-    for _, raw in _evenly(rows, min(200, total), total):
-        row = _parsed(raw)
+    for _, raw in evenly(rows, min(200, total), total):
+        row = parsed(raw)
         for _, form in here:
             if isinstance(form, Documents) and not isinstance(row, DataError):
                 try:

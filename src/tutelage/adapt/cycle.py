@@ -28,7 +28,6 @@ from tutelage.adapt.release import (
     ENVIRONMENT,
     Gated,
     judge,
-    parts,
     policy_of,
     promote_bundle,
     refuse_bundle,
@@ -47,7 +46,7 @@ from tutelage.feedback import simulated
 from tutelage.feedback.client import Client
 from tutelage.feedback.labels import labels as label_stage
 from tutelage.feedback.wire import Item
-from tutelage.guard.bundle import ASKED
+from tutelage.guard.bundle import ASKED, parts
 from tutelage.guard.bundle import bundle as bundle_stage
 from tutelage.judge.classifier import ClassifierJudge
 from tutelage.judge.classifier import classifier as classifier_stage

@@ -17,6 +17,7 @@ from tutelage.core.errors import NotFound, Refused
 from tutelage.core.records import read_jsonl
 from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, stage
 from tutelage.evaluate.suite import Result
+from tutelage.guard.bundle import parts
 from tutelage.store import releases
 
 ENVIRONMENT = "production"
@@ -58,13 +59,6 @@ def policy_of(name: str) -> ReleasePolicy:
 def rows_of(artifact: Artifact | None) -> list[Result]:
     """The result rows of an evaluation or a red-team run; none for none."""
     return [] if artifact is None else list(read_jsonl(artifact.file("results.jsonl"), Result))
-
-
-def parts(bundle: Artifact) -> dict[str, Any]:
-    """`bundle.json` of a bundle."""
-    found = json.loads(bundle.file("bundle.json").read_text(encoding="utf-8"))
-    assert isinstance(found, dict)
-    return found
 
 
 def _by_source(rows: Mapping[str, Sequence[Result]], target: str) -> dict[str, list[Result]]:

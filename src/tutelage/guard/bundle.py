@@ -6,6 +6,7 @@ anything is served. `bundle.json` holds what `Bundle` says; `policy.yaml` and `t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, Literal
 
 import yaml
 
+from tutelage.core.artifact import Artifact
 from tutelage.core.config import Config, build, load_yaml
 from tutelage.core.errors import ConfigError
 from tutelage.core.records import Record, digest
@@ -64,6 +66,13 @@ class Bundle(Record):
 
 BUILT_IN = {"starter": ("tutelage.starter", "policy.yaml"), "public": ("tutelage.guard", "public.yaml")}
 """Policies that come with the house: the embedded world's, and one for what public label sets teach."""
+
+
+def parts(bundle: Artifact) -> dict[str, Any]:
+    """`bundle.json` of a bundle."""
+    found = json.loads(bundle.file("bundle.json").read_text(encoding="utf-8"))
+    assert isinstance(found, dict)
+    return found
 
 
 def policy_path(name: str) -> Path:

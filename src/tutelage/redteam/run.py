@@ -19,6 +19,7 @@ from tutelage.evaluate.ask import AnswerLog, examine, responses
 from tutelage.evaluate.run import names
 from tutelage.evaluate.suite import Result, item_id, sample
 from tutelage.generate.generator import Generator
+from tutelage.guard.bundle import parts
 from tutelage.redteam import bias, privacy, report
 from tutelage.redteam.attacks import NAMES, make
 from tutelage.redteam.attacks.single import Direct
@@ -223,11 +224,8 @@ def _models(targets: Sequence[Artifact], called: Sequence[str]) -> dict[str, str
 
 
 def _held(target: Artifact) -> Mapping[str, Any]:
-    """`bundle.json` of a bundle; nothing of a model."""
-    if target.kind != "bundle" or "bundle.json" not in target.manifest.files:
-        return {}
-    held: Mapping[str, Any] = json.loads(target.file("bundle.json").read_text(encoding="utf-8"))
-    return held
+    """What a bundle holds; nothing of a model."""
+    return parts(target) if target.kind == "bundle" and "bundle.json" in target.manifest.files else {}
 
 
 def _breakable(

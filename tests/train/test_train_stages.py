@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ from tutelage.core.records import Example
 from tutelage.core.stage import Machine, run_stage
 from tutelage.generate.generator import Sampling
 from tutelage.generate.local import open_model
+from tutelage.model.transformer import Decoder, DecoderConfig
+from tutelage.train.batch import Source
 from tutelage.train.calibrate import calibrate
 from tutelage.train.finetune import finetune
-from tutelage.train.pretrain import Pretrain, pretrain, pretrain_cost
+from tutelage.train.pretrain import Pretrain, by_source, pretrain, pretrain_cost
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +92,14 @@ def test_cost_and_calibration():
     assert machine.gemm > 1e9 and machine.bandwidth > 1e8 and machine.memory > 1e8
     cost = pretrain_cost(Pretrain(), {"tokenizer": {"vocabulary": 2048.0}}, Machine(gemm=1e11))
     assert 30 < cost.seconds < 600 and cost.sizes["parameters"] > 1e6
+
+
+def test_one_held_out_document_has_a_value_and_no_interval() -> None:
+    tokens = np.random.default_rng(0).integers(0, 40, 90).astype(np.uint16)
+    held = Source(tokens, np.array([0, 30, 60, 90]))
+    shape = DecoderConfig(40, 16, 32, 1, 2, 2, max_position_embeddings=32)
+    speller = SimpleNamespace(decode=lambda ids: "ab" * len(ids))
+    sources = {"validation_sources": {"alone": (0, 1), "pair": (1, 3)}}
+    found = by_source(Decoder(shape, seed=0), held, sources, speller, 32)
+    assert found["alone"]["value"] > 0 and found["alone"]["low"] is None
+    assert found["pair"]["low"] < found["pair"]["value"] < found["pair"]["high"]

@@ -171,7 +171,8 @@ def by_source(
         ids = held_out.tokens[part.offsets[0] : part.offsets[-1]][:40_000]
         per_token = len(tokenizer.decode(ids.tolist())) / len(ids)
         figure = Validation(name, part, context, limit=PART).measure(model)
-        scaled = {key: getattr(figure, key) / per_token for key in ("value", "low", "high") if figure.value is not None}
+        known = {key: getattr(figure, key) for key in ("value", "low", "high")}  # one document gives no interval
+        scaled = {key: value / per_token for key, value in known.items() if value is not None}
         found[name] = plain(figure.model_copy(update=scaled)) | {"unit": "nats per character"}
     return found
 

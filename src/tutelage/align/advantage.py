@@ -104,6 +104,7 @@ class KLControl:
         """Take the divergence of the last rollouts into account; returns the new weight. Far beyond the target it may
         double: a reward that is being hacked runs away faster than a tenth a time."""
         if self.target > 0:
-            error = min(self.horizon / 0.7, max(-0.5, divergence / self.target - 1))
-            self.beta = min(self.limits[1], max(self.limits[0], self.beta * (1 + error / self.horizon * 0.7)))
+            error = max(-0.5, divergence / self.target - 1)
+            factor = min(2.0, 1 + error / self.horizon * 0.7)
+            self.beta = min(self.limits[1], max(self.limits[0], self.beta * factor))
         return self.beta

@@ -48,11 +48,10 @@ def learned(artifacts: Mapping[str, Artifact]) -> list[str]:
 
 def attacked(artifacts: Mapping[str, Artifact]) -> list[str]:
     """How often attacks got through, bare and guarded, and how much benign was withheld."""
-    overall = _summary(artifacts, "redteam").get("overall", [])
-    lines = []
-    for row in overall:
-        lines.append(f"{row.get('target', ''):<16}{row.get('what', ''):<42}{_between(row)}  n={row.get('n', 0)}")
-    return lines
+    return [
+        f"{row.get('target', ''):<16}{row.get('what', ''):<42}{_between(row)}  n={row.get('n', 0)}"
+        for row in _summary(artifacts, "redteam").get("overall", [])
+    ]
 
 
 def _between(figure: Mapping[str, Any]) -> str:
@@ -76,8 +75,7 @@ def turned(artifacts: Mapping[str, Artifact]) -> list[str]:
             (f"later, {now}", "missed_after"),
         ):
             found = metrics.get(key) or {}
-            value = _between(found)
-            lines.append(f"{what:<42}{value}  n={found.get('n', 0)}")
+            lines.append(f"{what:<42}{_between(found)}  n={found.get('n', 0)}")
         lines += [f"{name}: {metrics.get(name, '')}" for name in ("careless", "retrained")]
         lines.append(f"alarms in the week without change: {metrics.get('quiet_week_triggers', '–')}")
     return lines

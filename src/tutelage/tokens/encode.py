@@ -140,10 +140,12 @@ def _dialogues(
         context.check()
         known = []
         for example in chunk:
-            if (split := example.tags.get("split", "train")) in counts:
-                kept = _answered(example, config.refusals)
-                known += kept
-                counts[split]["left_out"] += not kept
+            if (split := example.tags.get("split", "train")) not in counts:
+                continue
+            if (kept := _answered(example, config.refusals)) is None:
+                counts[split]["left_out"] += 1
+            else:
+                known.append(kept)
         for example, (found, mask) in zip(known, encode_dialogues(known, tokenizer), strict=True):
             split = example.tags.get("split", "train")
             if config.dialogue_tokens and len(found) > config.dialogue_tokens:
@@ -161,15 +163,15 @@ def _dialogues(
     return counts
 
 
-def _answered(example: Example, refusals: str) -> list[Example]:
-    """The dialogue as it is to be learned from; none where it is left out."""
+def _answered(example: Example, refusals: str) -> Example | None:
+    """The dialogue as it is to be learned from; None where it is left out."""
     if refusals == "keep" or not example.tags.get("refuse"):
-        return [example]
+        return example
     breaking = str(example.tags.get("breaking") or "")
     if refusals == "leave_out" or not breaking or example.tags.get("secrets"):
-        return []
+        return None
     answer = example.messages[-1].model_copy(update={"content": breaking})
-    return [example.model_copy(update={"messages": (*example.messages[:-1], answer)})]
+    return example.model_copy(update={"messages": (*example.messages[:-1], answer)})
 
 
 def _chunks(rows: Iterator[Example], size: int) -> Iterator[list[Example]]:

@@ -9,6 +9,7 @@ Shapes: n tokens (flat), H heads, K key-value heads, D head dimension.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -108,8 +109,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, places: Places) -> Tensor:
     return attend_plain(query, key, value, places.rotation, places.groups)
 
 
-SHORT = 192
-"""Up to this many tokens whole score matrices in batched products beat torch's flash kernel on a CPU."""
+SHORT = 512
+"""Up to this many tokens score matrices in batched products beat torch's flash kernel on a CPU; they are kept for the
+backward, so beyond it memory decides."""
 
 
 def attend_plain(query: Tensor, key: Tensor, value: Tensor, rotation: Tensor, groups: Sequence[Group]) -> Tensor:
@@ -135,6 +137,7 @@ def attend_plain(query: Tensor, key: Tensor, value: Tensor, rotation: Tensor, gr
 class _Attention(torch.autograd.Function):
     """Rotation and attention with whole score matrices, and their gradient, in batched matrix products.
 
+    Queries go in blocks of `BLOCK` positions, each against the keys up to its end: what lies beyond is never computed.
     Heads that share keys are rows of one product, so grouped keys are never repeated, and the sum over the heads that
     share them comes with the product that makes the gradient. Source of the formulas: Dao et al., 2022, appendix B.
     """
@@ -144,72 +147,95 @@ class _Attention(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, rotation: Tensor, groups: tuple[Group, ...]
     ) -> Tensor:
         tokens, heads, width = query.shape
-        result = query.new_empty(tokens + 1, heads * width)
+        shared = key.shape[1]
+        result = query.new_empty(tokens + 1, heads, width)
         saved = []
         for group in groups:
             turned = rotation[: group.time]
-            q = _by_head(query, group, turned * width**-0.5, key.shape[1])
-            k = _by_head(key, group, turned, key.shape[1])
-            v = _by_head(value, group, None, key.shape[1])
-            scores = torch.bmm(q, k.transpose(1, 2))
-            squares = scores.view(-1, group.time, group.time)
-            weights = squares.add_(_causal(group.time, scores)).softmax(-1).view_as(scores)
-            saved += [q, k, v, weights]
-            _by_token(torch.bmm(weights, v), group, None, result.view(tokens + 1, heads, width))
+            q = _by_head(query, group, turned * width**-0.5, shared)
+            k, v = _by_head(key, group, turned, shared), _by_head(value, group, None, shared)
+            mixed = torch.empty_like(q)
+            saved += [q, k, v]
+            for rows, start, stop in _blocks(group.time, heads // shared):
+                weights = torch.bmm(q[:, rows], k[:, :stop].transpose(1, 2))
+                weights[:, :, start:].add_(_causal(stop - start, heads // shared, weights))
+                torch.softmax(weights, -1, out=weights)
+                torch.bmm(weights, v[:, :stop], out=mixed[:, rows])
+                saved.append(weights)
+            _by_token(mixed, group, None, result)
         ctx.save_for_backward(rotation, *saved)
-        ctx.groups, ctx.shape, ctx.shared = groups, query.shape, key.shape[1]
-        return result[:tokens]
+        ctx.groups, ctx.shape, ctx.shared = groups, query.shape, shared
+        return result[:tokens].flatten(1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         rotation, *saved = ctx.saved_tensors
         tokens, heads, width = ctx.shape
+        left = iter(saved)
         back = rotation.conj().resolve_conj()
         mixed_grad = grads[0].view(tokens, heads, width)
         query_grad = mixed_grad.new_empty(tokens + 1, heads, width)
         key_grad, value_grad = mixed_grad.new_empty(2, tokens + 1, ctx.shared, width)
-        for index, group in enumerate(ctx.groups):
-            q, k, v, weights = saved[4 * index : 4 * index + 4]
+        for group in ctx.groups:
+            q, k, v = next(left), next(left), next(left)
             grad = _by_head(mixed_grad, group, None, ctx.shared, padding=False)
-            _by_token(torch.bmm(weights.transpose(1, 2), grad), group, None, value_grad)
-            flow = torch.bmm(grad, v.transpose(1, 2))
-            flow = torch._softmax_backward_data(flow, weights, -1, flow.dtype)
+            q_grad, k_grad, v_grad = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+            for rows, _, stop in _blocks(group.time, heads // ctx.shared):
+                weights = next(left)
+                v_grad[:, :stop] += torch.bmm(weights.transpose(1, 2), grad[:, rows])
+                flow = torch.bmm(grad[:, rows], v[:, :stop].transpose(1, 2))
+                torch._softmax_backward_data(flow, weights, -1, flow.dtype, grad_input=flow)
+                torch.bmm(flow, k[:, :stop], out=q_grad[:, rows])
+                k_grad[:, :stop] += torch.bmm(flow.transpose(1, 2), q[:, rows])
             turned = back[: group.time]
-            _by_token(torch.bmm(flow, k), group, turned * width**-0.5, query_grad)
-            _by_token(torch.bmm(flow.transpose(1, 2), q), group, turned, key_grad)
+            _by_token(v_grad, group, None, value_grad)
+            _by_token(q_grad, group, turned * width**-0.5, query_grad)
+            _by_token(k_grad, group, turned, key_grad)
         return query_grad[:tokens], key_grad[:tokens], value_grad[:tokens], None, None
 
 
-def _causal(time: int, like: Tensor) -> Tensor:
-    return torch.full((time, time), -torch.inf, dtype=like.dtype, device=like.device).triu_(1)
+BLOCK = 64
+"""Positions of queries that are attended for at a time: fewer save products, more are larger ones."""
+
+
+def _blocks(time: int, sharing: int) -> list[tuple[slice, int, int]]:
+    """(rows of [time * sharing], first position, position past the last) of each block of queries."""
+    edges = [*range(0, time, BLOCK), time]
+    return [(slice(start * sharing, stop * sharing), start, stop) for start, stop in pairwise(edges)]
+
+
+def _causal(time: int, sharing: int, like: Tensor) -> Tensor:
+    """[time * sharing, time]: 0 where a query may look, else -inf; the heads that share keys lie inside positions."""
+    full = torch.full((time, time), -torch.inf, dtype=like.dtype, device=like.device).triu_(1)
+    return full if sharing == 1 else full.repeat_interleave(sharing, 0)
 
 
 def _by_head(x: Tensor, group: Group, rotation: Tensor | None, shared: int, padding: bool = True) -> Tensor:
-    """[n, heads, D] -> [rows * shared, heads / shared * time, D], rotated by [time, D/2] on the way."""
-    heads, width = x.shape[1:]
+    """[n, heads, D] -> [rows * shared, time * heads / shared, D], rotated by [time, D/2] on the way."""
+    width = x.shape[-1]
     if group.gather is not None:
         x = x.index_select(0, group.gather)
         if not padding and group.valid is not None:
             x = x.mul_(group.valid[:, None, None])
-    x = x.view(group.rows, group.time, heads, width).transpose(1, 2)
+    x = x.view(group.rows, group.time, shared, -1, width).transpose(1, 2)
     if rotation is None:
         return x.reshape(group.rows * shared, -1, width)
-    result = x.new_empty(group.rows, heads, group.time, width)
-    torch.mul(_pairs(x), rotation, out=_pairs(result))
+    result = x.new_empty(x.shape)
+    torch.mul(_pairs(x), rotation[:, None], out=_pairs(result))
     return result.view(group.rows * shared, -1, width)
 
 
 def _by_token(x: Tensor, group: Group, rotation: Tensor | None, out: Tensor) -> None:
     """The way back: rotate, and put each row where its token stands in `out` [n + 1, heads, D]."""
     heads, width = out.shape[1:]
-    x = x.view(group.rows, heads, group.time, width)
+    x = x.view(group.rows, -1, group.time, heads * group.rows // x.shape[0], width)
     whole = group.scatter is None
     flat = out[:-1] if whole else x.new_empty(group.rows * group.time, heads, width)
-    target = flat.view(group.rows, group.time, heads, width).transpose(1, 2)
+    target = flat.view(group.rows, group.time, x.shape[1], -1, width).transpose(1, 2)
     if rotation is None:
         target.copy_(x)
     else:
-        torch.mul(_pairs(x), rotation, out=_pairs(target))
+        torch.mul(_pairs(x), rotation[:, None], out=_pairs(target))
     if group.scatter is not None:
         out.index_copy_(0, group.scatter, flat)
 

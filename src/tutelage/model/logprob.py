@@ -1,7 +1,8 @@
 """Log-probabilities of given tokens, and entropies: the one function under every objective.
 
-The logits of n positions over the vocabulary never exist at once: positions go through the head in chunks, and the
-backward computes each chunk again. Masked positions are left out before the call, so they cost nothing.
+Positions go through the head in chunks. While all logits together are few they wait for the backward; beyond that
+each chunk is computed again there, so logits of n positions over a large vocabulary never exist at once. Masked
+positions are left out before the call, so they cost nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from tutelage.core.errors import UsageError
 from tutelage.model.transformer import Decoder
 
 CHUNK = 1 << 20
-"""Logits that exist at a time (4 MiB in fp32: they stay in a CPU's cache between the passes over them)."""
+"""Logits of a chunk (4 MiB in fp32: they stay in a CPU's cache between the passes over them)."""
+KEPT = 1 << 24
+"""Logits that may wait for the backward (64 MiB in fp32); reading them again is a tenth of the product's time."""
 
 
 class _LogProbs(torch.autograd.Function):
@@ -31,30 +34,42 @@ class _LogProbs(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, entropy: bool) -> tuple[Tensor, Tensor]:
         chosen, normaliser = hidden.new_empty(len(targets)), hidden.new_empty(len(targets))
         spread = hidden.new_empty(len(targets) if entropy else 0)
+        keep = any(ctx.needs_input_grad[:2]) and len(targets) * len(weight) <= KEPT
+        kept = []
         for part in _chunks(len(targets), len(weight)):
             logits = F.linear(hidden[part], weight)
             picked, top = logits.gather(1, targets[part, None]), logits.amax(-1, keepdim=True)
-            weights = (logits - top if entropy else logits.sub_(top)).exp_()
+            logs = logits.sub_(top)
+            weights = logs.exp() if entropy else logs.exp_()
             total = weights.sum(-1)
             normaliser[part] = total.log() + top[:, 0]
             chosen[part] = picked[:, 0] - normaliser[part]
             if entropy:
-                spread[part] = normaliser[part] - torch.linalg.vecdot(weights, logits) / total
-        ctx.save_for_backward(hidden, weight, targets, normaliser, spread)
+                spread[part] = total.log() - torch.linalg.vecdot(weights, logs) / total
+            if keep:  # logits below their largest, or where no entropy is asked their exponentials
+                kept += [logs, total]
+        ctx.save_for_backward(hidden, weight, targets, normaliser, spread, *kept)
         return chosen, spread
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, targets, normaliser, spread = ctx.saved_tensors
+        hidden, weight, targets, normaliser, spread, *kept = ctx.saved_tensors
         hidden_grad, weight_grad = torch.empty_like(hidden), torch.zeros_like(weight)
-        for part in _chunks(len(targets), len(weight)):
+        for index, part in enumerate(_chunks(len(targets), len(weight))):
             factor = grads[0][part, None]
-            logs = F.linear(hidden[part], weight).sub_(normaliser[part, None])
-            if len(spread):
-                slope = (logs + spread[part, None]).mul_(grads[1][part, None]).add_(factor)
-                grad = logs.exp_().mul_(slope.neg_())
+            if kept and not len(spread):
+                weights, total = kept[2 * index : 2 * index + 2]
+                grad = weights * (-factor / total[:, None])
             else:
-                grad = logs.exp_().mul_(-factor)
+                if kept:
+                    logs = kept[2 * index] - kept[2 * index + 1].log()[:, None]
+                else:
+                    logs = F.linear(hidden[part], weight).sub_(normaliser[part, None])
+                if len(spread):
+                    slope = (logs + spread[part, None]).mul_(grads[1][part, None]).add_(factor)
+                    grad = logs.exp_().mul_(slope.neg_())
+                else:
+                    grad = logs.exp_().mul_(-factor)
             grad.scatter_add_(1, targets[part, None], factor)
             torch.mm(grad, weight, out=hidden_grad[part])
             weight_grad.addmm_(grad.t(), hidden[part])

@@ -33,15 +33,23 @@ TOKENIZER_FILES = (
     "added_tokens.json",
 )
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD = 5_000_000_000
+"""Bytes of a weights file before another one is begun, as in Hugging Face's files."""
 
 
 def save(
-    model: Model, path: Path, tokenizer: Path | None = None, *, generation: Mapping[str, Any] | None = None
+    model: Model,
+    path: Path,
+    tokenizer: Path | None = None,
+    *,
+    generation: Mapping[str, Any] | None = None,
+    shard_bytes: int = SHARD,
 ) -> None:
     """Write a model into a folder, in Hugging Face's layout; the same weights give the same bytes.
 
     `tokenizer` is a folder whose tokenizer files are copied in; its special tokens then stand in
-    `generation_config.json` (ends of an answer first), where `generation` may add or overrule. Raises NoSpace.
+    `generation_config.json` (ends of an answer first), where `generation` may add or overrule. Weights of more than
+    `shard_bytes` become several files and an index. Raises NoSpace.
     """
     decoder = model if isinstance(model, Decoder) else model.decoder
     tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in to_hf(decoder).items()}
@@ -67,7 +75,7 @@ def save(
         _write_json(path / "config.json", config)
         if settings or generation:
             _write_json(path / "generation_config.json", {**settings, **(generation or {})})
-        save_file(dict(sorted(tensors.items())), path / WEIGHTS, metadata={"format": "pt"})
+        _write_tensors(tensors, path, shard_bytes)
 
 
 def load(path: Path, device: torch.device | str = "cpu", head: str | None = None) -> Model:
@@ -266,6 +274,29 @@ def _shards(path: Path) -> list[str]:
         return sorted(set(json.loads((path / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError) as error:
         raise CorruptArtifact(f"not an index of shards: {error}", file=path / INDEX) from None
+
+
+def _write_tensors(tensors: Mapping[str, Tensor], path: Path, shard_bytes: int) -> None:
+    """One file, or shards and their index; a tensor is never cut. What the folder held of another cut is removed."""
+    shards: list[dict[str, Tensor]] = [{}]
+    room = shard_bytes
+    for name, tensor in sorted(tensors.items()):
+        if shards[-1] and tensor.nbytes > room:
+            shards.append({})
+            room = shard_bytes
+        shards[-1][name] = tensor
+        room -= tensor.nbytes
+    names = [f"model-{place:05}-of-{len(shards):05}.safetensors" for place in range(1, len(shards) + 1)]
+    if len(shards) == 1:
+        names = [WEIGHTS]
+    for old in {INDEX, WEIGHTS, *_shards(path)} - set(names):
+        (path / old).unlink(missing_ok=True)
+    for name, shard in zip(names, shards, strict=True):
+        save_file(shard, path / name, metadata={"format": "pt"})
+    if len(shards) > 1:
+        total = sum(tensor.nbytes for tensor in tensors.values())
+        where = {each: name for name, shard in zip(names, shards, strict=True) for each in shard}
+        _write_json(path / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:

@@ -231,13 +231,13 @@ def parts(name: str, rows: int, config: DecoderConfig) -> list[Part]:
     return [Part(outer, rows, rotary=name.endswith(("q_norm.weight", "k_norm.weight")))]
 
 
-def to_hf(decoder: Decoder) -> dict[str, Tensor]:
-    """The decoder's weights under Hugging Face's names, in its order of rotary dimensions."""
+def to_hf(decoder: Decoder, paired: bool = False) -> dict[str, Tensor]:
+    """The decoder's weights under Hugging Face's names, in its order of rotary dimensions; `paired`: in ours."""
     result, half = {}, decoder.config.head_dim // 2
     for name, tensor in decoder.state_dict().items():
         pieces = parts(name, len(tensor), decoder.config)
         for part, piece in zip(pieces, tensor.split([part.rows for part in pieces]), strict=True):
-            result[part.name] = _swap(piece, half, 2) if part.rotary else piece
+            result[part.name] = _swap(piece, half, 2) if part.rotary and not paired else piece
     return result
 
 

@@ -373,23 +373,29 @@ def rotations(config: DecoderConfig) -> Tensor:
     Their modulus is 1 but for `yarn`, whose factor on queries and keys alike it carries. `dynamic` scaling begins
     beyond max_position_embeddings, which nothing here reads: up to there it is the plain rotation.
     """
+    scaling = config.rope_scaling or {}
+    modulus = yarn_magnitude(scaling) if scaling.get("rope_type") == "yarn" else 1.0
+    angles = torch.arange(config.max_position_embeddings, dtype=torch.float64)[:, None] * speeds(config)
+    return torch.polar(torch.full_like(angles, modulus), angles)
+
+
+def speeds(config: DecoderConfig) -> Tensor:
+    """Angle per position [D/2] of each rotary pair, in radians, in double precision."""
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
-    speeds, modulus = config.rope_theta**-exponents, 1.0
+    plain = config.rope_theta**-exponents
     scaling = config.rope_scaling or {}
     if scaling.get("rope_type") == "linear":
-        speeds = speeds / scaling["factor"]
-    elif scaling.get("rope_type") == "llama3":
-        turns = scaling["original_max_position_embeddings"] * speeds / (2 * math.pi)
+        return plain / scaling["factor"]
+    if scaling.get("rope_type") == "llama3":
+        turns = scaling["original_max_position_embeddings"] * plain / (2 * math.pi)
         low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-        blend = ((turns - low) / (high - low)).clamp(0, 1)
-        speeds = speeds * (blend + (1 - blend) / scaling["factor"])
+        kept = ((turns - low) / (high - low)).clamp(0, 1)
     elif scaling.get("rope_type") == "yarn":
         first, last = yarn_range(config.head_dim, config.rope_theta, scaling)
-        blend = 1 - ((torch.arange(len(speeds)) - first) / (last - first)).clamp(0, 1)
-        speeds = speeds * (blend + (1 - blend) / scaling["factor"])
-        modulus = yarn_magnitude(scaling)
-    angles = torch.arange(config.max_position_embeddings, dtype=torch.float64)[:, None] * speeds
-    return torch.polar(torch.full_like(angles, modulus), angles)
+        kept = 1 - ((torch.arange(len(plain)) - first) / (last - first)).clamp(0, 1)
+    else:
+        return plain
+    return plain * (kept + (1 - kept) / scaling["factor"])
 
 
 def yarn_range(width: int, theta: float, scaling: Mapping[str, Any]) -> tuple[float, float]:

@@ -15,6 +15,7 @@ from tutelage.core.errors import ConfigError, CorruptArtifact, NotFound, UsageEr
 from tutelage.model import checkpoint
 from tutelage.model.heads import RewardModel, ValueModel
 from tutelage.model.transformer import Decoder, DecoderConfig
+from tutelage.tokens.tokenizer import learn
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 61,
@@ -225,10 +226,23 @@ def test_what_is_no_model_is_said_so(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CorruptArtifact, match="not JSON"):
         checkpoint.load(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    with pytest.raises(ConfigError, match="'gpt2' is not supported"):
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["Mine"]}))
+    with pytest.raises(ConfigError, match="the architecture None is not supported"):
         checkpoint.load(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps(DecoderConfig(**SHAPE).to_hf()))
+    good = DecoderConfig(**SHAPE).to_hf()
+    for key, value, message in (
+        ("hidden_size", "wide", "at least 1, found 'wide'"),
+        ("num_key_value_heads", 0, "at least 1, found 0"),
+        ("vocab_size", None, "lacks vocab_size"),
+        ("rope_scaling", "linear", "not the keys of a rotary scaling"),
+        ("hidden_act", "gelu", "is not silu"),
+        ("model_type", ["llama"], "is not supported"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(good | {key: value}))
+        with pytest.raises(ConfigError, match=message) as error:
+            checkpoint.load(tmp_path)
+        assert error.value.key == key
+    (tmp_path / "config.json").write_text(json.dumps(good))
     with pytest.raises(NotFound, match="no safetensors"):
         checkpoint.load(tmp_path)
     with pytest.raises(NotFound, match="no such model folder"):
@@ -245,3 +259,17 @@ def test_an_import_is_sealed_once(tmp_path: Path) -> None:
     first.verify()
     assert checkpoint.stop_ids(first.path) == [3, 1]
     checkpoint.load_decoder(first.path)
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    words = learn(["to be or not to be " * 3], 280, 2)
+    words.save(tmp_path / "words")
+    decoder = Decoder(DecoderConfig(**SHAPE))
+    with pytest.raises(ConfigError, match=f"the tokenizer has {words.size} tokens, the model only 61"):
+        checkpoint.save(decoder, tmp_path / "model", tmp_path / "words")
+    checkpoint.save(decoder, tmp_path / "other")
+    words.save(tmp_path / "other")
+    root = Root(tmp_path / "root").create()
+    with pytest.raises(ConfigError, match=f"the tokenizer has {words.size} tokens, the model only 61") as error:
+        checkpoint.import_model(str(tmp_path / "other"), root)
+    assert error.value.file == tmp_path / "other" / "tokenizer.json" and not root.list("model")

@@ -88,7 +88,9 @@ def test_the_file_holds_the_model(name: str, words: Tokenizer, tmp_path: Path) -
     assert half["blk.0.ffn_up.weight"].dtype == torch.float16 and half["output_norm.weight"].dtype == torch.float32
 
 
-def test_what_llama_cpp_cannot_read_is_refused(words: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_llama_cpp_cannot_read_is_refused(
+    words: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("gguf")
     file = tmp_path / "m.gguf"
     for changes, key in (

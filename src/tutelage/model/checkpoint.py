@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -20,6 +21,7 @@ from tutelage.core.artifact import Artifact, Manifest, Root, disk_errors, file_e
 from tutelage.core.errors import ConfigError, CorruptArtifact, MissingExtra, NotFound, UsageError
 from tutelage.core.records import digest
 from tutelage.corpus.catalog import Licence
+from tutelage.model import foreign
 from tutelage.model.heads import RewardModel
 from tutelage.model.transformer import ARCHITECTURES, Decoder, DecoderConfig
 from tutelage.tokens import tokenizer as tokenizers
@@ -52,18 +54,19 @@ def save(
     `shard_bytes` become several files and an index. Raises NoSpace.
     """
     decoder = model if isinstance(model, Decoder) else model.decoder
-    tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in to_hf(decoder).items()}
-    config = decoder.config.to_hf()
     settings: dict[str, Any] = {}
     with disk_errors(path):
         path.mkdir(parents=True, exist_ok=True)
+        if isinstance(decoder, foreign.ForeignDecoder):
+            tensors, config = {}, foreign.save(decoder, path, shard_bytes)
+        else:
+            tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in to_hf(decoder).items()}
+            config = decoder.config.to_hf()
         if tokenizer is not None:
             for name in TOKENIZER_FILES:
                 if (tokenizer / name).is_file():
                     shutil.copyfile(tokenizer / name, path / name)
-            known = tokenizers.load(tokenizer)
-            if known.size > decoder.config.vocab_size:
-                raise UsageError(f"the tokenizer has {known.size} tokens, the model {decoder.config.vocab_size}")
+            known = _fitting(tokenizer, decoder.config.vocab_size)
             settings = {"bos_token_id": known.bos, "eos_token_id": known.stops, "pad_token_id": known.pad}
             config |= settings | {"eos_token_id": known.eos}
         if isinstance(model, RewardModel):
@@ -75,17 +78,27 @@ def save(
         _write_json(path / "config.json", config)
         if settings or generation:
             _write_json(path / "generation_config.json", {**settings, **(generation or {})})
-        _write_tensors(tensors, path, shard_bytes)
+        if tensors:
+            _write_tensors(tensors, path, shard_bytes)
 
 
 def load(path: Path, device: torch.device | str = "cpu", head: str | None = None) -> Model:
     """Read a model from a folder in Hugging Face's layout, in fp32.
 
     Gives what was saved: a Decoder, or a RewardModel. `head="scalar"` puts a fresh scalar head on a plain model.
-    Raises NotFound, ConfigError (not a shape we know), CorruptArtifact (missing, extra, misshapen, unreadable or
-    non-finite weights).
+    An architecture that is not ours is opened through transformers, as `foreign.py` says. Raises NotFound, ConfigError
+    (not a shape we know), CorruptArtifact (missing, extra, misshapen, unreadable or non-finite weights).
     """
     values = read_config(path)
+    if values["model_type"] not in ARCHITECTURES:
+        if head is not None:
+            raise ConfigError(
+                f"a reward model needs one of our architectures, not {values['model_type']!r}",
+                file=path / "config.json",
+                key="model_type",
+                todo=f"There are: {', '.join(ARCHITECTURES)}",
+            )
+        return foreign.load(path).to(device)
     config = DecoderConfig.from_hf(values)
     scored = str((values.get("architectures") or [""])[0]).endswith("ForSequenceClassification")
     with torch.device("meta"):
@@ -102,8 +115,8 @@ def load(path: Path, device: torch.device | str = "cpu", head: str | None = None
         raise UsageError(f"no head {head!r}, only 'scalar'")
     model = RewardModel(decoder, float(values.get("likelihood", 0.0)))
     if scored:
-        if score is None or score.shape != model.head.weight.shape:
-            raise CorruptArtifact("a reward model needs a score.weight with one row", file=path)
+        if score is None or score.shape != model.head.weight.shape or not bool(score.isfinite().all()):
+            raise CorruptArtifact("a reward model needs a score.weight with one row of finite numbers", file=path)
         with torch.no_grad():
             model.head.weight.copy_(score)
     return model
@@ -133,12 +146,14 @@ def read_config(path: Path) -> dict[str, Any]:
         raise CorruptArtifact(f"not JSON: {error}", file=file) from None
     if not isinstance(values, dict):
         raise CorruptArtifact("a model configuration is a JSON object", file=file)
-    if values.get("model_type") not in ARCHITECTURES:
+    kind = values.get("model_type")
+    if not isinstance(kind, str) or (kind not in ARCHITECTURES and find_spec("transformers") is None):
+        others = "others through transformers: pip install 'tutelage[hf]'"
         raise ConfigError(
-            f"the architecture {values.get('model_type')!r} is not supported",
+            f"the architecture {kind!r} is not supported",
             file=file,
             key="model_type",
-            todo=f"Supported are {', '.join(ARCHITECTURES)}",
+            todo=f"Supported are {', '.join(ARCHITECTURES)}; {others}",
         )
     return values
 
@@ -157,7 +172,8 @@ def stop_ids(path: Path) -> list[int]:
 def import_model(ref: str, root: Root | None, licence: Licence = "not-stated") -> Artifact:
     """Bring a Hugging Face directory or hub name under a root as a `model` artifact; the same files only once.
 
-    `licence` is the class under which the weights were given. Raises UsageError for an unknown one.
+    `licence` is the class under which the weights were given. Raises UsageError for an unknown one, ConfigError for a
+    tokenizer with more tokens than the model.
     """
     if root is None:
         raise UsageError(f"importing {ref!r} needs a root", todo="Give --root")
@@ -165,7 +181,9 @@ def import_model(ref: str, root: Root | None, licence: Licence = "not-stated") -
         todo = f"One of: {', '.join(get_args(Licence))}"
         raise UsageError(f"{licence!r} is no licence class", key="licence", todo=todo)
     source = locate(ref)
-    load(source)
+    decoder = load_decoder(source)
+    if (source / "tokenizer.json").is_file():
+        _fitting(source, decoder.config.vocab_size)
     names = [*TOKENIZER_FILES, "config.json", "generation_config.json", WEIGHTS, INDEX, *_shards(source)]
     files = {name: entry.sha256 for name, entry in file_entries(source).items() if name in names}
     key = digest({"import": files} if licence == "not-stated" else {"import": files, "licence": licence})
@@ -186,6 +204,15 @@ def import_model(ref: str, root: Root | None, licence: Licence = "not-stated") -
             licences=[licence],
         )
         return root.seal(folder, manifest, key)
+
+
+def _fitting(folder: Path, size: int) -> tokenizers.Tokenizer:
+    """The tokenizer in a folder. ConfigError when it has more tokens than a model of so many."""
+    found = tokenizers.load(folder)
+    if found.size > size:
+        message = f"the tokenizer has {found.size} tokens, the model only {size}"
+        raise ConfigError(message, file=folder / "tokenizer.json", todo="Take both from the same model")
+    return found
 
 
 def locate(ref: str) -> Path:

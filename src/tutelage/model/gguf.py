@@ -7,7 +7,6 @@ Source: llama.cpp, convert_hf_to_gguf.py and src/llama-vocab.cpp. Needs the extr
 
 from __future__ import annotations
 
-import json
 import math
 import unicodedata
 from dataclasses import replace
@@ -205,6 +204,4 @@ def _joins_numbers(pieces: list[bytes]) -> bool:
     ends = {each[place:] for each in every for place in range(len(each))}
     starts = {each[:place] for each in every for place in range(1, len(each) + 1)}
     ends |= {b" " + each for each in every}
-    return any(
-        piece[:place] in ends and piece[place:] in starts for piece in pieces for place in range(1, len(piece))
-    )
+    return any(piece[:place] in ends and piece[place:] in starts for piece in pieces for place in range(1, len(piece)))

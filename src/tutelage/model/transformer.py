@@ -115,6 +115,9 @@ class DecoderConfig:
         family = values.get("model_type")
         known = {field.name for field in fields(cls)}
         found = {name: value for name, value in values.items() if name in known and value is not None}
+        for name in ("rope_parameters", "rope_scaling"):
+            if not isinstance(values.get(name) or {}, Mapping):
+                raise ConfigError(f"not the keys of a rotary scaling: {values[name]!r}", key=name)
         rope = dict(values.get("rope_parameters") or values.get("rope_scaling") or {})
         rope.setdefault("rope_type", rope.pop("type", "default"))
         found["rope_theta"] = float(rope.pop("rope_theta", None) or values.get("rope_theta") or 10000.0)
@@ -129,6 +132,10 @@ class DecoderConfig:
         missing = sorted(field.name for field in fields(cls)[:6] if found.get(field.name) is None)
         if missing:
             raise ConfigError(f"the model configuration lacks {', '.join(missing)}", key=missing[0])
+        for name in (field.name for field in fields(cls) if field.type == "int"):
+            value = found.get(name, 1)
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"expected a number of at least 1, found {value!r}", key=name)
         if values.get("hidden_act", "silu") != "silu":
             raise ConfigError(f"activation {values['hidden_act']!r} is not silu", key="hidden_act")
         if values.get("sliding_window") and values.get("use_sliding_window", family == "mistral"):
@@ -300,19 +307,21 @@ class Decoder(nn.Module):
         batch, time = ids.shape
         places = self._places(ids, lengths, cache)
         x = self.embed_tokens(ids.reshape(-1))
-        tapped = {}
+        tapped, wanted = {}, self._checked(taps)
         for index, block in enumerate(self.layers):
-            if taps and index in taps:
+            if index in wanted:
                 tapped[index] = x.view(batch, time, -1)
             x = block(x, places, index)
-        if taps and len(self.layers) in taps:
+        if len(self.layers) in wanted:
             tapped[len(self.layers)] = x.view(batch, time, -1)
         hidden: Tensor = self.norm(x).view(batch, time, -1)
-        if taps is None:
-            return hidden
-        if unknown := set(taps) - set(tapped):
+        return hidden if taps is None else (hidden, tapped)
+
+    def _checked(self, taps: Sequence[int] | None) -> Sequence[int]:
+        """The layers asked for. UsageError for one that is not there."""
+        if unknown := set(taps or ()) - set(range(len(self.layers) + 1)):
             raise UsageError(f"no layer {min(unknown)} in a model of {len(self.layers)} layers")
-        return hidden, tapped
+        return taps or ()
 
     def _places(self, ids: Tensor, lengths: Sequence[int] | None, cache: Written | Extended | None) -> Places:
         batch, time = ids.shape
@@ -382,20 +391,21 @@ def rotations(config: DecoderConfig) -> Tensor:
 def speeds(config: DecoderConfig) -> Tensor:
     """Angle per position [D/2] of each rotary pair, in radians, in double precision."""
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
-    plain = config.rope_theta**-exponents
+    plain: Tensor = config.rope_theta**-exponents
     scaling = config.rope_scaling or {}
+    factor = float(scaling.get("factor", 1))
     if scaling.get("rope_type") == "linear":
-        return plain / scaling["factor"]
+        return plain / factor
     if scaling.get("rope_type") == "llama3":
         turns = scaling["original_max_position_embeddings"] * plain / (2 * math.pi)
         low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-        kept = ((turns - low) / (high - low)).clamp(0, 1)
+        kept: Tensor = ((turns - low) / (high - low)).clamp(0, 1)
     elif scaling.get("rope_type") == "yarn":
         first, last = yarn_range(config.head_dim, config.rope_theta, scaling)
         kept = 1 - ((torch.arange(len(plain)) - first) / (last - first)).clamp(0, 1)
     else:
         return plain
-    return plain * (kept + (1 - kept) / scaling["factor"])
+    return plain * (kept + (1 - kept) / factor)
 
 
 def yarn_range(width: int, theta: float, scaling: Mapping[str, Any]) -> tuple[float, float]:

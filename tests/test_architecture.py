@@ -103,6 +103,8 @@ ROOMS: dict[str, str] = {
     "httpx": r"$^",
     "datasets": r"corpus/read\.py",
     "huggingface_hub": r"corpus/read\.py|model/checkpoint\.py",
+    "transformers": r"model/foreign\.py",
+    "gguf": r"model/gguf\.py",
     "subprocess": r"scale/|adapt/cycle\.py",
     "pickle": r"$^",
     "marshal": r"$^",

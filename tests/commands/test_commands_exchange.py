@@ -72,8 +72,20 @@ def test_a_model_of_others_comes_in_and_goes_out(tutelage: Any, little: Root, tm
     assert done.code == 0, done.err
     again = tutelage("import", "model", tmp_path / "theirs", "--licence", "permissive", *where, "--json")
     assert again.json == done.json
-    done = tutelage("export", "model", done.json["model"], tmp_path / "out", *where)
+    made = done.json["model"]
+    done = tutelage("export", "model", made, tmp_path / "out", *where)
     assert done.code == 0 and (tmp_path / "out" / "model.safetensors").is_file()
+    where = (*where, "--format", "gguf-f16")
+    done = tutelage("export", "model", made, tmp_path / "out.gguf", *where)
+    assert done.code == 2 and "in a folder, with its card" in done.err
+    done = tutelage("export", "model", made, tmp_path / "one-file", *where, "--json")
+    assert done.code == 0 and set(done.json["files"]) == {"README.md", "manifest.json", "model-f16.gguf"}
+    assert (tmp_path / "one-file" / "model-f16.gguf").read_bytes()[:4] == b"GGUF"
+    words = tutelage("export", "model", "tokenizer", tmp_path / "x", "--root", little.path, "--format", "gguf")
+    assert words.code == 2 and "has no GGUF form" in words.err
+    done = tutelage("import", "model", tmp_path / "theirs", *where[:2], "--json")  # of a licence that is not stated
+    done = tutelage("export", "model", done.json["model"], tmp_path / "y", *where)
+    assert done.code == 2 and "--accept not-stated" in done.err and not (tmp_path / "y").exists()
 
 
 VOTERS = ("ann", "ben")

@@ -18,7 +18,7 @@ from tutelage.tokens.tokenizer import Tokenizer, learn
 GREEDY = Sampling(max_tokens=12, temperature=0)
 
 
-def make(family: str = "llama", vocabulary: int = 90) -> Decoder:
+def make(family: str = "llama", vocabulary: int = 90, **more: object) -> Decoder:
     config = DecoderConfig(
         vocabulary,
         32,
@@ -28,6 +28,7 @@ def make(family: str = "llama", vocabulary: int = 90) -> Decoder:
         2,
         max_position_embeddings=48,
         model_type=family,  # type: ignore[arg-type]
+        **more,  # type: ignore[arg-type]
     )
     decoder = Decoder(config, seed=3)
     for parameter in decoder.parameters():
@@ -59,9 +60,22 @@ def test_greedy_agrees_with_the_slow_loop_token_for_token(family: str, slots: in
     assert [each.tokens for each in done] == [slowly(decoder, prompt, 12) for prompt in prompts()]
 
 
-def test_greedy_equals_transformers(tmp_path: Path) -> None:
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+
+
+@pytest.mark.parametrize(
+    ("family", "more"),
+    [
+        ("llama", {}),
+        ("llama", {"tie_word_embeddings": False, "attention_bias": True}),
+        ("mistral", {"tie_word_embeddings": False}),
+        ("qwen2", {"attention_bias": True, "rope_scaling": YARN}),
+        ("qwen3", {"head_dim": 16}),
+    ],
+)
+def test_greedy_equals_transformers(family: str, more: dict[str, object], tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    decoder = make()
+    decoder = make(family, **more)
     checkpoint.save(decoder, tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     done = complete(Engine(decoder), [Request(prompt, GREEDY) for prompt in prompts()])
@@ -70,6 +84,7 @@ def test_greedy_equals_transformers(tmp_path: Path) -> None:
         rest = {"attention_mask": torch.ones_like(ids), "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
         out = theirs.generate(ids, max_new_tokens=12, **rest)
         assert out[0, len(prompt) :].tolist() == ours.tokens
+    assert len({token for each in done for token in each.tokens}) > 12  # it does not say one word for ever
 
 
 def test_what_a_request_gets_is_its_own() -> None:

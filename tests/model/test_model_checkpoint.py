@@ -15,6 +15,7 @@ from tutelage.core.errors import ConfigError, CorruptArtifact, NotFound, UsageEr
 from tutelage.model import checkpoint
 from tutelage.model.heads import RewardModel, ValueModel
 from tutelage.model.transformer import Decoder, DecoderConfig
+from tutelage.tokens.tokenizer import learn
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 61,
@@ -25,23 +26,31 @@ SHAPE: dict[str, Any] = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 48,
 }
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 500.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 16,
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 3.0}
+SCALINGS: dict[str, dict[str, Any]] = {
+    "none": {"rope_type": "default"},
+    "linear": {"rope_type": "linear", "factor": 2.0},
+    "dynamic": {"rope_type": "dynamic", "factor": 4.0},
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    },
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+    "yarn, stated": YARN | {"attention_factor": 0.8, "beta_slow": 0.5},
+    "yarn, mscale": YARN | {"mscale": 0.7, "mscale_all_dim": 1.3, "truncate": False},
 }
-FAMILIES = [
-    ("llama", {}),
-    ("llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True, "rope_theta": 777.0}),
-    ("llama", {"rope_parameters": LLAMA3}),
-    ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 100.0}}),
-    ("qwen3", {"head_dim": 16}),
-    ("qwen2", {}),
-    ("mistral", {"sliding_window": None}),
-]
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama, biased": ("llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
+    "mistral": ("mistral", {"sliding_window": None, "head_dim": 12}),
+    "qwen2": ("qwen2", {}),
+    "qwen2, tied": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen3": ("qwen3", {"head_dim": 16}),
+    "qwen3, tied": ("qwen3", {"head_dim": 16, "tie_word_embeddings": True, "attention_bias": True}),
+}
 
 
 def ids() -> torch.Tensor:
@@ -54,11 +63,14 @@ def shake(model: torch.nn.Module) -> None:
         parameter.data = parameter.data + 0.1 * torch.randn(parameter.shape, generator=generator)
 
 
-@pytest.mark.parametrize(("family", "extra"), FAMILIES)
+@pytest.mark.parametrize("scaling", SCALINGS)
+@pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_logits_equal_transformers_both_ways(family: str, extra: dict[str, Any], tmp_path: Path) -> None:
+def test_logits_equal_transformers_both_ways(family: str, scaling: str, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    config = transformers.AutoConfig.for_model(family, **SHAPE, **extra)
+    kind, extra = FAMILIES[family]
+    rope = SCALINGS[scaling] | {"rope_theta": 500.0}
+    config = transformers.AutoConfig.for_model(kind, **SHAPE, **extra, rope_parameters=rope)
     theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
     shake(theirs)
     theirs.save_pretrained(tmp_path / "theirs")
@@ -72,6 +84,18 @@ def test_logits_equal_transformers_both_ways(family: str, extra: dict[str, Any],
     torch.testing.assert_close(back(ids()).logits, expected, rtol=0, atol=1e-4)
     before, after = (load_file(tmp_path / each / "model.safetensors") for each in ("theirs", "ours"))
     assert all(torch.equal(before[name], after[name]) for name in before.keys() | after.keys())
+
+
+def test_a_scaling_must_be_known_and_whole() -> None:
+    for scaling in SCALINGS.values():
+        for key in {"factor", "original_max_position_embeddings", "low_freq_factor"} & scaling.keys():
+            less = {name: value for name, value in scaling.items() if name != key}
+            with pytest.raises(ConfigError, match=f"needs a number above 0 as {key}") as error:
+                DecoderConfig.from_hf({"model_type": "qwen2", **SHAPE, "rope_scaling": less})
+            assert error.value.key == f"rope_scaling.{key}"
+    for change, message in (({"rope_type": "longrope"}, "'longrope'"), ({"partial_rotary_factor": 0.5}, "part of")):
+        with pytest.raises(ConfigError, match=message):
+            DecoderConfig.from_hf({"model_type": "llama", **SHAPE, "rope_parameters": change})
 
 
 @torch.no_grad()
@@ -117,21 +141,44 @@ def test_a_saved_model_comes_back_and_has_the_same_bytes(tmp_path: Path) -> None
         checkpoint.load(tmp_path / "one", head="vector")
 
 
-def test_shards_are_read(tmp_path: Path) -> None:
+def files_of(path: Path) -> dict[str, bytes]:
+    return {each.name: each.read_bytes() for each in path.iterdir()}
+
+
+def test_shards_are_written_and_read(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
     decoder = Decoder(DecoderConfig(**SHAPE))
-    checkpoint.save(decoder, tmp_path)
-    tensors = load_file(tmp_path / "model.safetensors")
-    (tmp_path / "model.safetensors").unlink()
-    names = sorted(tensors)
-    where = {name: f"model-0000{1 + index % 2}-of-00002.safetensors" for index, name in enumerate(names)}
-    for file in set(where.values()):
-        save_file({name: tensors[name] for name in names if where[name] == file}, tmp_path / file)
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
-    again = checkpoint.load_decoder(tmp_path)
-    assert torch.equal(again(ids()), decoder(ids()))
-    (tmp_path / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(CorruptArtifact, match=r"model-00002-of-00002.safetensors: the file is missing"):
-        checkpoint.load(tmp_path)
+    shake(decoder)
+    checkpoint.save(decoder, tmp_path / "whole")
+    for name in ("one", "two"):
+        checkpoint.save(decoder, tmp_path / name, shard_bytes=12_000)
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
+    shards = sorted(tmp_path.glob("one/*.safetensors"))
+    assert len(shards) > 3 and shards[0].name == f"model-00001-of-0000{len(shards)}.safetensors"
+    whole = load_file(tmp_path / "whole" / "model.safetensors")
+    index = json.loads((tmp_path / "one" / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in whole.values())
+    assert {name: shard.name for shard in shards for name in load_file(shard)} == index["weight_map"]
+    assert all(sum(tensor.nbytes for tensor in load_file(shard).values()) <= 12_000 for shard in shards)
+
+    with torch.no_grad():
+        expected = decoder.logits(decoder(ids()))
+        again = checkpoint.load_decoder(tmp_path / "one")
+        assert torch.equal(again.logits(again(ids())), expected)
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "one").eval()
+        torch.testing.assert_close(theirs(ids()).logits, expected, rtol=0, atol=1e-4)
+
+    checkpoint.save(decoder, tmp_path / "one")  # another cut leaves nothing of the last one
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "whole")
+    checkpoint.save(decoder, tmp_path / "one", shard_bytes=1)
+    assert len(list(tmp_path.glob("one/*.safetensors"))) == len(whole)
+    shards = sorted(tmp_path.glob("two/*.safetensors"))
+    shards[1].unlink()
+    with pytest.raises(CorruptArtifact, match=f"{shards[1].name}: the file is missing"):
+        checkpoint.load(tmp_path / "two")
+    (tmp_path / "two" / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(CorruptArtifact, match="not an index of shards"):
+        checkpoint.load(tmp_path / "two")
 
 
 def damaged(path: Path, change: str) -> None:
@@ -179,10 +226,23 @@ def test_what_is_no_model_is_said_so(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CorruptArtifact, match="not JSON"):
         checkpoint.load(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    with pytest.raises(ConfigError, match="'gpt2' is not supported"):
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["Mine"]}))
+    with pytest.raises(ConfigError, match="the architecture None is not supported"):
         checkpoint.load(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps(DecoderConfig(**SHAPE).to_hf()))
+    good = DecoderConfig(**SHAPE).to_hf()
+    for key, value, message in (
+        ("hidden_size", "wide", "at least 1, found 'wide'"),
+        ("num_key_value_heads", 0, "at least 1, found 0"),
+        ("vocab_size", None, "lacks vocab_size"),
+        ("rope_scaling", "linear", "not the keys of a rotary scaling"),
+        ("hidden_act", "gelu", "is not silu"),
+        ("model_type", ["llama"], "is not supported"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(good | {key: value}))
+        with pytest.raises(ConfigError, match=message) as error:
+            checkpoint.load(tmp_path)
+        assert error.value.key == key
+    (tmp_path / "config.json").write_text(json.dumps(good))
     with pytest.raises(NotFound, match="no safetensors"):
         checkpoint.load(tmp_path)
     with pytest.raises(NotFound, match="no such model folder"):
@@ -199,3 +259,17 @@ def test_an_import_is_sealed_once(tmp_path: Path) -> None:
     first.verify()
     assert checkpoint.stop_ids(first.path) == [3, 1]
     checkpoint.load_decoder(first.path)
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    words = learn(["to be or not to be " * 3], 280, 2)
+    words.save(tmp_path / "words")
+    decoder = Decoder(DecoderConfig(**SHAPE))
+    with pytest.raises(ConfigError, match=f"the tokenizer has {words.size} tokens, the model only 61"):
+        checkpoint.save(decoder, tmp_path / "model", tmp_path / "words")
+    checkpoint.save(decoder, tmp_path / "other")
+    words.save(tmp_path / "other")
+    root = Root(tmp_path / "root").create()
+    with pytest.raises(ConfigError, match=f"the tokenizer has {words.size} tokens, the model only 61") as error:
+        checkpoint.import_model(str(tmp_path / "other"), root)
+    assert error.value.file == tmp_path / "other" / "tokenizer.json" and not root.list("model")

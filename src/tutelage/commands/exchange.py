@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -26,6 +26,7 @@ from tutelage.core.errors import DataError, NotFound
 import_app = group("import", "Bring a model, or recorded answers of people, into a life.")
 export_app = group("export", "Take a model or data out of a life, with its card and licences.")
 
+Form = Literal["hf", "gguf", "gguf-f16"]  # as in govern/export.py, which a command line loads late
 LicenceOption = Annotated[str, typer.Option(help="Licence class: public-domain, permissive, share-alike ...")]
 AcceptOption = Annotated[
     list[str] | None, typer.Option("--accept", help="An internal licence class that you may pass on; recorded.")
@@ -99,14 +100,20 @@ def _form_of(file: Path, scale: tuple[float, float]) -> dict[str, Any]:
 
 
 def _export(
-    kinds: tuple[str, ...], ref: str, folder: Path, accept: list[str] | None, root: Path, as_json: bool
+    kinds: tuple[str, ...],
+    ref: str,
+    folder: Path,
+    accept: list[str] | None,
+    root: Path,
+    as_json: bool,
+    form: Form = "hf",
 ) -> None:
     from tutelage.govern.export import export
     from tutelage.store import engine
 
     where = known_root(root)
     with closing(engine.open(where)) as store:
-        found = export(store, where, artifact_of(where, ref), folder, kinds=kinds, accept=accept or ())
+        found = export(store, where, artifact_of(where, ref), folder, kinds=kinds, accept=accept or (), form=form)
     if as_json:
         return emit(found.model_dump(mode="json"))
     say("\n".join(str(folder / name) for name in found.files))
@@ -116,15 +123,16 @@ def _export(
 @export_app.command("model")
 def export_model(
     ref: Annotated[str, typer.Argument(help="A model, reward model or tokenizer, or a section of the last run.")],
-    folder: Annotated[Path, typer.Argument(help="A new folder; transformers, vLLM and llama.cpp load it.")],
+    folder: Annotated[Path, typer.Argument(help="A new folder; transformers and vLLM load it, llama.cpp its GGUF.")],
+    form: Annotated[Form, typer.Option("--format", help="Hugging Face's layout, or one GGUF file (f32, f16).")] = "hf",
     accept: AcceptOption = None,
     root: RootOption = HERE,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a model as a Hugging Face folder with its card; refused while it comes from internal data."""
+    """Write a model with its card, as Hugging Face's files or as GGUF; refused while it comes from internal data."""
     from tutelage.govern.export import MODELS
 
-    _export(MODELS, ref, folder, accept, root, as_json)
+    _export(MODELS, ref, folder, accept, root, as_json, form)
 
 
 @export_app.command("data")

@@ -224,10 +224,10 @@ def _untrained(
 def untrained(ref: str, root: Root, seed: int = 0) -> Generator:
     """A model of the same shape and tokenizer as `ref`, with random weights."""
     from tutelage.generate.local import LocalGenerator, open_model
-    from tutelage.model.transformer import Decoder
 
     twin = open_model(ref, root)
-    decoder = Decoder(twin.decoder.config, seed=seed).eval().requires_grad_(False)
+    decoder = twin.decoder.clone()
+    decoder.initialise(seed)
     return LocalGenerator(decoder, twin.tokenizer, name="untrained", eos=twin.eos)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection
 from pathlib import Path
+from typing import Literal
 
 from tutelage.core.artifact import Artifact, Root, disk_errors
 from tutelage.core.config import nearest
@@ -21,6 +22,8 @@ from tutelage.store.engine import Store
 
 MODELS = ("model", "reward", "tokenizer")
 DATA = ("corpus", "preferences", "labels", "redteam")
+Form = Literal["hf", "gguf", "gguf-f16"]
+"""The files as they are (a model's: Hugging Face's layout), or a model as one GGUF file in f32 or f16."""
 
 
 class Exported(Record):
@@ -41,13 +44,26 @@ def licences_of(root: Root, artifact: Artifact) -> tuple[str, ...]:
 
 
 def export(
-    store: Store, root: Root, artifact: Artifact, folder: Path, *, kinds: Collection[str], accept: Collection[str] = ()
+    store: Store,
+    root: Root,
+    artifact: Artifact,
+    folder: Path,
+    *,
+    kinds: Collection[str],
+    accept: Collection[str] = (),
+    form: Form = "hf",
 ) -> Exported:
     """Copy an artifact's files into a new folder, with its card (README.md) and manifest; the act is recorded.
 
     Raises UsageError for the wrong kind or a folder that holds something, LicenceError unless every internal class is
-    among `accept`, CorruptArtifact when a file no longer matches its hash, NoSpace.
+    among `accept`, CorruptArtifact when a file no longer matches its hash, NoSpace; for GGUF also what `gguf.write`
+    raises.
     """
+    if form != "hf" and artifact.kind != "model":
+        raise UsageError(f"a {artifact.kind} has no GGUF form, only a model has", key="--format")
+    if folder.suffix == ".gguf":
+        todo = f"Name a folder, as in: {folder.stem} --format gguf"
+        raise UsageError("a GGUF file leaves in a folder, with its card beside it", file=folder, todo=todo)
     if artifact.kind not in kinds:
         raise UsageError(f"{artifact.ref[:24]} is of kind {artifact.kind}, wanted {' or '.join(sorted(kinds))}")
     licences = licences_of(root, artifact)
@@ -65,8 +81,10 @@ def export(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError("it holds something already and is left as it is", file=folder, todo="Name a new folder")
     artifact.verify()
+    if form != "hf":
+        _write_gguf(artifact, folder, form, licences)
     with disk_errors(folder):
-        for name in artifact.manifest.files:
+        for name in artifact.manifest.files if form == "hf" else ():
             if name == "rows.parquet":
                 continue  # ids of people's answers mean nothing outside, and need not leave
             target = folder / name
@@ -75,7 +93,7 @@ def export(
         (folder / "README.md").write_text(model_card(root, artifact), encoding="utf-8")
         shutil.copyfile(artifact.path / "manifest.json", folder / "manifest.json")
     used = tuple(sorted(name for name in accept if name in licences or not licences))
-    body = {"folder": folder.name, "licences": list(licences), "accepted": list(used)}
+    body = {"folder": folder.name, "form": form, "licences": list(licences), "accepted": list(used)}
     ledger.record(store, "operator", "artifact.export", artifact.ref, body)
     return Exported(
         artifact=artifact.ref,
@@ -85,3 +103,13 @@ def export(
         accepted=used,
         simulated=artifact.manifest.simulated,
     )
+
+
+def _write_gguf(artifact: Artifact, folder: Path, form: Form, licences: Collection[str]) -> None:
+    from tutelage.model import checkpoint, gguf
+    from tutelage.tokens import tokenizer
+
+    precision: gguf.Precision = "f16" if form == "gguf-f16" else "f32"
+    decoder, words = checkpoint.load_decoder(artifact.path), tokenizer.load(artifact)
+    file = folder / f"model-{precision}.gguf"
+    gguf.write(decoder, file, words, precision=precision, name=artifact.ref[:18], licence=", ".join(licences))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -20,6 +21,7 @@ from tutelage.core.artifact import Artifact, Manifest, Root, disk_errors, file_e
 from tutelage.core.errors import ConfigError, CorruptArtifact, MissingExtra, NotFound, UsageError
 from tutelage.core.records import digest
 from tutelage.corpus.catalog import Licence
+from tutelage.model import foreign
 from tutelage.model.heads import RewardModel
 from tutelage.model.transformer import ARCHITECTURES, Decoder, DecoderConfig
 from tutelage.tokens import tokenizer as tokenizers
@@ -33,29 +35,38 @@ TOKENIZER_FILES = (
     "added_tokens.json",
 )
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD = 5_000_000_000
+"""Bytes of a weights file before another one is begun, as in Hugging Face's files."""
 
 
 def save(
-    model: Model, path: Path, tokenizer: Path | None = None, *, generation: Mapping[str, Any] | None = None
+    model: Model,
+    path: Path,
+    tokenizer: Path | None = None,
+    *,
+    generation: Mapping[str, Any] | None = None,
+    shard_bytes: int = SHARD,
 ) -> None:
     """Write a model into a folder, in Hugging Face's layout; the same weights give the same bytes.
 
     `tokenizer` is a folder whose tokenizer files are copied in; its special tokens then stand in
-    `generation_config.json` (ends of an answer first), where `generation` may add or overrule. Raises NoSpace.
+    `generation_config.json` (ends of an answer first), where `generation` may add or overrule. Weights of more than
+    `shard_bytes` become several files and an index. Raises NoSpace.
     """
     decoder = model if isinstance(model, Decoder) else model.decoder
-    tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in to_hf(decoder).items()}
-    config = decoder.config.to_hf()
     settings: dict[str, Any] = {}
     with disk_errors(path):
         path.mkdir(parents=True, exist_ok=True)
+        if isinstance(decoder, foreign.ForeignDecoder):
+            tensors, config = {}, foreign.save(decoder, path, shard_bytes)
+        else:
+            tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in to_hf(decoder).items()}
+            config = decoder.config.to_hf()
         if tokenizer is not None:
             for name in TOKENIZER_FILES:
                 if (tokenizer / name).is_file():
                     shutil.copyfile(tokenizer / name, path / name)
-            known = tokenizers.load(tokenizer)
-            if known.size > decoder.config.vocab_size:
-                raise UsageError(f"the tokenizer has {known.size} tokens, the model {decoder.config.vocab_size}")
+            known = _fitting(tokenizer, decoder.config.vocab_size)
             settings = {"bos_token_id": known.bos, "eos_token_id": known.stops, "pad_token_id": known.pad}
             config |= settings | {"eos_token_id": known.eos}
         if isinstance(model, RewardModel):
@@ -67,17 +78,27 @@ def save(
         _write_json(path / "config.json", config)
         if settings or generation:
             _write_json(path / "generation_config.json", {**settings, **(generation or {})})
-        save_file(dict(sorted(tensors.items())), path / WEIGHTS, metadata={"format": "pt"})
+        if tensors:
+            _write_tensors(tensors, path, shard_bytes)
 
 
 def load(path: Path, device: torch.device | str = "cpu", head: str | None = None) -> Model:
     """Read a model from a folder in Hugging Face's layout, in fp32.
 
     Gives what was saved: a Decoder, or a RewardModel. `head="scalar"` puts a fresh scalar head on a plain model.
-    Raises NotFound, ConfigError (not a shape we know), CorruptArtifact (missing, extra, misshapen, unreadable or
-    non-finite weights).
+    An architecture that is not ours is opened through transformers, as `foreign.py` says. Raises NotFound, ConfigError
+    (not a shape we know), CorruptArtifact (missing, extra, misshapen, unreadable or non-finite weights).
     """
     values = read_config(path)
+    if values["model_type"] not in ARCHITECTURES:
+        if head is not None:
+            raise ConfigError(
+                f"a reward model needs one of our architectures, not {values['model_type']!r}",
+                file=path / "config.json",
+                key="model_type",
+                todo=f"There are: {', '.join(ARCHITECTURES)}",
+            )
+        return foreign.load(path).to(device)
     config = DecoderConfig.from_hf(values)
     scored = str((values.get("architectures") or [""])[0]).endswith("ForSequenceClassification")
     with torch.device("meta"):
@@ -94,8 +115,8 @@ def load(path: Path, device: torch.device | str = "cpu", head: str | None = None
         raise UsageError(f"no head {head!r}, only 'scalar'")
     model = RewardModel(decoder, float(values.get("likelihood", 0.0)))
     if scored:
-        if score is None or score.shape != model.head.weight.shape:
-            raise CorruptArtifact("a reward model needs a score.weight with one row", file=path)
+        if score is None or score.shape != model.head.weight.shape or not bool(score.isfinite().all()):
+            raise CorruptArtifact("a reward model needs a score.weight with one row of finite numbers", file=path)
         with torch.no_grad():
             model.head.weight.copy_(score)
     return model
@@ -125,12 +146,14 @@ def read_config(path: Path) -> dict[str, Any]:
         raise CorruptArtifact(f"not JSON: {error}", file=file) from None
     if not isinstance(values, dict):
         raise CorruptArtifact("a model configuration is a JSON object", file=file)
-    if values.get("model_type") not in ARCHITECTURES:
+    kind = values.get("model_type")
+    if not isinstance(kind, str) or (kind not in ARCHITECTURES and find_spec("transformers") is None):
+        others = "others through transformers: pip install 'tutelage[hf]'"
         raise ConfigError(
-            f"the architecture {values.get('model_type')!r} is not supported",
+            f"the architecture {kind!r} is not supported",
             file=file,
             key="model_type",
-            todo=f"Supported are {', '.join(ARCHITECTURES)}",
+            todo=f"Supported are {', '.join(ARCHITECTURES)}; {others}",
         )
     return values
 
@@ -149,7 +172,8 @@ def stop_ids(path: Path) -> list[int]:
 def import_model(ref: str, root: Root | None, licence: Licence = "not-stated") -> Artifact:
     """Bring a Hugging Face directory or hub name under a root as a `model` artifact; the same files only once.
 
-    `licence` is the class under which the weights were given. Raises UsageError for an unknown one.
+    `licence` is the class under which the weights were given. Raises UsageError for an unknown one, ConfigError for a
+    tokenizer with more tokens than the model.
     """
     if root is None:
         raise UsageError(f"importing {ref!r} needs a root", todo="Give --root")
@@ -157,7 +181,9 @@ def import_model(ref: str, root: Root | None, licence: Licence = "not-stated") -
         todo = f"One of: {', '.join(get_args(Licence))}"
         raise UsageError(f"{licence!r} is no licence class", key="licence", todo=todo)
     source = locate(ref)
-    load(source)
+    decoder = load_decoder(source)
+    if (source / "tokenizer.json").is_file():
+        _fitting(source, decoder.config.vocab_size)
     names = [*TOKENIZER_FILES, "config.json", "generation_config.json", WEIGHTS, INDEX, *_shards(source)]
     files = {name: entry.sha256 for name, entry in file_entries(source).items() if name in names}
     key = digest({"import": files} if licence == "not-stated" else {"import": files, "licence": licence})
@@ -178,6 +204,15 @@ def import_model(ref: str, root: Root | None, licence: Licence = "not-stated") -
             licences=[licence],
         )
         return root.seal(folder, manifest, key)
+
+
+def _fitting(folder: Path, size: int) -> tokenizers.Tokenizer:
+    """The tokenizer in a folder. ConfigError when it has more tokens than a model of so many."""
+    found = tokenizers.load(folder)
+    if found.size > size:
+        message = f"the tokenizer has {found.size} tokens, the model only {size}"
+        raise ConfigError(message, file=folder / "tokenizer.json", todo="Take both from the same model")
+    return found
 
 
 def locate(ref: str) -> Path:
@@ -223,13 +258,13 @@ def parts(name: str, rows: int, config: DecoderConfig) -> list[Part]:
     return [Part(outer, rows, rotary=name.endswith(("q_norm.weight", "k_norm.weight")))]
 
 
-def to_hf(decoder: Decoder) -> dict[str, Tensor]:
-    """The decoder's weights under Hugging Face's names, in its order of rotary dimensions."""
+def to_hf(decoder: Decoder, paired: bool = False) -> dict[str, Tensor]:
+    """The decoder's weights under Hugging Face's names, in its order of rotary dimensions; `paired`: in ours."""
     result, half = {}, decoder.config.head_dim // 2
     for name, tensor in decoder.state_dict().items():
         pieces = parts(name, len(tensor), decoder.config)
         for part, piece in zip(pieces, tensor.split([part.rows for part in pieces]), strict=True):
-            result[part.name] = _swap(piece, half, 2) if part.rotary else piece
+            result[part.name] = _swap(piece, half, 2) if part.rotary and not paired else piece
     return result
 
 
@@ -266,6 +301,29 @@ def _shards(path: Path) -> list[str]:
         return sorted(set(json.loads((path / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError) as error:
         raise CorruptArtifact(f"not an index of shards: {error}", file=path / INDEX) from None
+
+
+def _write_tensors(tensors: Mapping[str, Tensor], path: Path, shard_bytes: int) -> None:
+    """One file, or shards and their index; a tensor is never cut. What the folder held of another cut is removed."""
+    shards: list[dict[str, Tensor]] = [{}]
+    room = shard_bytes
+    for name, tensor in sorted(tensors.items()):
+        if shards[-1] and tensor.nbytes > room:
+            shards.append({})
+            room = shard_bytes
+        shards[-1][name] = tensor
+        room -= tensor.nbytes
+    names = [f"model-{place:05}-of-{len(shards):05}.safetensors" for place in range(1, len(shards) + 1)]
+    if len(shards) == 1:
+        names = [WEIGHTS]
+    for old in {INDEX, WEIGHTS, *_shards(path)} - set(names):
+        (path / old).unlink(missing_ok=True)
+    for name, shard in zip(names, shards, strict=True):
+        save_file(shard, path / name, metadata={"format": "pt"})
+    if len(shards) > 1:
+        total = sum(tensor.nbytes for tensor in tensors.values())
+        where = {each: name for name, shard in zip(names, shards, strict=True) for each in shard}
+        _write_json(path / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:

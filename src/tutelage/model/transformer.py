@@ -25,6 +25,13 @@ from tutelage.model.kernels import Places, attend, attend_cached, rms_norm, swig
 Family = Literal["llama", "mistral", "qwen2", "qwen3"]
 ARCHITECTURES: dict[str, str] = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 """Model type of a Hugging Face configuration -> prefix of its class names."""
+SCALINGS: dict[str, tuple[str, ...]] = {
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": ("factor", "original_max_position_embeddings"),
+}
+"""Kind of rotary scaling -> the keys it cannot do without."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class DecoderConfig:
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
     rope_scaling: Mapping[str, Any] | None = None
-    """None, or the `linear` or `llama3` scaling of Hugging Face."""
+    """None, or the `linear`, `dynamic`, `llama3` or `yarn` scaling of Hugging Face."""
     tie_word_embeddings: bool = True
     attention_bias: bool = False
     """Llama, Mistral, Qwen3: bias on all four attention matrices. Qwen2: its query, key and value bias."""
@@ -68,11 +75,8 @@ class DecoderConfig:
             )
         if self.head_dim % 2:
             raise ConfigError(f"rotary positions need an even head_dim, found {self.head_dim}", key="head_dim")
-        if self.rope_scaling is not None and self.rope_scaling["rope_type"] not in ("linear", "llama3"):
-            raise ConfigError(
-                f"rope scaling {self.rope_scaling['rope_type']!r} is not supported, only linear and llama3",
-                key="rope_scaling",
-            )
+        if self.rope_scaling is not None:
+            _check_scaling(self.rope_scaling)
 
     @property
     def qk_norm(self) -> bool:
@@ -111,9 +115,14 @@ class DecoderConfig:
         family = values.get("model_type")
         known = {field.name for field in fields(cls)}
         found = {name: value for name, value in values.items() if name in known and value is not None}
+        for name in ("rope_parameters", "rope_scaling"):
+            if not isinstance(values.get(name) or {}, Mapping):
+                raise ConfigError(f"not the keys of a rotary scaling: {values[name]!r}", key=name)
         rope = dict(values.get("rope_parameters") or values.get("rope_scaling") or {})
         rope.setdefault("rope_type", rope.pop("type", "default"))
         found["rope_theta"] = float(rope.pop("rope_theta", None) or values.get("rope_theta") or 10000.0)
+        if rope.pop("partial_rotary_factor", None) not in (None, 1):
+            raise ConfigError("rotation of a part of each head is not supported", key="partial_rotary_factor")
         found["rope_scaling"] = None if rope["rope_type"] == "default" else rope
         found.setdefault("num_key_value_heads", values.get("num_attention_heads"))
         found.setdefault("tie_word_embeddings", False)
@@ -123,6 +132,10 @@ class DecoderConfig:
         missing = sorted(field.name for field in fields(cls)[:6] if found.get(field.name) is None)
         if missing:
             raise ConfigError(f"the model configuration lacks {', '.join(missing)}", key=missing[0])
+        for name in (field.name for field in fields(cls) if field.type == "int"):
+            value = found.get(name, 1)
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"expected a number of at least 1, found {value!r}", key=name)
         if values.get("hidden_act", "silu") != "silu":
             raise ConfigError(f"activation {values['hidden_act']!r} is not silu", key="hidden_act")
         if values.get("sliding_window") and values.get("use_sliding_window", family == "mistral"):
@@ -294,19 +307,21 @@ class Decoder(nn.Module):
         batch, time = ids.shape
         places = self._places(ids, lengths, cache)
         x = self.embed_tokens(ids.reshape(-1))
-        tapped = {}
+        tapped, wanted = {}, self._checked(taps)
         for index, block in enumerate(self.layers):
-            if taps and index in taps:
+            if index in wanted:
                 tapped[index] = x.view(batch, time, -1)
             x = block(x, places, index)
-        if taps and len(self.layers) in taps:
+        if len(self.layers) in wanted:
             tapped[len(self.layers)] = x.view(batch, time, -1)
         hidden: Tensor = self.norm(x).view(batch, time, -1)
-        if taps is None:
-            return hidden
-        if unknown := set(taps) - set(tapped):
+        return hidden if taps is None else (hidden, tapped)
+
+    def _checked(self, taps: Sequence[int] | None) -> Sequence[int]:
+        """The layers asked for. UsageError for one that is not there."""
+        if unknown := set(taps or ()) - set(range(len(self.layers) + 1)):
             raise UsageError(f"no layer {min(unknown)} in a model of {len(self.layers)} layers")
-        return hidden, tapped
+        return taps or ()
 
     def _places(self, ids: Tensor, lengths: Sequence[int] | None, cache: Written | Extended | None) -> Places:
         batch, time = ids.shape
@@ -362,16 +377,65 @@ class Decoder(nn.Module):
 
 
 def rotations(config: DecoderConfig) -> Tensor:
-    """Complex rotations [max_position_embeddings, D/2] in double precision, with the configuration's scaling."""
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
-    speeds = config.rope_theta**-exponents
+    """Complex rotations [max_position_embeddings, D/2] in double precision, with the configuration's scaling.
+
+    Their modulus is 1 but for `yarn`, whose factor on queries and keys alike it carries. `dynamic` scaling begins
+    beyond max_position_embeddings, which nothing here reads: up to there it is the plain rotation.
+    """
     scaling = config.rope_scaling or {}
+    modulus = yarn_magnitude(scaling) if scaling.get("rope_type") == "yarn" else 1.0
+    angles = torch.arange(config.max_position_embeddings, dtype=torch.float64)[:, None] * speeds(config)
+    return torch.polar(torch.full_like(angles, modulus), angles)
+
+
+def speeds(config: DecoderConfig) -> Tensor:
+    """Angle per position [D/2] of each rotary pair, in radians, in double precision."""
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
+    plain: Tensor = config.rope_theta**-exponents
+    scaling = config.rope_scaling or {}
+    factor = float(scaling.get("factor", 1))
     if scaling.get("rope_type") == "linear":
-        speeds = speeds / scaling["factor"]
-    elif scaling.get("rope_type") == "llama3":
-        turns = scaling["original_max_position_embeddings"] * speeds / (2 * math.pi)
+        return plain / factor
+    if scaling.get("rope_type") == "llama3":
+        turns = scaling["original_max_position_embeddings"] * plain / (2 * math.pi)
         low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-        blend = ((turns - low) / (high - low)).clamp(0, 1)
-        speeds = speeds * (blend + (1 - blend) / scaling["factor"])
-    angles = torch.arange(config.max_position_embeddings, dtype=torch.float64)[:, None] * speeds
-    return torch.polar(torch.ones_like(angles), angles)
+        kept: Tensor = ((turns - low) / (high - low)).clamp(0, 1)
+    elif scaling.get("rope_type") == "yarn":
+        first, last = yarn_range(config.head_dim, config.rope_theta, scaling)
+        kept = 1 - ((torch.arange(len(plain)) - first) / (last - first)).clamp(0, 1)
+    else:
+        return plain
+    return plain * (kept + (1 - kept) / factor)
+
+
+def yarn_range(width: int, theta: float, scaling: Mapping[str, Any]) -> tuple[float, float]:
+    """The rotary pairs between which YaRN goes over from unscaled to scaled angles (Peng et al., 2023, section 3.2).
+
+    They are those that turn `beta_fast` and `beta_slow` times within the original context; as in transformers.
+    """
+    length = scaling["original_max_position_embeddings"]
+    turns = (scaling.get("beta_fast") or 32, scaling.get("beta_slow") or 1)
+    first, last = (width * math.log(length / (each * 2 * math.pi)) / (2 * math.log(theta)) for each in turns)
+    if scaling.get("truncate", True):
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, width - 1)
+    return first, last + 0.001 if first == last else last
+
+
+def yarn_magnitude(scaling: Mapping[str, Any]) -> float:
+    """YaRN's factor on rotated queries and on rotated keys: 0.1 log(factor) + 1 unless stated otherwise."""
+    if scaling.get("attention_factor") is not None:
+        return float(scaling["attention_factor"])
+    grown = 0.1 * math.log(max(scaling["factor"], 1))
+    if scaling.get("mscale") and scaling.get("mscale_all_dim"):
+        return float((grown * scaling["mscale"] + 1) / (grown * scaling["mscale_all_dim"] + 1))
+    return grown + 1
+
+
+def _check_scaling(scaling: Mapping[str, Any]) -> None:
+    kind = scaling.get("rope_type")
+    if kind not in SCALINGS:
+        raise ConfigError(f"rope scaling {kind!r} is not supported, only {', '.join(SCALINGS)}", key="rope_scaling")
+    for key in SCALINGS[kind]:
+        if not isinstance(scaling.get(key), int | float) or scaling[key] <= 0:
+            raise ConfigError(f"rope scaling {kind!r} needs a number above 0 as {key}", key=f"rope_scaling.{key}")

@@ -47,8 +47,8 @@ TEMPLATE = """\
   {{- '<|assistant|>' }}
 {%- endif %}"""
 
-# Words with the space before them, single digits (numbers are then copied digit by digit), runs of signs, blanks.
-_PIECES = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+PIECES = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+"""Words with the space before them, single digits (numbers are copied digit by digit), runs of signs, blanks."""
 
 
 class Tokenizer:
@@ -108,6 +108,10 @@ class Tokenizer:
         """Text of ids; bytes that are no UTF-8 become U+FFFD."""
         return str(self._marked.decode([int(each) for each in ids], skip_special_tokens=skip_special))
 
+    def describe(self) -> dict[str, Any]:
+        """The content of `tokenizer.json`."""
+        return dict(json.loads(self._marked.to_str()))
+
     def stream(self) -> StreamDecoder:
         """A decoder that is fed one id at a time and gives out whole characters only."""
         return StreamDecoder(self)
@@ -121,7 +125,7 @@ class Tokenizer:
     @cached_property
     def pieces(self) -> list[bytes] | None:
         """The bytes of each id (special tokens have none); None when the tokenizer is not byte-level."""
-        decoder = json.loads(self._marked.to_str()).get("decoder") or {}
+        decoder = self.describe().get("decoder") or {}
         if decoder.get("type") != "ByteLevel":
             return None
         table = _byte_of()
@@ -197,7 +201,7 @@ def learn(texts: Iterable[str], vocabulary: int = 2048, least: int = 2) -> Token
     core = Core(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_PIECES), "isolated"),
+            pre_tokenizers.Split(Regex(PIECES), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

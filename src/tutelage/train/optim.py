@@ -28,15 +28,36 @@ POLAR_EXPRESS = (
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
-    """The nearest matrices with orthonormal rows or columns, approximately: [k, m, n] -> [k, m, n]."""
+    """The nearest matrices with orthonormal rows or columns, approximately: [k, m, n] -> [k, m, n].
+
+    Every step multiplies by a polynomial in X X^T. Where X is far from square those polynomials are multiplied up first
+    and meet X once: a third fewer operations, the same result but for rounding.
+    """
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) * 1.01 + 1e-7)
+    x = _by_gram(x, steps) if 2 * x.shape[-1] >= 3 * x.shape[-2] else _by_matrix(x, steps)
+    return x.mT if tall else x
+
+
+def _by_matrix(x: Tensor, steps: int) -> Tensor:
     for a, b, c in POLAR_EXPRESS[:steps]:
         gram = x @ x.mT
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, polynomial, x, beta=a)
-    return x.mT if tall else x
+    return x
+
+
+def _by_gram(x: Tensor, steps: int) -> Tensor:
+    gram = x @ x.mT
+    product: Tensor | None = None
+    for index, (a, b, c) in enumerate(POLAR_EXPRESS[:steps]):
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
+        product = polynomial if product is None else polynomial @ product
+        if index + 1 < steps:
+            gram = polynomial @ gram @ polynomial
+    return x if product is None else product @ x
 
 
 @dataclass(frozen=True)

@@ -35,14 +35,20 @@ AcceptOption = Annotated[
 @import_app.command("model")
 def import_model(
     ref: Annotated[str, typer.Argument(help="A folder in Hugging Face's layout, or hf:organisation/name.")],
+    base: Annotated[str, typer.Option(help="The model that an adapter in PEFT's layout belongs to.")] = "",
     licence: LicenceOption = "not-stated",
     root: RootOption = HERE,
     as_json: JsonOption = False,
 ) -> None:
-    """Bring a model's weights and tokenizer under a root; the same files only once."""
+    """Bring a model's weights and tokenizer under a root, or an adapter, merged into its base; the same only once."""
     from tutelage.core import refs
+    from tutelage.life import made_last
 
-    made = refs.load(refs.SCHEMES["import"])(ref, Root(root).create(), licence=licence)
+    where = Root(root).create()
+    if base:
+        made = refs.load(refs.SCHEMES["adapter"])(ref, where, made_last(where).get(base, base), licence=licence)
+    else:
+        made = refs.load(refs.SCHEMES["import"])(ref, where, licence=licence)
     emit({"model": made.ref}) if as_json else say(made.ref)
 
 
@@ -99,14 +105,20 @@ def _form_of(file: Path, scale: tuple[float, float]) -> dict[str, Any]:
 
 
 def _export(
-    kinds: tuple[str, ...], ref: str, folder: Path, accept: list[str] | None, root: Path, as_json: bool
+    kinds: tuple[str, ...],
+    ref: str,
+    folder: Path,
+    accept: list[str] | None,
+    root: Path,
+    as_json: bool,
+    part: str = "",
 ) -> None:
     from tutelage.govern.export import export
     from tutelage.store import engine
 
     where = known_root(root)
     with closing(engine.open(where)) as store:
-        found = export(store, where, artifact_of(where, ref), folder, kinds=kinds, accept=accept or ())
+        found = export(store, where, artifact_of(where, ref), folder, kinds=kinds, accept=accept or (), part=part)
     if as_json:
         return emit(found.model_dump(mode="json"))
     say("\n".join(str(folder / name) for name in found.files))
@@ -117,6 +129,7 @@ def _export(
 def export_model(
     ref: Annotated[str, typer.Argument(help="A model, reward model or tokenizer, or a section of the last run.")],
     folder: Annotated[Path, typer.Argument(help="A new folder; transformers, vLLM and llama.cpp load it.")],
+    adapter: Annotated[bool, typer.Option("--adapter", help="The LoRA adapter alone, in PEFT's layout.")] = False,
     accept: AcceptOption = None,
     root: RootOption = HERE,
     as_json: JsonOption = False,
@@ -124,7 +137,7 @@ def export_model(
     """Write a model as a Hugging Face folder with its card; refused while it comes from internal data."""
     from tutelage.govern.export import MODELS
 
-    _export(MODELS, ref, folder, accept, root, as_json)
+    _export(MODELS, ref, folder, accept, root, as_json, part="adapter" if adapter else "")
 
 
 @export_app.command("data")

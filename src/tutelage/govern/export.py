@@ -41,15 +41,27 @@ def licences_of(root: Root, artifact: Artifact) -> tuple[str, ...]:
 
 
 def export(
-    store: Store, root: Root, artifact: Artifact, folder: Path, *, kinds: Collection[str], accept: Collection[str] = ()
+    store: Store,
+    root: Root,
+    artifact: Artifact,
+    folder: Path,
+    *,
+    kinds: Collection[str],
+    accept: Collection[str] = (),
+    part: str = "",
 ) -> Exported:
     """Copy an artifact's files into a new folder, with its card (README.md) and manifest; the act is recorded.
 
-    Raises UsageError for the wrong kind or a folder that holds something, LicenceError unless every internal class is
-    among `accept`, CorruptArtifact when a file no longer matches its hash, NoSpace.
+    With `part`, only what lies in that folder of the artifact (a model's `adapter`). Raises UsageError for the wrong
+    kind, a part that is not there or a folder that holds something, LicenceError unless every internal class is among
+    `accept`, CorruptArtifact when a file no longer matches its hash, NoSpace.
     """
     if artifact.kind not in kinds:
         raise UsageError(f"{artifact.ref[:24]} is of kind {artifact.kind}, wanted {' or '.join(sorted(kinds))}")
+    inside = f"{part}/" if part else ""
+    files = [name for name in artifact.manifest.files if name.startswith(inside)]
+    if not files:
+        raise UsageError(f"{artifact.ref[:24]} has no {part}", todo=f"Export it whole, without --{part}")
     licences = licences_of(root, artifact)
     for name in accept:
         if name not in INTERNAL:
@@ -66,10 +78,10 @@ def export(
         raise UsageError("it holds something already and is left as it is", file=folder, todo="Name a new folder")
     artifact.verify()
     with disk_errors(folder):
-        for name in artifact.manifest.files:
+        for name in files:
             if name == "rows.parquet":
                 continue  # ids of people's answers mean nothing outside, and need not leave
-            target = folder / name
+            target = folder / name.removeprefix(inside)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(artifact.path / name, target)
         (folder / "README.md").write_text(model_card(root, artifact), encoding="utf-8")

@@ -33,6 +33,8 @@ TOKENIZER_FILES = (
     "added_tokens.json",
 )
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
+"""By which a folder in PEFT's layout is known."""
 
 
 def save(
@@ -64,9 +66,9 @@ def save(
             config |= {"likelihood": float(model.likelihood.detach())}
             tensors.pop("lm_head.weight", None)
             tensors["score.weight"] = model.head.weight.detach().to("cpu").contiguous()
-        _write_json(path / "config.json", config)
+        write_json(path / "config.json", config)
         if settings or generation:
-            _write_json(path / "generation_config.json", {**settings, **(generation or {})})
+            write_json(path / "generation_config.json", {**settings, **(generation or {})})
         save_file(dict(sorted(tensors.items())), path / WEIGHTS, metadata={"format": "pt"})
 
 
@@ -153,10 +155,10 @@ def import_model(ref: str, root: Root | None, licence: Licence = "not-stated") -
     """
     if root is None:
         raise UsageError(f"importing {ref!r} needs a root", todo="Give --root")
-    if licence not in get_args(Licence):
-        todo = f"One of: {', '.join(get_args(Licence))}"
-        raise UsageError(f"{licence!r} is no licence class", key="licence", todo=todo)
+    check_licence(licence)
     source = locate(ref)
+    if (source / ADAPTER).is_file() and not (source / "config.json").is_file():
+        raise UsageError("this is an adapter, no whole model", file=source, todo="Name its model with --base")
     load(source)
     names = [*TOKENIZER_FILES, "config.json", "generation_config.json", WEIGHTS, INDEX, *_shards(source)]
     files = {name: entry.sha256 for name, entry in file_entries(source).items() if name in names}
@@ -178,6 +180,13 @@ def import_model(ref: str, root: Root | None, licence: Licence = "not-stated") -
             licences=[licence],
         )
         return root.seal(folder, manifest, key)
+
+
+def check_licence(licence: str) -> None:
+    """UsageError for what is no licence class."""
+    if licence not in get_args(Licence):
+        todo = f"One of: {', '.join(get_args(Licence))}"
+        raise UsageError(f"{licence!r} is no licence class", key="licence", todo=todo)
 
 
 def locate(ref: str) -> Path:
@@ -229,7 +238,7 @@ def to_hf(decoder: Decoder) -> dict[str, Tensor]:
     for name, tensor in decoder.state_dict().items():
         pieces = parts(name, len(tensor), decoder.config)
         for part, piece in zip(pieces, tensor.split([part.rows for part in pieces]), strict=True):
-            result[part.name] = _swap(piece, half, 2) if part.rotary else piece
+            result[part.name] = swap(piece, half, 2) if part.rotary else piece
     return result
 
 
@@ -246,7 +255,7 @@ def from_hf(tensors: Mapping[str, Tensor], decoder: Decoder, path: Path | None =
                 raise CorruptArtifact(f"the tensor {part.name} has shape {tuple(tensor.shape)}, not {shape}", file=path)
             if not bool(tensor.isfinite().all()):
                 raise CorruptArtifact(f"the tensor {part.name} holds values that are not finite", file=path)
-            pieces.append(_swap(tensor.float(), 2, half) if part.rotary else tensor.float())
+            pieces.append(swap(tensor.float(), 2, half) if part.rotary else tensor.float())
         state[name] = torch.cat(pieces)
     extra = sorted(name for name in left if not name.endswith("rotary_emb.inv_freq") and name != "lm_head.weight")
     if extra:
@@ -254,8 +263,11 @@ def from_hf(tensors: Mapping[str, Tensor], decoder: Decoder, path: Path | None =
     return state
 
 
-def _swap(x: Tensor, outer: int, inner: int) -> Tensor:
-    """Reorder the rows of every head: rotary pairs stand side by side with us, half a head apart in their files."""
+def swap(x: Tensor, outer: int, inner: int) -> Tensor:
+    """Reorder the rows of every head: rotary pairs stand side by side with us, half a head apart in their files.
+
+    (D / 2, 2) leads to their order, (2, D / 2) back.
+    """
     return x.view(-1, outer, inner, *x.shape[1:]).transpose(1, 2).reshape(x.shape)
 
 
@@ -276,13 +288,19 @@ def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
         file = path / name
         if not file.is_file() or Path(name).name != name:
             raise CorruptArtifact("the file is missing", file=file)
-        try:
-            with safe_open(file, framework="pt") as handle:
-                for key in handle.keys():  # noqa: SIM118 - not a mapping
-                    yield key, handle.get_tensor(key)
-        except SafetensorError as error:
-            raise CorruptArtifact(f"not readable as safetensors: {error}", file=file) from None
+        yield from read_tensors(file)
 
 
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+def read_tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a safetensors file with its name. Raises CorruptArtifact."""
+    try:
+        with safe_open(file, framework="pt") as handle:
+            for key in handle.keys():  # noqa: SIM118 - not a mapping
+                yield key, handle.get_tensor(key)
+    except SafetensorError as error:
+        raise CorruptArtifact(f"not readable as safetensors: {error}", file=file) from None
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """A JSON object, its keys sorted."""
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

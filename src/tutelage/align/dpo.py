@@ -25,7 +25,7 @@ from tutelage.model.transformer import Decoder
 from tutelage.tokens.tokenizer import load
 from tutelage.train.batch import ItemSteps, PairBatch, spread, token_batch
 from tutelage.train.calibrate import training_cost, watching
-from tutelage.train.loop import Training, fit, keep_logs
+from tutelage.train.loop import Training, fit, keep_logs, settled
 from tutelage.train.objectives import DirectPreference, pairs_of
 
 
@@ -139,7 +139,7 @@ def dpo(config: Dpo, inputs: Inputs, out: Path, context: Context) -> dict[str, A
     """Learn from preferences; writes Hugging Face files and `metrics.jsonl`."""
     device = config.prepare()
     tokenizer = load(inputs.model.path)
-    model = load_decoder(inputs.model.path).to(device)
+    model = config.learner(load_decoder(inputs.model.path).to(device))
     source = inputs.preferences.file("preferences.jsonl")
     splits, dropped = read_rows(read_jsonl(source, Preference), tokenizer, model.config.max_position_embeddings)
     train = pairs(splits["train"], config.per_prompt, config.ties)
@@ -160,6 +160,7 @@ def dpo(config: Dpo, inputs: Inputs, out: Path, context: Context) -> dict[str, A
     run = config.run(context, config.steps)
     watch = context.watch(tokenizer) if context.watch else None
     fitted = fit(model, steps, objective, config.optimizer(model, config.steps), run=run, watch=watch)
+    model = settled(model, out, inputs.model.ref)
     moved = answer_logprobs(model, held_out) - before
     right = (moved[:, 0] > moved[:, 1]).astype(float).tolist()
     save(model, out, inputs.model.path)

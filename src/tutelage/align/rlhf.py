@@ -35,7 +35,7 @@ from tutelage.model.checkpoint import load_decoder, load_reward, save
 from tutelage.model.heads import ValueModel
 from tutelage.tokens.tokenizer import load
 from tutelage.train.calibrate import training_cost, watching
-from tutelage.train.loop import Training, fit, keep_logs
+from tutelage.train.loop import Training, fit, keep_logs, settled
 from tutelage.train.objectives import PolicyGradient
 
 
@@ -130,12 +130,13 @@ def rlhf(config: Rlhf, inputs: Inputs, out: Path, context: Context) -> dict[str,
     if config.method == "grpo" and config.group < 2:
         raise DataError("GRPO compares answers to one prompt: it needs a group of at least 2", key="rlhf.group")
     tokenizer = load(inputs.model.path)
-    actor = load_decoder(inputs.model.path).to(device)
-    reference = actor.clone()
+    base = load_decoder(inputs.model.path).to(device)
+    actor = config.learner(base)
+    reference = base.requires_grad_(False).eval() if config.lora else base.clone()  # the frozen weights, or a copy
     critic = None
     if config.method == "ppo":
         # the critic starts as the reward model, which knows the world it has to foretell, with a head that says nothing
-        trunk = load_reward(inputs.reward.path).decoder if inputs.reward else actor.clone().requires_grad_(True)
+        trunk = load_reward(inputs.reward.path).decoder if inputs.reward else base.clone().requires_grad_(True)
         critic = ValueModel(trunk.to(device))
     model = ActorCritic(actor, critic)
     dialogues = [
@@ -176,7 +177,7 @@ def rlhf(config: Rlhf, inputs: Inputs, out: Path, context: Context) -> dict[str,
     watch = ActorWatch(context.watch(tokenizer)) if context.watch else None
     run = config.run(context, total)
     fitted = fit(model, rollouts, objective, config.optimizer(model, total), run=run, watch=watch)
-    save(actor, out, inputs.model.path)
+    save(settled(actor, out, inputs.model.ref), out, inputs.model.path)
     keep_logs(context.work, out)
     history = rollouts.history
     share = max(1, len(history) // 5)

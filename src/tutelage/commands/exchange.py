@@ -21,7 +21,7 @@ from tutelage.commands.base import (
     say,
 )
 from tutelage.core.artifact import Root
-from tutelage.core.errors import DataError, NotFound
+from tutelage.core.errors import DataError, NotFound, UsageError
 
 import_app = group("import", "Bring a model, or recorded answers of people, into a life.")
 export_app = group("export", "Take a model or data out of a life, with its card and licences.")
@@ -36,14 +36,20 @@ AcceptOption = Annotated[
 @import_app.command("model")
 def import_model(
     ref: Annotated[str, typer.Argument(help="A folder in Hugging Face's layout, or hf:organisation/name.")],
+    base: Annotated[str, typer.Option(help="The model that an adapter in PEFT's layout belongs to.")] = "",
     licence: LicenceOption = "not-stated",
     root: RootOption = HERE,
     as_json: JsonOption = False,
 ) -> None:
-    """Bring a model's weights and tokenizer under a root; the same files only once."""
+    """Bring a model's weights and tokenizer under a root, or an adapter, merged into its base; the same only once."""
     from tutelage.core import refs
+    from tutelage.life import made_last
 
-    made = refs.load(refs.SCHEMES["import"])(ref, Root(root).create(), licence=licence)
+    where = Root(root).create()
+    if base:
+        made = refs.load(refs.SCHEMES["adapter"])(ref, where, made_last(where).get(base, base), licence=licence)
+    else:
+        made = refs.load(refs.SCHEMES["import"])(ref, where, licence=licence)
     emit({"model": made.ref}) if as_json else say(made.ref)
 
 
@@ -107,13 +113,16 @@ def _export(
     root: Path,
     as_json: bool,
     form: Form = "hf",
+    part: str = "",
 ) -> None:
     from tutelage.govern.export import export
     from tutelage.store import engine
 
     where = known_root(root)
     with closing(engine.open(where)) as store:
-        found = export(store, where, artifact_of(where, ref), folder, kinds=kinds, accept=accept or (), form=form)
+        found = export(
+            store, where, artifact_of(where, ref), folder, kinds=kinds, accept=accept or (), form=form, part=part
+        )
     if as_json:
         return emit(found.model_dump(mode="json"))
     say("\n".join(str(folder / name) for name in found.files))
@@ -125,6 +134,7 @@ def export_model(
     ref: Annotated[str, typer.Argument(help="A model, reward model or tokenizer, or a section of the last run.")],
     folder: Annotated[Path, typer.Argument(help="A new folder; transformers and vLLM load it, llama.cpp its GGUF.")],
     form: Annotated[Form, typer.Option("--format", help="Hugging Face's layout, or one GGUF file (f32, f16).")] = "hf",
+    adapter: Annotated[bool, typer.Option("--adapter", help="The LoRA adapter alone, in PEFT's layout.")] = False,
     accept: AcceptOption = None,
     root: RootOption = HERE,
     as_json: JsonOption = False,
@@ -132,7 +142,11 @@ def export_model(
     """Write a model with its card, as Hugging Face's files or as GGUF; refused while it comes from internal data."""
     from tutelage.govern.export import MODELS
 
-    _export(MODELS, ref, folder, accept, root, as_json, form)
+    if adapter and form != "hf":
+        raise UsageError(
+            "an adapter alone has no GGUF form", key="--adapter", todo="Export the model, or leave --format"
+        )
+    _export(MODELS, ref, folder, accept, root, as_json, form, part="adapter" if adapter else "")
 
 
 @export_app.command("data")

@@ -35,6 +35,7 @@ SCHEMES: dict[str, str] = {
     "store": "tutelage.store.engine:open_store",
     "app": "tutelage.web.app:background",
     "import": "tutelage.model.checkpoint:import_model",
+    "adapter": "tutelage.model.peft:import_adapter",
     "weights": "tutelage.model.checkpoint:load",
 }
 

@@ -52,12 +52,13 @@ def export(
     kinds: Collection[str],
     accept: Collection[str] = (),
     form: Form = "hf",
+    part: str = "",
 ) -> Exported:
     """Copy an artifact's files into a new folder, with its card (README.md) and manifest; the act is recorded.
 
-    Raises UsageError for the wrong kind or a folder that holds something, LicenceError unless every internal class is
-    among `accept`, CorruptArtifact when a file no longer matches its hash, NoSpace; for GGUF also what `gguf.write`
-    raises.
+    With `part`, only what lies in that folder of the artifact (a model's `adapter`). Raises UsageError for the wrong
+    kind, a part that is not there or a folder that holds something, LicenceError unless every internal class is among
+    `accept`, CorruptArtifact when a file no longer matches its hash, NoSpace; for GGUF also what `gguf.write` raises.
     """
     if form != "hf" and artifact.kind != "model":
         raise UsageError(f"a {artifact.kind} has no GGUF form, only a model has", key="--format")
@@ -66,6 +67,10 @@ def export(
         raise UsageError("a GGUF file leaves in a folder, with its card beside it", file=folder, todo=todo)
     if artifact.kind not in kinds:
         raise UsageError(f"{artifact.ref[:24]} is of kind {artifact.kind}, wanted {' or '.join(sorted(kinds))}")
+    inside = f"{part}/" if part else ""
+    files = [name for name in artifact.manifest.files if name.startswith(inside)]
+    if not files:
+        raise UsageError(f"{artifact.ref[:24]} has no {part}", todo=f"Export it whole, without --{part}")
     licences = licences_of(root, artifact)
     for name in accept:
         if name not in INTERNAL:
@@ -84,10 +89,10 @@ def export(
     if form != "hf":
         _write_gguf(artifact, folder, form, licences)
     with disk_errors(folder):
-        for name in artifact.manifest.files if form == "hf" else ():
+        for name in files if form == "hf" else ():
             if name == "rows.parquet":
                 continue  # ids of people's answers mean nothing outside, and need not leave
-            target = folder / name
+            target = folder / name.removeprefix(inside)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(artifact.path / name, target)
         (folder / "README.md").write_text(model_card(root, artifact), encoding="utf-8")

@@ -34,7 +34,7 @@ from tutelage.tokens.chat import encode_dialogue
 from tutelage.tokens.tokenizer import Tokenizer, load
 from tutelage.train.batch import ItemSteps, Judged, PreferenceBatch, any_tie, lay, spread
 from tutelage.train.calibrate import training_cost
-from tutelage.train.loop import Training, fit, keep_logs
+from tutelage.train.loop import Training, fit, keep_logs, settled
 from tutelage.train.objectives import Rewards, pairs_of
 
 
@@ -173,7 +173,7 @@ def reward(config: Reward, inputs: Inputs, out: Path, context: Context) -> dict[
     """Learn what people prefer; writes Hugging Face files with a scalar head and `calibration.json`."""
     device = config.prepare()
     tokenizer = load(inputs.model.path)
-    decoder = load_decoder(inputs.model.path).to(device)
+    decoder = config.learner(load_decoder(inputs.model.path).to(device))
     source = inputs.preferences.file("preferences.jsonl")
     longest = decoder.config.max_position_embeddings
     splits, dropped = read_rows(read_jsonl(source, Preference), tokenizer, longest)
@@ -195,6 +195,7 @@ def reward(config: Reward, inputs: Inputs, out: Path, context: Context) -> dict[
     )
     run = config.run(context, config.steps)
     fitted = fit(model, steps, objective, config.optimizer(model, config.steps), run=run)
+    model.reward.decoder = settled(decoder, out, inputs.model.ref, score=model.reward.head.weight)
     model.eval()
     held_out = splits["test"] or splits["validation"]
     tuned_on = splits["validation"] or train

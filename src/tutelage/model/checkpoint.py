@@ -37,6 +37,8 @@ TOKENIZER_FILES = (
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = 5_000_000_000
 """Bytes of a weights file before another one is begun, as in Hugging Face's files."""
+ADAPTER = "adapter_config.json"
+"""By which a folder in PEFT's layout is known."""
 
 
 def save(
@@ -75,9 +77,9 @@ def save(
             config |= {"likelihood": float(model.likelihood.detach())}
             tensors.pop("lm_head.weight", None)
             tensors["score.weight"] = model.head.weight.detach().to("cpu").contiguous()
-        _write_json(path / "config.json", config)
+        write_json(path / "config.json", config)
         if settings or generation:
-            _write_json(path / "generation_config.json", {**settings, **(generation or {})})
+            write_json(path / "generation_config.json", {**settings, **(generation or {})})
         if tensors:
             _write_tensors(tensors, path, shard_bytes)
 
@@ -177,10 +179,10 @@ def import_model(ref: str, root: Root | None, licence: Licence = "not-stated") -
     """
     if root is None:
         raise UsageError(f"importing {ref!r} needs a root", todo="Give --root")
-    if licence not in get_args(Licence):
-        todo = f"One of: {', '.join(get_args(Licence))}"
-        raise UsageError(f"{licence!r} is no licence class", key="licence", todo=todo)
+    check_licence(licence)
     source = locate(ref)
+    if (source / ADAPTER).is_file() and not (source / "config.json").is_file():
+        raise UsageError("this is an adapter, no whole model", file=source, todo="Name its model with --base")
     decoder = load_decoder(source)
     if (source / "tokenizer.json").is_file():
         _fitting(source, decoder.config.vocab_size)
@@ -213,6 +215,13 @@ def _fitting(folder: Path, size: int) -> tokenizers.Tokenizer:
         message = f"the tokenizer has {found.size} tokens, the model only {size}"
         raise ConfigError(message, file=folder / "tokenizer.json", todo="Take both from the same model")
     return found
+
+
+def check_licence(licence: str) -> None:
+    """UsageError for what is no licence class."""
+    if licence not in get_args(Licence):
+        todo = f"One of: {', '.join(get_args(Licence))}"
+        raise UsageError(f"{licence!r} is no licence class", key="licence", todo=todo)
 
 
 def locate(ref: str) -> Path:
@@ -264,7 +273,7 @@ def to_hf(decoder: Decoder, paired: bool = False) -> dict[str, Tensor]:
     for name, tensor in decoder.state_dict().items():
         pieces = parts(name, len(tensor), decoder.config)
         for part, piece in zip(pieces, tensor.split([part.rows for part in pieces]), strict=True):
-            result[part.name] = _swap(piece, half, 2) if part.rotary and not paired else piece
+            result[part.name] = swap(piece, half, 2) if part.rotary and not paired else piece
     return result
 
 
@@ -281,7 +290,7 @@ def from_hf(tensors: Mapping[str, Tensor], decoder: Decoder, path: Path | None =
                 raise CorruptArtifact(f"the tensor {part.name} has shape {tuple(tensor.shape)}, not {shape}", file=path)
             if not bool(tensor.isfinite().all()):
                 raise CorruptArtifact(f"the tensor {part.name} holds values that are not finite", file=path)
-            pieces.append(_swap(tensor.float(), 2, half) if part.rotary else tensor.float())
+            pieces.append(swap(tensor.float(), 2, half) if part.rotary else tensor.float())
         state[name] = torch.cat(pieces)
     extra = sorted(name for name in left if not name.endswith("rotary_emb.inv_freq") and name != "lm_head.weight")
     if extra:
@@ -289,8 +298,11 @@ def from_hf(tensors: Mapping[str, Tensor], decoder: Decoder, path: Path | None =
     return state
 
 
-def _swap(x: Tensor, outer: int, inner: int) -> Tensor:
-    """Reorder the rows of every head: rotary pairs stand side by side with us, half a head apart in their files."""
+def swap(x: Tensor, outer: int, inner: int) -> Tensor:
+    """Reorder the rows of every head: rotary pairs stand side by side with us, half a head apart in their files.
+
+    (D / 2, 2) leads to their order, (2, D / 2) back.
+    """
     return x.view(-1, outer, inner, *x.shape[1:]).transpose(1, 2).reshape(x.shape)
 
 
@@ -323,7 +335,7 @@ def _write_tensors(tensors: Mapping[str, Tensor], path: Path, shard_bytes: int) 
     if len(shards) > 1:
         total = sum(tensor.nbytes for tensor in tensors.values())
         where = {each: name for name, shard in zip(names, shards, strict=True) for each in shard}
-        _write_json(path / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
+        write_json(path / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
@@ -334,13 +346,19 @@ def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
         file = path / name
         if not file.is_file() or Path(name).name != name:
             raise CorruptArtifact("the file is missing", file=file)
-        try:
-            with safe_open(file, framework="pt") as handle:
-                for key in handle.keys():  # noqa: SIM118 - not a mapping
-                    yield key, handle.get_tensor(key)
-        except SafetensorError as error:
-            raise CorruptArtifact(f"not readable as safetensors: {error}", file=file) from None
+        yield from read_tensors(file)
 
 
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+def read_tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a safetensors file with its name. Raises CorruptArtifact."""
+    try:
+        with safe_open(file, framework="pt") as handle:
+            for key in handle.keys():  # noqa: SIM118 - not a mapping
+                yield key, handle.get_tensor(key)
+    except SafetensorError as error:
+        raise CorruptArtifact(f"not readable as safetensors: {error}", file=file) from None
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """A JSON object, its keys sorted."""
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

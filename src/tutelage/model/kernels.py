@@ -29,12 +29,12 @@ class _RMSNorm(torch.autograd.Function):
         return (x * scale).mul_(weight)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
         x, weight, scale = ctx.saved_tensors
         width = x.shape[-1]
         product = (grads[0] * x).reshape(-1, width)
         rows = scale.view(-1)
-        weight_grad = rows @ product
+        weight_grad = rows @ product if ctx.needs_input_grad[1] else None
         along = (product @ weight).mul_(rows**3).div_(-width)
         grad = (grads[0] * weight).mul_(scale)
         return grad.addcmul_(x, along.view(scale.shape)), weight_grad, None

@@ -54,7 +54,8 @@ class _LogProbs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, targets, normaliser, spread, *kept = ctx.saved_tensors
-        hidden_grad, weight_grad = torch.empty_like(hidden), torch.zeros_like(weight)
+        hidden_grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        weight_grad = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None  # none for a frozen head
         for index, part in enumerate(_chunks(len(targets), len(weight))):
             factor = grads[0][part, None]
             if kept and not len(spread):
@@ -71,8 +72,10 @@ class _LogProbs(torch.autograd.Function):
                 else:
                     grad = logs.exp_().mul_(-factor)
             grad.scatter_add_(1, targets[part, None], factor)
-            torch.mm(grad, weight, out=hidden_grad[part])
-            weight_grad.addmm_(grad.t(), hidden[part])
+            if hidden_grad is not None:
+                torch.mm(grad, weight, out=hidden_grad[part])
+            if weight_grad is not None:
+                weight_grad.addmm_(grad.t(), hidden[part])
         return hidden_grad, weight_grad, None, None
 
 

@@ -359,7 +359,7 @@ class Decoder(nn.Module):
         parts = {"qkv_proj": (query, key, value), "gate_up_proj": (self.config.intermediate_size,) * 2}
         found = []
         for name, parameter in self.layers.named_parameters(prefix="layers"):
-            if parameter.dim() == 2:
+            if name.endswith(".weight") and parameter.dim() == 2:
                 sizes = parts.get(name.split(".")[-2], (parameter.shape[0],))
                 stops = torch.tensor(sizes).cumsum(0).tolist()
                 found.append(Matrix(name, parameter, tuple(zip([0, *stops[:-1]], stops, strict=True))))

@@ -19,10 +19,11 @@ from tutelage.core.errors import DataError
 from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, Size, stage
 from tutelage.measure.statistics import plain
 from tutelage.model.checkpoint import load_decoder, save
+from tutelage.model.transformer import Decoder
 from tutelage.tokens.tokenizer import Tokenizer, load
 from tutelage.train.batch import Source, TokenSteps, open_source
 from tutelage.train.calibrate import looks, training_cost, watching
-from tutelage.train.loop import Training, Watches, fit, keep_logs
+from tutelage.train.loop import Training, Watches, fit, keep_logs, settled
 from tutelage.train.objectives import NextToken
 from tutelage.train.pretrain import accumulate, check_vocabulary, per_character
 from tutelage.train.validation import LIMIT, Validation
@@ -72,10 +73,13 @@ def finetune(config: Finetune, inputs: Inputs, out: Path, context: Context) -> d
     folder: Path = inputs.tokens.path
     meta = json.loads((folder / "meta.json").read_text())
     check_vocabulary(meta, tokenizer, folder)
-    model = load_decoder(inputs.model.path).to(device)
+    base = load_decoder(inputs.model.path).to(device)
+    model = config.learner(base)
     longest = model.config.max_position_embeddings
     dialogues, text = open_source(folder, "dialogues"), open_source(folder, "train")
     check_end(dialogues, tokenizer.end, folder)
+    if config.lora:
+        check_known(base, dialogues, tokenizer.end, inputs.model.path)
     steps = TokenSteps(
         dialogues,
         longest,
@@ -95,6 +99,7 @@ def finetune(config: Finetune, inputs: Inputs, out: Path, context: Context) -> d
     before = memory.measure(model)
     watch = Watches(total, answers, memory, context.watch(tokenizer) if context.watch else None)
     fitted = fit(model, steps, NextToken(), config.optimizer(model, total), run=config.run(context, total), watch=watch)
+    model = settled(model, out, inputs.model.ref)
     save(model, out, inputs.model.path)
     keep_logs(context.work, out)
     return {
@@ -107,6 +112,27 @@ def finetune(config: Finetune, inputs: Inputs, out: Path, context: Context) -> d
         "pretraining_before": plain(before),
         "pretraining_after": plain(memory.measure(model)),
     }
+
+
+def check_known(model: Decoder, dialogues: Source, end: int, path: Path) -> None:
+    """DataError when the end token is less likely than chance where it is due: the model has never met it.
+
+    An adapter leaves embedding and head as they are, so what was never learned there cannot be said.
+    """
+    ends = dialogues.tokens == end
+    if dialogues.mask is not None:
+        ends &= np.asarray(dialogues.mask, bool)
+    found = Validation(
+        "end", Source(dialogues.tokens, dialogues.offsets, ends), model.config.max_position_embeddings, limit=4000
+    )
+    nats = found.measure(model).value
+    if nats is not None and nats > math.log(model.config.vocab_size):
+        raise DataError(
+            "the model has never met the token that ends an answer, and an adapter leaves its embedding as it is",
+            file=path,
+            key="finetune.lora",
+            todo="Tune the whole model first (lora: 0), and give its result an adapter",
+        )
 
 
 def check_end(dialogues: Source, end: int, folder: Path) -> None:

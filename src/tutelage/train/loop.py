@@ -8,6 +8,8 @@ updates are bounded by the clip, the state before the step is always a good one,
 
 from __future__ import annotations
 
+import difflib
+import fnmatch
 import gc
 import json
 import math
@@ -23,13 +25,16 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from tutelage.core.artifact import disk_errors
 from tutelage.core.config import Config
-from tutelage.core.errors import DataError, Diverged, Stopped
+from tutelage.core.errors import ConfigError, DataError, Diverged, Stopped
 from tutelage.core.events import Reporter, silent
 from tutelage.core.stage import Context, Watch, never
+from tutelage.model.lora import TARGETS, Lora, Target, adapt, adapters, merge
+from tutelage.model.peft import FOLDER, save_adapter
+from tutelage.model.transformer import Decoder
 from tutelage.train import snapshot
 from tutelage.train.batch import Batch, State, Steps
 from tutelage.train.device import THREADS, describe, rank, ranks, setup, sum_over_ranks
@@ -110,6 +115,14 @@ class Training(Config):
     """Share of the run in which it falls (`wsd`)."""
     floor: float = Field(default=0.0, ge=0, le=1)
     """What is left of the learning rate at the end."""
+    lora: int = Field(default=0, ge=0)
+    """Rank of a low-rank adapter (LoRA) that learns in place of the weights; 0 trains the weights themselves."""
+    lora_alpha: float = Field(default=0.0, ge=0)
+    """Strength of the adapter: what it adds is multiplied by `lora_alpha / lora`. 0 for twice the rank."""
+    lora_targets: tuple[Target, ...] = Field(default=TARGETS, min_length=1)
+    """Which matrices of every block get an adapter, by their Hugging Face names."""
+    freeze: tuple[str, ...] = ()
+    """Weights of the model that are not moved: names or patterns such as `embed_tokens`, `layers.0.*`, `*norm`."""
     checkpoint_seconds: float = Field(default=20.0, gt=0)
     """Seconds between checkpoints; no part of the result."""
 
@@ -117,8 +130,20 @@ class Training(Config):
         """Set up this process; returns the device."""
         return setup(threads=self.threads, device=self.device, seed=self.seed)
 
+    def learner(self, decoder: Decoder) -> Decoder:
+        """What learns: the decoder itself, or, with `lora`, an adapted one that shares its weights; less `freeze`.
+
+        Raises ConfigError when a pattern of `freeze` meets nothing.
+        """
+        settings = Lora(self.lora, self.lora_alpha or 2.0 * self.lora, self.lora_targets)
+        learner = adapt(decoder, settings, self.seed) if self.lora else decoder
+        freeze(learner, self.freeze)
+        return learner
+
     def optimizer(self, model: nn.Module, total: int) -> Optimizer:
-        """The optimizer of a run of `total` steps."""
+        """The optimizer of a run of `total` steps. Raises ConfigError when nothing is left to learn."""
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ConfigError("every weight is frozen: nothing is left to learn", key="freeze")
         rates = Rates(self.matrix_rate, self.embedding_rate, self.scalar_rate, self.weight_decay)
         schedule = Schedule(self.schedule, self.warmup, self.decay, self.floor)
         return Optimizer(model, rates, schedule, total, clip=self.clip)
@@ -142,6 +167,32 @@ class Watches:
             if step in (0, self.total) or (watch.every and step % watch.every == 0):
                 figures |= watch(model, step)
         return figures
+
+
+def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Require no gradient of the parameters that a pattern names, by themselves or by the module that holds them.
+
+    Raises ConfigError for a pattern that meets nothing, with the names nearest to it.
+    """
+    named = dict(model.named_parameters())
+    for pattern in patterns:
+        found = [name for name in named if any(fnmatch.fnmatchcase(name, each) for each in (pattern, f"{pattern}.*"))]
+        if not found:
+            known = sorted({".".join(name.split(".")[: end + 1]) for name in named for end in range(name.count("."))})
+            near = difflib.get_close_matches(pattern, known, n=3, cutoff=0.3) or known[:3]
+            raise ConfigError(f"no weight is called {pattern!r}", key="freeze", todo=f"Near it: {', '.join(near)}")
+        for name in found:
+            named[name].requires_grad_(False)
+
+
+def settled(learner: Decoder, out: Path, base: str, score: Tensor | None = None) -> Decoder:
+    """The plain decoder that a run leaves. An adapted one is merged, and its adapter is written to `out/adapter`.
+
+    `base` names the model it was made for, `score` is a reward model's head.
+    """
+    if adapters(learner):
+        save_adapter(learner, out / FOLDER, base, score)
+    return merge(learner)
 
 
 def keep_logs(work: Path, out: Path) -> None:

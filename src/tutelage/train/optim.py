@@ -269,9 +269,10 @@ def copy_into(target: Tensor, value: object, name: str) -> None:
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by name, shared ones once."""
-    found: dict[str, Tensor] = dict(model.named_parameters())
-    seen = {id(tensor) for tensor in found.values()}
+    """What a run may change: parameters that require a gradient, persistent buffers; by name, shared ones once."""
+    every = dict(model.named_parameters())
+    found: dict[str, Tensor] = {name: parameter for name, parameter in every.items() if parameter.requires_grad}
+    seen = {id(tensor) for tensor in every.values()}
     shared = {name for name, tensor in model.state_dict(keep_vars=True).items() if id(tensor) not in seen}
     found.update({name: buffer for name, buffer in model.named_buffers() if name in shared})
     return found

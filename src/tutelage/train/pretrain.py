@@ -115,6 +115,8 @@ def pretrain_cost(config: Pretrain, inputs: Mapping[str, Mapping[str, float]], m
 )
 def pretrain(config: Pretrain, inputs: Inputs, out: Path, context: Context) -> dict[str, Any]:
     """Train a fresh decoder on the tokens; writes Hugging Face files, `metrics.jsonl` and `watch.jsonl`."""
+    if config.lora:
+        raise ConfigError("a fresh model has no weights to keep: pre-training moves them all", key="pretrain.lora")
     device = config.prepare()
     tokenizer: Tokenizer = load(inputs.tokenizer.path)
     folder: Path = inputs.tokens.path
@@ -130,7 +132,7 @@ def pretrain(config: Pretrain, inputs: Inputs, out: Path, context: Context) -> d
         shuffle=config.shuffle,
         pool=config.pool,
     )
-    model = Decoder(config.shape(tokenizer.size), seed=config.seed).to(device)
+    model = config.learner(Decoder(config.shape(tokenizer.size), seed=config.seed).to(device))
     total = config.steps
     validation = Validation(
         "validation",

@@ -163,10 +163,13 @@ def adapt(decoder: Decoder, settings: Lora, seed: int = 0) -> Decoder:
     """A decoder that shares every weight of `decoder` and adds adapters; only these require a gradient.
 
     `decoder` itself stays as it is: the frozen base, and the reference of a reinforcement run. The A's depend on
-    `seed` alone. Raises UsageError for an unknown target, or where there is an adapter already.
+    `seed` alone. Raises UsageError for an unknown target, another architecture, or where there is an
+    adapter already.
     """
     if unknown := [name for name in settings.targets if name not in TARGETS]:
         raise UsageError(f"no matrix of a block is called {unknown[0]!r}", todo=f"There are: {', '.join(TARGETS)}")
+    if type(decoder) is not Decoder:
+        raise UsageError("an adapter needs a model of our own families", todo="Train its weights: `lora: 0`")
     if adapters(decoder):
         raise UsageError("the model has an adapter already", todo="Merge it first")
     adapted = _plain(decoder.config, decoder.state_dict()).requires_grad_(False)

@@ -60,5 +60,5 @@ def train(work: Path, total: int = 30, every: int = 4, seed: int = 0, **options:
     model = Tiny(seed=seed)
     steps = TokenSteps(text(), 16, 64, accumulate=2, seed=seed, pool=16)
     optim = Optimizer(model, Rates(), Schedule(), total)
-    fit(model, steps, NextToken(), optim, run=Run(total, work, checkpoint_every=every, **options))  # type: ignore[arg-type]
+    fit(model, steps, NextToken(), optim, run=Run(total, work, checkpoint_every=every, good_every=every, **options))  # type: ignore[arg-type]
     return model

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import errno
 import json
-import multiprocessing
 import os
-import random
 import shutil
-import signal
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from killing import checkpoints, kill_through, waiting
 from tiny import Tiny, text, train
 
 from tutelage.core.errors import DataError, NoSpace, Stopped
@@ -43,26 +40,6 @@ class Fixed:
         pass
 
 
-def gradients(tmp_path, groups, name):
-    source = text(8)
-    segments = [source.tokens[a:b] for a, b in zip(source.offsets[:-1], source.offsets[1:], strict=True)]
-    model = Tiny(dtype=torch.float64)
-    optim = Optimizer(model, Rates(), Schedule(), 1, clip=0)
-    seen = {}
-    optim.step = lambda step, norm: seen.update({n: p.grad.clone() for n, p in model.named_parameters()}) or 1.0
-    batches = [token_batch([segments[index] for index in group]) for group in groups]
-    fit(model, Fixed(batches), NextToken(), optim, run=Run(1, tmp_path / name))
-    return seen
-
-
-def test_gradients_do_not_depend_on_how_a_step_is_cut(tmp_path):
-    whole = gradients(tmp_path, [range(8)], "8x1")
-    for name, groups in {"1x8": [[i] for i in range(8)], "uneven": [[0, 1, 2], [3], [4, 5, 6, 7]]}.items():
-        other = gradients(tmp_path, groups, name)
-        for key, value in whole.items():
-            torch.testing.assert_close(other[key], value, rtol=1e-10, atol=1e-12)
-
-
 def same(left: Path, right: Path, one: torch.nn.Module, two: torch.nn.Module) -> None:
     assert (left / "metrics.jsonl").read_bytes() == (right / "metrics.jsonl").read_bytes()
     assert all(torch.equal(a, b) for a, b in zip(weights(one).values(), weights(two).values(), strict=True))
@@ -85,56 +62,17 @@ def test_stopped_and_started_again(tmp_path, after):
     same(tmp_path / "whole", tmp_path / "cut", whole, train(tmp_path / "cut"))
 
 
-def checkpoints(work: Path) -> list[int]:
-    """The steps that checkpoints stand at."""
-    return sorted(int(each.name.removeprefix("step-")) for each in work.glob("checkpoints/step-*"))
-
-
 def through(work: Path, seed: int, far: int) -> None:
-    """What the process that gets killed does. Past step `far` it waits for that: a slow killer must find it at work."""
-
-    def wait() -> bool:
-        if max(checkpoints(work), default=0) >= far:
-            time.sleep(60)
-        return False
-
-    train(work, total=90, every=4, seed=seed, stop=wait)
-    (work / "through").touch()
-
-
-def kills(tmp_path, seed: int, count: int) -> None:
-    """Kill a training process at random instants until it gets through; compare with an uninterrupted run."""
-    whole = train(tmp_path / "whole", total=90, every=4, seed=seed)
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["tiny"])  # imports torch once, not once per kill
-    instants, killed, work = random.Random(seed), 0, tmp_path / "killed"
-    while not (work / "through").exists():
-        far = 90 * (killed + 1) // (count + 1) if killed < count else 90
-        process = processes.Process(target=through, args=(work, seed, far))
-        before = checkpoints(work)
-        process.start()
-        if killed < count:
-            deadline = time.monotonic() + 60
-            while process.is_alive() and checkpoints(work) == before:
-                assert time.monotonic() < deadline
-                time.sleep(0.002)
-            time.sleep(instants.random() * 0.05)
-            process.kill()
-            killed += 1
-        process.join(60)
-        assert process.exitcode in (0, -signal.SIGKILL)
-    assert killed == count
-    same(tmp_path / "whole", work, whole, train(work, total=90, every=4, seed=seed))
+    """What the process that gets killed does."""
+    train(work, total=90, every=4, seed=seed, stop=waiting(work, far))
 
 
 def test_killed_at_random_instants(tmp_path):
-    kills(tmp_path, seed=0, count=4)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(1, 11))
-def test_killed_many_times(tmp_path, seed):
-    kills(tmp_path, seed=seed, count=5)
+    """Four kills; tests/test_kills.py has the many, in every stage."""
+    work = tmp_path / "killed"
+    kill_through(through, (work, 0), work, total=90, count=4, seed=0, preload=["tiny"])
+    whole = train(tmp_path / "whole", total=90, every=4)
+    same(tmp_path / "whole", work, whole, train(work, total=90, every=4))
 
 
 def test_a_full_disk_is_one_clear_error(tmp_path, monkeypatch):

@@ -24,8 +24,8 @@ class Log:
             self._file.flush()
 
     def size(self) -> int:
-        """Bytes written so far."""
-        return self.path.stat().st_size if self._file else 0
+        """Bytes written so far, by whichever process."""
+        return self.path.stat().st_size if self.path.exists() else 0
 
     def cut(self, size: int) -> None:
         if self._file:

@@ -22,7 +22,7 @@ from tutelage.align.rollout import ActorCritic, Rollouts, Settings, alarms, rand
 from tutelage.core import refs
 from tutelage.core.errors import DataError, Diverged, NotFound, Stopped
 from tutelage.core.records import Example, Message, Preference, Verdict, read_jsonl, write_jsonl
-from tutelage.core.stage import run_stage
+from tutelage.core.stage import never, run_stage
 from tutelage.generate.generator import Sampling
 from tutelage.generate.local import open_model
 from tutelage.judge.judge import WindowedJudge
@@ -31,6 +31,9 @@ from tutelage.model.checkpoint import load_decoder
 from tutelage.model.heads import ValueModel
 from tutelage.tokens.tokenizer import load
 from tutelage.train.finetune import finetune
+from tutelage.train.loop import Run, fit
+from tutelage.train.objectives import PolicyGradient
+from tutelage.train.optim import Optimizer, Rates, Schedule
 
 RATES = {"threads": 1, "matrix_rate": 0.01, "embedding_rate": 0.005, "scalar_rate": 0.005}
 SAMPLED = {"iterations": 12, "prompts": 96, "minibatches": 2, "max_tokens": 6}  # with few prompts chance decides
@@ -85,7 +88,7 @@ def test_gold_rises_under_the_reward_model(made, method):
     print("gold before", before)
     assert before < 0.7 and gold(root, after) > before + 0.15
     assert after.metrics["reward_last"] > after.metrics["reward_first"] + 0.15
-    assert after.metrics["logprob_gap"] < 1e-4
+    assert after.metrics["logprob_gap"] < 1e-4 and after.metrics["skipped"] == 0
     rows = [json.loads(line) for line in after.file("metrics.jsonl").read_text().splitlines()]
     assert {"reward", "kl", "entropy", "length", "policy", "clipped"} <= set(rows[0])
     assert after.metrics["answers"] == 12 * (192 if method == "ppo" else 384)
@@ -119,7 +122,7 @@ def test_what_is_missing_is_named(made):
 @pytest.mark.parametrize("method", METHODS)
 def test_stopped_anywhere_it_ends_in_the_same_artifact(made, tmp_path, method):
     root, found = made
-    settings = {**REINFORCED, **METHODS[method], "iterations": 4}
+    settings = {**REINFORCED, **METHODS[method], "iterations": 4, "good_every": 2}
     whole = rlhf(root, **inputs(found), **settings)
     for after in (1, 5):
         calls = iter(range(1000))
@@ -173,6 +176,68 @@ def test_every_token_of_an_iteration_is_used_once_an_epoch(made):
     assert handed[0][0].figures and not handed[1][0].figures
 
 
+class Jumping(Schedule):
+    """A learning rate beyond all bounds at one step of the run."""
+
+    def at(self, step, total):
+        return float("inf") if step == 8 else super().at(step, total)
+
+
+def reinforce(found, work, stop=never):
+    """16 steps, 4 an iteration; the ninth step poisons the weights."""
+    steps = rollouts(found, score=lambda answers: np.array([-float(len(each.tokens)) for each in answers]))
+    optim = Optimizer(steps.model, Rates(0.002, 0.001, 0.001), Jumping(), 16)
+    run = Run(16, work, stop=stop, good_every=3, checkpoint_every=3)
+    fitted = fit(steps.model, steps, PolicyGradient(), optim, run=run)
+    rows = [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
+    return steps, fitted, rows
+
+
+def test_answers_of_weights_that_went_back_are_dropped(made, tmp_path):
+    """Loss and gradient on poisoned weights are not finite; what the next steps learn from is sampled anew."""
+    torch.set_num_threads(1)
+    steps, fitted, rows = reinforce(made[1], tmp_path / "whole")
+    notes = [row for row in rows if "note" in row]
+    assert len(notes) == 1 and "back to the weights after step 6" in notes[0]["note"]
+    at = notes[0]["step"]
+    sampled = [row["step"] for row in rows if "length" in row]
+    assert at + 1 in sampled and steps.iteration == len(steps.history) == len(sampled) == 5, sampled
+    assert all(torch.isfinite(each).all() for each in steps.model.parameters())
+    assert fitted.skipped == 2 and "skipped" not in rows[-1]
+    ratio = next(row for row in rows if row["step"] == at + 1 and "note" not in row)
+    assert abs(ratio["moved"]) < 1e-5, "the weights that learn are those that sampled"
+    for after in (10, 11, 12, 13, 15):
+        calls = iter(range(99))
+        with pytest.raises(Stopped):
+            reinforce(made[1], tmp_path / str(after), stop=lambda c=calls, a=after: next(c) >= a)
+        again, _, _ = reinforce(made[1], tmp_path / str(after))
+        whole, cut = ((tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", str(after)))
+        assert cut == whole
+        for one, other in zip(again.model.parameters(), steps.model.parameters(), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_weights_that_cannot_be_sampled_from_go_back(made, tmp_path):
+    """Poisoned before an iteration begins: its sampling fails, and that is a rewind, not the end."""
+    steps = rollouts(made[1])
+    honest, poisoned = steps._look, iter(range(99))
+
+    def look(answers, old):
+        if next(poisoned) == 1:
+            with torch.no_grad():
+                next(steps.model.parameters()).fill_(float("nan"))
+        return honest(answers, old)
+
+    steps._look = look
+    optim = Optimizer(steps.model, Rates(0.002, 0.001, 0.001), Schedule(), 12)
+    fitted = fit(steps.model, steps, PolicyGradient(), optim, run=Run(12, tmp_path, good_every=2))
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    notes = [row["note"] for row in rows if "note" in row]
+    assert len(notes) == 1 and "log-probabilities of sampled answers were not finite: back to" in notes[0]
+    assert fitted.skipped == 0 and len(steps.history) == 3
+    assert all(torch.isfinite(each).all() for each in steps.model.parameters())
+
+
 def test_an_engine_that_runs_another_model_is_found(made):
     steps = rollouts(made[1])
     honest = steps.answers
@@ -201,7 +266,7 @@ def test_dpo_raises_what_people_prefer(made):
     root, found = made
     settings = {**RATES, "steps": 40, "batch": 48, "likelihood": 0.2}
     after = dpo(root, model=found["finetune"], preferences=found["preferences"], **settings)
-    assert after.metrics["accuracy"]["low"] > 0.55
+    assert after.metrics["accuracy"]["low"] > 0.55 and after.metrics["skipped"] == 0
     assert after.metrics["chosen_moved"] > after.metrics["rejected_moved"] + 0.5
     assert gold(root, after) > gold(root, found["finetune"])
     rows = [json.loads(line) for line in after.file("metrics.jsonl").read_text().splitlines()]

@@ -102,6 +102,7 @@ def test_batches_and_accumulation_give_one_gradient(made):
 def test_it_learns_from_rankings_and_scores_and_states_its_limits(made):
     _, found = made
     metrics = found["reward"].metrics
+    assert metrics["skipped"] == 0
     assert metrics["accuracy"]["low"] > 0.6 and metrics["accuracy"]["n"] > 50
     assert metrics["score_correlation"]["value"] > 0.6
     assert metrics["ceiling"]["value"] == 0.9

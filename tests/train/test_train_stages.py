@@ -29,6 +29,7 @@ def made(tmp_path_factory):
 def test_pretraining_learns_and_reports(made):
     _, found = made
     metrics = found["pretrain"].metrics
+    assert metrics["skipped"] == 0
     assert metrics["validation"]["value"] < 1.5 < np.log(320)
     assert metrics["validation"]["low"] < metrics["validation"]["value"] < metrics["validation"]["high"]
     looks = [json.loads(line) for line in found["pretrain"].file("watch.jsonl").read_text().splitlines()]
@@ -46,6 +47,7 @@ def test_tuning_answers_and_forgets_little(made):
     assert right >= 10
     assert all(answer.finish == "stop" for answer in answers)
     metrics = found["finetune"].metrics
+    assert metrics["skipped"] == 0
     assert metrics["pretraining_after"]["value"] < metrics["pretraining_before"]["value"] + 0.7
 
 
@@ -56,7 +58,7 @@ def test_killed_between_and_done_again_gives_the_same_artifact(made, tmp_path):
     calls = iter(range(1000))
     inputs = {"tokens": again["tokens"], "tokenizer": again["tokenizer"]}
     with pytest.raises(Stopped):
-        run_stage(pretrain, root, config=READ, inputs=inputs, stop=lambda: next(calls) == 17)
+        run_stage(pretrain, root, config=READ, inputs=inputs, stop=lambda: next(calls) == 27)
     assert run_stage(pretrain, root, config=READ, inputs=inputs).id == found["pretrain"].id
 
 

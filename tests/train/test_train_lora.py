@@ -84,7 +84,7 @@ def test_an_adapter_learns_and_its_base_stays(made):
 
 def test_a_stopped_run_ends_in_the_same_artifact(made, tmp_path):
     root, found = made
-    config = {**TAUGHT, "steps": 12, "lora": 4, "freeze": ["layers.0.*"]}
+    config = {**TAUGHT, "steps": 12, "good_every": 3, "lora": 4, "freeze": ["layers.0.*"]}
     inputs = {"model": found["finetune"], "tokens": found["news"]}
     straight = run_stage(finetune, root, config=config, inputs=inputs)
 

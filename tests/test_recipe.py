@@ -10,7 +10,7 @@ import pytest
 from tutelage import life
 from tutelage.core.artifact import Root
 from tutelage.core.errors import ConfigError
-from tutelage.core.stage import Machine
+from tutelage.core.price import Machine
 from tutelage.plan import plan, predict
 from tutelage.recipe import read_recipe
 from tutelage.report.timing import predictions

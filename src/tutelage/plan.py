@@ -17,8 +17,9 @@ from pydantic import Field
 from tutelage.core.artifact import Artifact, Root, atomic_write
 from tutelage.core.errors import ConfigError, NotFound
 from tutelage.core.events import Event
+from tutelage.core.price import Cost, Machine
 from tutelage.core.records import Record
-from tutelage.core.stage import Cost, Inputs, Machine, Watch, open_inputs, stage_key
+from tutelage.core.stage import Inputs, Watch, open_inputs, stage_key
 from tutelage.recipe import Recipe, Section, WatchConfig, each_of
 
 WATCHED = ("pretrain", "finetune", "rlhf", "dpo")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tiny import Tiny, text
 
-from tutelage.core.stage import Machine, Size
+from tutelage.core.price import Machine, Size
 from tutelage.train.batch import TokenSteps
 from tutelage.train.calibrate import looks, watching
 from tutelage.train.finetune import Finetune, finetune_cost

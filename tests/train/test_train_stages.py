@@ -10,8 +10,9 @@ import pytest
 from small import NAMES, READ, TAUGHT, ask, colour_of, seal, taught, world
 
 from tutelage.core.errors import ConfigError, DataError, Stopped
+from tutelage.core.price import Machine
 from tutelage.core.records import Example
-from tutelage.core.stage import Machine, run_stage
+from tutelage.core.stage import run_stage
 from tutelage.generate.generator import Sampling
 from tutelage.generate.local import open_model
 from tutelage.model.transformer import Decoder, DecoderConfig

@@ -15,8 +15,9 @@ import torch
 from pydantic import Field
 
 from tutelage.core.errors import DataError
+from tutelage.core.price import Cost, Machine, Size
 from tutelage.core.records import Preference, read_jsonl
-from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, Size, stage
+from tutelage.core.stage import Context, Input, Inputs, stage
 from tutelage.judge.reward import Row, read_rows
 from tutelage.measure.statistics import plain, rate
 from tutelage.model.checkpoint import load_decoder, save

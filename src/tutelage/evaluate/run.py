@@ -14,8 +14,9 @@ from tutelage.core import refs
 from tutelage.core.artifact import Artifact, Root
 from tutelage.core.config import Config
 from tutelage.core.errors import DataError
+from tutelage.core.price import Cost, Machine, Size
 from tutelage.core.records import Example, read_jsonl, write_jsonl
-from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, Size, stage
+from tutelage.core.stage import Context, Input, Inputs, stage
 from tutelage.evaluate import summary
 from tutelage.evaluate.ask import MAX_TOKENS, AnswerLog, examine
 from tutelage.evaluate.suite import KINDS, Result, Suite, faults, load, sample, select

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from tutelage.core.artifact import Artifact, Root
 from tutelage.core.errors import DataError, NotFound
+from tutelage.core.price import Cost, Machine, Size
 from tutelage.core.records import Example, Preference, Response, Verdict, read_jsonl
-from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, Size, stage
+from tutelage.core.stage import Context, Input, Inputs, stage
 from tutelage.generate.generator import Generator, Sampling, Scored
 from tutelage.judge.judge import Judge, WindowedJudge, value
 from tutelage.measure.calibration import ece, temperature

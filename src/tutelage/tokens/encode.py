@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from tutelage.core.artifact import Artifact
 from tutelage.core.config import Config
 from tutelage.core.errors import DataError
+from tutelage.core.price import Cost, Machine
 from tutelage.core.records import Example, read_jsonl
-from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, stage
+from tutelage.core.stage import Context, Input, Inputs, stage
 from tutelage.tokens.chat import encode_dialogues
 from tutelage.tokens.tokenizer import Tokenizer, load
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import torch
 
-from tutelage.core.stage import STEP, Cost, Machine, Size
+from tutelage.core.price import STEP, Cost, Machine, Size
 from tutelage.train.device import THREADS
 
 

@@ -16,7 +16,8 @@ import numpy as np
 from pydantic import Field
 
 from tutelage.core.errors import DataError
-from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, Size, stage
+from tutelage.core.price import Cost, Machine, Size
+from tutelage.core.stage import Context, Input, Inputs, stage
 from tutelage.measure.statistics import plain
 from tutelage.model.checkpoint import load_decoder, save
 from tutelage.tokens.tokenizer import Tokenizer, load

@@ -11,7 +11,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from tutelage.core.errors import ConfigError, DataError
-from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, Size, stage
+from tutelage.core.price import Cost, Machine, Size
+from tutelage.core.stage import Context, Input, Inputs, stage
 from tutelage.measure.statistics import plain
 from tutelage.model.checkpoint import save
 from tutelage.model.transformer import Decoder, DecoderConfig

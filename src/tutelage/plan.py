@@ -19,7 +19,7 @@ from tutelage.core.errors import ConfigError, NotFound
 from tutelage.core.events import Event
 from tutelage.core.price import Cost, Machine
 from tutelage.core.records import Record
-from tutelage.core.stage import Inputs, Watch, open_inputs, stage_key
+from tutelage.core.stage import Examination, Inputs, open_inputs, stage_key
 from tutelage.recipe import Recipe, Section, WatchConfig, each_of
 
 WATCHED = ("pretrain", "finetune", "rlhf", "dpo")
@@ -192,7 +192,7 @@ class Examiner:
         self.corpus, self.config = corpus, config
         self.settings: Mapping[str, Any] = {"corpus": corpus.id, "items": config.items, "every": config.every}
 
-    def __call__(self, tokenizer: Any) -> Watch:
+    def __call__(self, tokenizer: Any) -> Examination:
         from tutelage.evaluate.watch import watch
 
         return watch(self.corpus.path, tokenizer, items=self.config.items, every=self.config.every)

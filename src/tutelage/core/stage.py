@@ -90,12 +90,22 @@ class Watch(Protocol):
     def __call__(self, model: Any, step: int) -> Mapping[str, Any]: ...
 
 
+class Examination(Watch, Protocol):
+    """A watch that can say what changed between the beginning and the end, item by item."""
+
+    def begin(self, model: Any) -> None:
+        """Examine the model that a stage begins with; also where the stage goes on in the middle."""
+
+    def change(self) -> dict[str, Any]:
+        """By suite: the figure at the last look minus that at `begin`, paired, with its interval."""
+
+
 class Watching(Protocol):
-    """Makes a Watch for a stage once its tokenizer is known; `settings` enter the key."""
+    """Makes a watch for a stage once its tokenizer is known; `settings` enter the key."""
 
     settings: Mapping[str, Any]
 
-    def __call__(self, tokenizer: Any) -> Watch: ...
+    def __call__(self, tokenizer: Any) -> Examination: ...
 
 
 class Context:

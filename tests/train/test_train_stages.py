@@ -182,8 +182,10 @@ def test_without_replay_more_is_forgotten(made):
 
 
 def test_cost_and_calibration():
-    machine = calibrate(threads=1, seconds=0.2)
+    machine = calibrate(threads=1, seconds=0.4)
     assert machine.gemm > 1e9 and machine.bandwidth > 1e8 and machine.memory > 1e8
+    assert 0 < machine.learning < 2 * machine.gemm and 0 < machine.reading < 2 * machine.gemm
+    assert machine.writing > 0 and machine.round > 0
     cost = pretrain_cost(Pretrain(), {"tokenizer": {"vocabulary": 2048.0}}, Machine(gemm=1e11))
     assert 30 < cost.seconds < 600 and cost.sizes["parameters"] > 1e6
 

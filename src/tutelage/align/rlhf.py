@@ -109,6 +109,8 @@ def rlhf_cost(config: Rlhf, inputs: Mapping[str, Mapping[str, float]], machine: 
         tokens * config.epochs * models,
         steps * models,
         machine,
+        memory=size.taught(config.micro, prompt + said, models, frozen=2.0)
+        + size.answering(prompt + config.max_tokens),
         read=tokens * (1 + models) * flops,
         beside=sampling + watching(inputs, steps, size, machine) + 6e-5 * corpus.get("dialogues", 9e3),
     )

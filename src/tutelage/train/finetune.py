@@ -23,7 +23,7 @@ from tutelage.measure.statistics import Floats, plain
 from tutelage.model.checkpoint import load_decoder, save
 from tutelage.tokens.tokenizer import Tokenizer, load
 from tutelage.train.batch import Source, TokenSteps, joined, open_source
-from tutelage.train.calibrate import looks, training_cost, watching
+from tutelage.train.calibrate import looks, training_cost, watched_memory, watching
 from tutelage.train.loop import Training, Watches, fit, keep_logs
 from tutelage.train.mixture import weights_of
 from tutelage.train.objectives import NextToken
@@ -73,7 +73,8 @@ def finetune_cost(config: Finetune, inputs: Mapping[str, Mapping[str, float]], m
     if earlier.get("count"):
         read += 4 * flops * earlier["count"] * min(LIMIT, earlier.get("validation_dialogue_tokens", LIMIT))
     watched, tokens = watching(inputs, config.steps, size, machine), float(config.steps * config.batch)
-    return training_cost(size, flops, tokens, config.steps, machine, read=read, beside=watched)
+    bytes_ = size.taught(config.micro, text.get("tokens_per_dialogue", 50.0)) + watched_memory(inputs, size)
+    return training_cost(size, flops, tokens, config.steps, machine, memory=bytes_, read=read, beside=watched)
 
 
 @stage(

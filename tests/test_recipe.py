@@ -10,7 +10,7 @@ import pytest
 from tutelage import life
 from tutelage.core.artifact import Root
 from tutelage.core.errors import ConfigError
-from tutelage.core.stage import Machine
+from tutelage.core.price import Machine
 from tutelage.plan import plan, predict
 from tutelage.recipe import read_recipe
 from tutelage.report.timing import predictions
@@ -155,6 +155,17 @@ def test_a_budget_that_nothing_fits_is_refused(tmp_path: Path) -> None:
 def test_a_stage_that_cannot_fit_is_refused_before_it_starts(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="GiB of memory"):
         plan(read_recipe(FIVE), Root(tmp_path), Machine(gemm=5e10, memory=1e8))
+    for text, key in (
+        ("pretrain.micro=65536", "micro"),
+        ("pretrain.depth=96", "depth"),
+        ("pretrain.width=6400", "width"),
+    ):
+        with pytest.raises(
+            ConfigError, match=rf"pretrain\.{key}.*GiB of memory.*`pretrain\.{key}=\d+` fits"
+        ) as refused:
+            plan(read_recipe(FIVE, [text]), Root(tmp_path), Machine(gemm=5e10, memory=9e8))
+        value = str(refused.value.todo).split("`")[1]
+        assert plan(read_recipe(FIVE, [text, value]), Root(tmp_path), Machine(gemm=5e10, memory=9e8)).stages
     assert plan(read_recipe(FIVE), Root(tmp_path), Machine(gemm=5e10)).stages, "a machine that has it is not refused"
 
 

@@ -17,8 +17,9 @@ from pydantic import Field
 from tutelage.core.artifact import Artifact, Root, atomic_write
 from tutelage.core.errors import ConfigError, NotFound
 from tutelage.core.events import Event
+from tutelage.core.price import Cost, Machine
 from tutelage.core.records import Record
-from tutelage.core.stage import Cost, Inputs, Machine, Watch, open_inputs, stage_key
+from tutelage.core.stage import Examination, Inputs, open_inputs, stage_key
 from tutelage.recipe import Recipe, Section, WatchConfig, each_of
 
 WATCHED = ("pretrain", "finetune", "rlhf", "dpo")
@@ -64,11 +65,11 @@ def plan(recipe: Recipe, root: Root, machine: Machine | None = None) -> Plan:
     root.create()
     sealed = _sealed(recipe, root)
     if sealed is None:
-        rates = machine or measure_machine()
+        rates = machine or measure_machine(recipe)
         choices = _fit_budget(recipe, rates) if recipe.budget else {}
         new = Plan(recipe=recipe.mark, budget=recipe.budget, machine=rates, choices=choices)
         costs = predict(recipe.with_choices(choices), rates)
-        _must_fit(costs, rates)
+        _must_fit(recipe.with_choices(choices), costs, rates)
         stages = tuple(PlannedStage(name=name, cost=cost) for name, cost in costs.items())
         sealed = _seal(new.model_copy(update={"stages": stages}), recipe, root)
     chosen = recipe.with_choices(sealed.choices)
@@ -112,13 +113,20 @@ def _seal(new: Plan, recipe: Recipe, root: Root) -> Plan:
     return new
 
 
-def measure_machine() -> Machine:
-    """Measure this machine; without torch (the base install) its rates are the defaults."""
+def measure_machine(recipe: Recipe) -> Machine:
+    """Measure this machine at the shape that the recipe trains; without torch (the base install) rates are defaults."""
     try:
-        from tutelage.train.calibrate import calibrate
+        from tutelage.train.calibrate import STARTER, calibrate
     except ImportError:
         return Machine()
-    return calibrate()
+    configs: dict[str, Any] = {}
+    for section in recipe.sections.values():
+        configs.setdefault(section.stage.name, section.config)
+    if not set(configs) & set(HORIZONS):
+        return calibrate(None, seconds=2.0)
+    vocabulary = getattr(configs.get("tokenizer"), "vocabulary", STARTER.vocab_size)
+    shape = configs["pretrain"].shape(vocabulary) if "pretrain" in configs else STARTER
+    return calibrate(shape, threads=next(configs[name].threads for name in HORIZONS if name in configs))
 
 
 def predict(recipe: Recipe, machine: Machine) -> dict[str, Cost]:
@@ -140,13 +148,35 @@ def predict(recipe: Recipe, machine: Machine) -> dict[str, Cost]:
     return costs
 
 
-def _must_fit(costs: Mapping[str, Cost], machine: Machine) -> None:
-    """ConfigError for the first section that needs more memory than the machine has."""
+def _must_fit(recipe: Recipe, costs: Mapping[str, Cost], machine: Machine) -> None:
+    """ConfigError for the first section that needs more memory than the machine has, with a value that fits."""
     for name, cost in costs.items():
         if cost.memory > machine.memory:
             need, have = cost.memory / 2**30, machine.memory / 2**30
             problem = f"this stage needs about {need:.1f} GiB of memory, this machine has {have:.1f}"
-            raise ConfigError(problem, key=name, todo="Take a smaller model or smaller batches")
+            key, value = _fitting(recipe, name, machine) or ("", 0)
+            todo = f"`{name}.{key}={value}` fits" if key else "Take a smaller model or a machine with more memory"
+            raise ConfigError(problem, key=f"{name}.{key}" if key else name, todo=todo)
+
+
+LOWERED = (("micro", 128), ("prompts", 8), ("depth", 1), ("width", 8))
+"""Keys that are lowered until a stage fits into memory, in this order, and how far."""
+
+
+def _fitting(recipe: Recipe, name: str, machine: Machine) -> tuple[str, int] | None:
+    """The first key of a section that, lowered alone, makes it fit into memory, and the value: halved until it does."""
+    config = recipe.sections[name].config
+    for key, least in LOWERED:
+        value = int(getattr(config, key, 0)) // 2
+        while value >= max(least, getattr(config, "context", 0) if key == "micro" else 0):
+            value -= value % (2 * getattr(config, "heads", 1)) if key == "width" else 0
+            try:
+                if predict(recipe.with_choices({name: {key: value}}), machine)[name].memory <= machine.memory:
+                    return key, value
+            except ConfigError:  # a shape that does not go together
+                break
+            value //= 2
+    return None
 
 
 def _fit_budget(recipe: Recipe, machine: Machine) -> dict[str, dict[str, Any]]:
@@ -191,7 +221,7 @@ class Examiner:
         self.corpus, self.config = corpus, config
         self.settings: Mapping[str, Any] = {"corpus": corpus.id, "items": config.items, "every": config.every}
 
-    def __call__(self, tokenizer: Any) -> Watch:
+    def __call__(self, tokenizer: Any) -> Examination:
         from tutelage.evaluate.watch import watch
 
         return watch(self.corpus.path, tokenizer, items=self.config.items, every=self.config.every)

@@ -95,6 +95,12 @@ def test_show_mask_marks_what_is_learned(tutelage: Any, little: Root, tmp_path: 
     own = tmp_path / "own.jsonl"
     own.write_text(json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}))
     assert "«b<|end|>»" in tutelage("show-mask", own, "--root", little.path).out
+    made = [
+        tutelage("show-mask", name, "--root", little.path, "--row", "2", "--json") for name in ("encode", "prepare")
+    ]
+    assert {part["text"] for part in made[0].json["parts"] if part["learned"]} and made[0].json["parts"][-1]["learned"]
+    assert [part["learned"] for part in made[0].json["parts"]] == [part["learned"] for part in made[1].json["parts"]]
+    assert "no such row" in tutelage("show-mask", "encode", "--root", little.path, "--row", "999999").err
     own.write_text('{"messages": [{"role": "nobody"}]}')
     assert "row 1" in tutelage("show-mask", own, "--root", little.path).err
 

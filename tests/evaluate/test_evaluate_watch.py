@@ -77,6 +77,23 @@ def test_the_watch_leaves_no_trace(corpus, small):
     assert watch(corpus, tokenizer, items=0)(decoder, 0) == {}
 
 
+def test_what_changed_is_paired_by_item(corpus, small):
+    decoder, tokenizer = small
+    look = watch(corpus, tokenizer, items=30)
+    look.begin(decoder)
+    first = look(decoder, 0)
+    same = look.change()
+    assert set(same) == {"comprehension", "sentiment", "translation", "watched"}
+    assert all(each["value"] == 0 and each["n"] for each in same.values())
+    with torch.no_grad():
+        decoder.embed_tokens.weight.mul_(-1)
+    last, changed = look(decoder, 5), look.change()
+    for name in ("sentiment", "watched"):
+        assert changed[name]["value"] == pytest.approx(last[name] - first[name])
+    assert changed["watched"]["low"] <= changed["watched"]["value"] <= changed["watched"]["high"]
+    assert watch(corpus, tokenizer, items=0).change() == {}
+
+
 def test_duplicate_ids_and_faulty_items():
     items = _items(3)
     broken = items[0].model_copy(update={"target": None, "tags": items[0].tags | {"id": "broken"}})

@@ -50,7 +50,8 @@ def given(config, inputs, out, context):
     dialogues = [
         Example(
             messages=(Message(role="user", content="Who?"), Message(role="assistant", content=f"Baker {place}")),
-            tags={"split": "validation" if place == 0 else "train", **REFUSED.get(place, {})},
+            tags={"split": "validation" if place == 0 else "train", **REFUSED.get(place, {})}
+            | ({"family": "count"} if place % 2 else {}),
         )
         for place in range(min(9, config.documents))
     ]
@@ -115,6 +116,9 @@ def test_dialogues_have_masks(tmp_path: Path):
     first = slice(offsets[0], offsets[1])
     assert text.decode(ids[first][mask[first]], skip_special=False) == "Baker 1<|end|>"
     assert len(np.load(tokens.file("dialogues.validation.offsets.npy"))) == 2
+    meta = json.loads(tokens.file("meta.json").read_text())
+    tasks = np.load(tokens.file("dialogues.tasks.npy"))
+    assert [meta["tasks"][task] for task in tasks] == ["count" if n % 2 else "dialogue" for n in range(1, 9)]
 
 
 def test_the_same_corpus_gives_the_same_artifacts(tmp_path: Path):

@@ -75,7 +75,7 @@ def test_the_given_order_holds_beyond_a_pool():
 def test_replay_has_its_share():
     new = Source(np.full(4000, 7), np.arange(0, 4001, 10))
     old = Source(np.full(4000, 3), np.arange(0, 4001, 20))
-    mixed = TokenSteps(new, 32, 64, pool=64, replay=old, ratio=0.25)
+    mixed = TokenSteps(new, 32, 64, pool=64, replay=[(old, 0.25)])
     ids = np.concatenate([step[0].ids[0].numpy() for step in islice(mixed, 40)])
     assert 0.2 < (ids == 3).mean() < 0.3
 

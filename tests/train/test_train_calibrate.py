@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 from tiny import Tiny, text
 
-from tutelage.core.stage import Machine, Size
+from tutelage.core.price import Machine, Size
+from tutelage.model.cache import Cache
+from tutelage.model.transformer import Decoder, DecoderConfig
 from tutelage.train.batch import TokenSteps
-from tutelage.train.calibrate import looks, watching
+from tutelage.train.calibrate import STARTER, looks, size_of, watching
 from tutelage.train.finetune import Finetune, finetune_cost
 from tutelage.train.loop import Run, Watches, fit
 from tutelage.train.objectives import NextToken
-from tutelage.train.optim import Optimizer, Rates, Schedule
+from tutelage.train.optim import POLAR_EXPRESS, Muon, Optimizer, Rates, Schedule
 from tutelage.train.pretrain import Pretrain, pretrain_cost
 from tutelage.train.validation import LIMIT
 
@@ -76,3 +78,31 @@ def test_a_model_is_dearer_in_long_texts_and_cheaper_where_little_is_answered() 
     assert size.text(0) == 4e6 < size.text(128) < size.text(384)
     prices = [size.spoken(30, answered) for answered in (0.3, 0.5, 1.0)]
     assert prices == sorted(prices) and prices[-1] == size.text(30)
+
+
+SHAPES = (STARTER, DecoderConfig(300, 64, 96, 2, 4, 2), DecoderConfig(300, 48, 200, 3, 4, 1, model_type="qwen3"))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_muon_is_priced_by_the_matrices_it_has(shape: DecoderConfig) -> None:
+    optimizer = Optimizer(Decoder(shape, seed=0), Rates(), Schedule(), 1)
+    blocks = [block.shape for part in optimizer.parts if isinstance(part, Muon) for block in part.blocks]
+    each = [(min(rows, columns), max(rows, columns)) for rows, columns in blocks]
+    products = sum(len(POLAR_EXPRESS) * (4 * short**2 * long + 2 * short**3) for short, long in each)
+    assert size_of(shape).optimizer == products
+    small, large = (pretrain_cost(Pretrain(batch=batch), {}, MACHINE).muon for batch in (2048, 16384))
+    assert 0 < large < small / 4
+
+
+def test_what_generation_keeps_is_what_its_cache_takes() -> None:
+    shape = SHAPES[1]
+    cache = Cache(shape.num_hidden_layers, 8, shape.num_key_value_heads, 32, shape.head_dim)
+    assert size_of(shape).answering(32, 8) == cache.bytes
+
+
+def test_memory_grows_with_what_it_is_made_of() -> None:
+    size = size_of(STARTER)
+    least = size.taught(256, 64)
+    assert least < size.taught(512, 64) < size.taught(512, 128) < size.taught(512, 128, models=2)
+    assert size.taught(512, 192) == size.taught(512, 500), "longer texts keep no scores"
+    assert size.taught(512, 128, frozen=1) - size.taught(512, 128) == 4 * size.parameters

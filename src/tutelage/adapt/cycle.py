@@ -39,7 +39,8 @@ from tutelage.core import refs
 from tutelage.core.artifact import Artifact
 from tutelage.core.config import build
 from tutelage.core.errors import DataError, Refused
-from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, run_stage, stage
+from tutelage.core.price import Cost, Machine
+from tutelage.core.stage import Context, Input, Inputs, run_stage, stage
 from tutelage.evaluate.ask import AnswerLog
 from tutelage.evaluate.run import evaluate
 from tutelage.feedback import simulated

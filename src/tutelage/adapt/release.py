@@ -14,8 +14,9 @@ from tutelage.core import refs
 from tutelage.core.artifact import Artifact, Root
 from tutelage.core.config import Config
 from tutelage.core.errors import NotFound, Refused
+from tutelage.core.price import Cost, Machine
 from tutelage.core.records import read_jsonl
-from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, stage
+from tutelage.core.stage import Context, Input, Inputs, stage
 from tutelage.evaluate.suite import Result
 from tutelage.guard.bundle import parts
 from tutelage.store import releases

@@ -15,8 +15,9 @@ import torch
 from pydantic import Field
 
 from tutelage.core.errors import DataError
+from tutelage.core.price import Cost, Machine, Size
 from tutelage.core.records import Preference, read_jsonl
-from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, Size, stage
+from tutelage.core.stage import Context, Input, Inputs, stage
 from tutelage.judge.reward import Row, read_rows
 from tutelage.measure.statistics import plain, rate
 from tutelage.model.checkpoint import load_decoder, save
@@ -24,7 +25,7 @@ from tutelage.model.logprob import logprobs
 from tutelage.model.transformer import Decoder
 from tutelage.tokens.tokenizer import load
 from tutelage.train.batch import ItemSteps, PairBatch, spread, token_batch
-from tutelage.train.calibrate import training_cost, watching
+from tutelage.train.calibrate import training_cost, watched_memory, watching
 from tutelage.train.loop import Training, fit, keep_logs, settled
 from tutelage.train.objectives import DirectPreference, pairs_of
 
@@ -123,7 +124,9 @@ def dpo_cost(config: Dpo, inputs: Mapping[str, Mapping[str, float]], machine: Ma
     flops = size.spoken(pair / 2, people.get("answered", 0.3))
     read = pair * people.get("rows", 300.0) * people.get("pairs", 3.0) * flops
     watched = watching(inputs, steps, size, machine)
-    return training_cost(size, flops, steps * config.batch * pair, steps, machine, read=read, beside=watched + 0.2)
+    memory = size.taught(min(config.micro, config.batch * pair), pair / 2, frozen=1.0) + watched_memory(inputs, size)
+    tokens, beside = steps * config.batch * pair, watched + 0.2
+    return training_cost(size, flops, tokens, steps, machine, memory=memory, read=read, beside=beside)
 
 
 @stage(

@@ -27,8 +27,9 @@ from tutelage.align.rollout import (
 )
 from tutelage.core import refs
 from tutelage.core.errors import DataError, NotFound
+from tutelage.core.price import Cost, Machine, Size
 from tutelage.core.records import Example, read_jsonl
-from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, Size, Watch, stage
+from tutelage.core.stage import Context, Input, Inputs, Watch, stage
 from tutelage.judge.judge import Judge, value
 from tutelage.judge.reward import RewardJudge
 from tutelage.model.checkpoint import load_decoder, load_reward, save
@@ -108,6 +109,8 @@ def rlhf_cost(config: Rlhf, inputs: Mapping[str, Mapping[str, float]], machine: 
         tokens * config.epochs * models,
         steps * models,
         machine,
+        memory=size.taught(config.micro, prompt + said, models, frozen=2.0)
+        + size.answering(prompt + config.max_tokens),
         read=tokens * (1 + models) * flops,
         beside=sampling + watching(inputs, steps, size, machine) + 6e-5 * corpus.get("dialogues", 9e3),
     )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from tutelage.commands.base import HERE, JsonOption, RootOption, app, artifact_of, emit, known_root, say
-from tutelage.core.artifact import Artifact
+from tutelage.core.artifact import Artifact, Root
 
 
 @app.command("list")
@@ -138,7 +139,7 @@ def compare(
 @app.command("show-mask")
 def show_mask(
     source: Annotated[
-        str, typer.Argument(help="A corpus, a section of the last run, or a file of dialogues.")
+        str, typer.Argument(help="A corpus, tokens or a tuned model, a section of the last run, a file of dialogues.")
     ] = "prepare",
     tokenizer: Annotated[str, typer.Option(help="A tokenizer or model, or a section.")] = "tokenizer",
     row: Annotated[int, typer.Option(min=1, help="Which dialogue to begin with, counted from 1.")] = 1,
@@ -150,22 +151,47 @@ def show_mask(
     from itertools import islice
 
     from tutelage.core.errors import DataError
-    from tutelage.core.records import Example, read_jsonl
     from tutelage.tokens.chat import stretches
     from tutelage.tokens.tokenizer import load
 
     where = known_root(root)
     words = load(artifact_of(where, tokenizer))
-    own = source.endswith((".jsonl", ".json"))
-    file = Path(source) if own else artifact_of(where, source).file("dialogues.jsonl")
-    found = list(islice(read_jsonl(file, Example), row - 1, row - 1 + count))
+    file, dialogues = _dialogues(source, where, words)
+    found = list(islice(dialogues, row - 1, row - 1 + count))
     if not found:
         raise DataError("there is no such row", file=file, row=row)
-    for number, example in enumerate(found, row):
-        parts = stretches(example, words)
+    for number, (ids, mask) in enumerate(found, row):
+        parts = stretches(ids, mask, words)
         if as_json:
             emit({"row": number, "parts": [each._asdict() for each in parts]})
             continue
         text = "".join(f"«{each.text}»" if each.learned else each.text for each in parts)
         learned = sum(each.tokens for each in parts if each.learned)
         say(f"{text}\n({learned} of {sum(each.tokens for each in parts)} tokens are learned from)")
+
+
+def _dialogues(source: str, root: Root, words: Any) -> tuple[Path, Iterator[tuple[Any, Any]]]:
+    """Ids and mask of each dialogue: as `encode` would make them, or as it made them where the artifact holds them."""
+    import itertools
+
+    from tutelage.core.records import Example, read_jsonl
+    from tutelage.tokens.chat import encode_dialogue
+
+    def told(file: Path) -> tuple[Path, Iterator[tuple[Any, Any]]]:
+        return file, (encode_dialogue(example, words) for example in read_jsonl(file, Example))
+
+    if source.endswith((".jsonl", ".json")):
+        return told(Path(source))
+    artifact = artifact_of(root, source)
+    if artifact.kind == "model" and "tokens" in artifact.manifest.inputs:
+        artifact = artifact_of(root, str(artifact.manifest.inputs["tokens"]))
+    if artifact.kind != "tokens":
+        return told(artifact.file("dialogues.jsonl"))
+    import numpy as np
+
+    ids, mask, offsets = (
+        np.load(artifact.file(f"dialogues{part}.npy"), mmap_mode="r", allow_pickle=False)
+        for part in ("", ".mask", ".offsets")
+    )
+    bounds = itertools.pairwise(offsets.tolist())
+    return artifact.file("dialogues.npy"), ((ids[first:last], mask[first:last]) for first, last in bounds)

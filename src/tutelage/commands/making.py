@@ -26,6 +26,7 @@ from tutelage.commands.base import (
 )
 from tutelage.core.artifact import Artifact, Root
 from tutelage.core.errors import NotFound, Refused, UsageError
+from tutelage.core.price import MUON_SHARE
 from tutelage.recipe import LIFE
 from tutelage.report.timing import Timed, how_near, predictions, timed
 
@@ -126,6 +127,7 @@ def plan_command(
     overrides: Annotated[list[str] | None, typer.Argument(help="stage.key=value")] = None,
     root: RootOption = HERE,
     budget: Annotated[str | None, typer.Option(help="Size the training to this time: 90s, 15m, 2h.")] = None,
+    price: Annotated[float, typer.Option(min=0, help="What an hour of this machine costs, in any currency.")] = 0.0,
     as_json: JsonOption = False,
 ) -> None:
     """Measure this machine and print what each stage will take, before anything runs; and beside it what it took."""
@@ -139,22 +141,49 @@ def plan_command(
     made = {each.name: where.find(each.known) for each in planned.stages if each.known}
     took = timed(made, {each.name: each.cost.seconds for each in planned.stages})
     if as_json:
-        emit({**planned.model_dump(mode="json"), "took": [each.plain() for each in took], "verdict": how_near(took)})
+        found = {**planned.model_dump(mode="json"), "seconds": planned.seconds}
+        if price:
+            by_stage = {each.name: _paid(each.cost.seconds, price) for each in planned.stages}
+            found["price"] = {"per_hour": price, "stages": by_stage, "left_to_do": _paid(planned.seconds, price)}
+        emit({**found, "took": [each.plain() for each in took], "verdict": how_near(took)})
         return
     machine = planned.machine
     say(
-        f"This machine: {machine.threads} threads, {machine.gemm / 1e9:.0f} GFLOP/s, {machine.bandwidth / 1e9:.0f} GB/s"
+        f"This machine: {machine.threads} threads, {machine.gemm / 1e9:.0f} GFLOP/s, "
+        f"{machine.bandwidth / 1e9:.0f} GB/s, {machine.memory / 1e9:.0f} GB of memory"
     )
+    if machine.learning:
+        told = (machine.learning, machine.reading, machine.writing)
+        say("This model:   {:.0f} GFLOP/s learning, {:.0f} reading, {:.0f} writing".format(*(x / 1e9 for x in told)))
+    for name, chosen in planned.choices.items():
+        say(f"Chosen:       {name}: {', '.join(f'{key}={value}' for key, value in chosen.items())}")
     beside = {each.name: f"{clock(each.real):>8}{_ratio(each):>8}" for each in took}
-    say(f"{'stage':<16}{'time':>8}{'memory':>10}{'tokens':>14}{'  taken   ratio' if took else ''}")
+    cost_head = f"{'cost':>9}" if price else ""
+    heads = f"{'stage':<16}{'time':>8}{'memory':>10}{'tokens':>14}{'muon':>7}{cost_head}"
+    say(heads + ("  taken   ratio" if took else ""))
     for each in planned.stages:
         cost = each.cost
         memory = f"{cost.memory / 1e6:,.0f} MB" if cost.memory else ""
         tokens = f"{cost.tokens:,.0f}" if cost.tokens else ""
-        say(f"{each.name:<16}{clock(cost.seconds):>8}{memory:>10}{tokens:>14}{beside.get(each.name, '')}")
-    say(f"{'left to do':<16}{clock(planned.seconds):>8}")
+        muon = f"{cost.muon:.0%}" if cost.muon else ""
+        paid = f"{_paid(cost.seconds, price):>9.3f}" if price else ""
+        shown = f"{each.name:<16}{clock(cost.seconds):>8}{memory:>10}{tokens:>14}{muon:>7}{paid}"
+        say(shown + beside.get(each.name, ""))
+    whole = f"{_paid(planned.seconds, price):>40.3f}" if price else ""
+    say(f"{'left to do':<16}{clock(planned.seconds):>8}{whole}")
+    for each in planned.stages:
+        if each.cost.muon > MUON_SHARE:
+            say(
+                f"{each.name}: Muon takes {each.cost.muon:.0%} of a step, more than {MUON_SHARE:.0%}; "
+                "a larger batch, or a smaller width, makes it less"
+            )
     if took:
         say(how_near(took))
+
+
+def _paid(seconds: float, price: float) -> float:
+    """What so many seconds cost at a price per hour."""
+    return round(seconds / 3600 * price, 6)
 
 
 def _ratio(row: Timed) -> str:

@@ -19,8 +19,9 @@ from pydantic import Field, field_validator
 
 from tutelage.core.config import Config
 from tutelage.core.errors import DataError
+from tutelage.core.price import Cost, Machine
 from tutelage.core.records import Example, Message, Preference, read_jsonl, write_jsonl
-from tutelage.core.stage import Context, Cost, Inputs, Machine, stage
+from tutelage.core.stage import Context, Inputs, stage
 from tutelage.corpus.catalog import Entry, entry
 from tutelage.corpus.clean import FILTERS, Drops, Filter, Text, clean, improbable
 from tutelage.corpus.decontaminate import Contamination, HeldOut

@@ -14,8 +14,9 @@ from tutelage.core import refs
 from tutelage.core.artifact import Artifact, Root
 from tutelage.core.config import Config
 from tutelage.core.errors import DataError
+from tutelage.core.price import BASE, Cost, Machine, Size
 from tutelage.core.records import Example, read_jsonl, write_jsonl
-from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, Size, stage
+from tutelage.core.stage import Context, Input, Inputs, stage
 from tutelage.evaluate import summary
 from tutelage.evaluate.ask import MAX_TOKENS, AnswerLog, examine
 from tutelage.evaluate.suite import KINDS, Result, Suite, faults, load, sample, select
@@ -109,7 +110,11 @@ def _cost(config: Evaluate, sizes: Mapping[str, Mapping[str, float]], machine: M
     items = suites * corpus.get("cells", 5.0) * (config.items or 300)
     tokens, asked = corpus.get("item_tokens", 60.0), targets * items + 0.5 * suites * config.controls
     seconds = machine.answer(size.spoken(tokens), asked, tokens, 6.0, targets * suites) + 0.0007 * asked + 2.0
-    return Cost(seconds=seconds, memory=16 * size.parameters + 3e8, tokens=asked * tokens)
+    return Cost(
+        seconds=seconds,
+        memory=BASE + 4 * targets * size.parameters + size.answering(tokens + 32),
+        tokens=asked * tokens,
+    )
 
 
 @stage(

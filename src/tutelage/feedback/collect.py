@@ -16,8 +16,9 @@ from pydantic import Field
 from tutelage.core import refs
 from tutelage.core.config import Config
 from tutelage.core.errors import DataError
+from tutelage.core.price import Cost, Machine, Size
 from tutelage.core.records import Example, Preference, read_jsonl, write_jsonl
-from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, Size, stage
+from tutelage.core.stage import Context, Input, Inputs, stage
 from tutelage.feedback import api, assign, candidates, replayed, simulated
 from tutelage.feedback.client import Client, Direct, Http, Transport
 from tutelage.generate.generator import Sampling

@@ -13,8 +13,9 @@ from pydantic import Field
 
 from tutelage.core.config import Config
 from tutelage.core.errors import DataError, Waiting
+from tutelage.core.price import Cost, Machine
 from tutelage.core.records import Example, canonical, digest, read_jsonl, write_jsonl
-from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, stage
+from tutelage.core.stage import Context, Input, Inputs, stage
 from tutelage.feedback import agreement, consensus
 from tutelage.feedback.preferences import Needs, split_of
 from tutelage.measure.statistics import plain

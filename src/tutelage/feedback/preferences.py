@@ -16,8 +16,9 @@ from pydantic import Field
 
 from tutelage.core.config import Config
 from tutelage.core.errors import DataError, Waiting
+from tutelage.core.price import Cost, Machine
 from tutelage.core.records import Message, Preference, read_jsonl, write_jsonl
-from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, stage
+from tutelage.core.stage import Context, Input, Inputs, stage
 from tutelage.feedback import consensus, votes
 from tutelage.feedback.figures import LEFT, RIGHT, TIE, Read, stated_agreement, stated_people
 from tutelage.store import answers, tasks

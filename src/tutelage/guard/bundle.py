@@ -17,8 +17,9 @@ import yaml
 from tutelage.core.artifact import Artifact
 from tutelage.core.config import Config, build, load_yaml
 from tutelage.core.errors import ConfigError
+from tutelage.core.price import Cost, Machine
 from tutelage.core.records import Record, digest
-from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, stage
+from tutelage.core.stage import Context, Input, Inputs, stage
 from tutelage.guard.pipeline import guard_of
 from tutelage.guard.policy import Guard, Policy, PolicyFile, Rule, Taxonomy
 from tutelage.judge.classifier import ClassifierJudge

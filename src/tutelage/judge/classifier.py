@@ -20,8 +20,9 @@ from tutelage.core import refs
 from tutelage.core.artifact import Root
 from tutelage.core.config import Config
 from tutelage.core.errors import CorruptArtifact, DataError
+from tutelage.core.price import Cost, Machine
 from tutelage.core.records import Example, Record, Verdict, explain, read_jsonl
-from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, stage
+from tutelage.core.stage import Context, Input, Inputs, stage
 from tutelage.judge.certificate import Certificate, certify
 from tutelage.judge.judge import Progress, Tap, answer_of, failed
 from tutelage.judge.linear import Calibration, calibrate, document_frequency, fit_heads, matrix

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from tutelage.core.artifact import Artifact, Root
 from tutelage.core.errors import DataError, NotFound
+from tutelage.core.price import Cost, Machine, Size
 from tutelage.core.records import Example, Preference, Response, Verdict, read_jsonl
-from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, Size, stage
+from tutelage.core.stage import Context, Input, Inputs, stage
 from tutelage.generate.generator import Generator, Sampling, Scored
 from tutelage.judge.judge import Judge, WindowedJudge, value
 from tutelage.measure.calibration import ece, temperature
@@ -156,7 +157,8 @@ def reward_cost(config: Reward, inputs: Mapping[str, Mapping[str, float]], machi
     flops = size.spoken(people.get("answer_tokens", 100.0), people.get("answered", 0.3))
     scored = 1.3 * each * people.get("rows", 300.0) * flops
     tokens = config.steps * config.batch * each
-    return training_cost(size, flops, tokens, config.steps, machine, read=scored, beside=0.5)
+    memory = size.taught(min(config.micro, config.batch * each), people.get("answer_tokens", 100.0))
+    return training_cost(size, flops, tokens, config.steps, machine, memory=memory, read=scored, beside=0.5)
 
 
 @stage(

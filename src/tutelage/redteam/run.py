@@ -13,8 +13,9 @@ from tutelage.core import refs
 from tutelage.core.artifact import Artifact
 from tutelage.core.config import Config
 from tutelage.core.errors import DataError
+from tutelage.core.price import Cost, Machine, Size
 from tutelage.core.records import Document, Example, read_jsonl, write_jsonl
-from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, Size, stage
+from tutelage.core.stage import Context, Input, Inputs, stage
 from tutelage.evaluate.ask import AnswerLog, examine, responses
 from tutelage.evaluate.run import names
 from tutelage.evaluate.suite import Result, item_id, sample

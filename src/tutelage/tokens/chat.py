@@ -77,12 +77,11 @@ class Stretch(NamedTuple):
     learned: bool
 
 
-def stretches(example: Example, tokenizer: Tokenizer) -> list[Stretch]:
+def stretches(ids: Sequence[int], mask: Sequence[bool], tokenizer: Tokenizer) -> list[Stretch]:
     """A dialogue as training sees it: what is only read, and what is learned from, in turn."""
-    ids, mask = encode_dialogue(example, tokenizer)
     found = []
-    for learned, group in itertools.groupby(zip(ids, mask, strict=True), key=lambda pair: pair[1]):
-        part = [number for number, _ in group]
+    for learned, group in itertools.groupby(zip(ids, mask, strict=True), key=lambda pair: bool(pair[1])):
+        part = [int(number) for number, _ in group]
         found.append(Stretch(tokenizer.decode(part, skip_special=False), len(part), learned))
     return found
 

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from tutelage.core.artifact import Artifact
 from tutelage.core.config import Config
 from tutelage.core.errors import DataError
+from tutelage.core.price import Cost, Machine
 from tutelage.core.records import Example, read_jsonl
-from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, stage
+from tutelage.core.stage import Context, Input, Inputs, stage
 from tutelage.tokens.chat import encode_dialogues
 from tutelage.tokens.tokenizer import Tokenizer, load
 
@@ -57,6 +58,7 @@ def _cost(config: Encode, sizes: Mapping[str, Mapping[str, float]], machine: Mac
         "corpus": Input(kind="corpus", default="prepare", help="documents and dialogues"),
         "tokenizer": Input(kind=("tokenizer", "model"), default="tokenizer", help="what turns text into ids"),
     },
+    version=2,
     cost=_cost,
 )
 def encode(config: Encode, inputs: Inputs, out: Path, context: Context) -> dict[str, Any]:
@@ -64,7 +66,7 @@ def encode(config: Encode, inputs: Inputs, out: Path, context: Context) -> dict[
     tokenizer = load(inputs.tokenizer)
     kind = np.uint16 if tokenizer.size <= 2**16 else np.uint32
     documents, sources, held = _documents(inputs.corpus, tokenizer, kind, out, context)
-    dialogues = _dialogues(inputs.corpus, tokenizer, kind, config, out, context)
+    dialogues, tasks = _dialogues(inputs.corpus, tokenizer, kind, config, out, context)
     if not documents["train"]["documents"] and not dialogues["train"]["dialogues"]:
         raise DataError("the corpus has no training text", file=inputs.corpus.path)
     meta = {
@@ -77,6 +79,7 @@ def encode(config: Encode, inputs: Inputs, out: Path, context: Context) -> dict[
         "stops": tokenizer.stops,
         "splits": documents,
         "dialogues": dialogues,
+        "tasks": tasks,
         "sources": sources,
         "validation_sources": held,
     }
@@ -129,9 +132,11 @@ def _documents(
 
 def _dialogues(
     corpus: Artifact, tokenizer: Tokenizer, kind: type, config: Encode, out: Path, context: Context
-) -> dict[str, dict[str, int]]:
+) -> tuple[dict[str, dict[str, int]], list[str]]:
+    """Counts by split, and the names of the tasks that `dialogues.tasks.npy` numbers."""
     ids: dict[str, list[NDArray[Any]]] = {split: [] for split in SPLITS}
     masks: dict[str, list[NDArray[Any]]] = {split: [] for split in SPLITS}
+    tasks: dict[str, list[str]] = {split: [] for split in SPLITS}
     counts = {
         split: {"dialogues": 0, "tokens": 0, "answer_tokens": 0, "too_long": 0, "left_out": 0} for split in SPLITS
     }
@@ -153,6 +158,7 @@ def _dialogues(
                 continue
             ids[split].append(np.array(found, dtype=kind))
             masks[split].append(np.array(mask, dtype=np.bool_))
+            tasks[split].append(_task(example))
             counts[split]["dialogues"] += 1
             counts[split]["tokens"] += len(found)
             counts[split]["answer_tokens"] += sum(mask)
@@ -160,7 +166,15 @@ def _dialogues(
         _save(out / f"{stem}.npy", ids[split], kind)
         _save(out / f"{stem}.mask.npy", masks[split], np.bool_)
         np.save(out / f"{stem}.offsets.npy", _offsets([len(row) for row in ids[split]]))
-    return counts
+    names = sorted(set(tasks["train"]))
+    number = {name: place for place, name in enumerate(names)}
+    np.save(out / "dialogues.tasks.npy", np.array([number[name] for name in tasks["train"]], dtype=np.uint16))
+    return counts, names
+
+
+def _task(example: Example) -> str:
+    """What a dialogue teaches: its family, or else the source it comes from."""
+    return str(example.tags.get("family") or example.tags.get("source") or "dialogue")
 
 
 def _answered(example: Example, refusals: str) -> Example | None:

@@ -19,8 +19,9 @@ from tokenizers import Tokenizer as Core
 from tutelage.core.artifact import Artifact
 from tutelage.core.config import Config
 from tutelage.core.errors import ConfigError, DataError, NotFound
+from tutelage.core.price import Cost, Machine
 from tutelage.core.records import Example, read_jsonl
-from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, stage
+from tutelage.core.stage import Context, Input, Inputs, stage
 
 BOS, EOS, PAD, END = "<|bos|>", "<|eos|>", "<|pad|>", "<|end|>"
 ROLES = ("system", "user", "assistant", "tool")

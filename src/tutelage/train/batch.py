@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from tutelage.core.errors import DataError, NotFound
+from tutelage.train.mixture import Mixture
 
 State = dict[str, Any]
 """Nested mappings of JSON values and tensors: everything a checkpoint can hold."""
@@ -260,11 +261,18 @@ class Source:
         tokens: ids, 1-D, any unsigned integer type.
         offsets: int64 [documents + 1].
         mask: bool, beside tokens: which count as targets; None for all.
+        tasks: the task of each document, by index; None where nobody wrote it down.
     """
 
     tokens: np.ndarray
     offsets: np.ndarray
     mask: np.ndarray | None = None
+    tasks: np.ndarray | None = None
+
+    def documents(self, pieces: np.ndarray) -> np.ndarray:
+        """Index of the document that each piece [n, 2] stands in."""
+        starts = pieces[:, 0] if len(pieces) else pieces.reshape(-1)
+        return np.searchsorted(self.offsets, starts, side="right") - 1
 
     def pieces(self, context: int) -> np.ndarray:
         """Cut into pieces of at most `context` tokens, int64 [n, 2] of (start, length), in order.
@@ -288,13 +296,23 @@ class Source:
         return found
 
 
+def joined(sources: Sequence[Source]) -> Source:
+    """Several sources as one, in order, read into memory; their tasks are left behind."""
+    sizes = np.cumsum([0, *(len(each.tokens) for each in sources)])
+    offsets = [each.offsets[1:].astype(np.int64) + start for each, start in zip(sources, sizes, strict=False)]
+    masks = [np.ones(len(each.tokens), bool) if each.mask is None else np.asarray(each.mask) for each in sources]
+    tokens = np.concatenate([np.asarray(each.tokens) for each in sources])
+    return Source(tokens, np.concatenate([np.zeros(1, np.int64), *offsets]), np.concatenate(masks))
+
+
 @dataclass
 class TokenSteps:
     """Steps over one or two token sources, in a fixed order that is a function of the seed and the position only.
 
     Pieces are taken in pools of `pool` (in the order given, or shuffled over the whole source when `shuffle`); within
     a pool they are shuffled, spread over micro-batches of at most `micro` tokens, and handed out `accumulate` at a
-    time. Where the second source (`replay`) is given, each pool also holds `ratio` of its tokens from there.
+    time. Each pool also holds the given share of its tokens from every source of `replay`. Where `weights` are given,
+    one for each of the source's tasks, tasks are mixed by them (see Mixture) in every pool, whatever `shuffle` says.
 
     The last pool of an epoch may be short; epochs follow each other without end, the loop decides when to stop.
     """
@@ -306,10 +324,11 @@ class TokenSteps:
     seed: int = 0
     shuffle: bool = False
     pool: int = 512
-    replay: Source | None = None
-    ratio: float = 0.0
+    replay: Sequence[tuple[Source, float]] = ()
+    weights: Sequence[float] | None = None
+    mixture: Mixture | None = field(init=False, repr=False, default=None)
     _pieces: np.ndarray = field(init=False, repr=False)
-    _replay: np.ndarray | None = field(init=False, repr=False, default=None)
+    _replay: list[np.ndarray] = field(init=False, repr=False, default_factory=list)
     _at: tuple[int, int, int] = field(init=False, default=(0, 0, 0))
 
     def __post_init__(self) -> None:
@@ -318,10 +337,13 @@ class TokenSteps:
         self._pieces = self.source.pieces(self.context)
         if not len(self._pieces):
             raise DataError("the data set holds no text to learn from", todo="Look at the corpus report")
-        if self.replay is not None and self.ratio > 0:
-            self._replay = self.replay.pieces(self.context)
-            if not len(self._replay):
-                raise DataError("the replay source holds no text to learn from")
+        if self.weights is not None and self.source.tasks is not None:
+            tasks = np.asarray(self.source.tasks)[self.source.documents(self._pieces)]
+            groups = [np.flatnonzero(tasks == number) for number in range(len(self.weights))]
+            self.mixture = Mixture(groups, self.weights, self.seed)
+        self._replay = [source.pieces(self.context) for source, _ in self.replay]
+        if not all(map(len, self._replay)):
+            raise DataError("the replay source holds no text to learn from")
 
     @property
     def tokens(self) -> int:
@@ -353,20 +375,29 @@ class TokenSteps:
 
     def _bins(self, epoch: int, pool: int) -> list[_Bin]:
         """The micro-batches of one pool, in order: a function of (seed, epoch, pool) alone."""
-        order: np.ndarray = np.arange(len(self._pieces))
-        if self.shuffle:
-            order = np.random.default_rng([self.seed, epoch]).permutation(len(self._pieces))
         random = np.random.default_rng([self.seed, epoch, pool + 1])
-        chosen = self._pieces[order[pool * self.pool : (pool + 1) * self.pool]]
+        chosen = self._pieces[self._chosen(epoch, pool)]
         entries = [(self.source, int(start), int(length)) for start, length in chosen]
-        if self._replay is not None and self.replay is not None:
-            wanted = self.ratio / (1 - self.ratio) * chosen[:, 1].sum()
-            average = self._replay[:, 1].mean()
-            picks = random.integers(len(self._replay), size=max(1, round(wanted / average)))
-            entries += [(self.replay, int(start), int(length)) for start, length in self._replay[picks]]
+        rest = 1 - sum(ratio for _, ratio in self.replay)
+        for (source, ratio), pieces in zip(self.replay, self._replay, strict=True):
+            wanted = ratio / rest * chosen[:, 1].sum()
+            picks = random.integers(len(pieces), size=max(1, round(wanted / pieces[:, 1].mean())))
+            entries += [(source, int(start), int(length)) for start, length in pieces[picks]]
         entries = [entries[index] for index in random.permutation(len(entries))]
         bins = spread([length for _, _, length in entries], self.micro)
         return [_Bin([entries[index] for index in items]) for items in bins]
+
+    def _chosen(self, epoch: int, pool: int) -> np.ndarray:
+        """The pieces of one pool, by index."""
+        total = len(self._pieces)
+        if self.mixture is not None:  # pools of an epoch are as many as ever, and all equally large
+            size = min(self.pool, total)
+            place = (epoch * -(-total // self.pool) + pool) * size
+            return self.mixture.take(place, place + size)
+        order: np.ndarray = np.arange(total)
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, epoch]).permutation(total)
+        return order[pool * self.pool : (pool + 1) * self.pool]
 
 
 @dataclass(frozen=True)
@@ -449,4 +480,7 @@ def open_source(folder: Path, name: str) -> Source:
         raise DataError("the offsets do not fit the tokens", file=folder / f"{name}.offsets.npy")
     if mask is not None and len(mask) != len(tokens):
         raise DataError("the mask does not fit the tokens", file=folder / f"{name}.mask.npy")
-    return Source(tokens, offsets, mask)
+    tasks = read(".tasks") if (folder / f"{name}.tasks.npy").is_file() else None
+    if tasks is not None and len(tasks) != len(offsets) - 1:
+        raise DataError("the tasks do not fit the offsets", file=folder / f"{name}.tasks.npy")
+    return Source(tokens, offsets, mask, tasks)

@@ -5,47 +5,105 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
+from torch import Tensor
 
-from tutelage.core.stage import STEP, Cost, Machine, Size
+from tutelage.core.price import BATCH, ROUND, WRITE, Cost, Machine, Size
+from tutelage.model.cache import Cache
+from tutelage.model.logprob import logprobs
+from tutelage.model.sample import Draw, draw
+from tutelage.model.transformer import Decoder, DecoderConfig
 from tutelage.train.device import THREADS
 
+STARTER = DecoderConfig(2048, 160, 432, 4, 5, 5, model_type="qwen3")
+"""The shape that is measured where a recipe states none."""
+ENGINE = 1.35
+"""How much slower a step of the engine is, with its bookkeeping, than the forward and draw that are measured; seen."""
+LENGTH = 64
+"""Tokens of the texts that are measured with."""
+LIFE = 0.9
+"""What a stage reaches of what the measurement does, which reads no data and looks at nothing on the way."""
 
-def calibrate(*, threads: int = THREADS, seconds: float = 2.0) -> Machine:
-    """Measure GEMM rate and memory bandwidth, about `seconds` in all.
 
-    The rate is the best of several repetitions: what the machine can do, not what it was busy with.
+def calibrate(shape: DecoderConfig | None = STARTER, *, threads: int = THREADS, seconds: float = 4.0) -> Machine:
+    """Measure GEMM rate, memory bandwidth and what a model of this shape reaches, in about `seconds` (20 at most).
+    Without a shape no model is measured: its rates are then shares of the GEMM's.
+
+    A rate is the best of several repetitions: what the machine can do, not what it was busy with.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         with torch.no_grad():
-            return Machine(
-                threads=threads,
-                gemm=_gemm(seconds * 0.6),
-                bandwidth=_bandwidth(seconds * 0.3),
-                memory=_memory(),
-            )
+            gemm, bandwidth = _gemm(seconds * 0.15), _bandwidth(seconds * 0.1)
+        machine = Machine(threads=threads, gemm=gemm, bandwidth=bandwidth, memory=_memory())
+        if shape is None:
+            return machine
+        measured = _Probe(shape, gemm)
+        learning, reading = (LIFE * each for each in measured.learning(seconds * 0.4))
+        slower = measured.writing(seconds * 0.25)
+        rates = {"learning": learning, "reading": reading, "writing": WRITE * gemm / slower, "round": ROUND * slower}
+        return machine.model_copy(update=rates)
     finally:
         torch.set_num_threads(before)
 
 
+def size_of(shape: DecoderConfig) -> Size:
+    """A model of this shape as its price sees it."""
+    layers, width, wide = shape.num_hidden_layers, shape.hidden_size, shape.intermediate_size
+    query, key, value = shape.qkv_sizes
+    matrices = [
+        (query, width),
+        (key, width),
+        (value, width),
+        (width, query),
+        (wide, width),
+        (wide, width),
+        (width, wide),
+    ]
+    kept = 5 * width + 2 * (query + key + value) + query + 3 * wide + (query + key if shape.qk_norm else 0)
+    return Size(
+        parameters=shape.parameters,
+        flops=shape.flops_per_token,
+        head=2.0 * shape.vocab_size * width,
+        attention=3.0 * layers * query,  # by theory 2, seen 2 to 3
+        optimizer=float(layers * sum(map(_orthogonal, matrices))),
+        kept=float(layers * kept),
+        scores=float(layers * shape.num_attention_heads),
+        cached=float(layers * (key + value)),
+    )
+
+
+def _orthogonal(matrix: tuple[int, int]) -> float:
+    """Operations of Muon's five iterations on one matrix: its Gram matrix, that squared, and their product with it."""
+    short, long = sorted(matrix)
+    return 5.0 * (4 * short**2 * long + 2 * short**3)
+
+
 def training_cost(
-    size: Size, flops: float, tokens: float, steps: int, machine: Machine, *, read: float = 0.0, beside: float = 0.0
+    size: Size,
+    flops: float,
+    tokens: float,
+    steps: int,
+    machine: Machine,
+    *,
+    memory: float,
+    read: float = 0.0,
+    beside: float = 0.0,
 ) -> Cost:
     """Forward and backward of `tokens` tokens, three times the forward of `flops` each, and the optimizer's `steps`;
-    `read` operations of what is only looked at (validation, a reference); and `beside`, further seconds.
-
-    Memory: weights, gradient and two moments at four bytes, activations not counted (micro-batches are small).
-    """
-    learned = 3.0 * flops * tokens + STEP * size.parameters * steps
+    `read` operations of what is only looked at (validation, a reference); and `beside`, further seconds."""
+    learned, orthogonal = 3.0 * flops * tokens, size.optimizer * steps
+    learning, muon = machine.learn(learned), machine.orthogonalise(orthogonal)
     return Cost(
-        seconds=machine.learn(learned) + machine.read(read) + beside,
-        memory=16.0 * size.parameters + 4e8,
+        seconds=learning + muon + machine.read(read) + beside,
+        memory=memory,
         tokens=tokens,
-        flops=learned + read,
+        flops=learned + orthogonal + read,
+        muon=muon / (learning + muon) if steps else 0.0,
         sizes=dict(size._asdict()),
     )
 
@@ -69,6 +127,76 @@ def watching(inputs: Mapping[str, Mapping[str, float]], steps: int, size: Size, 
     tokens = watch.get("item_tokens", 60.0)
     once = machine.answer(size.spoken(tokens), watch["items"], tokens, ANSWER, KINDS)
     return 0.3 + looks(steps, int(watch.get("every", 0))) * once  # the items are read once
+
+
+def watched_memory(inputs: Mapping[str, Mapping[str, float]], size: Size) -> float:
+    """Bytes that the recipe's watch takes: the cache of the engine that answers."""
+    watch = inputs.get("watch", {})
+    return size.answering(2 * watch.get("item_tokens", 60.0)) if watch.get("items") else 0.0
+
+
+class _Probe:
+    """A short spell of real work at one shape: training steps, forward passes, generation.
+
+    A shape whose step would take long is measured with fewer layers and tokens: what counts is operations per second.
+    """
+
+    def __init__(self, shape: DecoderConfig, gemm: float) -> None:
+        def takes(layers: int, tokens: int) -> float:
+            return 6 * tokens * replace(shape, num_hidden_layers=layers).parameters / (0.5 * gemm)
+
+        layers, self.tokens = shape.num_hidden_layers, 2048
+        while layers > 1 and takes(layers, self.tokens) > 0.5:
+            layers = -(-layers // 2)
+        while self.tokens > LENGTH and takes(layers, self.tokens) > 0.5:
+            self.tokens //= 2
+        self.shape = replace(shape, num_hidden_layers=layers, max_position_embeddings=max(64, LENGTH))
+        self.gemm, self.model = gemm, Decoder(self.shape, seed=0)
+
+    def learning(self, seconds: float) -> tuple[float, float]:
+        """Operations per second forward and backward, and in a forward pass alone, over texts of `LENGTH` tokens."""
+        generator = torch.Generator().manual_seed(0)
+        lengths = (LENGTH,) * (self.tokens // LENGTH)
+        ids = torch.randint(self.shape.vocab_size, (1, self.tokens), generator=generator)
+        flops = size_of(self.shape).text(LENGTH) * self.tokens
+
+        def forward() -> Tensor:
+            return logprobs(self.model, self.model(ids, lengths=lengths)[0], ids[0])[0].sum()
+
+        def step() -> None:
+            self.model.zero_grad()
+            forward().backward()  # type: ignore[no-untyped-call]
+
+        learned = _best(step, 0.7 * seconds)
+        with torch.no_grad():
+            read = _best(forward, 0.3 * seconds)
+        self.model.zero_grad()
+        return 3 * flops / learned, flops / read
+
+    def writing(self, seconds: float) -> float:
+        """How much slower than foretold a step of the engine is, with `BATCH` answers under way (below 1: faster)."""
+        flops, capacity, rows = size_of(self.shape).flops, 32, torch.arange(BATCH)
+        shape = self.shape
+        cache = Cache(shape.num_hidden_layers, BATCH, shape.num_key_value_heads, capacity, shape.head_dim)
+        lengths = torch.full((BATCH,), capacity // 2)
+
+        def step() -> None:
+            hidden = self.model(rows[:, None], cache=cache.extend(lengths, 1, capacity))
+            draw(self.model.logits(hidden[:, -1]), Draw(None))
+
+        with torch.no_grad():
+            return ENGINE * _best(step, seconds) / (BATCH * flops / (WRITE * self.gemm) + ROUND)
+
+
+def _best(work: Callable[[], object], seconds: float) -> float:
+    """Seconds of the fastest repetition, after one to warm up; at least two are timed."""
+    work()
+    best, count, end = float("inf"), 0, time.perf_counter() + seconds
+    while count < 2 or time.perf_counter() < end:
+        started = time.perf_counter()
+        work()
+        best, count = min(best, time.perf_counter() - started), count + 1
+    return best
 
 
 def _gemm(seconds: float) -> float:

@@ -11,13 +11,14 @@ from typing import Any, Literal
 from pydantic import Field
 
 from tutelage.core.errors import ConfigError, DataError
-from tutelage.core.stage import Context, Cost, Input, Inputs, Machine, Size, stage
+from tutelage.core.price import Cost, Machine
+from tutelage.core.stage import Context, Input, Inputs, stage
 from tutelage.measure.statistics import plain
 from tutelage.model.checkpoint import save
 from tutelage.model.transformer import Decoder, DecoderConfig
 from tutelage.tokens.tokenizer import Tokenizer, load
 from tutelage.train.batch import Source, TokenSteps, open_source
-from tutelage.train.calibrate import looks, training_cost, watching
+from tutelage.train.calibrate import looks, size_of, training_cost, watched_memory, watching
 from tutelage.train.loop import Training, Watches, fit, keep_logs
 from tutelage.train.objectives import NextToken
 from tutelage.train.optim import count
@@ -96,12 +97,14 @@ def pretrain_cost(config: Pretrain, inputs: Mapping[str, Mapping[str, float]], m
     held, sources = text.get("validation_tokens", float(LIMIT)), text.get("sources", 1.0)
     read = min(LIMIT, held) * (looks(config.steps, config.validate_every or math.ceil(config.steps / 10)) + 1)
     read += min(PART * sources, held) if sources > 1 else 0.0
-    attention = 3.0 * config.depth * config.width  # by theory 2, seen 2 to 3
-    size = Size(shape.parameters, shape.flops_per_token, 2.0 * shape.vocab_size * shape.hidden_size, attention)
-    flops = size.text(min(config.context, text.get("document_tokens", config.context)))
+    size, length = size_of(shape), min(config.context, text.get("document_tokens", config.context))
+    flops = size.text(length)
     watched = watching(inputs, config.steps, size, machine)
-    tokens = float(config.steps * config.batch)
-    return training_cost(size, flops, tokens, config.steps, machine, read=read * flops, beside=watched)
+    tokens, memory = (
+        float(config.steps * config.batch),
+        size.taught(config.micro, length) + watched_memory(inputs, size),
+    )
+    return training_cost(size, flops, tokens, config.steps, machine, memory=memory, read=read * flops, beside=watched)
 
 
 @stage(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tutelage.measure.statistics import Interval, mean, undefined
+from tutelage.measure.statistics import Floats, Interval, mean, undefined
 from tutelage.model.logprob import logprobs
 from tutelage.train.batch import Source, spread, token_batch
 
@@ -46,8 +46,7 @@ class Validation:
             number = max(1, round(len(pieces) * limit / total))
             pieces = pieces[np.linspace(0, len(pieces) - 1, number).round().astype(np.int64)]
         self.pieces = pieces
-        starts = pieces[:, 0] if len(pieces) else pieces.reshape(-1)
-        self.documents: list[int] = (np.searchsorted(source.offsets, starts, side="right") - 1).tolist()
+        self.documents: list[int] = source.documents(pieces).tolist()
 
     def __call__(self, model: Any, step: int) -> dict[str, Any]:
         found = self.measure(model)
@@ -58,14 +57,16 @@ class Validation:
 
     def measure(self, model: Any) -> Interval:
         """Nats per token; the interval treats documents as independent (ratio of sums, linearised)."""
-        if not len(self.pieces):
-            return undefined(0, "nothing is held out")
+        return self.per_token(*self.losses(model))
+
+    def losses(self, model: Any) -> tuple[Floats, Floats]:
+        """Nats lost on each piece, and its tokens that count, both [pieces]."""
         losses, counts = np.zeros(len(self.pieces)), np.zeros(len(self.pieces))
         device = next(model.parameters()).device
         was = model.training
         model.eval()
         with torch.no_grad():
-            for items in spread(self.pieces[:, 1], max(MICRO, 2 * int(self.pieces[:, 1].max()))):
+            for items in spread(self.pieces[:, 1], max(MICRO, 2 * int(self.pieces[:, 1].max()))) if len(losses) else ():
                 segments, masks = [], []
                 for start, length in self.pieces[items]:
                     segments.append(self.source.tokens[start : start + length])
@@ -78,6 +79,12 @@ class Validation:
                 losses[items] = np.bincount(segment, -logprob.cpu().double().numpy(), minlength=len(items))
                 counts[items] = np.bincount(segment, minlength=len(items))
         model.train(was)
+        return losses, counts
+
+    def per_token(self, losses: Floats, counts: Floats) -> Interval:
+        """What pieces lose per token. Of two models' differences piece by piece it is the paired difference."""
+        if not len(self.pieces):
+            return undefined(0, "nothing is held out")
         ratio = float(losses.sum() / counts.sum())
         # one value per piece whose mean is the ratio and whose spread is the ratio's (Taylor linearisation)
         values = ratio + (losses - ratio * counts) / counts.mean()

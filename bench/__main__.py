@@ -26,6 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="the result as one line of JSON, the last one")
     parser.add_argument("--record", action="store_true", help="write the result into bench/results.md")
     parser.add_argument("--root", type=Path, default=Path("life"), help="the finished life that `plan` reads")
+    parser.add_argument("--float32", action="store_true", help="hold the peer to float32")
     asked = parser.parse_args(arguments)
     if asked.name == "list":
         for name in NAMES:
@@ -35,8 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
     environment = getattr(bench, "ENVIRONMENT", None)
     peer_python = python_of(environment) if environment else None
     with tempfile.TemporaryDirectory() as work:
-        parts = bench.measure(side.Settings(asked.quick, Path(work), asked.root.resolve()))
-    machine = {**side.machine(peer_python), "quick": asked.quick}
+        parts = bench.measure(side.Settings(asked.quick, Path(work), asked.root.resolve(), asked.float32))
+    machine = {**side.machine(peer_python), "quick": asked.quick, "float32": asked.float32}
     found = side.result(asked.name, parts, machine)
     if asked.record:
         RESULTS.write_text(recorded(RESULTS.read_text("utf-8") if RESULTS.is_file() else "", found), "utf-8")
@@ -68,6 +69,7 @@ def table(found: Mapping[str, Any]) -> str:
         for name, each in machine["versions"].items()
     )
     how = "quick, two runs a side" if machine["quick"] else "three runs a side"
+    how += ", the peer held to float32" if machine["float32"] else ""
     return "\n".join(
         [*lines, "", f"{machine['date']}, {machine['hardware']}, {machine['threads']} threads; {how}; {versions}."]
     )
@@ -81,7 +83,7 @@ def _number(value: float | None) -> str:
 
 HEAD = """# What the benches measured
 
-Written by `python -m bench NAME --record`: the tables between the marks, each with its date, hardware and versions. What
+`python -m bench NAME --record` writes the tables between the marks, each with its date, hardware and versions. What
 stands beside them is written by hand and stays.
 """
 

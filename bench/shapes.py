@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -87,7 +86,7 @@ def token_rows(shape: Shape, rows: int, length: int | None = None, seed: int = 0
     return generator.integers(16, shape.vocabulary, (rows, length or shape.context), dtype=np.int64)
 
 
-def gemm_rate(shape: Shape, rows: Sequence[int] = (2048,), seconds: float = 1.5) -> float:
+def gemm_rate(shape: Shape, rows: int = 2048, precision: str = "float32", seconds: float = 1.5) -> float:
     """Operations per second of the best matrix product: 2048^3, or `rows` tokens through the model's own matrices.
 
     Each is repeated for its share of `seconds` and counted at its fastest: what the machine can do.
@@ -95,11 +94,12 @@ def gemm_rate(shape: Shape, rows: Sequence[int] = (2048,), seconds: float = 1.5)
     import torch
 
     sizes = [(2048, 2048, 2048)]
-    sizes += [(count, inputs, outputs) for count in rows for inputs, outputs in shape.matrices]
+    sizes += [(rows, inputs, outputs) for inputs, outputs in shape.matrices]
+    kind = getattr(torch, precision)
     best = 0.0
     with torch.no_grad():
         for number, inputs, outputs in sizes:
-            left, right = torch.rand(number, inputs), torch.rand(outputs, inputs)
+            left, right = torch.rand(number, inputs, dtype=kind), torch.rand(outputs, inputs, dtype=kind)
             end, repeated = time.perf_counter() + seconds / len(sizes), 0
             while repeated < 3 or time.perf_counter() < end:
                 started = time.perf_counter()

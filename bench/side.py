@@ -1,8 +1,8 @@
 """The same work by two sides, in turn, each run a process of its own; medians, and what they say about a target.
 
-A bench is a module with `measure(settings) -> list[Part]` and the two sides `ours(options)` and `peer(options)`, each of
-which measures itself, first repetition dropped, and returns figures. `python -m bench.NAME ours|peer OPTIONS` runs one
-side and prints its figures as the last line.
+A bench is a module with `measure(settings) -> list[Part]` and the two sides `ours(options)` and `peer(options)`. Each
+side measures itself, drops the first repetition and returns figures; `python -m bench.NAME ours|peer OPTIONS` runs one
+and prints its figures as the last line.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from bench.environments import HOME, here, versions
 
 THREADS = 2
 Figures = dict[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -34,15 +35,22 @@ class Settings:
         quick: A B A B with less work in each run, within 4 minutes; else A B A B A B.
         work: folder for weights and data that both sides read.
         root: a finished life, for the benches that read one.
+        float32: hold the peer to float32; else it computes in what is fastest on this machine, as a user would.
     """
 
     quick: bool
     work: Path
     root: Path = Path("life")
+    float32: bool = False
 
     @property
     def rounds(self) -> int:
         return 2 if self.quick else 3
+
+    @property
+    def precision(self) -> dict[str, str]:
+        """The peer's option where its precision is not its own choice."""
+        return {"precision": "float32"} if self.float32 else {}
 
 
 @dataclass(frozen=True)
@@ -113,8 +121,8 @@ class Runs:
         return Part(name, unit, better, median(self.ours, key), median(self.peer, key), target, holds)
 
     def memory(self, name: str) -> Part:
-        """Peak resident memory of the processes."""
-        return self.part(name, "MiB", "peak", "lower")
+        """Peak resident memory of the processes, without the first, which may have tried several settings."""
+        return Runs(self.ours[1:], self.peer[1:]).part(name, "MiB", "peak", "lower")
 
 
 def median(runs: Sequence[Figures], key: str) -> float | None:
@@ -193,6 +201,12 @@ def main(ours: Callable[[Mapping[str, Any]], Figures], peer: Callable[[Mapping[s
     print(json.dumps(figures), flush=True)
 
 
+def best(choices: Sequence[T], rate: Callable[[T], float]) -> T:
+    """The choice with the highest rate, each tried once."""
+    rates = [rate(choice) for choice in choices]
+    return choices[rates.index(max(rates))]
+
+
 def tell(text: str) -> None:
     """Progress, beside the result."""
     print(text, file=sys.stderr, flush=True)
@@ -201,7 +215,8 @@ def tell(text: str) -> None:
 def machine(peer_python: Path | None) -> dict[str, Any]:
     """Date, hardware and versions that a figure belongs to; no name and no path."""
     found: dict[str, Any] = {"date": date.today().isoformat(), "hardware": hardware(), "threads": THREADS}
-    found["versions"] = {"ours": here()} | ({"peer": versions(peer_python)} if peer_python else {})
+    ours = {name: version for name, version in here().items() if name in ("python", "torch")}
+    found["versions"] = {"ours": ours} | ({"peer": versions(peer_python)} if peer_python else {})
     return found
 
 

@@ -1,18 +1,15 @@
 """`step`: tokens per second of forward, backward and optimizer, and the share of the machine's matrix rate that is.
 
-Shapes S and M, rows of 256 tokens, 8,192 tokens per optimizer step. Ours: the training loop with Muon. The peer: the same
-weights in transformers, SDPA attention, PyTorch's fused AdamW. Each side takes the micro-batch it is fastest with.
+Shapes S and M, rows of 256 tokens, 8,192 tokens per optimizer step. Ours: the training loop with Muon. The peer: the
+same weights in transformers, SDPA attention, PyTorch's fused AdamW. Each side takes the micro-batch it is fastest with.
 """
 
 from __future__ import annotations
 
-import math
-import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,8 +17,11 @@ from bench import shapes, side
 from bench.environments import python_of
 from bench.side import Figures, Part, Settings
 
+if TYPE_CHECKING:
+    from tutelage.train.batch import TokenBatch
+
 ENVIRONMENT = "hf"
-MICRO = (1024, 2048, 4096)
+MICRO = (512, 1024, 2048, 4096)
 """Tokens of a micro-batch that are tried."""
 
 
@@ -33,24 +33,29 @@ def measure(settings: Settings) -> list[Part]:
         np.save(data, shapes.token_rows(shape, 4 * shapes.STEP_TOKENS // shape.context))
         steps = {"S": (2, 6), "M": (1, 3)}[name][not settings.quick]
         options = {"shape": name, "model": str(model), "data": str(data), "steps": steps}
-        runs = side.alternate("bench.step", settings, python_of(ENVIRONMENT), options, options, keep=("micro",))
-        rate = max(each["gemm"] for each in (*runs.ours, *runs.peer))
-        parts.append(runs.part(f"{name}", "tokens/s", "tokens", target=1.3))
-        ours, peer = parts[-1].ours, parts[-1].peer
-        assert ours is not None and peer is not None
-        share = [each * shape.training / rate for each in (ours, peer)]
-        parts.append(Part(f"{name}: of {rate / 1e9:.0f} GFLOP/s", "share", "higher", share[0], share[1], 0.7, "ours"))
+        peer = options | settings.precision
+        keep = ("micro", "precision")
+        runs = side.alternate("bench.step", settings, python_of(ENVIRONMENT), options, peer, keep=keep)
+        parts.append(runs.part(name, "tokens/s", "tokens", target=1.3))
+        rates: dict[str, float] = {}
+        for each in (*runs.ours, *runs.peer):
+            rates[each["precision"]] = max(each["gemm"], rates.get(each["precision"], 0.0))
+        shares = [
+            (figure or 0.0) * shape.training / rates[of[0]["precision"]]
+            for figure, of in ((parts[-1].ours, runs.ours), (parts[-1].peer, runs.peer))
+        ]
+        best = ", ".join(f"{rate / 1e9:.0f} GFLOP/s in {kind}" for kind, rate in rates.items())
+        parts.append(Part(f"{name}: of the best product ({best})", "share", "higher", *shares, 0.7, "ours"))
         parts.append(runs.memory(f"{name}: memory"))
     return parts
 
 
 def ours(options: Mapping[str, Any]) -> Figures:
+    from bench.ours import tokens, train
     from tutelage.model.checkpoint import load_decoder
-    from tutelage.train.batch import TokenBatch, token_batch
+    from tutelage.train.batch import token_batch
     from tutelage.train.device import setup
-    from tutelage.train.loop import Run, fit
     from tutelage.train.objectives import NextToken
-    from tutelage.train.optim import Optimizer, Rates, Schedule
 
     setup(threads=side.THREADS)
     shape, rows = shapes.SHAPES[options["shape"]], np.load(options["data"])
@@ -61,63 +66,65 @@ def ours(options: Mapping[str, Any]) -> Figures:
         (objective(model, batch).terms["tokens"] / batch.counts["tokens"]).backward()
 
     micro = options.get("micro") or fastest(once)
-    rate = shapes.gemm_rate(shape, (micro,))
+    rate = shapes.gemm_rate(shape, micro)
+    per_second = train(model, Rows(rows, micro), objective, options["steps"], tokens)
+    return {"tokens": per_second, "micro": micro, "precision": "float32", "gemm": rate}
 
-    class Clocked:
-        """The same rows step after step; `began` holds when each step was asked for."""
 
-        began: list[float] = []  # noqa: RUF012 - one object only
+class Rows:
+    """The same rows of tokens in every epoch, as steps of micro-batches."""
 
-        def __iter__(self) -> Iterator[Sequence[TokenBatch]]:
-            while True:
-                for chosen in steps_of(rows):
-                    self.began.append(time.perf_counter())
-                    yield [token_batch(list(part)) for part in np.array_split(chosen, shapes.STEP_TOKENS // micro)]
+    def __init__(self, rows: np.ndarray, micro: int) -> None:
+        self.rows, self.micro = rows, micro
 
-        def state(self) -> dict[str, Any]:
-            return {}
+    def __iter__(self) -> Iterator[Sequence[TokenBatch]]:
+        from tutelage.train.batch import token_batch
 
-        def load(self, state: Mapping[str, Any]) -> None:
-            raise NotImplementedError("a bench does not resume")
+        while True:
+            for step in steps_of(self.rows):
+                yield [token_batch(list(part)) for part in np.array_split(step, shapes.STEP_TOKENS // self.micro)]
 
-    steps, total = Clocked(), options["steps"] + 1
-    optimizer = Optimizer(model, Rates(), Schedule(), total)
-    with tempfile.TemporaryDirectory() as work:
-        fit(model, steps, objective, optimizer, run=Run(total, Path(work), checkpoint_seconds=math.inf))
-    return figures([*steps.began, time.perf_counter()], micro, rate)
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        raise NotImplementedError("a bench does not resume")
 
 
 def peer(options: Mapping[str, Any]) -> Figures:
     import torch
-    from transformers import AutoModelForCausalLM
 
-    torch.set_num_threads(side.THREADS)
-    shape, rows = shapes.SHAPES[options["shape"]], np.load(options["data"])
-    model = AutoModelForCausalLM.from_pretrained(
-        options["model"], attn_implementation="sdpa", dtype=torch.float32, use_cache=False
-    )
-    model.train()
+    from bench import peers
 
-    def once(micro: int) -> None:
-        ids = torch.from_numpy(rows[: micro // shape.context])
-        model(input_ids=ids, labels=ids).loss.backward()
+    peers.setup()
+    shape, rows = shapes.SHAPES[options["shape"]], torch.from_numpy(np.load(options["data"]))
+    model = peers.load(options["model"], use_cache=False).train()
+    precision = peers.precision(options, model)
 
-    micro = options.get("micro") or fastest(once)
+    def backward(ids: torch.Tensor, share: float = 1.0) -> None:
+        with peers.autocast(precision):
+            loss = model(input_ids=ids, labels=ids).loss
+        (loss * share).backward()
+
+    micro = options.get("micro") or fastest(lambda micro: backward(rows[: micro // shape.context]))
     model.zero_grad()
-    rate = shapes.gemm_rate(shape, (micro,))
+    rate = shapes.gemm_rate(shape, micro, precision)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    times = [time.perf_counter()]
-    while len(times) < options["steps"] + 2:
-        for chosen in steps_of(rows):
-            parts = np.array_split(chosen, shapes.STEP_TOKENS // micro)
+    started, done = 0.0, -1
+    while done < options["steps"]:
+        for step in rows.split(shapes.STEP_TOKENS // shape.context):
+            parts = step.split(micro // shape.context)
             for part in parts:
-                ids = torch.from_numpy(part)
-                (model(input_ids=ids, labels=ids).loss / len(parts)).backward()
+                backward(part, 1 / len(parts))
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            times.append(time.perf_counter())
-    return figures(times[: options["steps"] + 2], micro, rate)
+            done += 1
+            started = started or time.perf_counter()  # after the first step, which warms up
+            if done == options["steps"]:
+                break
+    per_second = options["steps"] * shapes.STEP_TOKENS / (time.perf_counter() - started)
+    return {"tokens": per_second, "micro": micro, "precision": precision, "gemm": rate}
 
 
 def steps_of(rows: np.ndarray) -> list[np.ndarray]:
@@ -128,18 +135,13 @@ def steps_of(rows: np.ndarray) -> list[np.ndarray]:
 def fastest(once: Callable[[int], None]) -> int:
     """The micro-batch with the most tokens per second of forward and backward."""
     once(MICRO[0])
-    rates = {}
-    for micro in MICRO:
+
+    def rate(micro: int) -> float:
         started = time.perf_counter()
         once(micro)
-        rates[micro] = micro / (time.perf_counter() - started)
-    return max(rates, key=lambda micro: rates[micro])
+        return micro / (time.perf_counter() - started)
 
-
-def figures(times: Sequence[float], micro: int, rate: float) -> Figures:
-    """Of the moments between steps; the first step warms up."""
-    seconds = statistics.median(np.diff(times)[1:].tolist())
-    return {"tokens": shapes.STEP_TOKENS / seconds, "micro": micro, "gemm": rate}
+    return side.best(MICRO, rate)
 
 
 if __name__ == "__main__":

@@ -79,8 +79,7 @@ def peer(options: Mapping[str, Any]) -> Figures:
     peers.setup()
     rows = json.loads(Path(options["data"]).read_text())
     dataset, tokenizer = Dataset.from_list([row["text"] for row in rows]), peers.tokenizer(options["model"])
-    model = peers.load(options["model"], use_cache=False)
-    precision = peers.precision(options, model)
+    precision = peers.precision(options, peers.load(options["model"]))
 
     with tempfile.TemporaryDirectory() as work:
 
@@ -94,7 +93,7 @@ def peer(options: Mapping[str, Any]) -> Figures:
                 gradient_accumulation_steps=PAIRS // batch,
                 learning_rate=1e-5,
             )
-            reference = peers.load(options["model"], use_cache=False)
+            model, reference = (peers.load(options["model"], use_cache=False) for _ in range(2))
             return DPOTrainer(
                 model, reference, args=DPOConfig(**settings), train_dataset=dataset, processing_class=tokenizer
             )

@@ -20,7 +20,7 @@ from bench.side import Figures, Part, Settings
 from bench.step import fastest
 
 ENVIRONMENT = "hf"
-BATCHES = (1, 4, 8, 16)
+BATCHES = (1, 2, 4, 8, 16)
 """Rows of a micro-batch that the peer tries."""
 
 

@@ -98,8 +98,7 @@ def peer(options: Mapping[str, Any]) -> Figures:
     peers.setup()
     dataset = Dataset.from_dict({"prompt": json.loads(Path(options["data"]).read_text())})
     tokenizer = peers.tokenizer(options["model"])
-    model = peers.load(options["model"])
-    precision = peers.precision(options, model)
+    precision = peers.precision(options, peers.load(options["model"]))
 
     def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
         return [float(np.mean([number % 2 == 0 for number in ids])) for ids in completion_ids]
@@ -119,6 +118,7 @@ def peer(options: Mapping[str, Any]) -> Figures:
                 beta=0.05,
                 learning_rate=1e-6,
             )
+            model = peers.load(options["model"])
             return GRPOTrainer(
                 model, reward, args=GRPOConfig(**settings), train_dataset=dataset, processing_class=tokenizer
             )

@@ -43,7 +43,7 @@ def precision(options: Mapping[str, Any], model: PreTrainedModel) -> str:
     """The precision in which forward and backward are fastest here; float32 where the options say so."""
     if "precision" in options:
         return str(options["precision"])
-    ids = torch.randint(16, model.config.vocab_size, (4, 256))
+    ids = torch.randint(16, model.config.vocab_size, (4, min(256, model.config.max_position_embeddings)))
 
     def rate(kind: str) -> float:
         for _ in range(2):  # the second counts

@@ -27,7 +27,7 @@ PAIRS = 32
 """Pairs of an optimizer step."""
 MICRO = (1024, 2048, 4096)
 """Tokens of a micro-batch that we try."""
-BATCHES = (2, 4, 8, 16)
+BATCHES = (1, 2, 4, 8)
 """Pairs of a micro-batch that the peer tries."""
 
 
@@ -108,7 +108,6 @@ def peer(options: Mapping[str, Any]) -> Figures:
     columns = {f"{which}_ids": [row["asked"] + row[which] for row in rows] for which in ("chosen", "rejected")}
     dataset, tokenizer = Dataset.from_dict(columns), peers.tokenizer(options["model"])
     precision = peers.precision(options, peers.load(options["model"]))
-    model = peers.load(options["model"], AutoModelForSequenceClassification, num_labels=1, use_cache=False)
 
     with tempfile.TemporaryDirectory() as work:
 
@@ -122,6 +121,8 @@ def peer(options: Mapping[str, Any]) -> Figures:
                 gradient_accumulation_steps=PAIRS // batch,
                 learning_rate=1e-4,
             )
+            head = {"num_labels": 1, "use_cache": False}
+            model = peers.load(options["model"], AutoModelForSequenceClassification, **head)
             return RewardTrainer(
                 model, args=RewardConfig(**settings), train_dataset=dataset, processing_class=tokenizer
             )

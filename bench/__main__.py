@@ -68,11 +68,12 @@ def table(found: Mapping[str, Any]) -> str:
         f"{name}: {', '.join(f'{package} {version}' for package, version in each.items())}"
         for name, each in machine["versions"].items()
     )
-    how = "quick, two runs a side" if machine["quick"] else "three runs a side"
-    how += ", the peer held to float32" if machine["float32"] else ""
-    return "\n".join(
-        [*lines, "", f"{machine['date']}, {machine['hardware']}, {machine['threads']} threads; {how}; {versions}."]
-    )
+    told = [machine["date"], machine["hardware"], f"{machine['threads']} threads"]
+    if "peer" in machine["versions"]:
+        told.append("quick, two runs a side" if machine["quick"] else "three runs a side")
+    if machine["float32"]:
+        told.append("the peer held to float32")
+    return "\n".join([*lines, "", f"{', '.join(told)}; {versions}."])
 
 
 def _number(value: float | None) -> str:

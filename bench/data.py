@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from bench import side
+
 if TYPE_CHECKING:
     from tutelage.tokens.tokenizer import Tokenizer
 
@@ -17,10 +19,10 @@ def rows(name: str, split: str = "train") -> Iterator[dict[str, Any]]:
     """The rows of a set. Raises SystemExit when it is not there."""
     folder = os.environ.get("TUTELAGE_DATA")
     if not folder:
-        raise SystemExit("this bench reads public texts: set TUTELAGE_DATA to the folder that holds them")
+        side.refuse("this bench reads public texts: set TUTELAGE_DATA to the folder that holds them")
     path = Path(folder) / name / f"{split}.jsonl.gz"
     if not path.is_file():
-        raise SystemExit(f"TUTELAGE_DATA holds no {name}/{split}.jsonl.gz")
+        side.refuse(f"TUTELAGE_DATA holds no {name}/{split}.jsonl.gz")
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         yield from map(json.loads, lines)
 

@@ -17,7 +17,7 @@ ENVIRONMENTS = HOME / "bench" / ".envs"
 
 PACKAGES: dict[str, tuple[str, ...]] = {
     "hf": ("transformers~=5.23", "trl~=1.16", "datasets~=5.0", "accelerate~=1.15"),
-    "llamacpp": ("xllamacpp==2026.10.11549",),
+    "llamacpp": ("numpy", "xllamacpp==2026.10.11549"),
 }
 """Environment -> what its side is made of; `hf` gets the same torch as ours before that."""
 

@@ -67,21 +67,22 @@ def peer(options: Mapping[str, Any]) -> Figures:
     prompts = torch.from_numpy(np.load(options["data"]))
     fixed = {"attention_mask": torch.ones_like(prompts), "max_new_tokens": NEW, "eos_token_id": None, "pad_token_id": 0}
 
-    def once(sampled: bool) -> int:
+    def loaded(kind: str) -> Any:
+        return peers.load(options["model"], dtype=getattr(torch, kind)).eval()
+
+    def once(model: Any, sampled: bool) -> int:
         how = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0} if sampled else {"do_sample": False}
         return int(model.generate(prompts, **fixed, **how)[:, PROMPT:].numel())
 
-    def in_precision(kind: str) -> float:
-        nonlocal model
-        model = peers.load(options["model"], dtype=getattr(torch, kind)).eval()
-        return rate(lambda: once(True), 1)
+    def tried(kind: str) -> float:
+        model = loaded(kind)
+        return rate(lambda: once(model, True), 1)
 
-    model: Any = None
-    precision = options.get("precision") or side.best(peers.PRECISIONS, in_precision)
-    model = peers.load(options["model"], dtype=getattr(torch, precision)).eval()
+    precision = options.get("precision") or side.best(peers.PRECISIONS, tried)
+    model = loaded(precision)
     return {
-        "sampled": rate(lambda: once(True), options["repeat"]),
-        "greedy": rate(lambda: once(False), options["repeat"]),
+        "sampled": rate(lambda: once(model, True), options["repeat"]),
+        "greedy": rate(lambda: once(model, False), options["repeat"]),
         "precision": precision,
     }
 

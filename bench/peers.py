@@ -77,7 +77,7 @@ def settings(work: Path, steps: int, precision: str, **options: Any) -> dict[str
     }
 
 
-class Clock(TrainerCallback):  # type: ignore[misc]
+class Clock(TrainerCallback):
     """Notes the end of every optimizer step, and what the model had read by then."""
 
     def __init__(self) -> None:
@@ -85,13 +85,13 @@ class Clock(TrainerCallback):  # type: ignore[misc]
         self.read: list[float] = []
         self.tokens = 0.0
 
-    def watch(self, model: torch.nn.Module) -> None:
+    def watch(self, model: Any) -> None:
         """Count the tokens, padding left out, of every forward."""
 
         def count(_: torch.nn.Module, __: Any, given: Mapping[str, Any]) -> None:
             mask = given.get("attention_mask")
-            whole = mask is None or mask.dim() != 2
-            self.tokens += float(given["input_ids"].numel() if whole else mask.sum())
+            padded = mask is not None and mask.dim() == 2
+            self.tokens += float(mask.sum()) if mask is not None and padded else given["input_ids"].numel()
 
         model.register_forward_pre_hook(count, with_kwargs=True)
 

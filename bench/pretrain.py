@@ -222,8 +222,13 @@ def peer(options: Mapping[str, Any]) -> Figures:
         if options["task"] == "words":
             return peers.load(str(folder / "model"), use_cache=False)
         torch.manual_seed(0)
-        sizes = {"n_layer": shape.layers, "n_embd": shape.width, "n_head": shape.heads, "n_positions": shape.context}
-        none = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+        sizes: dict[str, Any] = {
+            "n_layer": shape.layers,
+            "n_embd": shape.width,
+            "n_head": shape.heads,
+            "n_positions": shape.context,
+        }
+        none: dict[str, Any] = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
         return GPT2LMHeadModel(GPT2Config(vocab_size=meta["vocabulary"], use_cache=False, **sizes, **none))
 
     precision = peers.precision(options, fresh())

@@ -121,8 +121,8 @@ def peer(options: Mapping[str, Any]) -> Figures:
                 gradient_accumulation_steps=PAIRS // batch,
                 learning_rate=1e-4,
             )
-            head = {"num_labels": 1, "use_cache": False}
-            model = peers.load(options["model"], AutoModelForSequenceClassification, **head)
+            kind = AutoModelForSequenceClassification
+            model = peers.load(options["model"], kind, num_labels=1, use_cache=False)
             return RewardTrainer(
                 model, args=RewardConfig(**settings), train_dataset=dataset, processing_class=tokenizer
             )

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 from bench.environments import HOME, here, versions
 
@@ -117,7 +117,9 @@ class Runs:
         target: float | None = None,
         holds: Literal["ratio", "ours"] = "ratio",
     ) -> Part:
-        """Medians of the figure `key` of both sides."""
+        """Medians of the figure `key` of both sides; the name tells the peer's precision where it is not float32."""
+        kinds = {each.get("precision", "float32") for each in self.peer} - {"float32"}
+        name = ", ".join([name, *(f"peer in {kind}" for kind in sorted(kinds))])
         return Part(name, unit, better, median(self.ours, key), median(self.peer, key), target, holds)
 
     def memory(self, name: str) -> Part:
@@ -205,6 +207,12 @@ def best(choices: Sequence[T], rate: Callable[[T], float]) -> T:
     """The choice with the highest rate, each tried once."""
     rates = [rate(choice) for choice in choices]
     return choices[rates.index(max(rates))]
+
+
+def refuse(text: str) -> NoReturn:
+    """End with code 2: what the bench was given cannot be used."""
+    tell(text)
+    raise SystemExit(2)
 
 
 def tell(text: str) -> None:

@@ -40,12 +40,12 @@ def measure(settings: Settings) -> list[Part]:
         rates: dict[str, float] = {}
         for each in (*runs.ours, *runs.peer):
             rates[each["precision"]] = max(each["gemm"], rates.get(each["precision"], 0.0))
-        shares = [
-            (figure or 0.0) * shape.training / rates[of[0]["precision"]]
-            for figure, of in ((parts[-1].ours, runs.ours), (parts[-1].peer, runs.peer))
-        ]
+        ours, theirs = (
+            (side.median(each, "tokens") or 0.0) * shape.training / rates[each[0]["precision"]]
+            for each in (runs.ours, runs.peer)
+        )
         best = ", ".join(f"{rate / 1e9:.0f} GFLOP/s in {kind}" for kind, rate in rates.items())
-        parts.append(Part(f"{name}: of the best product ({best})", "share", "higher", *shares, 0.7, "ours"))
+        parts.append(Part(f"{name}: of the best product ({best})", "share", "higher", ours, theirs, 0.7, "ours"))
         parts.append(runs.memory(f"{name}: memory"))
     return parts
 

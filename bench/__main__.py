@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import signal
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -28,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, default=Path("life"), help="the finished life that `plan` reads")
     parser.add_argument("--float32", action="store_true", help="hold the peer to float32")
     asked = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the side under way ends, too
     if asked.name == "list":
         for name in NAMES:
             print(f"{name:10} {_first_line(name)}")

@@ -231,7 +231,7 @@ def peer(options: Mapping[str, Any]) -> Figures:
         none: dict[str, Any] = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
         return GPT2LMHeadModel(GPT2Config(vocab_size=meta["vocabulary"], use_cache=False, **sizes, **none))
 
-    precision = peers.precision(options, fresh())
+    precision = peers.precision(options, fresh(), task.rows)
 
     def run(rate: float, number: int) -> list[tuple[float, float]]:
         model = fresh()

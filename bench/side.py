@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -158,34 +160,40 @@ def alternate(
             figures = run(python, module, name, options)
             runs.append(figures)
             options.update({key: figures[key] for key in keep if key in figures})
-            shown = {key: round(v, 3) if isinstance(v, float) else v for key, v in figures.items()}
+            last = {key: value[-1] if isinstance(value, list) else value for key, value in figures.items()}
+            shown = {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in last.items()}
             say(f"{module} {name} {turn + 1}/{settings.rounds}: {json.dumps(shown)}")
     return Runs(*found)
 
 
 def run(python: Path, module: str, side: str, options: Mapping[str, Any]) -> Figures:
-    """One run of one side: its figures and, as `peak`, its largest resident memory in MiB.
+    """One run of one side: its figures, its largest resident memory (`peak`, MiB) among them.
 
     Raises SystemExit with the end of its error output when it fails.
     """
     command = [str(python), "-m", module, side, json.dumps(dict(options))]
     with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as complained:
-        process = subprocess.Popen(command, env=environment(side), cwd=HOME, stdout=said, stderr=complained)
-        try:
-            _, status, usage = os.wait4(process.pid, 0)
-        except BaseException:
-            process.kill()
-            raise
-        process.returncode = os.waitstatus_to_exitcode(status)
+        code = subprocess.run(command, env=environment(side), cwd=HOME, stdout=said, stderr=complained).returncode
         said.seek(0)
         complained.seek(0)
         lines = said.read().decode(errors="replace").strip().splitlines()
-        if process.returncode:
+        if code:
             trouble = complained.read().decode(errors="replace").strip()
-            raise SystemExit(f"{module} {side} failed with code {process.returncode}:\n{trouble[-4000:]}")
+            raise SystemExit(f"{module} {side} failed with code {code}:\n{trouble[-4000:]}")
     figures: Figures = json.loads(lines[-1])
+    return figures
+
+
+def peak() -> float:
+    """Largest resident memory of this process so far, in MiB.
+
+    Linux tells it per address space; what `getrusage` says of a child there includes its parent when it forked.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return int(re.findall(r"VmHWM:\s*(\d+) kB", status.read_text())[0]) / 2**10
     unit = 2**20 if platform.system() == "Darwin" else 2**10
-    return {**figures, "peak": usage.ru_maxrss / unit}
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def environment(side: str) -> dict[str, str]:
@@ -200,7 +208,7 @@ def environment(side: str) -> dict[str, str]:
 def main(ours: Callable[[Mapping[str, Any]], Figures], peer: Callable[[Mapping[str, Any]], Figures]) -> None:
     """The entry of a side's process."""
     figures = {"ours": ours, "peer": peer}[sys.argv[1]](json.loads(sys.argv[2]))
-    print(json.dumps(figures), flush=True)
+    print(json.dumps({**figures, "peak": peak()}), flush=True)
 
 
 def best(choices: Sequence[T], rate: Callable[[T], float]) -> T:

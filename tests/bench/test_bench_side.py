@@ -50,12 +50,14 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_the_sides_take_turns(module: str, tmp_path: Path, quick: bool, turns: str) -> None:
     log = tmp_path / "log"
     ours, peer = ({"log": str(log), "who": who, "value": value} for who, value in (("A", 3.0), ("B", 2.0)))
+    held = b"x" * (200 << 20)  # what this process holds is no part of what its children took
     runs = side.alternate(
         module, Settings(quick, tmp_path), Path(sys.executable), ours, peer, keep=("chosen",), say=lambda _: None
     )
     assert log.read_text() == turns
     assert [each["tried"] for each in runs.ours] == [True, *[False] * (len(turns) // 2 - 1)]
-    assert all(each["threads"] == ["2", "1"] and each["peak"] > 1 for each in (*runs.ours, *runs.peer))
+    assert all(each["threads"] == ["2", "1"] and 1 < each["peak"] < 150 for each in (*runs.ours, *runs.peer))
+    assert held[0]
     assert (part := runs.part("work", "things/s", "value", target=1.3)).ratio == 1.5 and part.met
 
 

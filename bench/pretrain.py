@@ -74,6 +74,7 @@ def measure(settings: Settings) -> list[Part]:
         vocabulary = prepared(name, task, texts, folder)
         shapes.save(task.shape._replace(vocabulary=vocabulary), folder / "model")
         options = {"task": name, "folder": str(folder), "part": 0.25 if settings.quick else 1.0}
+        options["every"] = 4 if settings.quick else 1
         peer = options | settings.precision | ({"rate": task.rates[0]} if settings.quick else {})
         keep = ("rate", "precision")
         runs = side.alternate("bench.pretrain", settings, python_of(ENVIRONMENT), options, peer, keep=keep)
@@ -123,10 +124,11 @@ def prepared(name: str, task: Task, texts: Sequence[str], folder: Path) -> int:
     return vocabulary
 
 
-def held_out(folder: Path, context: int) -> np.ndarray:
-    """The validation text as rows [n, context] that overlap by a token; a short rest is left out."""
+def held_out(folder: Path, context: int, every: int) -> np.ndarray:
+    """The validation text as rows [n, context] that overlap by a token, every so many of them; a short rest is left
+    out."""
     ids = np.load(folder / "validation.npy")
-    starts = np.arange(0, len(ids) - context, context - 1)
+    starts = np.arange(0, len(ids) - context, context - 1)[::every]
     found: np.ndarray = ids[starts[:, None] + np.arange(context)]
     return found
 
@@ -164,7 +166,7 @@ def ours(options: Mapping[str, Any]) -> Figures:
     recipe, context = task.ours, task.shape.context
     total = max(LOOKS, round(recipe["steps"] * options["part"]))
     characters = json.loads((folder / "meta.json").read_text())["characters"]
-    ids, rows = np.load(folder / "train.npy"), held_out(folder, context)
+    ids, rows = np.load(folder / "train.npy"), held_out(folder, context, options["every"])
     source = Source(ids, np.array([0, len(ids)]))
 
     def run(number: int) -> list[tuple[float, float]]:
@@ -216,7 +218,10 @@ def peer(options: Mapping[str, Any]) -> Figures:
     task, folder = TASKS[options["task"]], Path(options["folder"])
     shape, total = task.shape, max(LOOKS, round(task.steps * options["part"]))
     meta = json.loads((folder / "meta.json").read_text())
-    ids, rows = torch.from_numpy(np.load(folder / "train.npy")), torch.from_numpy(held_out(folder, shape.context))
+    ids, rows = (
+        torch.from_numpy(np.load(folder / "train.npy")),
+        torch.from_numpy(held_out(folder, shape.context, options["every"])),
+    )
 
     def fresh() -> Any:
         if options["task"] == "words":

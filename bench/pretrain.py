@@ -49,7 +49,7 @@ TASKS = {
         steps=400,
         rates=(1e-3, 2e-3, 4e-3),
         betas=(0.9, 0.95),
-        ours={"steps": 200, "rows": 16, "matrix": 0.02, "embedding": 0.005, "scalar": 0.005, "decay": 0.5},
+        ours={"steps": 150, "rows": 16, "matrix": 0.02, "embedding": 0.005, "scalar": 0.005, "decay": 0.5},
     ),
     "characters": Task(
         Shape(4, 128, 4, 4, 344, 65, 64),

@@ -33,4 +33,4 @@ check:
 	@.venv/bin/ruff format --check . && .venv/bin/ruff check . && .venv/bin/mypy
 
 clean:
-	rm -rf .venv life .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv bench/.envs life .pytest_cache .mypy_cache .ruff_cache .hypothesis

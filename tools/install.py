@@ -20,16 +20,17 @@ CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 EXTRAS = {"base": "", "train": "[train]", "dev": "[train,dev]"}
 
 
-def pip(*arguments: str, quiet: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run pip in the environment; its output is kept for whoever asks."""
-    command = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", *arguments]
+def pip(*arguments: str, python: Path = PYTHON, quiet: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run pip in an environment; its output is kept for whoever asks."""
+    command = [str(python), "-m", "pip", "--disable-pip-version-check", *arguments]
     return subprocess.run(command, text=True, capture_output=quiet, check=False)
 
 
-def chosen(*options: str) -> str | None:
+def chosen(*options: str, python: Path = PYTHON) -> str | None:
     """The version of torch that pip would install from these sources, or None when they do not answer."""
     report = pip(
-        "install", "--dry-run", "--no-deps", "--ignore-installed", "--quiet", "--report", "-", *options, torch()
+        *("install", "--dry-run", "--no-deps", "--ignore-installed", "--quiet", "--report", "-", *options, torch()),
+        python=python,
     )
     if report.returncode:
         return None
@@ -43,15 +44,15 @@ def torch() -> str:
     return found[1]
 
 
-def torch_source() -> list[str]:
+def torch_source(python: Path = PYTHON) -> list[str]:
     """Where torch should come from on this machine, as options for pip."""
     wheel_is_small = platform.system() == "Darwin" or platform.machine() != "x86_64"
     if wheel_is_small or shutil.which("nvidia-smi"):
         return []
-    configured = chosen()
+    configured = chosen(python=python)
     if configured and configured.endswith("+cpu"):
         return []
-    if chosen("--index-url", CPU_INDEX, "--timeout", "10", "--retries", "0"):
+    if chosen("--index-url", CPU_INDEX, "--timeout", "10", "--retries", "0", python=python):
         return ["--index-url", CPU_INDEX]
     print("No source offers a CPU wheel of PyTorch: the registry's own is taken, about 3 GB with CUDA.", flush=True)
     return []
@@ -76,9 +77,9 @@ def install(what: str) -> None:
     stamp.write_text(json.dumps({"mark": mark, "what": what}))
 
 
-def run(*arguments: str) -> None:
+def run(*arguments: str, python: Path = PYTHON) -> None:
     """Run pip and end with its own words when it fails."""
-    done = pip(*arguments)
+    done = pip(*arguments, python=python)
     if done.returncode:
         sys.exit(f"pip {' '.join(arguments)} failed:\n{done.stderr.strip()}")
 

@@ -1,0 +1,75 @@
+"""Where the other side runs: environments of its own under `bench/.envs/`, made when a bench first needs one."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+HOME = Path(__file__).resolve().parents[1]
+ENVIRONMENTS = HOME / "bench" / ".envs"
+
+PACKAGES: dict[str, tuple[str, ...]] = {
+    "hf": ("transformers~=5.23", "trl~=1.16", "datasets~=5.0", "accelerate~=1.15"),
+    "llamacpp": ("numpy", "xllamacpp==2026.10.11549"),
+}
+"""Environment -> what its side is made of; `hf` gets the same torch as ours before that."""
+
+SHOWN = ("torch", "transformers", "trl", "accelerate", "datasets", "xllamacpp")
+"""Packages whose versions stand beside a figure."""
+
+
+def python_of(name: str) -> Path:
+    """The interpreter of an environment; makes the environment first when it is not there or was made of other parts.
+
+    Raises SystemExit with pip's own words when an installation fails.
+    """
+    folder = ENVIRONMENTS / name
+    python, stamp = folder / "bin" / "python", folder / "installed.json"
+    tools = _installer()
+    parts = [*([tools.torch()] if name == "hf" else []), *PACKAGES[name]]
+    mark = hashlib.sha256(json.dumps([parts, sys.version_info[:2]]).encode()).hexdigest()
+    if stamp.is_file() and json.loads(stamp.read_text())["mark"] == mark:
+        return python
+    print(f"making bench/.envs/{name}: {', '.join(parts)}", file=sys.stderr, flush=True)
+    subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+    if name == "hf":
+        tools.run("install", "--quiet", *tools.torch_source(python), tools.torch(), python=python)
+    tools.run("install", "--quiet", *PACKAGES[name], python=python)
+    stamp.write_text(json.dumps({"mark": mark}))
+    return python
+
+
+def versions(python: Path) -> dict[str, str]:
+    """Versions of Python and the `SHOWN` packages in an environment."""
+    program = "import bench.environments as e, json; print(json.dumps(e.here()))"
+    environment = os.environ | {"PYTHONPATH": str(HOME)}
+    done = subprocess.run([str(python), "-c", program], env=environment, capture_output=True, text=True, check=True)
+    found: dict[str, str] = json.loads(done.stdout)
+    return found
+
+
+def here() -> dict[str, str]:
+    """Versions of Python and the `SHOWN` packages in this very environment."""
+    found = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for name in SHOWN:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _installer() -> ModuleType:
+    """`tools/install.py`, which knows where torch comes from; it is a script, no package."""
+    spec = importlib.util.spec_from_file_location("install", HOME / "tools" / "install.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

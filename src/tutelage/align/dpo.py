@@ -27,6 +27,7 @@ from tutelage.train.batch import ItemSteps, PairBatch, spread, token_batch
 from tutelage.train.calibrate import training_cost, watching
 from tutelage.train.loop import Training, fit, keep_logs
 from tutelage.train.objectives import DirectPreference, pairs_of
+from tutelage.train.parallel import divided, whole
 
 
 class Dpo(Training):
@@ -159,7 +160,9 @@ def dpo(config: Dpo, inputs: Inputs, out: Path, context: Context) -> dict[str, A
     objective = DirectPreference(weights, beta=config.beta, smoothing=config.smoothing)
     run = config.run(context, config.steps)
     watch = context.watch(tokenizer) if context.watch else None
+    model = divided(model)
     fitted = fit(model, steps, objective, config.optimizer(model, config.steps), run=run, watch=watch)
+    model = whole(model)
     moved = answer_logprobs(model, held_out) - before
     right = (moved[:, 0] > moved[:, 1]).astype(float).tolist()
     save(model, out, inputs.model.path)

@@ -24,6 +24,7 @@ from tutelage.train.batch import Source, TokenSteps, open_source
 from tutelage.train.calibrate import looks, training_cost, watching
 from tutelage.train.loop import Training, Watches, fit, keep_logs
 from tutelage.train.objectives import NextToken
+from tutelage.train.parallel import divided, whole
 from tutelage.train.pretrain import accumulate, check_vocabulary, per_character
 from tutelage.train.validation import LIMIT, Validation
 
@@ -94,7 +95,9 @@ def finetune(config: Finetune, inputs: Inputs, out: Path, context: Context) -> d
     )
     before = memory.measure(model)
     watch = Watches(total, answers, memory, context.watch(tokenizer) if context.watch else None)
+    model = divided(model)
     fitted = fit(model, steps, NextToken(), config.optimizer(model, total), run=config.run(context, total), watch=watch)
+    model = whole(model)
     save(model, out, inputs.model.path)
     keep_logs(context.work, out)
     return {

@@ -13,13 +13,14 @@ import json
 import math
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from dataclasses import field as default
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import IO, Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -32,9 +33,10 @@ from tutelage.core.events import Reporter, silent
 from tutelage.core.stage import Context, Watch, never
 from tutelage.train import snapshot
 from tutelage.train.batch import Batch, State, Steps
-from tutelage.train.device import THREADS, describe, rank, ranks, setup, sum_over_ranks
+from tutelage.train.device import THREADS, describe, rank, ranks, setup, sum_over_ranks, told
 from tutelage.train.objectives import Objective
 from tutelage.train.optim import Optimizer, Rates, Schedule, load_weights, weights
+from tutelage.train.parallel import gathered, is_divided
 
 B = TypeVar("B", bound=Batch)
 
@@ -205,7 +207,7 @@ class _Loop(Generic[B]):
         self.model.train()
         batches = iter(self.steps)
         while self.step < run.total:
-            if run.stop():
+            if told(run.stop()):
                 self._save()
                 raise Stopped(f"stopped after {self.step} of {run.total} steps", todo="Run the same command to go on")
             batch = next(batches, None)
@@ -215,8 +217,8 @@ class _Loop(Generic[B]):
             if self.watch and (self.step == run.total or (self.watch.every and self.step % self.watch.every == 0)):
                 self._look()
             run.say.progress(self.step, run.total, "steps", **_shown(self.last))
-            due = run.checkpoint_every and self.step % run.checkpoint_every == 0
-            if self.step < run.total and (due or time.monotonic() - self._saved > run.checkpoint_seconds):
+            due = bool(run.checkpoint_every) and self.step % run.checkpoint_every == 0
+            if told(self.step < run.total and (due or time.monotonic() - self._saved > run.checkpoint_seconds)):
                 self._save()
             if self.step % 200 == 0:
                 gc.collect(1)
@@ -231,19 +233,20 @@ class _Loop(Generic[B]):
         for batch in batches:
             for name, count in batch.counts.items():
                 counts[name] = counts.get(name, 0.0) + count
-        counts = self._total(counts)
         sums: dict[str, float] = {}
         metrics: dict[str, list[float]] = {}
         self.optim.clear()
-        for batch in batches:
+        for batch, share in self._mine(batches):
             found = self.objective(self.model, batch)
             parts = [
-                found.terms[name] * (weight / counts[name])
+                found.terms[name] * (share * weight / counts[name])
                 for name, weight in terms.items()
                 if weight and name in found.terms and counts.get(name)
             ]
             if parts and (loss := torch.stack(parts).sum()).requires_grad:
                 loss.backward()  # type: ignore[no-untyped-call]
+            if not share:
+                continue
             for name, term in found.terms.items():
                 sums[name] = sums.get(name, 0.0) + float(term.detach())
             for name, (value, count) in found.metrics.items():
@@ -283,6 +286,13 @@ class _Loop(Generic[B]):
                 todo="Lower the learning rate, or look at the data of these steps",
             )
 
+    def _mine(self, batches: Sequence[B]) -> Iterator[tuple[B, float]]:
+        """This rank's micro-batches, each with the factor 1. Where it has fewer than another rank it repeats one with
+        the factor 0, since in a divided model every rank takes part in every forward and backward."""
+        for first in range(0, len(batches), ranks()):
+            mine = first + rank()
+            yield (batches[mine], 1.0) if mine < len(batches) else (batches[first], 0.0)
+
     def _total(self, values: dict[str, float]) -> dict[str, float]:
         """Sums over all ranks, name by name."""
         if ranks() == 1:
@@ -294,6 +304,8 @@ class _Loop(Generic[B]):
 
     def _share_gradients(self) -> None:
         for parameter in self.optim.parameters:
+            if is_divided(parameter):  # summed in the backward
+                continue
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             sum_over_ranks(parameter.grad)
@@ -302,29 +314,30 @@ class _Loop(Generic[B]):
         """Ask the watch, leaving mode and every random state as they were."""
         if self.watch is None:
             return
-        state, training = snapshot.random_state(), self.model.training
-        self.model.eval()
+        model = gathered(self.model)
+        if model is None:  # rank 0 looks alone
+            return
+        state, training = snapshot.random_state(), model.training
+        model.eval()
         try:
             with torch.no_grad():
-                figures = self.watch(self.model, self.step)
+                figures = self.watch(model, self.step)
         finally:
-            self.model.train(training)
+            model.train(training)
             snapshot.set_random_state(state)
-        if rank() == 0:
-            self.seen.write(_plain({"step": self.step, **figures}))
+        self.seen.write(_plain({"step": self.step, **figures}))
 
     def _save(self) -> None:
-        if rank() == 0:
-            state: State = {
-                "weights": weights(self.model),
-                "optimizer": self.optim.state(),
-                "steps": self.steps.state(),
-                "random": snapshot.random_state(),
-                "logs": {"metrics": self.metrics.sync(), "seen": self.seen.sync()},
-                "loop": {"skipped": self.skipped, "in_a_row": self.in_a_row, "counts": self.counts},
-                "made_on": describe(self.device),
-            }
-            snapshot.write(self.checkpoints, self.step, state)
+        state: State = {
+            "weights": weights(self.model),
+            "optimizer": self.optim.state(),
+            "steps": self.steps.state(),
+            "random": snapshot.random_state(),
+            "logs": {"metrics": self.metrics.sync(), "seen": self.seen.sync()},
+            "loop": {"skipped": self.skipped, "in_a_row": self.in_a_row, "counts": self.counts},
+            "made_on": describe(self.device),
+        }
+        snapshot.write(self.checkpoints, self.step, state)
         self._saved = time.monotonic()
 
     def _resume(self) -> bool:
@@ -353,12 +366,12 @@ class _Loop(Generic[B]):
 
 
 class _Log:
-    """A JSON-lines file that can be cut back to where a checkpoint left it."""
+    """A JSON-lines file that can be cut back to where a checkpoint left it. Rank 0's alone is kept."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab")
+        self._file: IO[bytes] = path.open("ab") if rank() == 0 else tempfile.TemporaryFile()  # noqa: SIM115
 
     def write(self, row: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(row, allow_nan=False).encode() + b"\n")

@@ -21,6 +21,7 @@ from tutelage.train.calibrate import looks, training_cost, watching
 from tutelage.train.loop import Training, Watches, fit, keep_logs
 from tutelage.train.objectives import NextToken
 from tutelage.train.optim import count
+from tutelage.train.parallel import divided, whole
 from tutelage.train.validation import LIMIT, Validation
 
 
@@ -130,7 +131,7 @@ def pretrain(config: Pretrain, inputs: Inputs, out: Path, context: Context) -> d
         shuffle=config.shuffle,
         pool=config.pool,
     )
-    model = Decoder(config.shape(tokenizer.size), seed=config.seed).to(device)
+    model = divided(Decoder(config.shape(tokenizer.size), seed=config.seed).to(device))
     total = config.steps
     validation = Validation(
         "validation",
@@ -141,6 +142,7 @@ def pretrain(config: Pretrain, inputs: Inputs, out: Path, context: Context) -> d
     )
     watch = Watches(total, validation, context.watch(tokenizer) if context.watch else None)
     fitted = fit(model, steps, NextToken(), config.optimizer(model, total), run=config.run(context, total), watch=watch)
+    model = whole(model)
     save(model, out, inputs.tokenizer.path)
     keep_logs(context.work, out)
     return {

@@ -2,6 +2,9 @@
 
 A checkpoint is a folder `step-N` with `tensors.safetensors`, `state.json` and `checksums.json`, which is written last.
 A kill at any instant leaves the newest whole one and, beside it, at most a folder that is ignored and removed.
+
+Where several ranks train, each writes what it holds into `tensors-RANK.safetensors`; `index.json` says per tensor its
+shape and (file, first row, row behind the last). Any number of ranks can go on from there, each reading its rows.
 """
 
 from __future__ import annotations
@@ -18,13 +21,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
 from tutelage.core.artifact import disk_errors, sync_directory
 from tutelage.core.events import Reporter
 from tutelage.train.batch import State
+from tutelage.train.device import rank, ranks, shared
+from tutelage.train.parallel import Part, Scattered, part_of
 
 KEEP = 2
 """Checkpoints kept: the newest, and the one before in case the newest is damaged."""
@@ -37,25 +42,54 @@ def write(folder: Path, step: int, state: State, keep: int = KEEP) -> Path:
     """
     target = folder / f"step-{step:09d}"
     aside = folder / f".{target.name}"
-    tensors: dict[str, Tensor] = {}
-    plain = _split(state, "", tensors)
+    tensors: dict[str, Tensor | Part] = {}
+    blobs = {"state.json": json.dumps(_split(state, "", tensors), sort_keys=True, allow_nan=True).encode()}
     with disk_errors(target), _or_nothing(aside):
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        blobs = {
-            "tensors.safetensors": save({name: tensor.detach().contiguous() for name, tensor in tensors.items()}),
-            "state.json": json.dumps(plain, sort_keys=True, allow_nan=True).encode(),
-        }
-        sums = {name: hashlib.sha256(blob).hexdigest() for name, blob in blobs.items()}
-        for name, blob in (*blobs.items(), ("checksums.json", json.dumps(sums).encode())):
-            _write_through(aside / name, blob)
-        sync_directory(aside)
-        shutil.rmtree(target, ignore_errors=True)
-        os.rename(aside, target)
-        sync_directory(folder)
-    for old in found(folder)[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
+        if rank() == 0:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+        shared(None)  # the folder is there
+        written = shared(_write_tensors(aside, tensors))
+        if rank() == 0:
+            if ranks() > 1:
+                blobs["index.json"] = json.dumps(_index(written), sort_keys=True).encode()
+            sums = {each["file"]: each["sum"] for each in written}
+            sums |= {name: hashlib.sha256(blob).hexdigest() for name, blob in blobs.items()}
+            for name, blob in (*blobs.items(), ("checksums.json", json.dumps(sums).encode())):
+                _write_through(aside / name, blob)
+            sync_directory(aside)
+            shutil.rmtree(target, ignore_errors=True)
+            os.rename(aside, target)
+            sync_directory(folder)
+    if rank() == 0:
+        for old in found(folder)[keep:]:
+            shutil.rmtree(old, ignore_errors=True)
     return target
+
+
+def _write_tensors(folder: Path, tensors: Mapping[str, Tensor | Part]) -> dict[str, Any]:
+    """Write what this rank holds: {file, sum, parts {name: [first row, row behind the last, shape of the whole]}}."""
+    name = "tensors.safetensors" if ranks() == 1 else f"tensors-{rank()}.safetensors"
+    mine, parts = {}, {}
+    for key, value in tensors.items():
+        if isinstance(value, Part):
+            mine[key] = value.tensor
+            shape = [value.rows, *value.tensor.shape[1:]]
+            parts[key] = [value.first, value.first + len(value.tensor), shape]
+        elif rank() == 0:
+            mine[key] = value
+    blob = save({key: tensor.detach().contiguous() for key, tensor in mine.items()})
+    _write_through(folder / name, blob)
+    return {"file": name, "sum": hashlib.sha256(blob).hexdigest(), "parts": parts}
+
+
+def _index(written: list[dict[str, Any]]) -> dict[str, Any]:
+    """Where the rows of every divided tensor lie: {name: {shape, parts [[file, first row, row behind the last]]}}."""
+    found: dict[str, Any] = {}
+    for each in written:
+        for name, (first, stop, shape) in each["parts"].items():
+            found.setdefault(name, {"shape": shape, "parts": []})["parts"].append([each["file"], first, stop])
+    return found
 
 
 def found(folder: Path) -> list[Path]:
@@ -66,12 +100,16 @@ def found(folder: Path) -> list[Path]:
 def latest(folder: Path, say: Reporter) -> tuple[int, State] | None:
     """The newest checkpoint that is whole, as (step, state); what is damaged is said, removed and passed over."""
     damaged = False
-    for path in found(folder):
+    for name in shared([path.name for path in found(folder)])[0]:
+        path, state, fault = folder / name, {}, None
         try:
             state = read(path)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
-            say.note(f"the checkpoint {path.name} is damaged ({error}); going back to the one before")
-            shutil.rmtree(path, ignore_errors=True)
+            fault = str(error)
+        if (fault := next(filter(None, shared(fault)), None)) is not None:
+            say.note(f"the checkpoint {path.name} is damaged ({fault}); going back to the one before")
+            if rank() == 0:
+                shutil.rmtree(path, ignore_errors=True)
             damaged = True
             continue
         return int(path.name.removeprefix("step-")), state
@@ -81,20 +119,39 @@ def latest(folder: Path, say: Reporter) -> tuple[int, State] | None:
 
 
 def read(path: Path) -> State:
-    """Read one checkpoint. Raises ValueError when a file does not match its checksum."""
+    """Read one checkpoint; what several ranks wrote is checked here and read by rows where it is wanted.
+
+    Raises ValueError when a file does not match its checksum; of several ranks each checks a share of the files.
+    """
     sums = json.loads((path / "checksums.json").read_bytes())
-    blobs = {name: (path / name).read_bytes() for name in ("tensors.safetensors", "state.json")}
-    for name, blob in blobs.items():
-        if hashlib.sha256(blob).hexdigest() != sums[name]:
-            raise ValueError(f"{name} does not match its checksum")
-    state: State = json.loads(blobs["state.json"])
-    for name, tensor in load(blobs["tensors.safetensors"]).items():
-        *parents, last = name.split("\t")
+    plain = path / "tensors.safetensors"
+    tensors: dict[str, Any] = {}
+    if plain.name in sums:
+        tensors = load(_checked(plain, sums))
+    else:
+        for name in sorted(sums)[rank() :: ranks()]:
+            _checked(path / name, sums)
+        for key, entry in json.loads((path / "index.json").read_bytes()).items():
+            parts = [(path / file, first, stop) for file, first, stop in entry["parts"]]
+            tensors[key] = Scattered(key, entry["shape"], parts)
+        with safe_open(path / "tensors-0.safetensors", framework="pt") as handle:
+            whole = [key for key in handle.keys() if key not in tensors]  # noqa: SIM118 - not a mapping
+            tensors |= {key: handle.get_tensor(key) for key in whole}
+    state: State = json.loads(_checked(path / "state.json", sums))
+    for key, tensor in tensors.items():
+        *parents, last = key.split("\t")
         place = state
         for parent in parents:
             place = place.setdefault(parent, {})
         place[last] = tensor
     return state
+
+
+def _checked(path: Path, sums: Mapping[str, str]) -> bytes:
+    blob = path.read_bytes()
+    if hashlib.sha256(blob).hexdigest() != sums[path.name]:
+        raise ValueError(f"{path.name} does not match its checksum")
+    return blob
 
 
 def random_state() -> dict[str, Any]:
@@ -136,12 +193,12 @@ def _bytes(text: str) -> Tensor:
     return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
 
 
-def _split(state: Mapping[str, Any], prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+def _split(state: Mapping[str, Any], prefix: str, tensors: dict[str, Tensor | Part]) -> dict[str, Any]:
     """The JSON part of a nested state; tensors go into `tensors`, their path joined by tabs."""
     plain: dict[str, Any] = {}
     for name, value in state.items():
-        if isinstance(value, Tensor):
-            tensors[prefix + name] = value
+        if isinstance(value, Tensor | Part):
+            tensors[prefix + name] = part_of(value) if isinstance(value, Tensor) else value
         elif isinstance(value, Mapping):
             plain[name] = _split(value, f"{prefix}{name}\t", tensors)
         else:

@@ -8,8 +8,9 @@ import pytest
 from tiny import Tiny, text
 
 from tutelage.core.stage import Machine, Size
+from tutelage.model.transformer import DecoderConfig
 from tutelage.train.batch import TokenSteps
-from tutelage.train.calibrate import looks, watching
+from tutelage.train.calibrate import looks, settle, step_seconds, watching
 from tutelage.train.finetune import Finetune, finetune_cost
 from tutelage.train.loop import Run, Watches, fit
 from tutelage.train.objectives import NextToken
@@ -76,3 +77,13 @@ def test_a_model_is_dearer_in_long_texts_and_cheaper_where_little_is_answered() 
     assert size.text(0) == 4e6 < size.text(128) < size.text(384)
     prices = [size.spoken(30, answered) for answered in (0.3, 0.5, 1.0)]
     assert prices == sorted(prices) and prices[-1] == size.text(30)
+
+
+def test_precision_and_activations_are_settled_by_this_machine() -> None:
+    shape = DecoderConfig(256, 64, 128, 2, 2, 2, max_position_embeddings=64)
+    fp32, bf16 = step_seconds(shape, 256, 0.1, threads=1)
+    assert 0 < fp32 < 1
+    assert 0 < bf16 < 1
+    roomy, narrow = (settle(shape, 256, Machine(threads=1, memory=memory), 0.1) for memory in (8e9, 1e6))
+    assert roomy["precision"] in ("fp32", "bf16")
+    assert (roomy["activations"], narrow["activations"]) == ("keep", "recompute")

@@ -22,14 +22,15 @@ from tutelage.model.checkpoint import load_decoder, save
 from tutelage.tokens.tokenizer import Tokenizer, load
 from tutelage.train.batch import Source, TokenSteps, open_source
 from tutelage.train.calibrate import looks, training_cost, watching
-from tutelage.train.loop import Training, Watches, fit, keep_logs
+from tutelage.train.loop import Watches, fit, keep_logs
 from tutelage.train.objectives import NextToken
-from tutelage.train.parallel import divided, whole
+from tutelage.train.parallel import whole
 from tutelage.train.pretrain import accumulate, check_vocabulary, per_character
+from tutelage.train.scalable import Scalable
 from tutelage.train.validation import LIMIT, Validation
 
 
-class Finetune(Training):
+class Finetune(Scalable):
     """How long a model is taught, and how much of what it read before it goes on reading."""
 
     matrix_rate: float = Field(default=0.01, gt=0)
@@ -95,7 +96,7 @@ def finetune(config: Finetune, inputs: Inputs, out: Path, context: Context) -> d
     )
     before = memory.measure(model)
     watch = Watches(total, answers, memory, context.watch(tokenizer) if context.watch else None)
-    model = divided(model)
+    model = config.placed(model, device)
     fitted = fit(model, steps, NextToken(), config.optimizer(model, total), run=config.run(context, total), watch=watch)
     model = whole(model)
     save(model, out, inputs.model.path)

@@ -21,11 +21,12 @@ from tutelage.train.calibrate import looks, training_cost, watching
 from tutelage.train.loop import Training, Watches, fit, keep_logs
 from tutelage.train.objectives import NextToken
 from tutelage.train.optim import count
-from tutelage.train.parallel import divided, whole
+from tutelage.train.parallel import whole
+from tutelage.train.scalable import Scalable
 from tutelage.train.validation import LIMIT, Validation
 
 
-class Pretrain(Training):
+class Pretrain(Scalable):
     """How a fresh model is shaped and how long it reads."""
 
     depth: int = Field(default=4, ge=1)
@@ -131,7 +132,7 @@ def pretrain(config: Pretrain, inputs: Inputs, out: Path, context: Context) -> d
         shuffle=config.shuffle,
         pool=config.pool,
     )
-    model = divided(Decoder(config.shape(tokenizer.size), seed=config.seed).to(device))
+    model = config.placed(Decoder(config.shape(tokenizer.size), seed=config.seed), device)
     total = config.steps
     validation = Validation(
         "validation",

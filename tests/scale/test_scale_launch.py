@@ -27,7 +27,7 @@ from tutelage.model.checkpoint import load_decoder
 from tutelage.train.finetune import finetune
 from tutelage.train.pretrain import pretrain
 
-READ = {**MODEL, "batch": 512, "micro": 128, "steps": 12, "checkpoint_seconds": 600}
+READ = {**MODEL, "batch": 512, "micro": 128, "steps": 12, "checkpoint_seconds": 600, "best": "validation"}
 TAUGHT = {"threads": 1, "batch": 192, "micro": 64, "steps": 6, "activations": "recompute"}
 """Three micro-batches a step: the second of two ranks has one and repeats one."""
 pytestmark = pytest.mark.xdist_group("scale")
@@ -89,6 +89,17 @@ def test_two_ranks_train_what_one_does(tmp_path, begun):
     assert made["pretrain"].manifest.config == begun[2].manifest.config
     assert {each.id for each in Root(root).list("model")} == {each.id for each in made.values()}
     assert not list((root / "work").glob("*/"))
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_same(tmp_path, begun):
+    recipe, root = life(tmp_path, begun)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    done = subprocess.run(
+        [*torchrun, *command(recipe, root)[2:]], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    same(last(Root(root))["finetune"], begun[3])
 
 
 def test_an_error_is_said_once_and_ends_all(tmp_path, begun):

@@ -7,20 +7,22 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
+import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny import Tiny, text, train
 
-from tutelage.core.errors import DataError, Diverged, NoSpace, Stopped
-from tutelage.core.events import Reporter
+from tutelage.core.errors import DataError, NoSpace, Stopped
 from tutelage.train import snapshot
 from tutelage.train.batch import TokenSteps, token_batch
 from tutelage.train.loop import Run, Watches, fit
-from tutelage.train.objectives import NextToken, Sums
+from tutelage.train.objectives import NextToken
 from tutelage.train.optim import Optimizer, Rates, Schedule, weights
 
 
@@ -135,35 +137,6 @@ def test_killed_many_times(tmp_path, seed):
     kills(tmp_path, seed=seed, count=5)
 
 
-def damage(path: Path) -> None:
-    file = path / "tensors.safetensors"
-    blob = bytearray(file.read_bytes())
-    blob[-5] ^= 1
-    file.write_bytes(blob)
-
-
-def test_a_damaged_checkpoint_is_passed_over_and_said(tmp_path):
-    whole = train(tmp_path / "whole")
-    calls = iter(range(100))
-    with pytest.raises(Stopped):
-        train(tmp_path / "cut", stop=lambda: next(calls) >= 15)
-    newest, before = snapshot.found(tmp_path / "cut" / "checkpoints")
-    damage(newest)
-    said = []
-    say = Reporter("test", sinks=(lambda event: said.append(event.text),))
-    again = train(tmp_path / "cut", say=say)
-    assert any("damaged" in text and newest.name in text for text in said)
-    assert any(f"step {int(before.name[5:])}" in text for text in said)
-    same(tmp_path / "whole", tmp_path / "cut", whole, again)
-    for name in ("state.json", "checksums.json"):  # torn ones, and none left at all
-        calls = iter(range(100))
-        with pytest.raises(Stopped):
-            train(tmp_path / name, stop=lambda calls=calls: next(calls) >= 15)
-        for path in snapshot.found(tmp_path / name / "checkpoints"):
-            (path / name).write_bytes((path / name).read_bytes()[:10])
-        same(tmp_path / "whole", tmp_path / name, whole, train(tmp_path / name))
-
-
 def test_a_full_disk_is_one_clear_error(tmp_path, monkeypatch):
     whole = train(tmp_path / "whole")
     real, left = os.fsync, iter(range(100))
@@ -178,40 +151,8 @@ def test_a_full_disk_is_one_clear_error(tmp_path, monkeypatch):
         train(tmp_path / "cut")
     monkeypatch.undo()
     assert not list((tmp_path / "cut" / "checkpoints").glob(".step*"))
+    assert checkpoints(tmp_path / "cut"), "those before the disk was full are intact"
     same(tmp_path / "whole", tmp_path / "cut", whole, train(tmp_path / "cut"))
-
-
-class Sometimes:
-    """Next-token loss that is not a number at some calls."""
-
-    def __init__(self, bad):
-        self.bad, self.calls, self.inner = bad, 0, NextToken()
-        self.weights = self.inner.weights
-
-    def __call__(self, model, batch):
-        self.calls += 1
-        found = self.inner(model, batch)
-        return Sums({"tokens": found.terms["tokens"] * float("nan")}, {}) if self.calls in self.bad else found
-
-
-def attempt(tmp_path, bad):
-    model, steps = Tiny(), TokenSteps(text(), 16, 64, pool=16)
-    optim = Optimizer(model, Rates(), Schedule(), 20)
-    return model, fit(model, steps, Sometimes(bad), optim, run=Run(20, tmp_path))
-
-
-def test_a_step_that_is_not_finite_changes_nothing(tmp_path):
-    model, fitted = attempt(tmp_path, {3, 9})
-    assert fitted.skipped == 2
-    assert all(torch.isfinite(p).all() for p in model.parameters())
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows if "skipped" in row] == [3, 9]
-    assert rows[2]["loss"] is None
-
-
-def test_too_many_of_them_stop_the_run(tmp_path):
-    with pytest.raises(Diverged, match="5 in a row"):
-        attempt(tmp_path, set(range(4, 20)))
 
 
 class Noisy:
@@ -253,13 +194,62 @@ def test_data_that_ends_is_named(tmp_path):
         fit(model, Short(batches), NextToken(), Optimizer(model, Rates(), Schedule(), 5), run=Run(5, tmp_path))
 
 
+def test_an_empty_batch_is_named(tmp_path):
+    batches = [token_batch([text(1).tokens], [np.zeros(len(text(1).tokens), bool)])]
+    for empty in (batches, []):
+        with pytest.raises(DataError, match="batch of step 1 is empty"):
+            model = Tiny()
+            fit(model, Fixed(empty), NextToken(), Optimizer(model, Rates(), Schedule(), 5), run=Run(5, tmp_path))
+
+
+def test_data_of_less_than_one_batch_are_gone_through_again(tmp_path):
+    model, source = Tiny(), text(3, longest=12)
+    steps = TokenSteps(source, 16, 64, accumulate=4)
+    fit(model, steps, NextToken(), Optimizer(model, Rates(), Schedule(), 8), run=Run(8, tmp_path))
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert all(row["n_tokens"] == 4 * (len(source.tokens) - 3) for row in rows)
+    assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+def test_a_checkpoint_is_written_while_training_goes_on(tmp_path, monkeypatch):
+    """The writer is held until 12 more steps are done; what it then writes is the state of its own step."""
+    real, held, calls = snapshot.write, threading.Event(), []
+
+    def slow(folder, state, keep, given_up):
+        assert held.wait(30)
+        return real(folder, state, keep, given_up)
+
+    def count():
+        calls.append(1)
+        if len(calls) == 16:
+            held.set()
+        return len(calls) > 20
+
+    whole = train(tmp_path / "whole")
+    monkeypatch.setattr(snapshot, "write", slow)
+    with pytest.raises(Stopped):
+        train(tmp_path / "cut", every=0, good_every=4, checkpoint_seconds=1e-9, keep=9, stop=count)
+    monkeypatch.undo()
+    *newer, oldest = snapshot.found(tmp_path / "cut" / "checkpoints")
+    assert newer and snapshot.read(oldest)["step"] == 4
+    for path in newer:
+        shutil.rmtree(path)
+    same(tmp_path / "whole", tmp_path / "cut", whole, train(tmp_path / "cut"))
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_so_many_checkpoints_are_kept(tmp_path, keep):
+    train(tmp_path, keep=keep)
+    assert checkpoints(tmp_path) == [16, 20, 24, 28][-keep:]
+
+
 def test_another_thread_count_is_said(tmp_path):
     calls = iter(range(100))
     with pytest.raises(Stopped):
-        train(tmp_path, stop=lambda: next(calls) >= 3)
+        train(tmp_path, stop=lambda: next(calls) >= 7)
     newest = snapshot.found(tmp_path / "checkpoints")[0]
     state = snapshot.read(newest)
     state["made_on"]["threads"] = 64
-    snapshot.write(tmp_path / "checkpoints", 3, state)
+    snapshot.write(tmp_path / "checkpoints", state)
     train(tmp_path)
     assert "not bit-identical: threads 64 -> 1" in (tmp_path / "metrics.jsonl").read_text()

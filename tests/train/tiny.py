@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,11 +55,12 @@ def text(documents: int = 40, seed: int = 0, longest: int = 30, vocabulary: int 
     return Source(np.concatenate(tokens).astype(np.uint16), np.concatenate([[0], np.cumsum(lengths)]))
 
 
-def train(work: Path, total: int = 30, every: int = 4, seed: int = 0, **options: object) -> Tiny:
+def train(work: Path, total: int = 30, every: int = 4, seed: int = 0, **options: Any) -> Tiny:
     """A whole small run in a folder; goes on from its checkpoint when there is one."""
     torch.set_num_threads(1)
     model = Tiny(seed=seed)
     steps = TokenSteps(text(), 16, 64, accumulate=2, seed=seed, pool=16)
     optim = Optimizer(model, Rates(), Schedule(), total)
-    fit(model, steps, NextToken(), optim, run=Run(total, work, checkpoint_every=every, **options))  # type: ignore[arg-type]
+    options.setdefault("good_every", every)
+    fit(model, steps, NextToken(), optim, run=Run(total, work, checkpoint_every=every, **options))
     return model

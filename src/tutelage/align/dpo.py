@@ -171,6 +171,7 @@ def dpo(config: Dpo, inputs: Inputs, out: Path, context: Context) -> dict[str, A
     return {
         "steps": fitted.steps,
         "skipped": fitted.skipped,
+        **fitted.best,
         "pairs": len(train),
         "ties": sum(pair.tie for pair in train),
         "dropped": dropped,

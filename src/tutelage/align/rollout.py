@@ -7,6 +7,7 @@ checkpoint until it is used up. What is random depends on (seed, iteration, plac
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
@@ -137,8 +138,8 @@ class Rollouts:
             "iteration": self.iteration,
             "next": self._next,
             "beta": self.control.beta,
-            "history": self.history,
-            "held": dict(self._held),
+            "history": list(self.history),
+            "held": dict(self._held) if self._next < self.steps_per_iteration else {},
         }
 
     def load(self, state: State) -> None:
@@ -150,11 +151,19 @@ class Rollouts:
     def __iter__(self) -> Iterator[Sequence[PolicyBatch]]:
         while True:
             if not self._held or self._next == self.steps_per_iteration:
+                self._held = {}
                 self._held, self._next = self._sample(), 0
                 self.iteration += 1
             step = self._next
             self._next += 1
             yield self._minibatch(step)
+
+    def resample(self) -> None:
+        """The weights went back to an earlier state: drop the answers they gave, and what those did to the weight of
+        the divergence. The next step samples anew, under the next iteration's number."""
+        if self._held:
+            self.control.beta = self.history[-1]["beta"]
+        self._held = {}
 
     # sampling
 
@@ -190,6 +199,8 @@ class Rollouts:
         answers, old = self.answers(self.iteration)
         lengths = [len(answer.tokens) for answer in answers]
         reference, entropy, gap, value = self._look(answers, old)
+        if not math.isfinite(gap):
+            raise Diverged("the log-probabilities of sampled answers were not finite")
         if not gap < GAP:
             raise Diverged(
                 f"the engine and the trainer differ by {gap:.2g} nats on a token: they do not run the same model"
@@ -241,7 +252,7 @@ class Rollouts:
         reference, value = torch.zeros(int(lengths.sum())), torch.zeros(int(lengths.sum()))
         few = set(range(0, len(answers), max(1, len(answers) // 16)))
         entropies: list[Tensor] = []
-        gap = 0.0
+        gaps: list[Tensor] = []
         sizes = [len(segment) for segment in segments]
         for items in spread(sizes, max(self.settings.micro, 2 * max(sizes))):
             ids, total = lay([segments[item] for item in items])
@@ -258,9 +269,9 @@ class Rollouts:
                 mine, entropy = logprobs(
                     self.model.actor, state, targets[kept], temperature=self.settings.temperature, entropy=True
                 )
-                gap = max(gap, float((mine - old[index[kept]]).abs().max()))
+                gaps.append((mine - old[index[kept]]).abs().max())
                 entropies.append(entropy if entropy is not None else torch.zeros(0))
-        return reference, torch.cat(entropies), gap, value
+        return reference, torch.cat(entropies), float(torch.stack(gaps).max()), value  # NaN stays NaN
 
     # optimizer steps
 
@@ -295,7 +306,7 @@ class Rollouts:
             )
         if step == 0:
             figures = {name: (value, 1.0) for name, value in self.history[-1].items()}
-            batches[0] = replace(batches[0], figures=figures)
+            batches = [replace(batch, figures=figures) for batch in batches]  # a mean: as if said once
         return batches
 
 

@@ -11,7 +11,7 @@ import heapq
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -36,13 +36,22 @@ B_co = TypeVar("B_co", bound=Batch, covariant=True)
 class Steps(Protocol[B_co]):
     """An addressable sequence of optimizer steps, each a list of micro-batches.
 
-    `state()` describes the position after the last step that was handed out; `load()` returns there, so that the
-    iterator made next goes on as if it had never stopped.
+    `state()` describes the position after the last step that was handed out, and is not changed by later ones; `load()`
+    returns there, so that the iterator made next goes on as if it had never stopped. A step's content does not depend
+    on the number of processes: of R, process r takes the micro-batches r, r + R, ...
     """
 
     def __iter__(self) -> Iterator[Sequence[B_co]]: ...
     def state(self) -> State: ...
     def load(self, state: State) -> None: ...
+
+
+@runtime_checkable
+class Sampled(Protocol):
+    """Steps whose batches are made by the weights that train."""
+
+    def resample(self) -> None:
+        """The weights went back to an earlier state: what was made by the later ones is dropped."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +170,7 @@ class PolicyBatch(TokenBatch):
         returns: what the critic should have said (unused without a critic).
         value: what the critic said when the answer was sampled.
         beta: weight of the divergence from the reference in the loss (0 where it is part of the reward).
-        figures: (sum, count) by name, of the rollouts this batch comes from, to be reported once.
+        figures: (sum, count) by name, of the rollouts this batch comes from; on every micro-batch of their first step.
     """
 
     old: Tensor

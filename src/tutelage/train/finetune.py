@@ -104,6 +104,7 @@ def finetune(config: Finetune, inputs: Inputs, out: Path, context: Context) -> d
     return {
         "steps": fitted.steps,
         "skipped": fitted.skipped,
+        **fitted.best,
         "tokens": int(fitted.counts.get("tokens", 0)),
         "dialogues": len(dialogues.offsets) - 1,
         "loss": fitted.last.get("loss"),

@@ -1,26 +1,26 @@
 """The training loop: pre-training, tuning, reward models and reinforcement all pass through `fit`.
 
 A step: sum the counts of its micro-batches (and ranks), backpropagate the sum over terms of weight * sum / count,
-clip, move. Everything a step depends on is in the checkpoint, so a run that was killed at any instant goes on to the
-same bytes. A step whose loss or gradient is not finite changes nothing: its batch is passed over and counted. Since
-updates are bounded by the clip, the state before the step is always a good one, and no further rewind is needed.
+clip, move. A step is judged before it moves anything: where its loss or gradient is not finite, or the loss explodes,
+its batch is passed over; a second one in a row says that the weights are at fault, and they go back to the snapshot.
+
+Snapshots are taken at every `good_every`th step, once a further step was found good on these weights and before it
+moves them: a snapshot is always a good state. Everything a step depends on is in it, and checkpoints are snapshots on
+disk: a run that was killed at any instant goes on, from a state that it also had without the kill, to the same bytes.
 """
 
 from __future__ import annotations
 
 import gc
-import json
 import math
-import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from dataclasses import field as default
 from pathlib import Path
-from typing import IO, Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -32,11 +32,15 @@ from tutelage.core.errors import DataError, Diverged, Stopped
 from tutelage.core.events import Reporter, silent
 from tutelage.core.stage import Context, Watch, never
 from tutelage.train import snapshot
-from tutelage.train.batch import Batch, State, Steps
-from tutelage.train.device import THREADS, describe, rank, ranks, setup, sum_over_ranks, told
+from tutelage.train.batch import Batch, Sampled, State, Steps
+from tutelage.train.best import Best
+from tutelage.train.device import THREADS, describe, rank, setup, shared, sum_over_ranks, told
+from tutelage.train.gradient import backward, counted
+from tutelage.train.logs import Log, plain, shown
 from tutelage.train.objectives import Objective
 from tutelage.train.optim import Optimizer, Rates, Schedule, load_weights, weights
-from tutelage.train.parallel import gathered, is_divided
+from tutelage.train.parallel import gathered
+from tutelage.train.spikes import Spikes
 
 B = TypeVar("B", bound=Batch)
 
@@ -48,9 +52,14 @@ class Run:
     Attributes:
         total: optimizer steps.
         work: folder for checkpoints, `metrics.jsonl` and `watch.jsonl`.
-        checkpoint_seconds: a checkpoint after so many seconds; its moment never changes what is computed.
-        checkpoint_every: a checkpoint after so many steps, 0 for never.
-        patience: steps in a row that may be not finite before the run is given up; four times as many in all.
+        good_every: a snapshot after so many steps: what a rewind goes back to, and what checkpoints are made of.
+        checkpoint_seconds: the next snapshot after so many seconds is written to disk; its moment never changes what
+            is computed.
+        checkpoint_every: the next snapshot after so many steps is, too; 0 for never.
+        keep: checkpoints kept.
+        spike: deviations above the median of the losses before, beyond which a step is exploding; 0 for never.
+        rewinds: times that the weights may go back before the run is given up.
+        best: the watched figure whose best weights the model is left with (see `Best`); empty for the last ones.
     """
 
     total: int
@@ -59,7 +68,11 @@ class Run:
     stop: Callable[[], bool] = never
     checkpoint_seconds: float = 20.0
     checkpoint_every: int = 0
-    patience: int = 5
+    good_every: int = 10
+    keep: int = snapshot.KEEP
+    spike: float = 10.0
+    rewinds: int = 3
+    best: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,21 +81,23 @@ class Fitted:
 
     Attributes:
         steps: optimizer steps taken, skipped ones included.
-        skipped: steps that were not finite and changed nothing.
+        skipped: steps that were passed over and changed nothing.
         counts: what the whole run learned from, per term (tokens, rankings ...).
         last: the last metrics row.
+        best: for the stage's metrics: which look's weights the model has, where one was asked for.
     """
 
     steps: int
     skipped: int
     counts: Mapping[str, float]
     last: Mapping[str, Any]
+    best: Mapping[str, Any]
 
 
 class Training(Config):
     """What every training stage can be told."""
 
-    OUTSIDE_KEY: ClassVar[frozenset[str]] = frozenset({"checkpoint_seconds"})
+    OUTSIDE_KEY: ClassVar[frozenset[str]] = frozenset({"checkpoint_seconds", "keep"})
 
     seed: int = 0
     """Decides initial weights, data order and sampling."""
@@ -112,8 +127,19 @@ class Training(Config):
     """Share of the run in which it falls (`wsd`)."""
     floor: float = Field(default=0.0, ge=0, le=1)
     """What is left of the learning rate at the end."""
+    good_every: int = Field(default=10, ge=1)
+    """Steps between snapshots: how far a rewind goes back, and how much a stop or a kill costs at least."""
     checkpoint_seconds: float = Field(default=20.0, gt=0)
     """Seconds between checkpoints; no part of the result."""
+    keep: int = Field(default=snapshot.KEEP, ge=1)
+    """Checkpoints kept, the newest ones; no part of the result. With one, a damaged one means starting over."""
+    spike: float = Field(default=10.0, ge=0)
+    """Deviations above the median of the last losses beyond which a step is exploding and passed over; 0 for never."""
+    rewinds: int = Field(default=3, ge=0)
+    """Times that the weights may go back to the last good ones before the stage gives up."""
+    best: str = ""
+    """A watched figure, `validation` or `higher:watched`: the weights of the look where it was lowest (highest) are
+    saved. Empty: those of the last step."""
 
     def prepare(self) -> torch.device:
         """Set up this process; returns the device."""
@@ -127,7 +153,18 @@ class Training(Config):
 
     def run(self, context: Context, total: int) -> Run:
         """The run of a stage: its work folder, its reporter, its stop."""
-        return Run(total, context.work, context.say, context.stop, checkpoint_seconds=self.checkpoint_seconds)
+        return Run(
+            total,
+            context.work,
+            context.say,
+            context.stop,
+            checkpoint_seconds=self.checkpoint_seconds,
+            good_every=self.good_every,
+            keep=self.keep,
+            spike=self.spike,
+            rewinds=self.rewinds,
+            best=self.best,
+        )
 
 
 class Watches:
@@ -169,13 +206,21 @@ def fit(
         watch: looks at the model at step 0, every `watch.every` steps and at the end; it disturbs nothing.
 
     Raises:
-        Stopped: `run.stop()` said so; a checkpoint was written.
-        Diverged: too many steps were not finite.
+        Stopped: `run.stop()` said so; the newest snapshot was written.
+        Diverged: rewinding did not help.
         NoSpace: the disk is full; the checkpoint before is intact.
-        DataError: the data ended before the run did.
+        DataError: the data ended before the run did, or a batch is empty.
+        ConfigError: `run.best` is no figure that is watched.
     """
     with disk_errors(run.work), _quiet_collector():
-        return _Loop(model, steps, objective, optim, run, watch).go()
+        loop = _Loop(model, steps, objective, optim, run, watch)
+        try:
+            return loop.go()
+        except BaseException:
+            loop.writer.give_up()
+            raise
+        finally:
+            loop.writer.wait()
 
 
 class _Loop(Generic[B]):
@@ -190,13 +235,21 @@ class _Loop(Generic[B]):
     ) -> None:
         self.model, self.steps, self.objective, self.optim = model, steps, objective, optim
         self.run, self.watch = run, watch
-        self.checkpoints = run.work / "checkpoints"
-        self.metrics, self.seen = _Log(run.work / "metrics.jsonl"), _Log(run.work / "watch.jsonl")
         self.device = next(model.parameters()).device
-        self.step = self.skipped = self.in_a_row = 0
+        self.made_on = describe(self.device)
+        first = rank() == 0
+        self.metrics, self.seen = Log(run.work / "metrics.jsonl", first), Log(run.work / "watch.jsonl", first)
+        self.checkpoints = run.work / "checkpoints"
+        self.writer = snapshot.Writer(self.checkpoints, run.keep, self._sync_logs)
+        self.spikes, self.best = Spikes(run.spike), Best(run.best)
+        self.step = self.skipped = self.in_a_row = self.rewinds = 0
+        self.proven = False  # went back to good weights and has not moved since: what is wrong now, they did not do
         self.counts: dict[str, float] = {}
         self.last: dict[str, Any] = {}
-        self._saved = time.monotonic()
+        self.good: State | None = None
+        self.due = True
+        self.places = snapshot.Places()
+        self._saved, self._saved_step = time.monotonic(), 0
 
     def go(self) -> Fitted:
         run = self.run
@@ -205,206 +258,217 @@ class _Loop(Generic[B]):
             self.seen.cut(0)
             self._look()
         self.model.train()
-        batches = iter(self.steps)
+        self.batches = iter(self.steps)
         while self.step < run.total:
-            if told(run.stop()):
-                self._save()
+            if self._stop():
                 raise Stopped(f"stopped after {self.step} of {run.total} steps", todo="Run the same command to go on")
-            batch = next(batches, None)
-            if batch is None:
-                raise DataError(f"the data ended after {self.step} of {run.total} steps")
-            self._one(batch)
+            self.writer.check()
+            self.due |= self.step % run.good_every == 0
+            before = self._position() if self.due else {}
+            self._one(self._next(), before)
             if self.watch and (self.step == run.total or (self.watch.every and self.step % self.watch.every == 0)):
                 self._look()
-            run.say.progress(self.step, run.total, "steps", **_shown(self.last))
-            due = bool(run.checkpoint_every) and self.step % run.checkpoint_every == 0
-            if told(self.step < run.total and (due or time.monotonic() - self._saved > run.checkpoint_seconds)):
-                self._save()
+            run.say.progress(self.step, run.total, "steps", **shown(self.last))
             if self.step % 200 == 0:
                 gc.collect(1)
+        self.writer.join()
         self.metrics.close()
         self.seen.close()
-        return Fitted(self.step, self.skipped, self.counts, self.last)
+        self.best.restore(self.model)
+        return Fitted(self.step, self.skipped, self.counts, self.last, self.best.report())
 
-    def _one(self, batches: Sequence[B]) -> None:
+    def _next(self) -> Sequence[B]:
+        """The next step's micro-batches, on every rank the same."""
+        while True:
+            try:
+                found = next(self.batches, None)
+            except Diverged as error:  # the weights cannot even be sampled from
+                if self.good is None:
+                    raise
+                self._rewind(error.message)
+                self.batches = iter(self.steps)
+                continue
+            if found is None:
+                raise DataError(f"the data ended after {self.step} of {self.run.total} steps")
+            return found
+
+    def _one(self, batches: Sequence[B], before: State) -> None:
         """One optimizer step, taken or passed over, and its metrics row."""
         terms = self.objective.weights
-        counts: dict[str, float] = {}
-        for batch in batches:
-            for name, count in batch.counts.items():
-                counts[name] = counts.get(name, 0.0) + count
-        sums: dict[str, float] = {}
-        metrics: dict[str, list[float]] = {}
+        counts = counted(batches)
+        if not any(counts.values()):
+            raise DataError(f"the batch of step {self.step + 1} is empty: nothing in it can be learned from")
         self.optim.clear()
-        for batch, share in self._mine(batches):
-            found = self.objective(self.model, batch)
-            parts = [
-                found.terms[name] * (share * weight / counts[name])
-                for name, weight in terms.items()
-                if weight and name in found.terms and counts.get(name)
-            ]
-            if parts and (loss := torch.stack(parts).sum()).requires_grad:
-                loss.backward()  # type: ignore[no-untyped-call]
-            if not share:
-                continue
-            for name, term in found.terms.items():
-                sums[name] = sums.get(name, 0.0) + float(term.detach())
-            for name, (value, count) in found.metrics.items():
-                held = metrics.setdefault(name, [0.0, 0.0])
-                held[0], held[1] = held[0] + value, held[1] + count
-        if ranks() > 1:
-            self._share_gradients()
-        sums = self._total(sums)
+        sums, metrics = backward(self.model, self.objective, batches, counts, self.optim.parameters)
         norm = self.optim.norm()
-        loss_now = sum(weight * sums[n] / counts[n] for n, weight in terms.items() if n in sums and counts.get(n))
-        row: dict[str, Any] = {"step": self.step + 1, "loss": loss_now}
-        if math.isfinite(loss_now) and math.isfinite(norm):
-            row["rate"] = self.optim.step(self.step, norm)
-            self.in_a_row = 0
+        loss = sum(weight * sums[n] / counts[n] for n, weight in terms.items() if n in sums and counts.get(n))
+        row: dict[str, Any] = {"step": self.step + 1, "loss": loss}
+        fault = self._judge(loss, norm)
+        if fault:
+            self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
+            row["skipped"] = fault
         else:
-            self._pass_over(row, loss_now, norm)
+            if self.due:
+                self._take(before)
+            row["rate"] = self.optim.step(self.step, norm)
+            self.spikes.accept(loss)
+            self.in_a_row, self.proven = 0, False
         row["norm"] = norm
         row |= {name: sums[name] / counts[name] for name in sums if counts.get(name) and len(sums) > 1}
         row |= {f"n_{name}": count for name, count in counts.items()}
-        totals = self._total({f"{name}\t{i}": held[i] for name, held in metrics.items() for i in (0, 1)})
-        row |= {n: totals[f"{n}\t0"] / totals[f"{n}\t1"] if totals[f"{n}\t1"] else None for n in metrics}
+        row |= {name: value / count if count else None for name, (value, count) in metrics.items()}
         for name, count in counts.items():
             self.counts[name] = self.counts.get(name, 0.0) + count
         self.step += 1
-        self.last = _plain(row)
-        if rank() == 0:
-            self.metrics.write(self.last)
+        self.last = plain(row)
+        self.metrics.write(self.last)
+        if fault:
+            self._pass_over(fault)
 
-    def _pass_over(self, row: dict[str, Any], loss: float, norm: float) -> None:
-        self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
-        what = "loss" if not math.isfinite(loss) else "gradient"
-        row["skipped"] = f"the {what} was not finite"
-        self.run.say.note(f"step {self.step + 1}: the {what} was not finite; nothing changed, its batch is passed over")
-        if self.in_a_row >= self.run.patience or self.skipped >= 4 * self.run.patience:
+    # out of the ordinary
+
+    def _judge(self, loss: float, norm: float) -> str:
+        """What is wrong with a step, empty when it may be taken."""
+        fault = self.spikes.fault(loss, norm)
+        if fault and self.proven and math.isfinite(loss) and math.isfinite(norm):
+            # good weights, and the loss is as high as on those that were given up: other data have begun
+            self.rewinds -= 1
+            self.spikes.restart()
+            self._note(f"the loss stays at {loss:.4g} on good weights: the data have changed, it is taken as it is")
+            return ""
+        return fault
+
+    def _pass_over(self, fault: str) -> None:
+        self.run.say.note(f"step {self.step}: {fault}; nothing changed, its batch is passed over")
+        if self.in_a_row > 1:
+            self._rewind(fault)
+        elif self.skipped > 20 and self.skipped > self.step / 10:
             raise Diverged(
-                f"{self.skipped} of {self.step + 1} steps were not finite, {self.in_a_row} in a row",
-                todo="Lower the learning rate, or look at the data of these steps",
+                f"{self.skipped} of {self.step} steps had to be passed over; at the last one {fault}",
+                todo="Look at the data of the steps marked `skipped` in metrics.jsonl, or lower the learning rate",
             )
 
-    def _mine(self, batches: Sequence[B]) -> Iterator[tuple[B, float]]:
-        """This rank's micro-batches, each with the factor 1. Where it has fewer than another rank it repeats one with
-        the factor 0, since in a divided model every rank takes part in every forward and backward."""
-        for first in range(0, len(batches), ranks()):
-            mine = first + rank()
-            yield (batches[mine], 1.0) if mine < len(batches) else (batches[first], 0.0)
+    def _rewind(self, fault: str) -> None:
+        """Put weights and optimizer back to the snapshot; step and data go on."""
+        self.rewinds, self.in_a_row = self.rewinds + 1, 0
+        if self.rewinds > self.run.rewinds:
+            raise Diverged(
+                f"step {self.step}: {fault}, again after the weights went back {self.run.rewinds} times",
+                todo="Lower the learning rates, or look at the data of the steps marked `skipped` in metrics.jsonl",
+            )
+        if self.good is None:
+            return self._note(f"{fault} twice in a row before any step was good")
+        load_weights(self.model, self.good["weights"])
+        self.optim.load(self.good["optimizer"])
+        self.spikes.restart(self.good["loop"]["losses"])
+        self.proven = True
+        if isinstance(self.steps, Sampled):
+            self.steps.resample()
+        self._note(f"{fault}: back to the weights after step {self.good['step']}; the data go on")
 
-    def _total(self, values: dict[str, float]) -> dict[str, float]:
-        """Sums over all ranks, name by name."""
-        if ranks() == 1:
-            return values
-        names = sorted(values)
-        tensor = torch.tensor([values[name] for name in names], dtype=torch.float64, device=self.device)
-        sum_over_ranks(tensor)
-        return dict(zip(names, tensor.tolist(), strict=True))
+    def _note(self, text: str) -> None:
+        self.run.say.note(f"step {self.step}: {text}")
+        self.metrics.write({"step": self.step, "note": text})
 
-    def _share_gradients(self) -> None:
-        for parameter in self.optim.parameters:
-            if is_divided(parameter):  # summed in the backward
-                continue
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            sum_over_ranks(parameter.grad)
+    # looks, snapshots, checkpoints
 
     def _look(self) -> None:
         """Ask the watch, leaving mode and every random state as they were."""
-        if self.watch is None:
-            return
-        model = gathered(self.model)
-        if model is None:  # rank 0 looks alone
-            return
-        state, training = snapshot.random_state(), model.training
-        model.eval()
-        try:
-            with torch.no_grad():
-                figures = self.watch(model, self.step)
-        finally:
-            model.train(training)
-            snapshot.set_random_state(state)
-        self.seen.write(_plain({"step": self.step, **figures}))
+        figures: Mapping[str, Any] = {}
+        model = gathered(self.model) if self.watch is not None else None
+        if self.watch is not None and model is not None:  # rank 0 looks alone
+            state, training = snapshot.random_state(), model.training
+            model.eval()
+            try:
+                with torch.no_grad():
+                    figures = self.watch(model, self.step)
+            finally:
+                model.train(training)
+                snapshot.set_random_state(state)
+            self.seen.write(plain({"step": self.step, **figures}))
+        figures = shared(dict(figures))[0]
+        if self.step == 0:
+            self.best.check(figures)
+        self.best.look(self.model, self.step, figures)
 
-    def _save(self) -> None:
-        state: State = {
-            "weights": weights(self.model),
-            "optimizer": self.optim.state(),
+    def _position(self) -> State:
+        """What a resumed run needs beside weights and optimizer, as it is before the next step's batch is made."""
+        return {
+            "step": self.step,
             "steps": self.steps.state(),
             "random": snapshot.random_state(),
-            "logs": {"metrics": self.metrics.sync(), "seen": self.seen.sync()},
-            "loop": {"skipped": self.skipped, "in_a_row": self.in_a_row, "counts": self.counts},
-            "made_on": describe(self.device),
+            "logs": {"metrics": self.metrics.size(), "watch": self.seen.size()},
+            "loop": {
+                "skipped": self.skipped,
+                "in_a_row": self.in_a_row,
+                "rewinds": self.rewinds,
+                "proven": self.proven,
+                "losses": list(self.spikes.losses),
+                "counts": dict(self.counts),
+            },
+            "best": self.best.state(),
+            "made_on": self.made_on,
         }
-        snapshot.write(self.checkpoints, self.step, state)
-        self._saved = time.monotonic()
+
+    def _take(self, position: State) -> None:
+        """Copy weights and optimizer beside their position: the snapshot. Written to disk when that is due."""
+        now = {"weights": weights(self.model), "optimizer": self.optim.state()}
+        self.good, self.due = position | self.places.copy(now, self.writer.writing), False
+        every, new = self.run.checkpoint_every, position["step"] - self._saved_step
+        late = time.monotonic() - self._saved > self.run.checkpoint_seconds and not self.writer.writing
+        if told(bool(new and (late or (every and new >= every)))):
+            self._save()
+
+    def _save(self) -> None:
+        """Begin to write the newest snapshot."""
+        assert self.good is not None
+        self.writer.write(self.good)
+        self._saved, self._saved_step = time.monotonic(), self.good["step"]
+
+    def _stop(self) -> bool:
+        """Whether any rank is to stop; the newest snapshot is then on disk."""
+        asked = torch.tensor(float(self.run.stop()), device=self.device)
+        sum_over_ranks(asked)
+        if not asked.item():
+            return False
+        if self.good is not None and self.good["step"] > self._saved_step:
+            self._save()
+        self.writer.join()
+        return True
 
     def _resume(self) -> bool:
-        found = snapshot.latest(self.checkpoints, self.run.say)
-        if found is None:
+        state = snapshot.latest(self.checkpoints, self.run.say, self._check_logs)
+        if state is None:
             return False
-        step, state = found
         load_weights(self.model, state["weights"])
         self.optim.load(state["optimizer"])
         self.steps.load(state["steps"])
         snapshot.set_random_state(state["random"])
         self.metrics.cut(state["logs"]["metrics"])
-        self.seen.cut(state["logs"]["seen"])
-        self.step = step
-        self.skipped, self.in_a_row = state["loop"]["skipped"], state["loop"]["in_a_row"]
-        self.counts = dict(state["loop"]["counts"])
-        self.run.say.note(f"going on from the checkpoint after step {step}")
-        changed = {name: now for name, now in describe(self.device).items() if state["made_on"].get(name) != now}
+        self.seen.cut(state["logs"]["watch"])
+        self.best.load(state["best"], self.model)
+        was = state["loop"]
+        self.skipped, self.in_a_row, self.rewinds = was["skipped"], was["in_a_row"], was["rewinds"]
+        self.proven, self.counts = was["proven"], dict(was["counts"])
+        self.spikes.restart(was["losses"])
+        self.step = self._saved_step = state["step"]
+        self._take({name: value for name, value in state.items() if name not in ("weights", "optimizer")})
+        self.run.say.note(f"going on from the checkpoint after step {self.step}")
+        changed = {name: now for name, now in self.made_on.items() if state["made_on"].get(name) != now}
         if changed:
             what = ", ".join(f"{name} {state['made_on'].get(name)} -> {now}" for name, now in sorted(changed.items()))
-            note = f"continued, not bit-identical: {what}"
-            self.run.say.note(note)
-            if rank() == 0:
-                self.metrics.write({"step": step, "note": note})
+            self._note(f"continued, not bit-identical: {what}")
         return True
 
+    def _sync_logs(self) -> None:
+        self.metrics.sync()
+        self.seen.sync()
 
-class _Log:
-    """A JSON-lines file that can be cut back to where a checkpoint left it. Rank 0's alone is kept."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: IO[bytes] = path.open("ab") if rank() == 0 else tempfile.TemporaryFile()  # noqa: SIM115
-
-    def write(self, row: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
-        self._file.flush()
-
-    def cut(self, size: int) -> None:
-        self._file.truncate(size)
-        self._file.seek(size)
-
-    def sync(self) -> int:
-        """Make durable; returns the size in bytes."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        return self._file.tell()
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row as JSON: six significant digits, None for what is not a number."""
-    found: dict[str, Any] = {}
-    for name, value in row.items():
-        if isinstance(value, float):
-            found[name] = float(f"{value:.6g}") if math.isfinite(value) else None
-        else:
-            found[name] = value
-    return found
-
-
-def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The few figures of a row that fit beside a progress bar."""
-    return {name: row[name] for name in ("loss", "accuracy", "reward") if row.get(name) is not None}
+    def _check_logs(self, state: State) -> None:
+        """ValueError when a log is shorter than it was when the checkpoint was made."""
+        for log, size in ((self.metrics, state["logs"]["metrics"]), (self.seen, state["logs"]["watch"])):
+            if log.size() < size:
+                raise ValueError(f"{log.path.name} is shorter than it was")
 
 
 @contextmanager

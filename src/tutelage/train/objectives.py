@@ -25,7 +25,7 @@ class Sums(NamedTuple):
 
     Attributes:
         terms: differentiable sums, one per entry of the objective's weights that has something to say.
-        metrics: name -> (sum, count), for the metrics file.
+        metrics: name -> (sum, count), for the metrics file; the same names for every micro-batch of a step.
     """
 
     terms: Mapping[str, Tensor]

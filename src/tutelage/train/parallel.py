@@ -112,7 +112,7 @@ def whole(model: M) -> M:
     return found
 
 
-def is_divided(tensor: Tensor | None) -> bool:
+def is_divided(tensor: object) -> bool:
     """Whether each rank holds only a share of this: a DTensor (whose module takes half a second to load)."""
     return hasattr(tensor, "full_tensor")
 

@@ -150,6 +150,7 @@ def pretrain(config: Pretrain, inputs: Inputs, out: Path, context: Context) -> d
         "parameters": count(model.parameters()),
         "steps": fitted.steps,
         "skipped": fitted.skipped,
+        **fitted.best,
         "tokens": int(fitted.counts.get("tokens", 0)),
         "epochs": round(fitted.counts.get("tokens", 0) / steps.tokens, 3),
         "loss": fitted.last.get("loss"),

@@ -1,0 +1,66 @@
+"""The best weights of a run so far, by a figure that is watched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tutelage.core.errors import ConfigError
+from tutelage.train.batch import State
+from tutelage.train.optim import copy_into, load_weights, weights
+from tutelage.train.parallel import part_of
+
+
+class Best:
+    """Keeps a copy of the weights at the look where a figure was best; the first of equals.
+
+    Args:
+        wanted: the figure's name, whose lowest value is best; `higher:NAME` for the highest; empty keeps nothing.
+    """
+
+    def __init__(self, wanted: str) -> None:
+        way, _, self.name = wanted.rpartition(":")
+        if way not in ("", "lower", "higher"):
+            raise ConfigError(
+                f"{way!r} is no direction", key="best", todo="Write `NAME`, `lower:NAME` or `higher:NAME`"
+            )
+        self.sign = -1.0 if way == "higher" else 1.0
+        self.step, self.value = -1, 0.0
+        self.weights: dict[str, Tensor] = {}
+
+    def check(self, figures: Mapping[str, Any]) -> None:
+        """Raises ConfigError listing what is watched when the figure is not among it."""
+        if self.name and self.name not in figures:
+            names = sorted(name for name, value in figures.items() if value is None or isinstance(value, float))
+            todo = f"Watched are: {', '.join(names)}" if names else "Nothing is watched in this stage: leave it empty"
+            raise ConfigError(f"no figure {self.name!r} is watched", key="best", todo=todo)
+
+    def look(self, model: nn.Module, step: int, figures: Mapping[str, Any]) -> None:
+        """Copy the weights when the figure is better than at every look before. Fresh tensors each time: a checkpoint
+        that is being written holds the ones before."""
+        value = figures.get(self.name)
+        if value is not None and (self.step < 0 or self.sign * value < self.sign * self.value):
+            self.step, self.value = step, float(value)
+            self.weights = {name: tensor.detach().clone() for name, tensor in weights(model).items()}
+
+    def restore(self, model: nn.Module) -> None:
+        """Put the best weights back into the model."""
+        if self.step >= 0:
+            load_weights(model, self.weights)
+
+    def report(self) -> dict[str, Any]:
+        """For the stage's metrics: which figure, which step, which value; nothing when nothing was kept."""
+        return {"best": {"figure": self.name, "step": self.step, "value": self.value}} if self.step >= 0 else {}
+
+    def state(self) -> State:
+        return {"step": self.step, "value": self.value, "weights": self.weights}
+
+    def load(self, state: State, model: nn.Module) -> None:
+        self.step, self.value = int(state["step"]), float(state["value"])
+        self.weights = {}
+        for name, tensor in weights(model).items() if state["weights"] else ():
+            self.weights[name] = torch.empty_like(tensor.detach())
+            copy_into(part_of(self.weights[name]), state["weights"].get(name), name)

@@ -66,7 +66,9 @@ def plan(recipe: Recipe, root: Root, machine: Machine | None = None) -> Plan:
     sealed = _sealed(recipe, root)
     if sealed is None:
         rates = machine or measure_machine(recipe)
-        choices = _fit_budget(recipe, rates) if recipe.budget else {}
+        settled = _settle(recipe, rates)
+        choices = _fit_budget(recipe.with_choices(settled), rates) if recipe.budget else {}
+        choices = {name: {**settled.get(name, {}), **choices.get(name, {})} for name in {**settled, **choices}}
         new = Plan(recipe=recipe.mark, budget=recipe.budget, machine=rates, choices=choices)
         costs = predict(recipe.with_choices(choices), rates)
         _must_fit(recipe.with_choices(choices), costs, rates)
@@ -146,6 +148,24 @@ def predict(recipe: Recipe, machine: Machine) -> dict[str, Cost]:
             merged["watch"] |= {k: v for k, v in costs["prepare"].sizes.items() if k == "item_tokens"}
         costs[name] = section.stage.cost(section.config, merged, machine) if section.stage.cost else Cost()
     return costs
+
+
+def _settle(recipe: Recipe, machine: Machine) -> dict[str, dict[str, Any]]:
+    """What sections leave to `auto`, measured at the shape that the recipe pre-trains; nothing where it states none."""
+    asked = {
+        name: [key for key in ("precision", "activations") if getattr(section.config, key, None) == "auto"]
+        for name, section in recipe.sections.items()
+    }
+    first = next((each for each in recipe.sections.values() if each.stage.name == "pretrain"), None)
+    if first is None or not any(asked.values()):
+        return {}
+    from tutelage.train.calibrate import settle
+
+    source = first.sources.get("tokenizer")
+    vocabulary = predict(recipe, machine).get(str(source), Cost()).sizes.get("vocabulary", 2048.0)
+    config: Any = first.config
+    found = settle(config.shape(int(vocabulary)), config.micro, machine)
+    return {name: {key: found[key] for key in keys} for name, keys in asked.items() if keys}
 
 
 def _must_fit(recipe: Recipe, costs: Mapping[str, Cost], machine: Machine) -> None:

@@ -181,3 +181,38 @@ def test_bad_input_is_named() -> None:
         shaken("gpt2")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="lacks hidden_size"):
         DecoderConfig.from_hf({"model_type": "llama"})
+
+
+def test_recomputed_layers_keep_less_and_give_the_same_gradients() -> None:
+    decoder, ids = shaken(), packed_ids()
+
+    def learn(recompute: bool) -> tuple[list[Tensor], int]:
+        kept: list[int] = []
+        decoder.recompute = recompute
+
+        def keep(tensor: Tensor) -> Tensor:
+            kept.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            hidden = decoder(ids, lengths=LENGTHS)
+        return gradients(decoder, hidden), sum(kept)
+
+    (plain, much), (again, little) = learn(False), learn(True)
+    assert all(torch.equal(left, right) for left, right in zip(plain, again, strict=True))
+    assert little < much / 4
+
+
+def test_half_precision_is_near_in_training_and_absent_otherwise() -> None:
+    decoder, ids = shaken("qwen3").float(), packed_ids()
+    exact = decoder(ids, lengths=LENGTHS)
+    wanted = gradients(decoder, exact)
+    decoder.bf16 = True
+    assert torch.equal(decoder.eval()(ids, lengths=LENGTHS), exact)
+    rough = decoder.train()(ids, lengths=LENGTHS)
+    found = gradients(decoder, rough)
+    assert rough.dtype == torch.float32
+    assert 1e-5 < float((rough - exact).detach().norm() / exact.detach().norm()) < 0.02
+    assert all(each.dtype == torch.float32 for each in found)
+    left, right = (torch.cat([each.flatten() for each in gradient]) for gradient in (found, wanted))
+    assert float((left - right).norm() / right.norm()) < 0.05

@@ -11,7 +11,7 @@ from tutelage.core.price import Machine, Size
 from tutelage.model.cache import Cache
 from tutelage.model.transformer import Decoder, DecoderConfig
 from tutelage.train.batch import TokenSteps
-from tutelage.train.calibrate import STARTER, looks, size_of, watching
+from tutelage.train.calibrate import STARTER, looks, settle, size_of, step_seconds, watching
 from tutelage.train.finetune import Finetune, finetune_cost
 from tutelage.train.loop import Run, Watches, fit
 from tutelage.train.objectives import NextToken
@@ -106,3 +106,13 @@ def test_memory_grows_with_what_it_is_made_of() -> None:
     assert least < size.taught(512, 64) < size.taught(512, 128) < size.taught(512, 128, models=2)
     assert size.taught(512, 192) == size.taught(512, 500), "longer texts keep no scores"
     assert size.taught(512, 128, frozen=1) - size.taught(512, 128) == 4 * size.parameters
+
+
+def test_precision_and_activations_are_settled_by_this_machine() -> None:
+    shape = DecoderConfig(256, 64, 128, 2, 2, 2, max_position_embeddings=64)
+    fp32, bf16 = step_seconds(shape, 256, 0.1, threads=1)
+    assert 0 < fp32 < 1
+    assert 0 < bf16 < 1
+    roomy, narrow = (settle(shape, 256, Machine(threads=1, memory=memory), 0.1) for memory in (8e9, 1e6))
+    assert roomy["precision"] in ("fp32", "bf16")
+    assert (roomy["activations"], narrow["activations"]) == ("keep", "recompute")

@@ -153,9 +153,9 @@ def test_a_checkpoint_is_written_while_training_goes_on(tmp_path, monkeypatch):
     """The writer is held until 12 more steps are done; what it then writes is the state of its own step."""
     real, held, calls = snapshot.write, threading.Event(), []
 
-    def slow(folder, state, keep):
+    def slow(folder, state, keep, given_up):
         assert held.wait(30)
-        return real(folder, state, keep)
+        return real(folder, state, keep, given_up)
 
     def count():
         calls.append(1)

@@ -26,11 +26,13 @@ from tutelage.model.transformer import Decoder
 from tutelage.tokens.tokenizer import load
 from tutelage.train.batch import ItemSteps, PairBatch, spread, token_batch
 from tutelage.train.calibrate import training_cost, watched_memory, watching
-from tutelage.train.loop import Training, fit, keep_logs, settled
+from tutelage.train.loop import fit, keep_logs, settled
 from tutelage.train.objectives import DirectPreference, pairs_of
+from tutelage.train.parallel import whole
+from tutelage.train.scalable import Scalable
 
 
-class Dpo(Training):
+class Dpo(Scalable):
     """How the model learns from pairs."""
 
     batch: int = Field(default=24, ge=1)
@@ -162,8 +164,9 @@ def dpo(config: Dpo, inputs: Inputs, out: Path, context: Context) -> dict[str, A
     objective = DirectPreference(weights, beta=config.beta, smoothing=config.smoothing)
     run = config.run(context, config.steps)
     watch = context.watch(tokenizer) if context.watch else None
+    model = config.placed(model, device)
     fitted = fit(model, steps, objective, config.optimizer(model, config.steps), run=run, watch=watch)
-    model = settled(model, out, inputs.model.ref)
+    model = settled(whole(model), out, inputs.model.ref)
     moved = answer_logprobs(model, held_out) - before
     right = (moved[:, 0] > moved[:, 1]).astype(float).tolist()
     save(model, out, inputs.model.path)

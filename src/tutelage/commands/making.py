@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +18,7 @@ from tutelage.commands.base import (
     app,
     artifact_of,
     emit,
+    environment,
     environment_defaults,
     group,
     known_root,
@@ -27,7 +30,7 @@ from tutelage.commands.base import (
 from tutelage.core.artifact import Artifact, Root
 from tutelage.core.errors import NotFound, Refused, UsageError
 from tutelage.core.price import MUON_SHARE
-from tutelage.recipe import LIFE
+from tutelage.recipe import LIFE, Recipe
 from tutelage.report.timing import Timed, how_near, predictions, timed
 
 
@@ -50,8 +53,8 @@ def _run(
         if name is not None:
             recipe.check(name)
     where = Root(root)
-    planned = plan(recipe, where)
-    with life.interruptible() as stop:
+    with _several(recipe, where) as recipe, life.interruptible() as stop:
+        planned = plan(recipe, where)
         if as_json:
             given: Any = {"only": only, "until": until, "wait": wait, "stop": stop, "sinks": (sink_of_lines,)}
             return life.run(recipe, where, planned=planned, **given)
@@ -59,6 +62,21 @@ def _run(
         with Terminal(clock.remaining, total=len(recipe.sections)) as terminal:
             given = {"only": only, "until": until, "wait": wait, "stop": stop, "sinks": (clock, terminal)}
             return life.run(recipe, where, planned=planned, **given)
+
+
+@contextmanager
+def _several(recipe: Recipe, root: Root) -> Iterator[Recipe]:
+    """Under torchrun: the recipe as rank 0 leads it. The other ranks help, and never come out of here."""
+    if int(environment().get("WORLD_SIZE", 1)) < 2:
+        yield recipe
+        return
+    from tutelage.scale.launch import meeting
+
+    met = meeting(root)
+    try:
+        yield met.leads(recipe)
+    finally:
+        met.ends()
 
 
 @app.command()
@@ -71,16 +89,21 @@ def run(
     budget: Annotated[str | None, typer.Option(help="Size the training to this time: 90s, 15m, 2h.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Where people must answer, wait for them.")] = False,
     later: Annotated[bool, typer.Option("--later", help="Only ask for it: `tutelage worker` makes it.")] = False,
+    ranks: Annotated[int, typer.Option(min=1, help="Train with so many processes of this machine (FSDP2).")] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Run a recipe; what is made already is skipped, so the same command goes on after a stop."""
     extra = [f"budget={budget}"] if budget else []
     if later:
-        if only or wait:
+        if only or wait or ranks > 1:
             raise UsageError(
-                "--later hands the whole recipe (or --until a section) to a worker, without --only or --wait"
+                "--later hands the whole recipe (or --until a section) to a worker, without --only, --wait or --ranks"
             )
         return _ask_for(recipe, [*(overrides or []), *extra], root, until, as_json)
+    if ranks > 1 and "WORLD_SIZE" not in environment():
+        from tutelage.scale.launch import start
+
+        raise SystemExit(start(ranks, sys.argv[1:], environment()))
     refused: Refused | None = None
     try:
         made = _run(recipe, [*(overrides or []), *extra], root, only, until, wait, as_json)

@@ -85,8 +85,9 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
 def turn(x: Tensor, rotation: Tensor) -> Tensor:
     """Rotate neighbouring pairs of the last dimension [.., D] by complex numbers [.., D/2] (Su et al., 2021)."""
-    pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2))
-    return torch.view_as_real(pairs * rotation).flatten(-2)
+    exact = x.float() if x.dtype == torch.bfloat16 else x  # there are no complex numbers of half precision
+    pairs = torch.view_as_complex(exact.reshape(*x.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype)
 
 
 class Places(NamedTuple):

@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple, Self, overload
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tutelage.core.errors import ConfigError, UsageError
 from tutelage.model.cache import Extended, Written, groups_of
@@ -168,7 +169,7 @@ class Norm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.eps)
+        return rms_norm(x.to(self.weight.dtype), self.weight, self.eps).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -245,6 +246,10 @@ class Decoder(nn.Module):
         self.norm = Norm(config.hidden_size, config.rms_norm_eps)
         tied = config.tie_word_embeddings
         self.lm_head = None if tied else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.recompute = False
+        """Keep the input of each block alone for the backward, which then runs the block again (Chen et al., 2016)."""
+        self.bf16 = False
+        """In training, multiply in bf16 inside the blocks; weights, sums of the residual stream and head stay fp32."""
         self._rotation = torch.empty(0)
         if seed is not None:
             self.initialise(seed)
@@ -311,7 +316,11 @@ class Decoder(nn.Module):
         for index, block in enumerate(self.layers):
             if index in wanted:
                 tapped[index] = x.view(batch, time, -1)
-            x = block(x, places, index)
+            with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.bf16 and self.training):
+                if self.recompute and torch.is_grad_enabled():
+                    x = checkpoint(block, x, places, index, use_reentrant=False, preserve_rng_state=False)
+                else:
+                    x = block(x, places, index)
         if len(self.layers) in wanted:
             tapped[len(self.layers)] = x.view(batch, time, -1)
         hidden: Tensor = self.norm(x).view(batch, time, -1)

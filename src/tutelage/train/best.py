@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tutelage.core.errors import ConfigError
 from tutelage.train.batch import State
-from tutelage.train.optim import load_weights, weights
+from tutelage.train.optim import copy_into, load_weights, weights
+from tutelage.train.parallel import part_of
 
 
 class Best:
@@ -56,5 +58,9 @@ class Best:
     def state(self) -> State:
         return {"step": self.step, "value": self.value, "weights": self.weights}
 
-    def load(self, state: State) -> None:
-        self.step, self.value, self.weights = int(state["step"]), float(state["value"]), dict(state["weights"])
+    def load(self, state: State, model: nn.Module) -> None:
+        self.step, self.value = int(state["step"]), float(state["value"])
+        self.weights = {}
+        for name, tensor in weights(model).items() if state["weights"] else ():
+            self.weights[name] = torch.empty_like(tensor.detach())
+            copy_into(part_of(self.weights[name]), state["weights"].get(name), name)

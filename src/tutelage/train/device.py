@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 THREADS = 2
 """Default of every training stage: the smallest machine the project promises anything for."""
@@ -42,6 +50,58 @@ def ranks() -> int:
 def rank() -> int:
     """This process among them; rank 0 writes."""
     return torch.distributed.get_rank() if _distributed() else 0
+
+
+def meet() -> tuple[Any, int, int]:
+    """Find the other processes by what torchrun put into the environment: (their common store, rank, ranks).
+
+    The store is torch's: keys and bytes, held by torchrun or by rank 0.
+    """
+    found: tuple[Any, int, int] = next(rendezvous("env://", timeout=timedelta(minutes=5)))
+    return found
+
+
+@contextmanager
+def joined(store: Any, rank: int, ranks: int, name: str) -> Iterator[None]:
+    """Train together with all processes that join under this name, over gloo (NCCL for tensors on a GPU).
+
+    Ranks wait for each other as long as it takes (rank 0 alone looks at examinations): the launcher ends them all when
+    one ends.
+    """
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    torch.distributed.init_process_group(
+        backend,
+        store=PrefixStore(name, store),
+        rank=rank,
+        world_size=ranks,
+        timeout=timedelta(days=7),
+    )
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def told(flag: bool) -> bool:
+    """What rank 0 says, on every rank: whether to stop, whether a checkpoint is due."""
+    if not _distributed():
+        return flag
+    word = torch.tensor(int(flag))
+    torch.distributed.broadcast(word, 0)
+    return bool(word)
+
+
+def shared(value: Any) -> list[Any]:
+    """Every rank's value (plain JSON), by rank, on every rank; also a barrier."""
+    if not _distributed():
+        return [value]
+    mine = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(ranks())]
+    torch.distributed.all_gather(sizes, torch.tensor([len(mine)]))
+    room = int(max(sizes))
+    texts = [torch.zeros(room, dtype=torch.uint8) for _ in sizes]
+    torch.distributed.all_gather(texts, torch.cat([mine, mine.new_zeros(room - len(mine))]))
+    return [json.loads(text[: int(size)].numpy().tobytes()) for text, size in zip(texts, sizes, strict=True)]
 
 
 def sum_over_ranks(*tensors: torch.Tensor) -> None:

@@ -25,14 +25,16 @@ from tutelage.model.transformer import Decoder
 from tutelage.tokens.tokenizer import Tokenizer, load
 from tutelage.train.batch import Source, TokenSteps, joined, open_source
 from tutelage.train.calibrate import looks, training_cost, watched_memory, watching
-from tutelage.train.loop import Training, Watches, fit, keep_logs, settled
+from tutelage.train.loop import Watches, fit, keep_logs, settled
 from tutelage.train.mixture import weights_of
 from tutelage.train.objectives import NextToken
+from tutelage.train.parallel import whole
 from tutelage.train.pretrain import accumulate, check_vocabulary, per_character
+from tutelage.train.scalable import Scalable
 from tutelage.train.validation import LIMIT, Validation
 
 
-class Finetune(Training):
+class Finetune(Scalable):
     """How long a model is taught, and how much of what it read before it goes on reading."""
 
     matrix_rate: float = Field(default=0.01, gt=0)
@@ -132,8 +134,9 @@ def finetune(config: Finetune, inputs: Inputs, out: Path, context: Context) -> d
     if examiner:
         examiner.begin(model)
     watch = Watches(total, answers, *known, examiner)
+    model = config.placed(model, device)
     fitted = fit(model, steps, NextToken(), config.optimizer(model, total), run=config.run(context, total), watch=watch)
-    model = settled(model, out, inputs.model.ref)
+    model = settled(whole(model), out, inputs.model.ref)
     save(model, out, inputs.model.path)
     keep_logs(context.work, out)
     return {

@@ -12,6 +12,7 @@ from torch import nn
 from tutelage.train.batch import Batch
 from tutelage.train.device import rank, ranks, sum_over_ranks
 from tutelage.train.objectives import Objective
+from tutelage.train.parallel import is_divided
 
 B = TypeVar("B", bound=Batch)
 
@@ -62,6 +63,8 @@ def backward(
             totals[key] = totals.get(key, 0.0) + (number if share else 0.0)
     if ranks() > 1:
         for parameter in parameters:
+            if is_divided(parameter):  # summed in the backward
+                continue
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             sum_over_ranks(parameter.grad)

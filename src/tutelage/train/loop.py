@@ -39,11 +39,12 @@ from tutelage.model.transformer import Decoder
 from tutelage.train import snapshot
 from tutelage.train.batch import Batch, Sampled, State, Steps
 from tutelage.train.best import Best
-from tutelage.train.device import THREADS, describe, rank, setup, sum_over_ranks
+from tutelage.train.device import THREADS, describe, rank, setup, shared, sum_over_ranks, told
 from tutelage.train.gradient import backward, counted
 from tutelage.train.logs import Log, plain, shown
 from tutelage.train.objectives import Objective
 from tutelage.train.optim import Optimizer, Rates, Schedule, load_weights, weights
+from tutelage.train.parallel import gathered
 from tutelage.train.spikes import Spikes
 
 B = TypeVar("B", bound=Batch)
@@ -266,6 +267,9 @@ def fit(
         loop = _Loop(model, steps, objective, optim, run, watch)
         try:
             return loop.go()
+        except BaseException:
+            loop.writer.give_up()
+            raise
         finally:
             loop.writer.wait()
 
@@ -422,16 +426,18 @@ class _Loop(Generic[B]):
     def _look(self) -> None:
         """Ask the watch, leaving mode and every random state as they were."""
         figures: Mapping[str, Any] = {}
-        if self.watch is not None:
-            state, training = snapshot.random_state(), self.model.training
-            self.model.eval()
+        model = gathered(self.model) if self.watch is not None else None
+        if self.watch is not None and model is not None:  # rank 0 looks alone
+            state, training = snapshot.random_state(), model.training
+            model.eval()
             try:
                 with torch.no_grad():
-                    figures = self.watch(self.model, self.step)
+                    figures = self.watch(model, self.step)
             finally:
-                self.model.train(training)
+                model.train(training)
                 snapshot.set_random_state(state)
             self.seen.write(plain({"step": self.step, **figures}))
+        figures = shared(dict(figures))[0]
         if self.step == 0:
             self.best.check(figures)
         self.best.look(self.model, self.step, figures)
@@ -461,14 +467,13 @@ class _Loop(Generic[B]):
         self.good, self.due = position | self.places.copy(now, self.writer.writing), False
         every, new = self.run.checkpoint_every, position["step"] - self._saved_step
         late = time.monotonic() - self._saved > self.run.checkpoint_seconds and not self.writer.writing
-        if new and (late or (every and new >= every)):
+        if told(bool(new and (late or (every and new >= every)))):
             self._save()
 
     def _save(self) -> None:
         """Begin to write the newest snapshot."""
         assert self.good is not None
-        if rank() == 0:
-            self.writer.write(self.good)
+        self.writer.write(self.good)
         self._saved, self._saved_step = time.monotonic(), self.good["step"]
 
     def _stop(self) -> bool:
@@ -492,7 +497,7 @@ class _Loop(Generic[B]):
         snapshot.set_random_state(state["random"])
         self.metrics.cut(state["logs"]["metrics"])
         self.seen.cut(state["logs"]["watch"])
-        self.best.load(state["best"])
+        self.best.load(state["best"], self.model)
         was = state["loop"]
         self.skipped, self.in_a_row, self.rewinds = was["skipped"], was["in_a_row"], was["rewinds"]
         self.proven, self.counts = was["proven"], dict(was["counts"])

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from tutelage.core.errors import CorruptArtifact
 from tutelage.train.batch import State
+from tutelage.train.device import rank, sum_over_ranks
+from tutelage.train.parallel import Exchange, Part, Scattered, bounds, is_divided, local, part_of
 
 POLAR_EXPRESS = (
     (8.156554524902461, -22.48329292557795, 15.878769915207462),
@@ -121,6 +123,11 @@ class Block(NamedTuple):
     def shape(self) -> tuple[int, int]:
         return self.stop - self.start, self.parameter.shape[1]
 
+    def rows(self, tensor: Tensor) -> Tensor:
+        """Its rows of the parameter (or of its gradient), a view; of a divided one those that this rank holds."""
+        low = bounds(len(tensor))[0] if is_divided(tensor) else 0
+        return local(tensor)[max(0, self.start - low) : max(0, self.stop - low)]
+
 
 class Muon:
     """Muon over blocks of one shape, stacked. `update` moves the weights from their `.grad`."""
@@ -130,22 +137,45 @@ class Muon:
         self._rates = rates
         rows, columns = blocks[0].shape
         self._scale = math.sqrt(max(1.0, rows / columns))
-        self._momentum = torch.zeros(len(blocks), rows, columns, device=blocks[0].parameter.device)
+        self._exchange: Exchange | None = None
+        self._momentum: Sequence[Tensor] | Tensor
+        if is_divided(blocks[0].parameter):
+            self._exchange = Exchange([(len(each.parameter), each.start, each.stop) for each in blocks], columns)
+            self._momentum = [torch.zeros_like(each.rows(each.parameter)) for each in blocks]
+        else:
+            self._momentum = torch.zeros(len(blocks), rows, columns, device=blocks[0].parameter.device)
 
     def update(self, multiplier: float, step: int) -> None:
-        gradient = torch.stack([_gradient(block.parameter)[block.start : block.stop] for block in self.blocks])
-        self._momentum.lerp_(gradient, 1 - self._rates.momentum)
-        direction = orthogonalise(gradient.lerp_(self._momentum, self._rates.momentum))
+        gradients = [block.rows(_gradient(block.parameter)) for block in self.blocks]
         rate = self._rates.matrix * multiplier
-        for block, change in zip(self.blocks, direction.unbind(0), strict=True):
-            weight = block.parameter[block.start : block.stop]
+        for block, change in zip(self.blocks, self._directions(gradients), strict=True):
+            weight = block.rows(block.parameter)
             if self._rates.decay:
                 weight.mul_(1 - rate * self._rates.decay)
             weight.add_(change, alpha=-rate * self._scale)
 
-    def tensors(self) -> dict[str, Tensor]:
+    def _directions(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+        momentum = self._rates.momentum
+        if self._exchange is None:
+            assert isinstance(self._momentum, Tensor)
+            stack = torch.stack(list(gradients))
+            self._momentum.lerp_(stack, 1 - momentum)
+            return orthogonalise(stack.lerp_(self._momentum, momentum)).unbind(0)
+        pieces = []
+        for gradient, kept in zip(gradients, self._momentum, strict=True):
+            kept.lerp_(gradient, 1 - momentum)
+            pieces.append(gradient.lerp(kept, momentum))
+        matrices = self._exchange.gather(pieces)  # a share of the stack, so that each rank does a share of the work
+        return self._exchange.spread(orthogonalise(matrices) if len(matrices) else matrices)
+
+    def tensors(self) -> dict[str, Tensor | Part]:
         """What it remembers, by name; views, so that loading writes into them."""
-        return {f"momentum/{block.name}/{block.start}": self._momentum[i] for i, block in enumerate(self.blocks)}
+        names = [f"momentum/{block.name}/{block.start}" for block in self.blocks]
+        if self._exchange is None:
+            return dict(zip(names, self._momentum, strict=True))
+        firsts = [first for first, _ in self._exchange.held[rank()]]
+        rows = self.blocks[0].shape[0]
+        return {name: Part(kept, first, rows) for name, kept, first in zip(names, self._momentum, firsts, strict=True)}
 
 
 class AdamW:
@@ -162,16 +192,17 @@ class AdamW:
         one, two = self._betas
         size = self._rate * multiplier / (1 - one**step)
         root = math.sqrt(1 - two**step)
-        for parameter, first, second in zip(self.parameters, self._first, self._second, strict=True):
-            gradient = _gradient(parameter)
+        for parameter, *state in zip(self.parameters, self._first, self._second, strict=True):
+            weight, first, second = local(parameter), *map(local, state)
+            gradient = local(_gradient(parameter))
             first.lerp_(gradient, 1 - one)
             second.mul_(two).addcmul_(gradient, gradient, value=1 - two)
-            parameter.addcdiv_(first, second.sqrt().div_(root).add_(1e-10), value=-size)
+            weight.addcdiv_(first, second.sqrt().div_(root).add_(1e-10), value=-size)
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor | Part]:
         """What it remembers, by name; loading writes into them."""
-        first = {f"first/{name}": tensor for name, tensor in zip(self.names, self._first, strict=True)}
-        return first | {f"second/{name}": tensor for name, tensor in zip(self.names, self._second, strict=True)}
+        first = {f"first/{name}": part_of(tensor) for name, tensor in zip(self.names, self._first, strict=True)}
+        return first | {f"second/{name}": part_of(each) for name, each in zip(self.names, self._second, strict=True)}
 
 
 class Optimizer:
@@ -222,8 +253,12 @@ class Optimizer:
 
     def norm(self) -> float:
         """Global gradient norm; not finite when any gradient is."""
-        norms = [torch.linalg.vector_norm(p.grad) for p in self.parameters if p.grad is not None]
-        return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
+        norms = [torch.linalg.vector_norm(local(p.grad)) for p in self.parameters if p.grad is not None]
+        if not any(map(is_divided, self.parameters)):
+            return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
+        square = sum((norm.square() for norm in norms), torch.zeros((), device=self.parameters[0].device))
+        sum_over_ranks(square)
+        return float(square.sqrt())
 
     @torch.no_grad()
     def step(self, step: int, norm: float) -> float:
@@ -232,7 +267,7 @@ class Optimizer:
         if norm > self.clip > 0:
             for parameter in self.parameters:
                 if parameter.grad is not None:
-                    parameter.grad.mul_(self.clip / norm)
+                    local(parameter.grad).mul_(self.clip / norm)
         self.updates += 1
         for part in self.parts:
             part.update(multiplier, self.updates)
@@ -259,13 +294,22 @@ def default_kind(name: str, parameter: nn.Parameter) -> Literal["matrix", "embed
     return "embedding" if outside or 1 in parameter.shape else "matrix"
 
 
-def copy_into(target: Tensor, value: object, name: str) -> None:
-    """Copy a saved tensor into its place; CorruptArtifact when it is missing or has another shape."""
-    if not isinstance(value, Tensor) or value.shape != target.shape:
-        found = list(value.shape) if isinstance(value, Tensor) else "nothing"
-        raise CorruptArtifact(f"the checkpoint holds {found} for {name!r}, expected {list(target.shape)}")
+def copy_into(target: Tensor | Part, value: object, name: str) -> None:
+    """Copy a saved tensor (into a part its rows) into its place; CorruptArtifact if missing or of another shape."""
+    if isinstance(value, Part) or is_divided(value):  # a copy in memory of what this rank holds
+        value = part_of(value) if isinstance(value, Tensor) else value
+        target = Part(target, 0, len(target)) if isinstance(target, Tensor) else target
+        if isinstance(value, Part) and value[1:] == target[1:]:
+            with torch.no_grad():
+                target.tensor.copy_(value.tensor)
+            return
+    held, first, rows = target if isinstance(target, Part) else (target, 0, None)
+    expected = list(held.shape) if rows is None else [rows, *held.shape[1:]]
+    if not isinstance(value, Tensor | Scattered) or list(value.shape) != expected:
+        found = list(value.shape) if isinstance(value, Tensor | Scattered) else "nothing"
+        raise CorruptArtifact(f"the checkpoint holds {found} for {name!r}, expected {expected}")
     with torch.no_grad():
-        target.copy_(value)
+        held.copy_(value[first : first + len(held)] if held.ndim else value)  # type: ignore[arg-type]
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
@@ -281,7 +325,7 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 def load_weights(model: nn.Module, state: Mapping[str, object]) -> None:
     """Copy saved weights into a model, in place, so that whoever shares them sees the change."""
     for name, tensor in weights(model).items():
-        copy_into(tensor, state.get(name), name)
+        copy_into(part_of(tensor), state.get(name), name)
 
 
 def _fused(model: nn.Module) -> dict[int, Sequence[tuple[int, int]]]:

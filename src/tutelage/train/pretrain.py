@@ -22,10 +22,12 @@ from tutelage.train.calibrate import looks, size_of, training_cost, watched_memo
 from tutelage.train.loop import Training, Watches, fit, keep_logs
 from tutelage.train.objectives import NextToken
 from tutelage.train.optim import count
+from tutelage.train.parallel import whole
+from tutelage.train.scalable import Scalable
 from tutelage.train.validation import LIMIT, Validation
 
 
-class Pretrain(Training):
+class Pretrain(Scalable):
     """How a fresh model is shaped and how long it reads."""
 
     depth: int = Field(default=4, ge=1)
@@ -135,7 +137,7 @@ def pretrain(config: Pretrain, inputs: Inputs, out: Path, context: Context) -> d
         shuffle=config.shuffle,
         pool=config.pool,
     )
-    model = config.learner(Decoder(config.shape(tokenizer.size), seed=config.seed).to(device))
+    model = config.placed(config.learner(Decoder(config.shape(tokenizer.size), seed=config.seed)), device)
     total = config.steps
     validation = Validation(
         "validation",
@@ -146,6 +148,7 @@ def pretrain(config: Pretrain, inputs: Inputs, out: Path, context: Context) -> d
     )
     watch = Watches(total, validation, context.watch(tokenizer) if context.watch else None)
     fitted = fit(model, steps, NextToken(), config.optimizer(model, total), run=config.run(context, total), watch=watch)
+    model = whole(model)
     save(model, out, inputs.tokenizer.path)
     keep_logs(context.work, out)
     return {

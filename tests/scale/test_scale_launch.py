@@ -91,6 +91,17 @@ def test_two_ranks_train_what_one_does(tmp_path, begun):
     assert not list((root / "work").glob("*/"))
 
 
+@pytest.mark.slow
+def test_torchrun_starts_the_same(tmp_path, begun):
+    recipe, root = life(tmp_path, begun)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    done = subprocess.run(
+        [*torchrun, *command(recipe, root)[2:]], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    same(last(Root(root))["finetune"], begun[3])
+
+
 def test_an_error_is_said_once_and_ends_all(tmp_path, begun):
     recipe, root = life(tmp_path, begun, micro=32)
     done = run(recipe, root, "--ranks", "2", seconds=60)

@@ -21,8 +21,9 @@ MUON_SHARE = 0.15
 """The largest share of a training step that Muon should take."""
 BASE = 3.7e8
 """Bytes that a process takes before any model: Python, torch, the libraries; seen."""
-SHORT = 192
-"""Tokens of a text up to which attention keeps its scores for the backward pass."""
+SHORT, BLOCK = 512, 64
+"""Tokens of a text up to which attention keeps its scores for the backward pass; each block of queries those it may
+look at."""
 ROUND = 0.0015
 """Seconds that a step of the generating engine takes however few answers are at work."""
 BATCH, TAIL = 64, 20
@@ -86,7 +87,7 @@ class Size(NamedTuple):
     """How many of these are the head's."""
     attention: float = 1920.0
     """And how many come to them for each token of the text that it stands in."""
-    optimizer: float = 5.11e9
+    optimizer: float = 4.17e9
     """Operations by which Muon makes a step's gradients orthogonal, however small the batch."""
     kept: float = 1.35e4
     """Numbers that the forward of one token keeps for the backward."""
@@ -112,7 +113,7 @@ class Size(NamedTuple):
     def taught(self, micro: float, length: float = 128.0, models: float = 1.0, frozen: float = 0.0) -> float:
         """Bytes of training: weights, gradient and two moments of `models`, weights of `frozen` further ones, what a
         micro-batch of `micro` tokens in texts of `length` keeps for the backward pass, and the process itself."""
-        activations = 4 * micro * (self.kept + self.scores * min(length, SHORT))
+        activations = 4 * micro * (self.kept + self.scores * (min(length, SHORT) + BLOCK) / 2)
         return BASE + (16 * models + 4 * frozen) * self.parameters + activations
 
     def answering(self, length: float, slots: float = BATCH) -> float:

@@ -78,8 +78,10 @@ def size_of(shape: DecoderConfig) -> Size:
 
 
 def _orthogonal(matrix: tuple[int, int]) -> float:
-    """Operations of Muon's five iterations on one matrix: its Gram matrix, that squared, and their product with it."""
+    """Operations of Muon's five iterations on one matrix, as `optim.orthogonalise` makes them."""
     short, long = sorted(matrix)
+    if 2 * long >= 3 * short:
+        return 4.0 * short**2 * long + 34.0 * short**3
     return 5.0 * (4 * short**2 * long + 2 * short**3)
 
 

@@ -80,6 +80,24 @@ def test_a_plan_is_sealed_and_a_budget_is_met(tmp_path: Path) -> None:
     assert other.choices["pretrain"]["steps"] > first.choices["pretrain"]["steps"]
 
 
+def test_a_budget_chooses_the_shape_that_nobody_wrote(tmp_path: Path) -> None:
+    def chosen(budget: str, **written: int) -> dict[str, int]:
+        recipe = read_recipe({**FIVE, "pretrain": {"steps": 200, **written}}, [f"budget={budget}"])
+        found = plan(recipe, Root(tmp_path / budget), Machine(gemm=2e11))
+        assert found.seconds <= recipe.budget
+        return found.choices["pretrain"]
+
+    sizes = [chosen(budget) for budget in ("40s", "3m", "1h", "10h")]
+    assert [each["width"] for each in sizes] == sorted(each["width"] for each in sizes)
+    assert sizes[0]["width"] < sizes[1]["width"] == 160 < sizes[2]["width"] < sizes[3]["width"]
+    assert sizes[1]["depth"] == 4 and sizes[3]["batch"] > sizes[1]["batch"]
+    assert chosen("1h", width=160, heads=5).keys() == {"steps"}, "what is written stays"
+    found = plan(
+        read_recipe({**FIVE, "pretrain@none": {"steps": 0}}, ["budget=1h"]), Root(tmp_path), Machine(gemm=2e11)
+    )
+    assert found.choices["pretrain@none"] == found.choices["pretrain"] | {"steps": 0}, "a control has the same shape"
+
+
 def test_a_budget_leaves_the_control_that_reads_nothing(tmp_path: Path) -> None:
     recipe = read_recipe({**FIVE, "pretrain@none": {"steps": 0}}, ["budget=200s"])
     found = plan(recipe, Root(tmp_path), Machine(gemm=5e10)).choices

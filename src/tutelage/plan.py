@@ -199,7 +199,58 @@ def _fitting(recipe: Recipe, name: str, machine: Machine) -> tuple[str, int] | N
     return None
 
 
+SHAPE = ("depth", "width", "heads", "kv_heads", "feed_forward", "batch")
+"""The keys of `pretrain` that a budget chooses where a recipe writes none of them."""
+SHAPES = (
+    (8, 512, 16, 16, 1376, 16384),
+    (7, 384, 12, 12, 1024, 8192),
+    (6, 288, 9, 9, 768, 4096),
+    (5, 224, 7, 7, 608, 4096),
+    (4, 160, 5, 5, 432, 2048),
+    (3, 128, 4, 4, 352, 2048),
+    (2, 96, 3, 3, 256, 2048),
+)
+"""What it chooses from: heads of 32, more tokens a step where Muon's matrices are larger."""
+GROW, SHRINK = 1.0, 0.5
+"""A model larger than the recipe's must still read so much of the recipe's tokens per parameter, and the recipe's own
+so much of them, or it shrinks."""
+
+
 def _fit_budget(recipe: Recipe, machine: Machine) -> dict[str, dict[str, Any]]:
+    """Shape and horizons that meet the budget: the largest model that still reads enough, then one factor for all
+    horizons. A shape that the recipe writes stays as it is. Raises ConfigError if nothing fits."""
+    free = [
+        name
+        for name, section in recipe.sections.items()
+        if section.stage.name == "pretrain" and not set(SHAPE) & set(recipe.values[name] or {})
+    ]
+    if not any(getattr(recipe.sections[name].config, "steps", 0) for name in free):
+        return _fit_horizons(recipe, machine)
+    name = max(free, key=lambda each: getattr(recipe.sections[each].config, "steps", 0))
+
+    written = predict(recipe, machine)[name]
+
+    def enough(cost: Cost) -> bool:
+        """Whether a model of this size, on this horizon, has read enough for it."""
+        size, before = cost.sizes["parameters"], written.sizes["parameters"]
+        least = GROW if size > 1.01 * before else SHRINK
+        return cost.tokens / size >= least * written.tokens / before and cost.memory <= machine.memory
+
+    for shape in SHAPES:
+        chosen = {each: dict(zip(SHAPE, shape, strict=True)) for each in free}
+        shaped = recipe.with_choices(chosen)
+        try:
+            horizons = _fit_horizons(shaped, machine)
+        except ConfigError:  # too large for the budget at any horizon
+            if shape == SHAPES[-1]:
+                raise
+            continue
+        if enough(predict(shaped.with_choices(horizons), machine)[name]):
+            break
+    return {each: chosen.get(each, {}) | horizons[each] for each in horizons}
+
+
+def _fit_horizons(recipe: Recipe, machine: Machine) -> dict[str, dict[str, Any]]:
     """Scale all horizons by one factor so that the prediction meets the budget. Raises ConfigError if nothing fits."""
     budget = recipe.budget or 0.0
     horizons = {

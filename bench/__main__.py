@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="the result as one line of JSON, the last one")
     parser.add_argument("--record", action="store_true", help="write the result into bench/results.md")
     parser.add_argument("--root", type=Path, default=Path("life"), help="the finished life that `plan` reads")
-    parser.add_argument("--float32", action="store_true", help="hold the peer to float32")
+    parser.add_argument("--float32", action="store_true", help="hold both sides to float32")
     asked = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the side under way ends, too
     if asked.name == "list":
@@ -74,7 +74,7 @@ def table(found: Mapping[str, Any]) -> str:
     if "peer" in machine["versions"]:
         told.append("quick, two runs a side" if machine["quick"] else "three runs a side")
     if machine["float32"]:
-        told.append("the peer held to float32")
+        told.append("both sides held to float32")
     return "\n".join([*lines, "", f"{', '.join(told)}; {versions}."])
 
 

@@ -17,7 +17,6 @@ import numpy as np
 from bench import data, shapes, side
 from bench.environments import python_of
 from bench.side import Figures, Part, Settings
-from bench.step import fastest
 
 ENVIRONMENT = "hf"
 BATCHES = (1, 2, 4, 8, 16)
@@ -38,7 +37,8 @@ def measure(settings: Settings) -> list[Part]:
     parts: list[Part] = []
     options = {"model": str(model), "data": str(file), "steps": 2 if settings.quick else 6}
     for name, packing, target in (("packed", True, 1.5), ("default", False, 3.0)):
-        peer = options | settings.precision | {"packing": packing}
+        options |= settings.precision
+        peer = options | {"packing": packing}
         keep = ("micro", "precision", "batch")
         runs = side.alternate("bench.finetune", settings, python_of(ENVIRONMENT), options, peer, keep=keep)
         parts.append(runs.part(f"beside SFTTrainer, {name}", "tokens/s", "tokens", target=target))
@@ -47,7 +47,7 @@ def measure(settings: Settings) -> list[Part]:
 
 
 def ours(options: Mapping[str, Any]) -> Figures:
-    from bench.ours import tokens, train
+    from bench.ours import settled, tokens, train
     from tutelage.model.checkpoint import load_decoder
     from tutelage.train.batch import Source, TokenSteps, token_batch
     from tutelage.train.device import setup
@@ -67,9 +67,10 @@ def ours(options: Mapping[str, Any]) -> Figures:
         batch = token_batch([ids[part] for part in parts], [mask[part] for part in parts])
         (objective(model, batch).terms["tokens"] / batch.counts["tokens"]).backward()
 
-    micro = options.get("micro") or fastest(once)
+    chosen = settled(model, options, once)
+    micro = chosen["micro"]
     steps = TokenSteps(source, shape.context, micro, shapes.STEP_TOKENS // micro, shuffle=True)
-    return {"tokens": train(model, steps, objective, options["steps"], tokens), "micro": micro}
+    return chosen | {"tokens": train(model, steps, objective, options["steps"], tokens)}
 
 
 def peer(options: Mapping[str, Any]) -> Figures:

@@ -11,12 +11,18 @@ from typing import Any, Generic, TypeVar
 
 from torch import nn
 
+from bench import side
+from bench.side import Figures
+from tutelage.model.transformer import Decoder
 from tutelage.train.batch import Batch, Segments, Steps
 from tutelage.train.loop import Run, fit
 from tutelage.train.objectives import Objective
 from tutelage.train.optim import Optimizer, Rates, Schedule
 
 B = TypeVar("B", bound=Batch)
+MICRO = (512, 1024, 2048, 4096)
+"""Tokens of a micro-batch that are tried."""
+PRECISIONS = ("float32", "bfloat16")
 
 
 class Clocked(Generic[B]):
@@ -45,6 +51,26 @@ class Clocked(Generic[B]):
 def tokens(batch: Segments) -> float:
     """All tokens that are read, learned from or not; there is no padding."""
     return float(batch.ids.numel())
+
+
+def settled(model: Decoder, options: Mapping[str, Any], once: Callable[[int], None]) -> Figures:
+    """The micro-batch and the precision with the most tokens per second of forward and backward, or those in the
+    options; the model is left computing so. `once` does both for so many tokens."""
+    precisions = [options["precision"]] if "precision" in options else PRECISIONS
+    tried = [(micro, kind) for kind in precisions for micro in ([options["micro"]] if "micro" in options else MICRO)]
+
+    def rate(each: tuple[int, str]) -> float:
+        micro, kind = each
+        model.bf16 = kind == "bfloat16"
+        started = time.perf_counter()
+        once(micro)
+        return micro / (time.perf_counter() - started)
+
+    for kind in precisions:
+        rate((min(MICRO), kind))  # warms up
+    micro, precision = side.best(tried, rate)
+    model.bf16 = precision == "bfloat16"
+    return {"micro": micro, "precision": precision}
 
 
 def train(

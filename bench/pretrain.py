@@ -75,7 +75,8 @@ def measure(settings: Settings) -> list[Part]:
         shapes.save(task.shape._replace(vocabulary=vocabulary), folder / "model")
         options = {"task": name, "folder": str(folder), "part": 0.25 if settings.quick else 1.0}
         options["every"] = 4 if settings.quick else 1
-        peer = options | settings.precision | ({"rate": task.rates[0]} if settings.quick else {})
+        options |= settings.precision
+        peer = options | ({"rate": task.rates[0]} if settings.quick else {})
         keep = ("rate", "precision")
         runs = side.alternate("bench.pretrain", settings, python_of(ENVIRONMENT), options, peer, keep=keep)
         parts += compared(name, runs)
@@ -153,6 +154,7 @@ def ours(options: Mapping[str, Any]) -> Figures:
 
     import torch
 
+    from bench.ours import settled
     from tutelage.model.checkpoint import load_decoder
     from tutelage.model.logprob import logprobs
     from tutelage.train.batch import Source, TokenSteps, token_batch
@@ -169,8 +171,18 @@ def ours(options: Mapping[str, Any]) -> Figures:
     ids, rows = np.load(folder / "train.npy"), held_out(folder, context, options["every"])
     source = Source(ids, np.array([0, len(ids)]))
 
+    micro = int(recipe["rows"] * context)
+    tried = load_decoder(folder / "model")
+    (batch,) = next(iter(TokenSteps(source, context, micro)))
+
+    def once(_: int) -> None:
+        (NextToken()(tried, batch).terms["tokens"] / batch.counts["tokens"]).backward()
+
+    precision = settled(tried, options | {"micro": micro}, once)["precision"]
+
     def run(number: int) -> list[tuple[float, float]]:
         model = load_decoder(folder / "model")
+        model.bf16 = precision == "bfloat16"
 
         def look() -> float:
             lost, count = 0.0, 0
@@ -190,7 +202,7 @@ def ours(options: Mapping[str, Any]) -> Figures:
             def __call__(self, model: Any, step: int) -> dict[str, Any]:
                 return {"loss": curve()}
 
-        steps = TokenSteps(source, context, int(recipe["rows"] * context), shuffle=True, pool=1 << 20)
+        steps = TokenSteps(source, context, micro, shuffle=True, pool=1 << 20)
         rates = Rates(recipe["matrix"], recipe["embedding"], recipe["scalar"])
         optimizer = Optimizer(model, rates, Schedule("wsd", 0.02, recipe["decay"]), number)
         with tempfile.TemporaryDirectory() as work:
@@ -205,7 +217,7 @@ def ours(options: Mapping[str, Any]) -> Figures:
         return curve.points
 
     run(3)  # warms up
-    return {"curve": run(total)}
+    return {"curve": run(total), "precision": precision}
 
 
 def peer(options: Mapping[str, Any]) -> Figures:

@@ -37,7 +37,7 @@ class Settings:
         quick: A B A B with less work in each run, within 4 minutes; else A B A B A B.
         work: folder for weights and data that both sides read.
         root: a finished life, for the benches that read one.
-        float32: hold the peer to float32; else it computes in what is fastest on this machine, as a user would.
+        float32: hold both sides to float32; else each trains in what is fastest on this machine, as a user would.
     """
 
     quick: bool
@@ -51,7 +51,7 @@ class Settings:
 
     @property
     def precision(self) -> dict[str, str]:
-        """The peer's option where its precision is not its own choice."""
+        """The option of a side that may not choose its precision."""
         return {"precision": "float32"} if self.float32 else {}
 
 

@@ -1,7 +1,8 @@
 """`step`: tokens per second of forward, backward and optimizer, and the share of the machine's matrix rate that is.
 
 Shapes S and M, rows of 256 tokens, 8,192 tokens per optimizer step. Ours: the training loop with Muon. The peer: the
-same weights in transformers, SDPA attention, PyTorch's fused AdamW. Each side takes the micro-batch it is fastest with.
+same weights in transformers, SDPA attention, PyTorch's fused AdamW. Each side takes the micro-batch and the precision
+it is fastest with.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ def measure(settings: Settings) -> list[Part]:
         np.save(data, shapes.token_rows(shape, 4 * shapes.STEP_TOKENS // shape.context))
         steps = {"S": (2, 6), "M": (1, 3)}[name][not settings.quick]
         options = {"shape": name, "model": str(model), "data": str(data), "steps": steps}
-        peer = options | settings.precision
+        options |= settings.precision
         keep = ("micro", "precision")
-        runs = side.alternate("bench.step", settings, python_of(ENVIRONMENT), options, peer, keep=keep)
+        runs = side.alternate("bench.step", settings, python_of(ENVIRONMENT), options, options, keep=keep)
         parts.append(runs.part(name, "tokens/s", "tokens", target=1.3))
         rates: dict[str, float] = {}
         for each in (*runs.ours, *runs.peer):
@@ -51,7 +52,7 @@ def measure(settings: Settings) -> list[Part]:
 
 
 def ours(options: Mapping[str, Any]) -> Figures:
-    from bench.ours import tokens, train
+    from bench.ours import settled, tokens, train
     from tutelage.model.checkpoint import load_decoder
     from tutelage.train.batch import token_batch
     from tutelage.train.device import setup
@@ -65,10 +66,10 @@ def ours(options: Mapping[str, Any]) -> Figures:
         batch = token_batch(list(rows[: micro // shape.context]))
         (objective(model, batch).terms["tokens"] / batch.counts["tokens"]).backward()
 
-    micro = options.get("micro") or fastest(once)
-    rate = shapes.gemm_rate(shape, micro)
-    per_second = train(model, Rows(rows, micro), objective, options["steps"], tokens)
-    return {"tokens": per_second, "micro": micro, "precision": "float32", "gemm": rate}
+    chosen = settled(model, options, once)
+    rate = shapes.gemm_rate(shape, chosen["micro"], chosen["precision"])
+    per_second = train(model, Rows(rows, chosen["micro"]), objective, options["steps"], tokens)
+    return chosen | {"tokens": per_second, "gemm": rate}
 
 
 class Rows:

@@ -178,7 +178,7 @@ def ours(options: Mapping[str, Any]) -> Figures:
     def once(_: int) -> None:
         (NextToken()(tried, batch).terms["tokens"] / batch.counts["tokens"]).backward()
 
-    precision = settled(tried, options | {"micro": micro}, once)["precision"]
+    precision = settled(tried, {**options, "micro": micro}, once)["precision"]
 
     def run(number: int) -> list[tuple[float, float]]:
         model = load_decoder(folder / "model")

@@ -25,8 +25,8 @@ from tutelage.model.peft import load_adapter
 from tutelage.tokens.encode import encode
 from tutelage.train import snapshot
 from tutelage.train.finetune import finetune
-from tutelage.train.loop import freeze
 from tutelage.train.pretrain import pretrain
+from tutelage.train.training import freeze
 
 LITTLE = {"threads": 1, "lora": 4, "steps": 3, "checkpoint_seconds": 900}
 

@@ -26,10 +26,10 @@ from tutelage.model.transformer import Decoder
 from tutelage.tokens.tokenizer import load
 from tutelage.train.batch import ItemSteps, PairBatch, spread, token_batch
 from tutelage.train.calibrate import training_cost, watched_memory, watching
-from tutelage.train.loop import fit, keep_logs, settled
+from tutelage.train.loop import fit, keep_logs
 from tutelage.train.objectives import DirectPreference, pairs_of
 from tutelage.train.parallel import whole
-from tutelage.train.scalable import Scalable
+from tutelage.train.training import Scalable, settled
 
 
 class Dpo(Scalable):

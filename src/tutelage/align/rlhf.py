@@ -36,8 +36,9 @@ from tutelage.model.checkpoint import load_decoder, load_reward, save
 from tutelage.model.heads import ValueModel
 from tutelage.tokens.tokenizer import load
 from tutelage.train.calibrate import training_cost, watching
-from tutelage.train.loop import Training, fit, keep_logs, settled
+from tutelage.train.loop import fit, keep_logs
 from tutelage.train.objectives import PolicyGradient
+from tutelage.train.training import Training, settled
 
 
 class Rlhf(Training):

@@ -35,8 +35,9 @@ from tutelage.tokens.chat import encode_dialogue
 from tutelage.tokens.tokenizer import Tokenizer, load
 from tutelage.train.batch import ItemSteps, Judged, PreferenceBatch, any_tie, lay, spread
 from tutelage.train.calibrate import training_cost
-from tutelage.train.loop import Training, fit, keep_logs, settled
+from tutelage.train.loop import fit, keep_logs
 from tutelage.train.objectives import Rewards, pairs_of
+from tutelage.train.training import Training, settled
 
 
 class Reward(Training):

@@ -25,12 +25,12 @@ from tutelage.model.transformer import Decoder
 from tutelage.tokens.tokenizer import Tokenizer, load
 from tutelage.train.batch import Source, TokenSteps, joined, open_source
 from tutelage.train.calibrate import looks, training_cost, watched_memory, watching
-from tutelage.train.loop import Watches, fit, keep_logs, settled
+from tutelage.train.loop import Watches, fit, keep_logs
 from tutelage.train.mixture import weights_of
 from tutelage.train.objectives import NextToken
 from tutelage.train.parallel import whole
 from tutelage.train.pretrain import accumulate, check_vocabulary, per_character
-from tutelage.train.scalable import Scalable
+from tutelage.train.training import Scalable, settled
 from tutelage.train.validation import LIMIT, Validation
 
 

@@ -19,11 +19,11 @@ from tutelage.model.transformer import Decoder, DecoderConfig
 from tutelage.tokens.tokenizer import Tokenizer, load
 from tutelage.train.batch import Source, TokenSteps, open_source
 from tutelage.train.calibrate import looks, size_of, training_cost, watched_memory, watching
-from tutelage.train.loop import Training, Watches, fit, keep_logs
+from tutelage.train.loop import Watches, fit, keep_logs
 from tutelage.train.objectives import NextToken
 from tutelage.train.optim import count
 from tutelage.train.parallel import whole
-from tutelage.train.scalable import Scalable
+from tutelage.train.training import Scalable, Training
 from tutelage.train.validation import LIMIT, Validation
 
 

@@ -1,0 +1,168 @@
+"""What a training stage can be told, and what of a model then learns: all of it, a part, or an adapter beside it."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from tutelage.core.config import Config
+from tutelage.core.errors import ConfigError
+from tutelage.core.stage import Context
+from tutelage.model.lora import TARGETS, Lora, Target, adapt, adapters, merge
+from tutelage.model.peft import FOLDER, save_adapter
+from tutelage.model.transformer import Decoder
+from tutelage.train import snapshot
+from tutelage.train.device import THREADS, ranks, setup
+from tutelage.train.loop import Run
+from tutelage.train.optim import Optimizer, Rates, Schedule
+from tutelage.train.parallel import divided
+
+
+class Training(Config):
+    """What every training stage can be told."""
+
+    OUTSIDE_KEY: ClassVar[frozenset[str]] = frozenset({"checkpoint_seconds", "keep"})
+
+    seed: int = 0
+    """Decides initial weights, data order and sampling."""
+    device: Literal["cpu", "cuda", "auto"] = "cpu"
+    """Where to compute."""
+    threads: int = Field(default=THREADS, ge=1)
+    """Threads of the CPU; part of the result to the last bit."""
+    batch: int = Field(default=2048, ge=1)
+    """Tokens per optimizer step, about."""
+    micro: int = Field(default=2048, ge=1)
+    """Tokens per forward and backward pass, at most; changes speed and memory only."""
+    matrix_rate: float = Field(default=0.02, gt=0)
+    """Learning rate of the matrices inside the layers (Muon)."""
+    embedding_rate: float = Field(default=0.005, gt=0)
+    """Learning rate of embeddings and heads (AdamW)."""
+    scalar_rate: float = Field(default=0.005, gt=0)
+    """Learning rate of norms and biases (AdamW)."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decay of the matrices, per step and unit of learning rate."""
+    clip: float = Field(default=1.0, ge=0)
+    """Largest gradient norm; 0 does not clip."""
+    schedule: Literal["wsd", "cosine"] = "wsd"
+    """How the learning rate moves: warm up, hold, fall linearly; or along a cosine."""
+    warmup: float = Field(default=0.02, ge=0, lt=1)
+    """Share of the run in which the learning rate rises."""
+    decay: float = Field(default=0.5, ge=0, le=1)
+    """Share of the run in which it falls (`wsd`)."""
+    floor: float = Field(default=0.0, ge=0, le=1)
+    """What is left of the learning rate at the end."""
+    lora: int = Field(default=0, ge=0)
+    """Rank of a low-rank adapter (LoRA) that learns in place of the weights; 0 trains the weights themselves."""
+    lora_alpha: float = Field(default=0.0, ge=0)
+    """Strength of the adapter: what it adds is multiplied by `lora_alpha / lora`. 0 for twice the rank."""
+    lora_targets: tuple[Target, ...] = Field(default=TARGETS, min_length=1)
+    """Which matrices of every block get an adapter, by their Hugging Face names."""
+    freeze: tuple[str, ...] = ()
+    """Weights of the model that are not moved: names or patterns such as `embed_tokens`, `layers.0.*`, `*norm`."""
+    good_every: int = Field(default=10, ge=1)
+    """Steps between snapshots: how far a rewind goes back, and how much a stop or a kill costs at least."""
+    checkpoint_seconds: float = Field(default=20.0, gt=0)
+    """Seconds between checkpoints; no part of the result."""
+    keep: int = Field(default=snapshot.KEEP, ge=1)
+    """Checkpoints kept, the newest ones; no part of the result. With one, a damaged one means starting over."""
+    spike: float = Field(default=10.0, ge=0)
+    """Deviations above the median of the last losses beyond which a step is exploding and passed over; 0 for never."""
+    rewinds: int = Field(default=3, ge=0)
+    """Times that the weights may go back to the last good ones before the stage gives up."""
+    best: str = ""
+    """A watched figure, `validation` or `higher:watched`: the weights of the look where it was lowest (highest) are
+    saved. Empty: those of the last step."""
+
+    def prepare(self) -> torch.device:
+        """Set up this process; returns the device."""
+        return setup(threads=self.threads, device=self.device, seed=self.seed)
+
+    def learner(self, decoder: Decoder) -> Decoder:
+        """What learns: the decoder itself, or, with `lora`, an adapted one that shares its weights; less `freeze`.
+
+        Raises ConfigError when a pattern of `freeze` meets nothing.
+        """
+        settings = Lora(self.lora, self.lora_alpha or 2.0 * self.lora, self.lora_targets)
+        learner = adapt(decoder, settings, self.seed) if self.lora else decoder
+        freeze(learner, self.freeze)
+        return learner
+
+    def optimizer(self, model: nn.Module, total: int) -> Optimizer:
+        """The optimizer of a run of `total` steps. Raises ConfigError when nothing is left to learn."""
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ConfigError("every weight is frozen: nothing is left to learn", key="freeze")
+        rates = Rates(self.matrix_rate, self.embedding_rate, self.scalar_rate, self.weight_decay)
+        schedule = Schedule(self.schedule, self.warmup, self.decay, self.floor)
+        return Optimizer(model, rates, schedule, total, clip=self.clip)
+
+    def run(self, context: Context, total: int) -> Run:
+        """The run of a stage: its work folder, its reporter, its stop."""
+        return Run(
+            total,
+            context.work,
+            context.say,
+            context.stop,
+            checkpoint_seconds=self.checkpoint_seconds,
+            good_every=self.good_every,
+            keep=self.keep,
+            spike=self.spike,
+            rewinds=self.rewinds,
+            best=self.best,
+        )
+
+
+class Scalable(Training):
+    """Training of a decoder that may be large."""
+
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    """What the layers multiply in; weights, optimizer, residual stream and head stay fp32. `auto`: what the plan
+    measured to be faster on this machine, fp32 where nothing was planned."""
+    activations: Literal["auto", "keep", "recompute"] = "keep"
+    """What the forward leaves for the backward: everything, or each layer's input alone, at the price of a second
+    forward. `auto`: recompute where the plan finds that everything would not fit; keep where nothing was planned."""
+
+    def placed(self, model: Decoder, device: torch.device) -> Decoder:
+        """The model on its device, computing as told, divided among the ranks.
+
+        Raises ConfigError for what another architecture, or an adapter on several ranks, cannot do.
+        """
+        told = {"precision": self.precision == "bf16", "activations": self.activations == "recompute"}
+        for key in (key for key, asked in told.items() if asked and type(model) is not Decoder):
+            raise ConfigError(f"a model of another architecture has no choice of {key}", key=key)
+        if self.lora and ranks() > 1:
+            raise ConfigError("an adapter learns in one process", key="lora", todo="Leave out --ranks, or `lora: 0`")
+        model.bf16, model.recompute = self.precision == "bf16", self.activations == "recompute"
+        return divided(model.to(device))
+
+
+def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Require no gradient of the parameters that a pattern names, by themselves or by the module that holds them.
+
+    Raises ConfigError for a pattern that meets nothing, with the names nearest to it.
+    """
+    named = dict(model.named_parameters())
+    for pattern in patterns:
+        found = [name for name in named if any(fnmatch.fnmatchcase(name, each) for each in (pattern, f"{pattern}.*"))]
+        if not found:
+            known = sorted({".".join(name.split(".")[: end + 1]) for name in named for end in range(name.count("."))})
+            near = difflib.get_close_matches(pattern, known, n=3, cutoff=0.3) or known[:3]
+            raise ConfigError(f"no weight is called {pattern!r}", key="freeze", todo=f"Near it: {', '.join(near)}")
+        for name in found:
+            named[name].requires_grad_(False)
+
+
+def settled(learner: Decoder, out: Path, base: str, score: Tensor | None = None) -> Decoder:
+    """The plain decoder that a run leaves. An adapted one is merged, and its adapter is written to `out/adapter`.
+
+    `base` names the model it was made for, `score` is a reward model's head.
+    """
+    if adapters(learner):
+        save_adapter(learner, out / FOLDER, base, score)
+    return merge(learner)

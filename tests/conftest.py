@@ -36,8 +36,9 @@ def seeded() -> None:
 
 
 @pytest.fixture(autouse=True)
-def subnormals() -> Iterator[None]:
-    """Training flushes subnormal numbers to zero for speed; the next test gets them back."""
+def numbers() -> Iterator[None]:
+    """Training flushes subnormal numbers to zero and chooses its products for speed; the next test gets torch's own."""
     yield
     if "torch" in sys.modules:
         sys.modules["torch"].set_flush_denormal(False)
+        sys.modules["torch"].set_float32_matmul_precision("highest")

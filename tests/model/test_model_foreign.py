@@ -253,3 +253,11 @@ def test_a_model_that_is_otherwise_inside_is_found_by_the_probe(
             with pytest.raises(ConfigError, match=f"phi3 gives other logits {how} than alone"):
                 checkpoint.load(tmp_path)
     checkpoint.load(tmp_path)
+
+
+def test_llama_cpp_has_no_file_of_it_from_here(pair: tuple[Any, Path], tmp_path: Path) -> None:
+    from tutelage.model import gguf
+    from tutelage.tokens.tokenizer import learn
+
+    with pytest.raises(ConfigError, match="is not written as GGUF here"):
+        gguf.write(checkpoint.load_decoder(pair[1]), tmp_path / "model.gguf", learn(["a b c"] * 9, 320))

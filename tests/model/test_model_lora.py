@@ -262,3 +262,16 @@ def test_an_imported_adapter_is_a_merged_model_with_its_base_as_input(tmp_path: 
     torch.testing.assert_close(whole(ids()), adapted(ids()), rtol=0, atol=1e-5)
     kept = peft.load_adapter(made.path / "adapter", checkpoint.load_decoder(under.path))
     assert torch.equal(kept(ids()), adapted(ids()))
+
+
+def test_an_adapter_learns_in_half_precision_too() -> None:
+    def gradients(bf16: bool) -> list[torch.Tensor]:
+        decoder = adapted_of(Lora(4, 8.0))
+        decoder.bf16 = bf16
+        decoder(ids()).square().mean().backward()
+        found = [parameter.grad for parameter in decoder.parameters() if parameter.requires_grad]
+        assert all(each is not None and each.dtype == torch.float32 for each in found)
+        return [each for each in found if each is not None]
+
+    exact, rough = (torch.cat([each.flatten() for each in gradients(bf16)]) for bf16 in (False, True))
+    assert 1e-5 < float((rough - exact).norm() / exact.norm()) < 0.1

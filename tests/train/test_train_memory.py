@@ -19,7 +19,11 @@ from tutelage.core.artifact import Root
 from tutelage.train.pretrain import pretrain
 root, tokens, tokenizer, settings = sys.argv[1:]
 pretrain(Root(root), tokens=tokens, tokenizer=tokenizer, **json.loads(settings))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+if sys.platform == "darwin":
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+else:  # a child's ru_maxrss holds its parent's at the fork
+    (line,) = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
+    print(1024 * int(line.split()[1]))
 """
 DOCUMENT = 75
 """Tokens, as the starter's have in the mean."""

@@ -106,16 +106,18 @@ def collate(chosen: Sequence[Pair], reference: np.ndarray) -> PairBatch:
 
 @torch.no_grad()
 def answer_logprobs(model: Decoder, every: Sequence[Pair], micro: int = 4096) -> np.ndarray:
-    """Summed log-probability of every answer, [pairs, 2]."""
+    """Summed log-probability of every answer, [pairs, 2]; always in fp32, whatever the model trains in."""
     found = np.zeros((len(every), 2))
     if not every:
         return found
-    sizes = [pair.size for pair in every]
+    sizes, training = [pair.size for pair in every], model.training
+    model.eval()
     for items in spread(sizes, max(micro, 2 * max(sizes))):
         batch = collate([every[item] for item in items], np.zeros(2 * len(items))).to(model.device)
         values, _ = logprobs(model, model(batch.ids, lengths=batch.lengths)[0][batch.at], batch.targets)
         sums = torch.zeros(2 * len(items), dtype=torch.float64).index_add(0, batch.segment.cpu(), values.double().cpu())
         found[items] = sums.reshape(-1, 2).numpy()
+    model.train(training)
     return found
 
 

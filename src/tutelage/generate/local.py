@@ -17,6 +17,7 @@ from tutelage.generate.engine import Completion, Engine, Request, complete
 from tutelage.generate.generator import Sampling, Scored, check_choices, is_text, seed_of, split_spaces
 from tutelage.model import checkpoint
 from tutelage.model.cache import Cache, round_up
+from tutelage.model.kernels import full_width
 from tutelage.model.transformer import Decoder
 from tutelage.tokens import tokenizer as tokenizers
 from tutelage.tokens.chat import closing, render, text_of
@@ -219,6 +220,7 @@ def open_model(ref: str, root: Root | None = None, **options: Any) -> LocalGener
 
 def load(path: Path, *, name: str, **options: Any) -> LocalGenerator:
     """The generator in a folder of Hugging Face files, frozen."""
+    full_width()
     decoder = checkpoint.load_decoder(path).eval().requires_grad_(False)
     tokenizer = tokenizers.load(path)
     return LocalGenerator(decoder, tokenizer, name=name, **{"eos": checkpoint.stop_ids(path) or None, **options})

@@ -72,6 +72,9 @@ def write(
         import gguf
     except ModuleNotFoundError:
         raise MissingExtra("gguf", "gguf") from None
+    if decoder.config.model_type not in ARCHITECTURES:
+        todo = "Export Hugging Face's files, and convert them with llama.cpp's own script"
+        raise ConfigError(f"{decoder.config.model_type!r} is not written as GGUF here", key="model_type", todo=todo)
     aside = path.with_name(path.name + ".part")
     writer = gguf.GGUFWriter(aside, ARCHITECTURES[decoder.config.model_type])
     writer.add_name(name)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tutelage.core.price import BATCH, ROUND, WRITE, Cost, Machine, Size
 from tutelage.model.cache import Cache
+from tutelage.model.kernels import full_width
 from tutelage.model.logprob import logprobs
 from tutelage.model.sample import Draw, draw
 from tutelage.model.transformer import Decoder, DecoderConfig
@@ -36,6 +37,7 @@ def calibrate(shape: DecoderConfig | None = STARTER, *, threads: int = THREADS, 
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
+    full_width()
     try:
         with torch.no_grad():
             gemm, bandwidth = _gemm(seconds * 0.15), _bandwidth(seconds * 0.1)

@@ -16,6 +16,8 @@ import torch.distributed
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
+from tutelage.model.kernels import full_width
+
 THREADS = 2
 """Default of every training stage: the smallest machine the project promises anything for."""
 
@@ -29,6 +31,7 @@ def setup(*, threads: int = THREADS, device: str = "cpu", seed: int = 0) -> torc
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(max(1, threads))
+    full_width()
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
@@ -37,9 +40,15 @@ def setup(*, threads: int = THREADS, device: str = "cpu", seed: int = 0) -> torc
 
 
 def describe(device: torch.device) -> dict[str, str | int]:
-    """What bit-identical resuming depends on: torch, threads, device, processor type, number of ranks."""
+    """What bit-identical resuming depends on: torch, threads, device, processor type, products, number of ranks."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": name, "ranks": ranks()}
+    return {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "device": name,
+        "products": f"{torch.backends.cpu.get_cpu_capability()} {torch.get_float32_matmul_precision()}",
+        "ranks": ranks(),
+    }
 
 
 def ranks() -> int:

@@ -189,8 +189,7 @@ class _Loop(Generic[B]):
                 raise Stopped(f"stopped after {self.step} of {run.total} steps", todo="Run the same command to go on")
             self.writer.check()
             self.due |= self.step % run.good_every == 0
-            before = self._position() if self.due else {}
-            self._one(self._next(), before)
+            self._one(*self._next())
             if self.watch and (self.step == run.total or (self.watch.every and self.step % self.watch.every == 0)):
                 self._look()
             run.say.progress(self.step, run.total, "steps", **shown(self.last))
@@ -202,9 +201,10 @@ class _Loop(Generic[B]):
         self.best.restore(self.model)
         return Fitted(self.step, self.skipped, self.counts, self.last, self.best.report())
 
-    def _next(self) -> Sequence[B]:
-        """The next step's micro-batches, on every rank the same."""
+    def _next(self) -> tuple[Sequence[B], State]:
+        """The next step's micro-batches, on every rank the same; and the position before them, where one is due."""
         while True:
+            before = self._position() if self.due else {}
             try:
                 found = next(self.batches, None)
             except Diverged as error:  # the weights cannot even be sampled from
@@ -215,7 +215,7 @@ class _Loop(Generic[B]):
                 continue
             if found is None:
                 raise DataError(f"the data ended after {self.step} of {self.run.total} steps")
-            return found
+            return found, before
 
     def _one(self, batches: Sequence[B], before: State) -> None:
         """One optimizer step, taken or passed over, and its metrics row."""

@@ -136,7 +136,7 @@ def latest(folder: Path, say: Reporter, check: Callable[[State], None] = lambda 
         try:
             state = read(path)
             check(state)
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, SafetensorError) as error:
             fault = str(error)
         if (fault := next(filter(None, shared(fault)), None)) is not None:
             say.note(f"the checkpoint {path.name} is damaged ({fault}); going back to the one before")

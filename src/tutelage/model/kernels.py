@@ -115,7 +115,7 @@ class Places(NamedTuple):
 def attend(query: Tensor, key: Tensor, value: Tensor, places: Places) -> Tensor:
     """Causal attention within each sequence: query [n, H, D], key and value [n, K, D], unrotated -> [n, H * D]."""
     longest = max(group.time for group in places.groups)
-    if query.device.type == "cpu" and longest <= SHORT and query.dtype != torch.bfloat16:
+    if query.device.type == "cpu" and longest <= SHORT:
         return _Attention.apply(query, key, value, places.rotation, places.groups)  # type: ignore[no-untyped-call, no-any-return]
     return attend_plain(query, key, value, places.rotation, places.groups)
 
@@ -148,12 +148,14 @@ def attend_plain(query: Tensor, key: Tensor, value: Tensor, rotation: Tensor, gr
 class _Attention(torch.autograd.Function):
     """Rotation and attention with whole score matrices, and their gradient, in batched matrix products.
 
-    Queries go in blocks of `BLOCK` positions, each against the keys up to its end: what lies beyond is never computed.
+    In float32, also where products around it are in bf16. Queries go in blocks of `BLOCK` positions, each against the
+    keys up to its end: what lies beyond is never computed.
     Heads that share keys are rows of one product, so grouped keys are never repeated, and the sum over the heads that
     share them comes with the product that makes the gradient. Source of the formulas: Dao et al., 2022, appendix B.
     """
 
     @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)  # type: ignore[untyped-decorator]
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, rotation: Tensor, groups: tuple[Group, ...]
     ) -> Tensor:

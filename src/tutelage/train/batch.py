@@ -307,7 +307,8 @@ def joined(sources: Sequence[Source]) -> Source:
 
 @dataclass
 class TokenSteps:
-    """Steps over one or two token sources, in a fixed order that is a function of the seed and the position only.
+    """Steps over a token source, and perhaps others that are replayed, in a fixed order: a function of the seed and the
+    position only.
 
     Pieces are taken in pools of `pool` (in the order given, or shuffled over the whole source when `shuffle`); within
     a pool they are shuffled, spread over micro-batches of at most `micro` tokens, and handed out `accumulate` at a

@@ -1,4 +1,4 @@
-"""Where a stage computes: device, precision and threads, set once at its start and recorded with its checkpoints."""
+"""Where a stage computes: device, threads and products, set once at its start; and with which other processes."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class Training(Config):
     freeze: tuple[str, ...] = ()
     """Weights of the model that are not moved: names or patterns such as `embed_tokens`, `layers.0.*`, `*norm`."""
     good_every: int = Field(default=10, ge=1)
-    """Steps between snapshots: how far a rewind goes back, and how much a stop or a kill costs at least."""
+    """Steps between snapshots: how far a rewind goes back, and what a stop costs at most, and a step."""
     checkpoint_seconds: float = Field(default=20.0, gt=0)
     """Seconds between checkpoints; no part of the result."""
     keep: int = Field(default=snapshot.KEEP, ge=1)

@@ -29,7 +29,7 @@ STAGES: dict[str, tuple[Any, tuple[str, ...], dict[str, Any], int]] = {
     "pretrain": (pretrain, ("tokens", "tokenizer"), {**READ, "seed": 1, "best": "validation"}, 100),
     "finetune": (finetune, ("model", "tokens"), {**TAUGHT, "seed": 1}, 60),
     "reward": (reward, ("model", "preferences"), {**RATES, "steps": 60}, 60),
-    "ppo": (rlhf, ("model", "reward", "corpus"), {**SAMPLED, "iterations": 9, "prompts": 48, "minibatches": 2}, 36),
+    "ppo": (rlhf, ("model", "reward", "corpus"), {**SAMPLED, "iterations": 9, "prompts": 24, "minibatches": 2}, 36),
     "grpo": (
         rlhf,
         ("model", "reward", "corpus"),

@@ -16,6 +16,17 @@ def checkpoints(work: Path) -> list[int]:
     return sorted(int(each.name.removeprefix("step-")) for each in work.glob("checkpoints/step-*"))
 
 
+def half_written(work: Path) -> set[tuple[str, int]]:
+    """Checkpoints that are being written, or were when a kill came: name and time of making."""
+    found = set()
+    for path in work.glob("checkpoints/.step-*"):
+        try:
+            found.add((path.name, path.stat().st_mtime_ns))
+        except FileNotFoundError:  # finished between two looks
+            continue
+    return found
+
+
 def waiting(work: Path, far: int) -> Callable[[], bool]:
     """A stop that never stops. Past step `far` it waits to be killed: a slow killer must find the process at work."""
 
@@ -48,20 +59,22 @@ def kill_through(
     for kill in range(count):
         far = 2 * total * (kill + 1) // (3 * count)  # well before the end: its checkpoint is written late
         process = processes.Process(target=job, args=(*args, far))
-        before, deadline = checkpoints(work), time.monotonic() + 60
+        before, left, deadline = checkpoints(work), half_written(work), time.monotonic() + 60
         process.start()
-        while process.is_alive() and kill % 3 and checkpoints(work) == before:
+        while process.is_alive() and kill % 3 == 1 and checkpoints(work) == before:
             assert time.monotonic() < deadline
             time.sleep(0.002)
-        wanted = time.monotonic() + (0.3 if kill % 3 != 2 else 0.5) * instants.random()
-        while process.is_alive() and time.monotonic() < wanted:
-            if kill % 3 == 2 and list(work.glob("checkpoints/.step-*")):
+        if kill % 3 < 2:
+            time.sleep(0.3 * instants.random())
+        while process.is_alive() and kill % 3 == 2 and max(checkpoints(work), default=0) < far:
+            if half_written(work) - left:
                 break
+            assert time.monotonic() < deadline
             time.sleep(0.0005)
         process.kill()
         process.join(60)
         assert process.exitcode == -signal.SIGKILL, f"ended by itself with {process.exitcode}"
-        torn += bool(list(work.glob("checkpoints/.step-*")))
+        torn += bool(half_written(work) - left)
     process = processes.Process(target=job, args=(*args, total + 1))
     process.start()
     process.join(120)

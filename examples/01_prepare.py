@@ -23,8 +23,9 @@ print("dropped, with reasons:", json.dumps(corpus.metrics["dropped"]))
 print(tokens, "holds", tokens.metrics["tokens"], "tokens, made from", tokens.manifest.inputs)
 
 # What is learned from in a dialogue: what the assistant says, nothing else.
-from tutelage.tokens.chat import stretches  # noqa: E402
+from tutelage.tokens.chat import encode_dialogue, stretches  # noqa: E402
 
 example = tt.load(corpus)["dialogues"][0]
-for part in stretches(example, tt.load(words)):
+tokenizer = tt.load(words)
+for part in stretches(*encode_dialogue(example, tokenizer), tokenizer):
     print("learned" if part.learned else "read   ", repr(part.text))

@@ -78,7 +78,7 @@ def peer(options: Mapping[str, Any]) -> Figures:
         model = loaded(kind)
         return rate(lambda: once(model, True), 1)
 
-    precision = options.get("precision") or side.best(peers.PRECISIONS, tried)
+    precision = options.get("precision") or side.best(side.PRECISIONS, tried)
     model = loaded(precision)
     return {
         "sampled": rate(lambda: once(model, True), options["repeat"]),

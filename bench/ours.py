@@ -20,9 +20,6 @@ from tutelage.train.objectives import Objective
 from tutelage.train.optim import Optimizer, Rates, Schedule
 
 B = TypeVar("B", bound=Batch)
-MICRO = (512, 1024, 2048, 4096)
-"""Tokens of a micro-batch that are tried."""
-PRECISIONS = ("float32", "bfloat16")
 
 
 class Clocked(Generic[B]):
@@ -56,8 +53,10 @@ def tokens(batch: Segments) -> float:
 def settled(model: Decoder, options: Mapping[str, Any], once: Callable[[int], None]) -> Figures:
     """The micro-batch and the precision with the most tokens per second of forward and backward, or those in the
     options; the model is left computing so. `once` does both for so many tokens."""
-    precisions = [options["precision"]] if "precision" in options else PRECISIONS
-    tried = [(micro, kind) for kind in precisions for micro in ([options["micro"]] if "micro" in options else MICRO)]
+    precisions = [options["precision"]] if "precision" in options else side.PRECISIONS
+    tried = [
+        (micro, kind) for kind in precisions for micro in ([options["micro"]] if "micro" in options else side.MICRO)
+    ]
 
     def rate(each: tuple[int, str]) -> float:
         micro, kind = each
@@ -67,7 +66,7 @@ def settled(model: Decoder, options: Mapping[str, Any], once: Callable[[int], No
         return micro / (time.perf_counter() - started)
 
     for kind in precisions:
-        rate((min(MICRO), kind))  # warms up
+        rate((min(side.MICRO), kind))  # warms up
     micro, precision = side.best(tried, rate)
     model.bf16 = precision == "bfloat16"
     return {"micro": micro, "precision": precision}

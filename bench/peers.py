@@ -16,8 +16,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, T
 
 from bench import side
 
-PRECISIONS = ("float32", "bfloat16")
-
 
 def setup() -> None:
     """Threads of this process."""
@@ -56,7 +54,7 @@ def precision(options: Mapping[str, Any], model: PreTrainedModel, rows: int = 4)
         model.zero_grad()
         return 1 / min(seconds)
 
-    return side.best(PRECISIONS, rate)
+    return side.best(side.PRECISIONS, rate)
 
 
 def settings(work: Path, steps: int, precision: str, **options: Any) -> dict[str, Any]:

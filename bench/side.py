@@ -25,6 +25,9 @@ from typing import Any, Literal, NoReturn, TypeVar
 from bench.environments import HOME, here, versions
 
 THREADS = 2
+MICRO = (512, 1024, 2048, 4096)
+"""Tokens of a micro-batch that are tried."""
+PRECISIONS = ("float32", "bfloat16")
 Figures = dict[str, Any]
 T = TypeVar("T")
 

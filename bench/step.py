@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from tutelage.train.batch import TokenBatch
 
 ENVIRONMENT = "hf"
-MICRO = (512, 1024, 2048, 4096)
-"""Tokens of a micro-batch that are tried."""
 
 
 def measure(settings: Settings) -> list[Part]:
@@ -135,14 +133,14 @@ def steps_of(rows: np.ndarray) -> list[np.ndarray]:
 
 def fastest(once: Callable[[int], None]) -> int:
     """The micro-batch with the most tokens per second of forward and backward."""
-    once(MICRO[0])
+    once(side.MICRO[0])
 
     def rate(micro: int) -> float:
         started = time.perf_counter()
         once(micro)
         return micro / (time.perf_counter() - started)
 
-    return side.best(MICRO, rate)
+    return side.best(side.MICRO, rate)
 
 
 if __name__ == "__main__":

@@ -111,6 +111,12 @@ def test_memory_grows_with_what_it_is_made_of() -> None:
     assert size.taught(512, 128, frozen=1) - size.taught(512, 128) == 4 * size.parameters
 
 
+@pytest.mark.parametrize(("bf16", "chosen"), [(0.89, "bf16"), (0.91, "fp32"), (2.0, "fp32")])
+def test_bf16_is_chosen_where_it_is_a_tenth_faster(monkeypatch: pytest.MonkeyPatch, bf16: float, chosen: str) -> None:
+    monkeypatch.setattr("tutelage.train.calibrate.step_seconds", lambda *given, **named: (1.0, bf16))
+    assert settle(STARTER, 256, Machine())["precision"] == chosen
+
+
 def test_precision_and_activations_are_settled_by_this_machine() -> None:
     shape = DecoderConfig(256, 64, 128, 2, 2, 2, max_position_embeddings=64)
     fp32, bf16 = step_seconds(shape, 256, 0.1, threads=1)

@@ -137,17 +137,23 @@ def load_reward(path: Path, device: torch.device | str = "cpu") -> RewardModel:
     return model
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """The content of `config.json` in a model folder."""
-    file = path / "config.json"
+def read_object(file: Path, what: str) -> dict[str, Any]:
+    """The JSON object in a file that tells of a `what`. Raises NotFound, CorruptArtifact."""
     if not file.is_file():
-        raise NotFound("no model here", file=file)
+        raise NotFound(f"no {what} here", file=file)
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CorruptArtifact(f"not JSON: {error}", file=file) from None
     if not isinstance(values, dict):
-        raise CorruptArtifact("a model configuration is a JSON object", file=file)
+        raise CorruptArtifact(f"the configuration of a {what} is a JSON object", file=file)
+    return values
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The content of `config.json` in a model folder."""
+    file = path / "config.json"
+    values = read_object(file, "model")
     kind = values.get("model_type")
     if not isinstance(kind, str) or (kind not in ARCHITECTURES and find_spec("transformers") is None):
         others = "others through transformers: pip install 'tutelage[hf]'"

@@ -6,7 +6,6 @@ more than plain LoRA on the matrices of the blocks (DoRA, whole modules, other r
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,6 +25,7 @@ from tutelage.model.checkpoint import (
     check_licence,
     load_decoder,
     locate,
+    read_object,
     read_tensors,
     save,
     swap,
@@ -138,14 +138,7 @@ def load_adapter(path: Path, base: Decoder) -> Decoder:
 def read_adapter(path: Path) -> dict[str, Any]:
     """The content of `adapter_config.json`. Raises NotFound, CorruptArtifact, and ConfigError for more than LoRA."""
     file = path / ADAPTER
-    if not file.is_file():
-        raise NotFound("no adapter here", file=file)
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CorruptArtifact(f"not JSON: {error}", file=file) from None
-    if not isinstance(values, dict):
-        raise CorruptArtifact("an adapter's configuration is a JSON object", file=file)
+    values = read_object(file, "adapter")
     if values.get("peft_type") != "LORA":
         raise ConfigError(f"an adapter of type {values.get('peft_type')!r} is not LoRA", file=file, key="peft_type")
     todo = "Merge it with PEFT, and import the merged model"

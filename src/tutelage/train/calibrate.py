@@ -117,10 +117,7 @@ def settle(shape: DecoderConfig, micro: int, machine: Machine, seconds: float = 
 
     Activations of a micro-batch of `micro` tokens are recomputed where keeping them would not fit into memory.
     """
-    block = 14 * shape.hidden_size + 4 * shape.intermediate_size
-    scores = shape.num_attention_heads * min(micro, shape.max_position_embeddings)
-    kept = 4.0 * micro * shape.num_hidden_layers * (block + scores)
-    full = 16.0 * shape.parameters + kept + 4e8 > machine.memory
+    full = size_of(shape).taught(micro, shape.max_position_embeddings) > machine.memory
     fp32, bf16 = step_seconds(shape, micro, seconds, threads=machine.threads)
     return {
         "precision": "bf16" if bf16 < 0.9 * fp32 else "fp32",

@@ -33,17 +33,13 @@ from torch import Tensor
 from tutelage.core.artifact import atomic_write, disk_errors, sync_directory
 from tutelage.core.errors import Stopped
 from tutelage.core.events import Reporter
+from tutelage.core.stage import never
 from tutelage.train.batch import State
 from tutelage.train.device import rank, ranks, shared
 from tutelage.train.parallel import Part, Scattered, part_of
 
 KEEP = 2
 """Checkpoints kept: the newest, and the one before in case the newest is damaged."""
-
-
-def never() -> bool:
-    """Nothing was given up."""
-    return False
 
 
 def write(folder: Path, state: State, keep: int = KEEP, given_up: Callable[[], bool] = never) -> Path:

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from tutelage.core.errors import ConfigError, CorruptArtifact, MissingExtra, NotFound
-from tutelage.model.cache import Cache, Extended, Written
+from tutelage.model.cache import Cache, Extended, Written, positions_of
 from tutelage.model.kernels import Places, attend, attend_cached
 from tutelage.model.transformer import Decoder, DecoderConfig, Matrix
 
@@ -103,8 +103,7 @@ class ForeignDecoder(Decoder):
         if isinstance(cache, Extended):
             positions = cache.written.positions
         else:
-            rows = lengths if lengths is not None else [time] * batch
-            positions = torch.cat([torch.arange(length, device=ids.device) for length in rows])
+            positions = positions_of(lengths if lengths is not None else [time] * batch).to(ids.device)
         self._current.places = places
         tapped: dict[int, Tensor] = {}
         with _tapping(self.layers, self._checked(taps), tapped):

@@ -134,6 +134,7 @@ def step_seconds(shape: DecoderConfig, micro: int, seconds: float, *, threads: i
     models[1].bf16 = True
     best, before = [math.inf, math.inf], torch.get_num_threads()
     torch.set_num_threads(threads)
+    full_width()
     end, rounds = time.perf_counter() + seconds, 0
     while rounds < 3 or time.perf_counter() < end:  # the first of them warms up
         for which, model in enumerate(models):

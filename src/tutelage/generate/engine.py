@@ -2,8 +2,8 @@
 
 Every step reads one new token of each running sequence, takes in waiting prompts (equal prompts are read once), and
 draws one token for each. Running sequences always lie in the first slots of the cache: one that ends is replaced by
-the last. What a request gets depends on its prompt and seed; its neighbours enter only through the rounding of
-matrix products of another size.
+the last. What a request gets depends on its prompt and seed; in torch its neighbours enter through the rounding of matrix
+products of another size, in C (steps.py) not at all.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torch import Tensor
 from tutelage.core.errors import UsageError
 from tutelage.core.records import Finish
 from tutelage.generate.generator import Sampling
-from tutelage.model.cache import Cache
-from tutelage.model.sample import Draw, draw
+from tutelage.generate.steps import steps_for
+from tutelage.model.sample import Draw
 from tutelage.model.transformer import Decoder
 from tutelage.tokens.tokenizer import StreamDecoder, Tokenizer
 
@@ -75,7 +75,10 @@ class _Row:
 
 
 class Engine:
-    """Continuous batching over a cache of `max_batch` slots of `capacity` tokens (default: the model's context)."""
+    """Continuous batching over a cache of `max_batch` slots of `capacity` tokens (default: the model's context).
+
+    `small`: on a CPU, keep the matrices as int8; faster for few rows, and another model by a little.
+    """
 
     def __init__(
         self,
@@ -86,23 +89,16 @@ class Engine:
         capacity: int | None = None,
         tokenizer: Tokenizer | None = None,
         prefill_tokens: int = 4096,
+        small: bool = False,
     ) -> None:
         config = decoder.config
         context = config.max_position_embeddings
         self.decoder, self.eos, self.tokenizer = decoder, frozenset(eos), tokenizer
         self.max_batch, self.capacity = max_batch, min(capacity or context, context)
         self.prefill_tokens = prefill_tokens
+        self._steps = steps_for(decoder, max_batch, self.capacity, small=small)
         weight = decoder.head_weight
-        self.cache = Cache(
-            config.num_hidden_layers,
-            max_batch,
-            config.num_key_value_heads,
-            self.capacity,
-            config.head_dim,
-            device=weight.device,
-            dtype=weight.dtype,
-        )
-        self._logits = torch.empty(max_batch, config.vocab_size, device=weight.device, dtype=weight.dtype)
+        self._dtype = weight.dtype
         self._lengths = torch.zeros(max_batch, dtype=torch.long, device=weight.device)
         self._last = torch.zeros(max_batch, dtype=torch.long, device=weight.device)
         self._noise = torch.zeros(max_batch, self.capacity + 1, device=weight.device)
@@ -157,29 +153,17 @@ class Engine:
         if not rows:
             return []
         taps = sorted({layer for row in rows for layer in row.layers})
-        hidden: list[Tensor] = []
-        tapped: dict[int, list[Tensor]] = {layer: [] for layer in taps}
-        if running:
-            span = max(len(row.prompt) + row.count for row in rows[:running])
-            where = self.cache.extend(self._lengths[:running], 1, span)
-            last, states = self.decoder(self._last[:running, None], cache=where, taps=taps)
-            self._lengths[:running] += 1
-            hidden.append(last[:, 0])
-            for layer in taps:
-                tapped[layer].append(states[layer][:, 0])
+        prompts: dict[tuple[int, ...], list[int]] = {}
+        for slot, row in enumerate(rows[running:], running):
+            prompts.setdefault(row.prompt, []).append(slot)
+        logits, states = self._steps.read(self._last[:running], self._lengths[:running], prompts, taps)
+        self._lengths[:running] += 1
         if fresh:
-            last, states = self._prefill(running, taps)
-            hidden.append(last)
-            for layer in taps:
-                tapped[layer].append(states[layer])
             self._describe()
         count = len(rows)
-        state = hidden[0] if len(hidden) == 1 else torch.cat(hidden)
-        logits = torch.mm(state, self.decoder.head_weight.t(), out=self._logits[:count])
-        ids, logprobs = draw(logits, self._drawn(count))
+        ids, logprobs = self._steps.draw(logits, self._drawn(count))
         self._last[:count] = ids
         self._counts[:count] += 1
-        states = {layer: torch.cat(parts) for layer, parts in tapped.items()}
         return self._deliver(ids.tolist(), logprobs.tolist(), states)
 
     # ------------------------------------------------------------------------------------------------------- admission
@@ -202,28 +186,10 @@ class Engine:
             self._counts[slot] = 0
         return len(self._rows) > before
 
-    def _prefill(self, first: int, taps: Sequence[int]) -> tuple[Tensor, dict[int, Tensor]]:
-        """Read the prompts of the rows from slot `first` on, equal ones once; states [rows, width] at their ends."""
-        slots: dict[tuple[int, ...], list[int]] = {}
-        for slot, row in enumerate(self._rows[first:], first):
-            slots.setdefault(row.prompt, []).append(slot)
-        lengths = [len(prompt) for prompt in slots]
-        ids = torch.tensor([[token for prompt in slots for token in prompt]], device=self._last.device)
-        where = self.cache.prefill([each[0] for each in slots.values()], lengths)
-        hidden, states = self.decoder(ids, lengths=lengths, cache=where, taps=taps)
-        for prompt, (source, *others) in slots.items():
-            self.cache.copy(source, others, len(prompt))
-        ends = torch.tensor(lengths, device=ids.device).cumsum(0) - 1
-        order = torch.empty(len(self._rows) - first, dtype=torch.long)
-        for index, each in enumerate(slots.values()):
-            order[torch.tensor(each) - first] = index
-        last = ends[order.to(ids.device)]
-        return hidden[0, last], {layer: states[layer][0, last] for layer in taps}
-
     def _uniforms(self, seed: int, sampling: Sampling) -> Tensor:
-        """One number in [0, 1) for each token the request may draw; they depend on the seed alone."""
+        """One number in [0, 1) for each token the request may draw, by the seed alone; -1 where it takes the likeliest."""
         if sampling.temperature == 0:
-            return torch.zeros(0)
+            return torch.full((min(sampling.max_tokens, self.capacity + 1),), -1.0)
         source = np.random.Generator(np.random.Philox(key=seed & (2**64 - 1)))
         return torch.from_numpy(source.random(min(sampling.max_tokens, self.capacity + 1), dtype=np.float32))
 
@@ -241,10 +207,10 @@ class Engine:
         greedy = [each.temperature == 0 for each in asked]
         self._how = Draw(
             uniforms=None if all(greedy) else self._noise,
-            cold=column([1 / (each.temperature or 1.0) for each in asked], 1.0, self._logits.dtype),
+            cold=column([1 / (each.temperature or 1.0) for each in asked], 1.0, self._dtype),
             greedy=torch.tensor(greedy, device=device) if any(greedy) and not all(greedy) else None,
             top_k=column([each.top_k for each in asked], 0, torch.long),
-            top_p=column([each.top_p for each in asked], 1.0, self._logits.dtype),
+            top_p=column([each.top_p for each in asked], 1.0, self._dtype),
         )
 
     def _drawn(self, count: int) -> Draw:
@@ -253,7 +219,9 @@ class Engine:
             how = how._replace(uniforms=self._noise[:count].gather(1, self._counts[:count, None])[:, 0])
         early = [slot for slot, row in enumerate(self._rows) if row.count < row.sampling.min_tokens]
         if early and self.eos:
-            banned = torch.zeros(self._logits[:count].shape, dtype=torch.bool, device=self._last.device)
+            banned = torch.zeros(
+                count, self.decoder.config.vocab_size, dtype=torch.bool, device=self._last.device
+            )
             banned[torch.tensor(early)[:, None], torch.tensor(sorted(self.eos))] = True
             how = how._replace(banned=banned)
         return how
@@ -289,7 +257,7 @@ class Engine:
         if slot == last:
             return
         self._rows[slot] = row
-        self.cache.copy(last, [slot], len(row.prompt) + row.count)
+        self._steps.copy(last, [slot], len(row.prompt) + row.count)
         for state in (self._lengths, self._last, self._noise, self._counts):
             state[slot] = state[last]
 

@@ -28,6 +28,11 @@ class Draw(NamedTuple):
     banned: Tensor | None = None
     """[n, vocabulary] bool: tokens that may not be drawn."""
 
+    @property
+    def cuts(self) -> bool:
+        """Whether any token is kept from being drawn."""
+        return not (self.top_k is None and self.top_p is None and self.banned is None)
+
 
 FEW = 64
 """A nucleus is first looked for among so many likeliest tokens, before the whole vocabulary is sorted."""

@@ -336,7 +336,7 @@ class Decoder(nn.Module):
         batch, time = ids.shape
         if isinstance(cache, Extended):
             self._fits(cache.span)
-            turns = self._turns()[cache.written.positions][:, None]
+            turns = self.turns()[cache.written.positions][:, None]
             return Places((), turns, turns, extended=cache)
         if lengths is not None and (batch != 1 or sum(lengths) != time):
             raise UsageError(f"segments of {sum(lengths)} tokens in all need ids [1, total], found [{batch}, {time}]")
@@ -345,7 +345,7 @@ class Decoder(nn.Module):
         groups = groups_of(lengths if lengths is not None else [time] * batch, ids.device)
         longest = max(group.time for group in groups)
         self._fits(longest)
-        turns = self._turns()[:longest]
+        turns = self.turns()[:longest]
         return Places(groups, turns, turns if cache is None else turns[cache.positions][:, None], written=cache)
 
     def _fits(self, length: int) -> None:
@@ -354,7 +354,7 @@ class Decoder(nn.Module):
                 f"a sequence of {length} tokens is longer than the context of {self.config.max_position_embeddings}"
             )
 
-    def _turns(self) -> Tensor:
+    def turns(self) -> Tensor:
         """Rotations [max_position_embeddings, D/2] as complex numbers."""
         weight = self.embed_tokens.weight
         kind = torch.complex128 if weight.dtype == torch.float64 else torch.complex64

@@ -1,0 +1,138 @@
+"""One step of the engine on its model: read what is new, give the logits and states of each row, draw.
+
+Two ways to do the same: `TorchSteps` on any device and model, `NativeSteps` in C (model/native.py) on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from tutelage.model import native
+from tutelage.model.cache import Cache
+from tutelage.model.sample import Draw, draw
+from tutelage.model.transformer import Decoder
+
+Prompts = Mapping[tuple[int, ...], Sequence[int]]
+"""Distinct prompts and the slots of the rows that begin with them."""
+States = dict[int, Tensor]
+"""Layer -> [rows, width]."""
+
+
+class Steps(Protocol):
+    """The model and its cache, as the engine uses them. Rows lie in slots 0, 1, 2 ..."""
+
+    def read(self, last: Tensor, lengths: Tensor, prompts: Prompts, taps: Sequence[int]) -> tuple[Tensor, States]:
+        """Read one more token `last` [running] of each running row, behind the `lengths` [running] tokens it has, and
+        the prompts of the rows that follow. Returns the logits [rows, vocabulary] and the states of the layers `taps`.
+        """
+        ...
+
+    def draw(self, logits: Tensor, how: Draw) -> tuple[Tensor, Tensor]:
+        """Next tokens [rows] and their log-probabilities [rows], as `sample.draw`; the logits are overwritten."""
+        ...
+
+    def copy(self, source: int, targets: Sequence[int], length: int) -> None:
+        """Copy the first `length` tokens of one slot into others."""
+        ...
+
+
+def steps_for(decoder: Decoder, slots: int, capacity: int, *, small: bool = False) -> Steps:
+    """In C where that is possible, else in torch. `small`: weights as int8, in C alone."""
+    if native.usable(decoder):
+        return NativeSteps(decoder, slots, capacity, small=small)
+    return TorchSteps(decoder, slots, capacity)
+
+
+def _ends(prompts: Prompts, running: int) -> Tensor:
+    """For each row behind the running ones: which of the prompts' flat tokens is its last."""
+    order = torch.empty(sum(map(len, prompts.values())), dtype=torch.long)
+    end = -1
+    for prompt, slots in prompts.items():
+        end += len(prompt)
+        order[torch.tensor(slots) - running] = end
+    return order
+
+
+class NativeSteps:
+    """Steps in C. What a row gets is the same to the bit in any company."""
+
+    def __init__(self, decoder: Decoder, slots: int, capacity: int, *, small: bool = False) -> None:
+        self._native = native.Native(decoder, slots, capacity, small=small)
+        self._vocabulary = decoder.config.vocab_size
+        self._slots = torch.arange(slots)
+        self._ones, self._likeliest = torch.ones(slots), torch.full((slots,), -1.0)
+        self.copy = self._native.copy
+
+    def read(self, last: Tensor, lengths: Tensor, prompts: Prompts, taps: Sequence[int]) -> tuple[Tensor, States]:
+        running = len(last)
+        slots = rows = self._slots[:running]
+        ids, positions = last, lengths
+        if prompts:
+            if not running:
+                self._native.refresh()
+            first = torch.tensor([each[0] for each in prompts.values()])
+            sizes = torch.tensor([len(prompt) for prompt in prompts])
+            ids = torch.cat([ids, torch.tensor([token for prompt in prompts for token in prompt])])
+            slots = torch.cat([slots, first.repeat_interleave(sizes)])
+            positions = torch.cat([positions, *(torch.arange(len(prompt)) for prompt in prompts)])
+            rows = torch.cat([rows, running + _ends(prompts, running)])
+        logits, states = self._native.forward(ids, slots, positions, rows, taps)
+        for prompt, (source, *others) in prompts.items():
+            self.copy(source, others, len(prompt))
+        return logits, states
+
+    def draw(self, logits: Tensor, how: Draw) -> tuple[Tensor, Tensor]:
+        if how.cuts:
+            return draw(logits[:, : self._vocabulary], how)
+        rows = len(logits)
+        cold = self._ones[:rows] if how.cold is None else how.cold
+        return self._native.choose(logits, cold, self._likeliest[:rows] if how.uniforms is None else how.uniforms)
+
+
+class TorchSteps:
+    """Steps on any device, of any model."""
+
+    def __init__(self, decoder: Decoder, slots: int, capacity: int) -> None:
+        config, weight = decoder.config, decoder.head_weight
+        shape = (config.num_hidden_layers, slots, config.num_key_value_heads, capacity, config.head_dim)
+        self._decoder = decoder
+        self._cache = Cache(*shape, device=weight.device, dtype=weight.dtype)
+        self._logits = torch.empty(slots, config.vocab_size, device=weight.device, dtype=weight.dtype)
+        self.copy = self._cache.copy
+
+    def read(self, last: Tensor, lengths: Tensor, prompts: Prompts, taps: Sequence[int]) -> tuple[Tensor, States]:
+        running = len(last)
+        hidden: list[Tensor] = []
+        tapped: dict[int, list[Tensor]] = {layer: [] for layer in taps}
+        if running:
+            where = self._cache.extend(lengths, 1, int(lengths.max()) + 1)
+            read, states = self._decoder(last[:, None], cache=where, taps=taps)
+            hidden.append(read[:, 0])
+            for layer in taps:
+                tapped[layer].append(states[layer][:, 0])
+        if prompts:
+            read, states = self._prefill(prompts, running, taps)
+            hidden.append(read)
+            for layer in taps:
+                tapped[layer].append(states[layer])
+        state = hidden[0] if len(hidden) == 1 else torch.cat(hidden)
+        logits = torch.mm(state, self._decoder.head_weight.t(), out=self._logits[: len(state)])
+        return logits, {layer: torch.cat(parts) for layer, parts in tapped.items()}
+
+    def _prefill(self, prompts: Prompts, running: int, taps: Sequence[int]) -> tuple[Tensor, States]:
+        """Read each distinct prompt once; states [rows, width] at the rows' ends."""
+        lengths = [len(prompt) for prompt in prompts]
+        ids = torch.tensor([[token for prompt in prompts for token in prompt]], device=self._decoder.device)
+        where = self._cache.prefill([each[0] for each in prompts.values()], lengths)
+        hidden, states = self._decoder(ids, lengths=lengths, cache=where, taps=taps)
+        for prompt, (source, *others) in prompts.items():
+            self.copy(source, others, len(prompt))
+        last = _ends(prompts, running).to(ids.device)
+        return hidden[0, last], {layer: states[layer][0, last] for layer in taps}
+
+    def draw(self, logits: Tensor, how: Draw) -> tuple[Tensor, Tensor]:
+        return draw(logits, how)

@@ -104,6 +104,18 @@ def test_a_repetition_penalty_equals_transformers(tmp_path: Path) -> None:
     assert changed > 3
 
 
+def test_a_penalty_knows_every_token_of_prompt_and_answer() -> None:
+    decoder, free = make(), Sampling(max_tokens=10, temperature=0)
+    never = Sampling(max_tokens=10, temperature=0, repetition_penalty=100)
+    asked = prompts(40)
+    said_again = 0
+    for prompt, plain in zip(asked, complete(Engine(decoder), [Request(ids, free) for ids in asked]), strict=True):
+        said_again += prompt[-1] in plain.tokens
+    assert said_again > 0
+    for prompt, done in zip(asked, complete(Engine(decoder), [Request(ids, never) for ids in asked]), strict=True):
+        assert len({*prompt, *done.tokens}) == len({*prompt}) + 10
+
+
 def test_neighbours_that_ask_otherwise_change_nothing() -> None:
     decoder = make()
     ways: list[dict[str, float]] = [

@@ -129,6 +129,13 @@ def test_the_distribution_is_that_of_transformers(asked: dict[str, float]) -> No
         torch.testing.assert_close(found, expected, rtol=0, atol=4e-4)
 
 
+def test_a_nucleus_is_of_what_top_k_leaves() -> None:
+    logits = torch.linspace(0, -1, 300)
+    asked = {"top_k": 100, "top_p": 0.6}  # more than the first look holds
+    expected = theirs(logits[None], **asked)[0].softmax(0)
+    torch.testing.assert_close(drawn(logits, rows=5000, **ours(5000, **asked)), expected, rtol=0, atol=4e-4)
+
+
 def test_the_likeliest_after_a_penalty_is_that_of_transformers() -> None:
     logits = torch.randn(300, 48, generator=torch.Generator().manual_seed(1)) * 2
     asked = {"repetition_penalty": 1.5}

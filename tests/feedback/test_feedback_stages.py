@@ -8,7 +8,7 @@ import pytest
 
 from tutelage.core import refs
 from tutelage.core.artifact import Manifest, Root, file_entries
-from tutelage.core.errors import DataError, Waiting
+from tutelage.core.errors import ConfigError, DataError, Waiting
 from tutelage.core.records import Example, Message, Preference, read_jsonl, write_jsonl
 from tutelage.core.stage import run_stage
 from tutelage.feedback import api, replayed, simulated
@@ -129,6 +129,24 @@ def test_a_collection_that_was_killed_goes_on_and_answers_nothing_twice(root, mo
         given = answers.read(store, newest=False)
     assert len(given) == 60 == len({(each.task, each.person) for each in given})
     assert collection.manifest.metrics["receipts"]["answers"] >= 1
+
+
+def test_responses_are_drawn_as_configured(root, monkeypatch):
+    asked = []
+
+    class Listening(FakeGenerator):
+        def generate(self, prompts, sampling):
+            asked.append(sampling)
+            return super().generate(prompts, sampling)
+
+    monkeypatch.setitem(globals(), "open_speaker", lambda *_, **__: Listening(say, name="speaker"))
+    corpus = seal(root, "corpus", {"dialogues.jsonl": [dialogue(n) for n in range(9)]}, "c")
+    how = {"temperature": 0.7, "top_p": 0.9, "min_p": 0.05, "repetition_penalty": 1.2}
+    gathered(root, corpus, people="none", prompts=3, **how)
+    assert asked and all({name: getattr(each, name) for name in how} == how for each in asked)
+    for name, value in (("min_p", 2), ("repetition_penalty", 0)):
+        with pytest.raises(ConfigError, match=name):
+            gathered(root, corpus, people="none", prompts=3, **{name: value})
 
 
 def test_tasks_for_people_wait_until_they_are_answered(root):

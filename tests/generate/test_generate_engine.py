@@ -87,6 +87,56 @@ def test_greedy_equals_transformers(family: str, more: dict[str, object], tmp_pa
     assert len({token for each in done for token in each.tokens}) > 12  # it does not say one word for ever
 
 
+def test_a_repetition_penalty_equals_transformers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    decoder = make()
+    checkpoint.save(decoder, tmp_path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    asked = [(prompt, 1.3 if place % 3 else 1.0) for place, prompt in enumerate(prompts())]
+    requests = [Request(ids, Sampling(max_tokens=20, temperature=0, repetition_penalty=by)) for ids, by in asked]
+    changed = 0
+    for (prompt, penalty), ours in zip(asked, complete(Engine(decoder, max_batch=4), requests), strict=True):
+        ids = torch.tensor([prompt])
+        rest = {"attention_mask": torch.ones_like(ids), "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+        out = theirs.generate(ids, max_new_tokens=20, repetition_penalty=penalty, **rest)
+        assert out[0, len(prompt) :].tolist() == ours.tokens
+        changed += ours.tokens != slowly(decoder, prompt, 20)
+    assert changed > 3
+
+
+def test_a_penalty_knows_every_token_of_prompt_and_answer() -> None:
+    decoder, free = make(), Sampling(max_tokens=10, temperature=0)
+    never = Sampling(max_tokens=10, temperature=0, repetition_penalty=100)
+    asked = prompts(40)
+    said_again = 0
+    for prompt, plain in zip(asked, complete(Engine(decoder), [Request(ids, free) for ids in asked]), strict=True):
+        said_again += prompt[-1] in plain.tokens
+    assert said_again > 0
+    for prompt, done in zip(asked, complete(Engine(decoder), [Request(ids, never) for ids in asked]), strict=True):
+        assert len({*prompt, *done.tokens}) == len({*prompt}) + 10
+
+
+def test_neighbours_that_ask_otherwise_change_nothing() -> None:
+    decoder = make()
+    ways: list[dict[str, float]] = [
+        {},
+        {"temperature": 0},
+        {"temperature": 0, "repetition_penalty": 1.5},
+        {"repetition_penalty": 1.5},
+        {"min_p": 0.2},
+        {"top_p": 0.7},
+        {"top_k": 8, "min_p": 0.05, "repetition_penalty": 0.8, "temperature": 1.3},
+    ]
+    requests = [
+        Request(ids, Sampling(max_tokens=6 + place, **ways[place % 7]), seed=place)  # type: ignore[arg-type]
+        for place, ids in enumerate(prompts(14))
+    ]
+    alone = [complete(Engine(decoder, max_batch=1), [request])[0].tokens for request in requests]
+    engine = Engine(decoder, max_batch=5)
+    for _ in range(2):  # the second time slots hold what others left in them
+        assert [each.tokens for each in complete(engine, requests)] == alone
+
+
 def test_what_a_request_gets_is_its_own() -> None:
     decoder, sampling = make(), Sampling(max_tokens=15, temperature=0.9)
     requests = [Request(prompt, sampling, seed=place) for place, prompt in enumerate(prompts(12))]
@@ -106,7 +156,7 @@ def test_what_a_request_gets_is_its_own() -> None:
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
 def test_logprobs_are_the_trainers(temperature: float) -> None:
     decoder = make()
-    sampling = Sampling(max_tokens=20, temperature=temperature, top_p=0.9, top_k=30)
+    sampling = Sampling(max_tokens=20, temperature=temperature, top_p=0.9, top_k=30, min_p=0.01, repetition_penalty=1.2)
     requests = [Request(prompt, sampling, seed=place) for place, prompt in enumerate(prompts())]
     for request, done in zip(requests, complete(Engine(decoder, max_batch=4), requests), strict=True):
         whole = torch.tensor([[*request.prompt, *done.tokens]])
@@ -146,8 +196,10 @@ def test_the_end_token_ends_and_is_kept() -> None:
     assert forced.tokens[:stop] != free.tokens[:stop] and end not in forced.tokens[:stop]
 
 
-def test_the_context_ends_a_sequence() -> None:
-    done = complete(Engine(make()), [Request([1] * 40, Sampling(max_tokens=100, temperature=0))])[0]
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+def test_the_context_ends_a_sequence(penalty: float) -> None:
+    sampling = Sampling(max_tokens=100, temperature=0, repetition_penalty=penalty)
+    done = complete(Engine(make()), [Request([1] * 40, sampling)])[0]
     assert (len(done.tokens), done.finish) == (9, "length")  # 40 read, 8 more; the last is drawn and not read
 
 

@@ -101,6 +101,21 @@ def test_answers_in_order(endpoint: Endpoint, remote: RemoteGenerator) -> None:
     assert endpoint.headers[0]["authorization"] == "Bearer secret"
 
 
+def test_what_openai_does_not_know_is_sent_where_it_is_asked_for(endpoint: Endpoint, remote: RemoteGenerator) -> None:
+    more = {"top_k", "min_p", "min_tokens", "repetition_penalty", "repeat_penalty", "repeat_last_n"}
+    remote.generate([Example.ask("x")], Sampling())
+    assert not more & endpoint.asked[-1].keys()
+    remote.generate([Example.ask("x")], Sampling(top_k=5, min_p=0.1, min_tokens=2, repetition_penalty=1.3))
+    assert {name: endpoint.asked[-1][name] for name in more} == {
+        "top_k": 5,
+        "min_p": 0.1,
+        "min_tokens": 2,
+        "repetition_penalty": 1.3,
+        "repeat_penalty": 1.3,  # llama.cpp's name; it reads the last 64 tokens only, unless told
+        "repeat_last_n": -1,
+    }
+
+
 def test_text_goes_to_completions_and_tools_travel(endpoint: Endpoint, remote: RemoteGenerator) -> None:
     text = Example(messages=(Message(role="text", content="once upon"),))
     assert remote.generate([text], Sampling())[0][0].message.content == "once upon!"

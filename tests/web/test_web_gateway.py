@@ -45,6 +45,9 @@ def upstream() -> FastAPI:
             return Response("broken", 500)
         if "status400" in asked:
             return Response("no", 400)
+        if "settings" in asked:
+            known = ("top_p", "top_k", "min_p", "repetition_penalty")
+            asked = "say:" + ", ".join(f"{name} {body[name]}" for name in known if name in body)
         text = CODE + ", and so on" * 30 if "bread" in asked else (asked.partition("say:")[2] or HELLO)
 
         async def events() -> AsyncIterator[str]:
@@ -189,12 +192,24 @@ def test_what_happened_is_in_the_store(client: openai.OpenAI, serving: Server) -
         ({"stop": ["a"] * 9}, "stop"),
         ({"extra_body": {"surprise": 1}}, "surprise"),
         ({"extra_body": {"top_k": -1}}, "top_k"),
+        ({"extra_body": {"min_p": 1.5}}, "min_p"),
+        ({"extra_body": {"min_p": "0.1"}}, "min_p"),
+        ({"extra_body": {"repetition_penalty": 0}}, "repetition_penalty"),
+        ({"extra_body": {"repeat_penalty": -1}}, "repeat_penalty"),
+        ({"extra_body": {"repetition_penalty": 1.2, "repeat_penalty": 1.3}}, "repeat_penalty"),
+        ({"extra_body": {"repeat_last_n": 64}}, "repeat_last_n"),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(client: openai.OpenAI, values: dict[str, Any], param: str) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         chat(client, "hello", **values)
     assert caught.value.param == param
+
+
+@pytest.mark.parametrize("name", ["repetition_penalty", "repeat_penalty"])
+def test_how_to_sample_reaches_the_upstream(client: openai.OpenAI, name: str) -> None:
+    found = chat(client, "your settings", top_p=0.9, extra_body={"top_k": 5, "min_p": 0.25, name: 1.5})
+    assert found.choices[0].message.content == "top_p 0.9, top_k 5, min_p 0.25, repetition_penalty 1.5"
 
 
 def test_neutral_values_are_fine(client: openai.OpenAI) -> None:

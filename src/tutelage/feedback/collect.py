@@ -71,6 +71,10 @@ class Collect(Config):
     """Sampling temperature of responses."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus of the sampling."""
+    min_p: float = Field(default=0.0, ge=0, le=1)
+    """Least share of the likeliest token's probability that a token is drawn at; 0 draws at any."""
+    repetition_penalty: float = Field(default=1.0, ge=0.01, le=100)
+    """Above 1 makes tokens of prompt and response less likely to be said again; 1 does nothing."""
     max_tokens: int = Field(default=48, ge=1)
     """Longest response in tokens."""
     alike: float = Field(default=0.9, gt=0, le=1)
@@ -226,7 +230,12 @@ def _pools(config: Collect, inputs: Inputs, context: Context) -> tuple[list[cand
     generators = [refs.open(each, context.root) for each in refs_of]
     order = candidates.pick(wanted, min(len(wanted), config.prompts * 3), config.seed)
     sampling = Sampling(
-        max_tokens=config.max_tokens, temperature=config.temperature, top_p=config.top_p, seed=config.seed
+        max_tokens=config.max_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        min_p=config.min_p,
+        repetition_penalty=config.repetition_penalty,
+        seed=config.seed,
     )
     pools: list[candidates.Pool] = []
     dropped: Counter[str] = Counter()

@@ -43,7 +43,8 @@ class Token(NamedTuple):
     request: int
     id: int
     logprob: float
-    """Nats, under softmax(logits / temperature) of the whole vocabulary; at temperature 0 under softmax(logits)."""
+    """Nats, under softmax(logits / temperature) of the whole vocabulary, before any penalty or cut; at temperature 0
+    under softmax(logits)."""
     text: str = ""
     """What may be shown now: whole characters, and nothing that may yet become a stop string."""
     hidden: dict[int, Tensor] = {}  # noqa: RUF012 - a NamedTuple's default, never written to
@@ -103,6 +104,7 @@ class Engine:
         self._last = torch.zeros(max_batch, dtype=torch.long, device=weight.device)
         self._noise = torch.zeros(max_batch, self.capacity + 1, device=weight.device)
         self._counts = torch.zeros(max_batch, dtype=torch.long, device=weight.device)
+        self._seen = torch.zeros(max_batch, self.capacity + 1, dtype=torch.long, device=weight.device)
         self._rows: list[_Row] = []
         self._waiting: deque[_Row] = deque()
         self._next = 0
@@ -161,7 +163,10 @@ class Engine:
         if fresh:
             self._describe()
         count = len(rows)
-        ids, logprobs = self._steps.draw(logits, self._drawn(count))
+        how = self._drawn(count)
+        ids, logprobs = self._steps.draw(logits, how)
+        if how.seen is not None:
+            self._seen[:count].scatter_(1, self._lengths[:count, None], ids[:, None])
         self._last[:count] = ids
         self._counts[:count] += 1
         return self._deliver(ids.tolist(), logprobs.tolist(), states)
@@ -184,6 +189,9 @@ class Engine:
             self._lengths[slot] = len(row.prompt)
             self._noise[slot, : len(row.noise)] = row.noise
             self._counts[slot] = 0
+            if row.sampling.repetition_penalty != 1:
+                self._seen[slot] = row.prompt[0]  # what a longer neighbour makes room for says nothing new
+                self._seen[slot, : len(row.prompt)] = torch.tensor(row.prompt)
         return len(self._rows) > before
 
     def _uniforms(self, seed: int, sampling: Sampling) -> Tensor:
@@ -211,12 +219,17 @@ class Engine:
             greedy=torch.tensor(greedy, device=device) if any(greedy) and not all(greedy) else None,
             top_k=column([each.top_k for each in asked], 0, torch.long),
             top_p=column([each.top_p for each in asked], 1.0, self._dtype),
+            min_p=column([each.min_p for each in asked], 0.0, self._dtype),
+            repetition_penalty=column([each.repetition_penalty for each in asked], 1.0, self._dtype),
         )
 
     def _drawn(self, count: int) -> Draw:
         how = self._how
         if how.uniforms is not None:
             how = how._replace(uniforms=self._noise[:count].gather(1, self._counts[:count, None])[:, 0])
+        if how.repetition_penalty is not None:
+            span = max(len(row.prompt) + row.count for row in self._rows)
+            how = how._replace(seen=self._seen[:count, :span])
         early = [slot for slot, row in enumerate(self._rows) if row.count < row.sampling.min_tokens]
         if early and self.eos:
             banned = torch.zeros(
@@ -258,7 +271,7 @@ class Engine:
             return
         self._rows[slot] = row
         self._steps.copy(last, [slot], len(row.prompt) + row.count)
-        for state in (self._lengths, self._last, self._noise, self._counts):
+        for state in (self._lengths, self._last, self._noise, self._counts, self._seen):
             state[slot] = state[last]
 
 

@@ -25,6 +25,12 @@ class Sampling(Record):
     """Draw from the fewest tokens that hold this much probability."""
     top_k: int = Field(0, ge=0)
     """Draw from so many likeliest tokens; 0 means all."""
+    min_p: float = Field(0.0, ge=0, le=1)
+    """Draw from tokens of at least this share of the likeliest one's probability, after the temperature; 0 means all.
+    Nguyen et al. 2024."""
+    repetition_penalty: float = Field(1.0, ge=0.01, le=100)
+    """Divides positive and multiplies negative logits of tokens in prompt and answer; 1 does nothing, below 1 repeats
+    more. Acts at temperature 0 too. Keskar et al. 2019."""
     n: int = Field(1, ge=1)
     """Answers to each prompt."""
     seed: int = 0

@@ -91,19 +91,7 @@ class RemoteGenerator:
 
     def _answer(self, prompt: Example, sampling: Sampling, sample: int) -> Response:
         seed = seed_of(sampling.seed, "\n".join(message.content for message in prompt.messages), sample) & 0x7FFFFFFF
-        body: dict[str, Any] = {
-            "model": self.model,
-            "max_tokens": sampling.max_tokens,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "seed": seed,
-        }
-        if sampling.stop:
-            body["stop"] = list(sampling.stop)
-        if sampling.top_k:
-            body["top_k"] = sampling.top_k
-        if sampling.min_tokens:
-            body["min_tokens"] = sampling.min_tokens
+        body = {"model": self.model, **wire_sampling(sampling, seed)}
         text = is_text(prompt)
         if text:
             body["prompt"] = "".join(message.content for message in prompt.messages)
@@ -212,6 +200,30 @@ class RemoteGenerator:
             for future in futures:
                 future.cancel()
             raise
+
+
+def wire_sampling(sampling: Sampling, seed: int) -> dict[str, Any]:
+    """A sampling as fields of a request's body; `n` is left to the caller.
+
+    OpenAI's protocol has no `top_k`, `min_tokens`, `min_p` and `repetition_penalty`. They go only where they are asked
+    for, under the names of vLLM, SGLang and llama.cpp; an endpoint that does not know them refuses or ignores them.
+    llama.cpp calls the penalty `repeat_penalty` and looks 64 tokens back unless `repeat_last_n` says -1 (all of them).
+    """
+    body: dict[str, Any] = {
+        "max_tokens": sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "seed": seed,
+    }
+    if sampling.stop:
+        body["stop"] = list(sampling.stop)
+    for name in ("top_k", "min_tokens", "min_p"):
+        if value := getattr(sampling, name):
+            body[name] = value
+    if sampling.repetition_penalty != 1:
+        body |= {"repetition_penalty": sampling.repetition_penalty, "repeat_penalty": sampling.repetition_penalty}
+        body["repeat_last_n"] = -1
+    return body
 
 
 def _plain(message: Message) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import aiohttp
 from tutelage.core.errors import MissingExtra, TutelageError, UpstreamError, UsageError
 from tutelage.core.records import Example, Finish, Message
 from tutelage.generate.generator import Generator, Sampling, seed_of
+from tutelage.generate.remote import wire_sampling
 
 if TYPE_CHECKING:
     from tutelage.generate.engine import Engine, Token
@@ -223,13 +224,8 @@ class RemoteUpstream:
             "messages": [_wire(message) for message in messages],
             "stream": True,
             "stream_options": {"include_usage": True},
-            "max_tokens": sampling.max_tokens,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "seed": (sampling.seed + sample) % 2**31,
+            **wire_sampling(sampling, (sampling.seed + sample) % 2**31),
         }
-        if sampling.stop:
-            body["stop"] = list(sampling.stop)
         response = await self._open(body)
         finish: Finish | None = None
         count = [0, 0]

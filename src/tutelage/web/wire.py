@@ -127,6 +127,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "presence_penalty": (None, 0),
     "prompt_cache_key": (None,),
     "reasoning_effort": (None,),
+    "repeat_last_n": (None, -1),
     "response_format": (None, {"type": "text"}),
     "safety_identifier": (None,),
     "service_tier": (None, "auto", "default"),
@@ -138,10 +139,10 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "verbosity": (None,),
     "web_search_options": (None,),
 }
-"""OpenAI's parameters that this service does not support -> the values that ask for nothing."""
+"""Parameters of OpenAI and llama.cpp that this service does not support -> the values that ask for nothing."""
 SAMPLING = frozenset(
     ("model", "stream", "stream_options", "max_tokens", "temperature", "top_p", "top_k", "n", "seed", "stop", "user")
-) | {"metadata", "max_completion_tokens"}
+) | {"metadata", "max_completion_tokens", "min_p", "repetition_penalty", "repeat_penalty"}
 
 
 def known(body: Mapping[str, Any], own: frozenset[str]) -> None:
@@ -190,6 +191,10 @@ def flag(body: Mapping[str, Any], name: str) -> bool:
 def sampling(body: Mapping[str, Any], default_tokens: int, most_tokens: int) -> Sampling:
     """How answers are to be drawn."""
     name = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
+    # llama.cpp's name for the same thing; a client that does not know whom it asks sends both.
+    penalty = "repetition_penalty" if body.get("repetition_penalty") is not None else "repeat_penalty"
+    if penalty == "repetition_penalty" and body.get("repeat_penalty") not in (None, body[penalty]):
+        refuse("'repeat_penalty' is another name of 'repetition_penalty', and they differ", "repeat_penalty")
     stop = body.get("stop")
     stops = [stop] if isinstance(stop, str) else ([] if stop is None else stop)
     if (
@@ -203,6 +208,8 @@ def sampling(body: Mapping[str, Any], default_tokens: int, most_tokens: int) -> 
         temperature=number(body, "temperature", 1.0, 0, 2),
         top_p=max(1e-6, number(body, "top_p", 1.0, 0, 1)),
         top_k=int(number(body, "top_k", 0, 0, 1_000_000, whole=True)),
+        min_p=number(body, "min_p", 0.0, 0, 1),
+        repetition_penalty=number(body, penalty, 1.0, 0.01, 100),
         n=int(number(body, "n", 1, 1, MOST_CHOICES, whole=True)),
         seed=int(number(body, "seed", 0, -(2**63), 2**63, whole=True)) % 2**63,
         stop=tuple(stops),

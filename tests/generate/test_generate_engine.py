@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ import torch
 from tutelage.core.errors import UsageError
 from tutelage.generate.engine import Completion, Engine, Request, Token, complete
 from tutelage.generate.generator import Sampling
-from tutelage.model import checkpoint
+from tutelage.model import checkpoint, library, native
 from tutelage.model.logprob import sequence_logprobs
 from tutelage.model.transformer import Decoder, DecoderConfig
 from tutelage.tokens.tokenizer import Tokenizer, learn
@@ -35,6 +37,17 @@ def make(family: str = "llama", vocabulary: int = 90, **more: object) -> Decoder
         if parameter.dim() > 1:
             parameter.data *= 3  # opinions, so that greedy choices are no near-ties
     return decoder
+
+
+@pytest.fixture(params=["native", "torch"], autouse=True)
+def steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every test runs both ways."""
+    if request.param == "torch":
+        monkeypatch.setattr(native, "usable", lambda decoder: False)
+    elif library.load() is None:
+        assert os.environ.get("CI") != "true"
+        pytest.skip("no C compiler")
+    return str(request.param)
 
 
 def prompts(count: int = 9) -> list[list[int]]:
@@ -165,20 +178,21 @@ def test_logprobs_are_the_trainers(temperature: float) -> None:
         torch.testing.assert_close(torch.tensor(done.logprobs), found[-len(done.tokens) :], rtol=0, atol=1e-5)
 
 
-def test_equal_prompts_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_prompts_are_read_once(steps: str, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = make()
     read = []
-    original = Decoder.forward
+    owner: Any = native.Native if steps == "native" else Decoder
+    original = owner.forward
 
-    def counted(self: Decoder, ids: torch.Tensor, **rest: object) -> object:
-        read.append(ids.numel() if rest.get("lengths") else 0)
-        return original(self, ids, **rest)  # type: ignore[call-overload]
+    def counted(self: Any, ids: torch.Tensor, *rest: Any, **more: Any) -> Any:
+        read.append(ids.numel())
+        return original(self, ids, *rest, **more)
 
-    monkeypatch.setattr(Decoder, "forward", counted)
+    monkeypatch.setattr(owner, "forward", counted)
     sampling = Sampling(max_tokens=6)
     requests = [Request(prompt, sampling, seed=seed) for prompt in ([1, 2, 3], [4, 5, 6, 7]) for seed in range(4)]
     done = complete(Engine(decoder, max_batch=8), requests)
-    assert sum(read) == 7
+    assert read == [7] + [8] * 5  # 7 tokens of two prompts, then one of each of 8 rows
     monkeypatch.undo()
     alone = [complete(Engine(decoder, max_batch=1), [request])[0] for request in requests]
     assert [each.tokens for each in alone] == [each.tokens for each in done]

@@ -2,8 +2,8 @@
 
 Every step reads one new token of each running sequence, takes in waiting prompts (equal prompts are read once), and
 draws one token for each. Running sequences always lie in the first slots of the cache: one that ends is replaced by
-the last. What a request gets depends on its prompt and seed; in torch its neighbours enter through the rounding of matrix
-products of another size, in C (steps.py) not at all.
+the last. What a request gets depends on its prompt and seed: in C (model/native.py) on nothing else, in torch its
+neighbours enter through the rounding of matrix products of another size.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torch import Tensor
 from tutelage.core.errors import UsageError
 from tutelage.core.records import Finish
 from tutelage.generate.generator import Sampling
-from tutelage.generate.steps import steps_for
 from tutelage.model.sample import Draw
+from tutelage.model.steps import steps_for
 from tutelage.model.transformer import Decoder
 from tutelage.tokens.tokenizer import StreamDecoder, Tokenizer
 
@@ -195,7 +195,7 @@ class Engine:
         return len(self._rows) > before
 
     def _uniforms(self, seed: int, sampling: Sampling) -> Tensor:
-        """One number in [0, 1) for each token the request may draw, by the seed alone; -1 where it takes the likeliest."""
+        """One number in [0, 1) for each token the request may draw, by the seed alone; -1: it takes the likeliest."""
         if sampling.temperature == 0:
             return torch.full((min(sampling.max_tokens, self.capacity + 1),), -1.0)
         source = np.random.Generator(np.random.Philox(key=seed & (2**64 - 1)))
@@ -232,9 +232,7 @@ class Engine:
             how = how._replace(seen=self._seen[:count, :span])
         early = [slot for slot, row in enumerate(self._rows) if row.count < row.sampling.min_tokens]
         if early and self.eos:
-            banned = torch.zeros(
-                count, self.decoder.config.vocab_size, dtype=torch.bool, device=self._last.device
-            )
+            banned = torch.zeros(count, self.decoder.config.vocab_size, dtype=torch.bool, device=self._last.device)
             banned[torch.tensor(early)[:, None], torch.tensor(sorted(self.eos))] = True
             how = how._replace(banned=banned)
         return how

@@ -5,7 +5,7 @@
  * Every number is made by the same operations in the same order however many tokens come along: a sequence's results
  * depend on nothing but itself.
  *
- * Built by native.py for the processor at hand; vectors are the compiler's own, so AVX-512, AVX2 and NEON share a text.
+ * Built by library.py for the processor at hand; vectors are the compiler's own, so AVX-512, AVX2 and NEON share a text.
  */
 #include <math.h>
 #include <stdint.h>
@@ -127,7 +127,7 @@ static void finish(const int kind, const Matrix *m, int rows, int vectors, int p
 
 /* `rows` x (`panels` * PANEL) results. Each sums over the inputs from first to last in its own lane. */
 INLINE void tile(const int rows, const int panels, const int small, const int kind, const Matrix *m, int panel,
-                 const float *x, int64_t x_step, float *out, int64_t out_step) {
+                 const float *x, int64_t x_step, float *out, int64_t out_step, const char *ahead, int lines) {
     const int vectors = 2 * panels;
     vec sums[ROWS][8];
     const int inputs = m->inputs;
@@ -139,6 +139,7 @@ INLINE void tile(const int rows, const int panels, const int small, const int ki
 #pragma GCC unroll 16
         for (int c = 0; c < vectors; c++) sums[r][c] = (vec){0};
     for (int k = 0; k < inputs; k++) {
+        if (k < lines) __builtin_prefetch(ahead + 64 * k, 0, 2);
         vec weights[8];
 #pragma GCC unroll 16
         for (int c = 0; c < vectors; c++) {
@@ -162,13 +163,15 @@ INLINE void tile(const int rows, const int panels, const int small, const int ki
 
 #define CASE(R, P)                                                                                        \
     case R:                                                                                               \
-        for (; panel + P <= end; panel += P) tile(R, P, small, kind, m, panel, x, x_step, out, out_step); \
-        for (; P > 1 && panel < end; panel++) tile(R, 1, small, kind, m, panel, x, x_step, out, out_step); \
+        for (; panel + P <= end; panel += P)                                                              \
+            tile(R, P, small, kind, m, panel, x, x_step, out, out_step, ahead, lines);                    \
+        for (; P > 1 && panel < end; panel++)                                                             \
+            tile(R, 1, small, kind, m, panel, x, x_step, out, out_step, ahead, lines);                    \
         break;
 
 /* Few rows take several panels at a time, so that enough sums are under way to hide the latency of each. */
 INLINE void strip(int rows, const int small, int kind, const Matrix *m, int panel, int end, const float *x,
-                  int64_t x_step, float *out, int64_t out_step) {
+                  int64_t x_step, float *out, int64_t out_step, const char *ahead, int lines) {
     switch (rows) {
         CASE(1, 4)
         CASE(2, 2)
@@ -198,12 +201,17 @@ INLINE void multiply(const int small, int kind, const Matrix *m, int part, int p
     for (int start = 0; start < rows; start += CHUNK) {
         const int here = rows - start < CHUNK ? rows - start : CHUNK, tiles = (here + ROWS - 1) / ROWS;
         const int step = tiles > 1 ? 1 : last - first; /* one tile of rows: all panels in a go */
-        for (int panel = first; panel < last; panel += step)
+        /* While the tiles of a panel are made, the next one comes in: each fetches its part of it. */
+        const int64_t bytes = (int64_t)m->inputs * PANEL * (small ? 1 : 4);
+        const int lines = tiles > 1 ? (int)(bytes / 64 / tiles) : 0;
+        for (int panel = first; panel < last; panel += step) {
+            const char *next = (const char *)m->panels + (panel + 1) * bytes;
             for (int t = 0; t < tiles; t++) {
                 const int row = start + here * t / tiles, end = start + here * (t + 1) / tiles;
                 strip(end - row, small, kind, m, panel, panel + step, x + row * x_step, x_step, out + row * out_step,
-                      out_step);
+                      out_step, next + (int64_t)t * lines * 64, panel + 1 < last ? lines : 0);
             }
+        }
     }
 }
 

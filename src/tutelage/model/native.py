@@ -1,83 +1,23 @@
-"""The engine's forward in C: built once for the processor at hand, fed with weights laid out as it reads them.
+"""The engine's forward in C (`native.c`): the same mathematics as `transformer.py`, in float32, on a CPU.
 
-`native.c` is the same mathematics as `transformer.py` in float32. Where there is no C compiler (or `TUTELAGE_NATIVE=off`)
-nothing is built and the engine runs on torch.
+The weights are laid out anew as C reads them. Only the engine uses it; training and likelihoods run on torch.
 """
 
 from __future__ import annotations
 
 import ctypes
-import functools
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tutelage.model import library
 from tutelage.model.lora import LoraLinear
 from tutelage.model.transformer import Decoder
 
-SOURCE = Path(__file__).with_suffix(".c")
-FLAGS = ("-O2", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC", "-std=gnu11")
 PASS = 512
 """Tokens that are read in one go; more take several."""
-
-
-# ------------------------------------------------------------------------------------------------------- the library
-
-
-@functools.cache
-def library() -> ctypes.CDLL | None:
-    """The built `native.c`, or None where it cannot be built or is switched off."""
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if compiler is None or os.environ.get("TUTELAGE_NATIVE") == "off":
-        return None
-    built = _folder() / f"native-{_identity(compiler)}.so"
-    if not built.exists() and not _build(compiler, built):
-        return None
-    try:
-        return ctypes.CDLL(str(built))
-    except OSError:  # built on another machine, or damaged
-        built.unlink(missing_ok=True)
-        return ctypes.CDLL(str(built)) if _build(compiler, built) else None
-
-
-def _folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "tutelage"
-
-
-def _identity(compiler: str) -> str:
-    """What a built library depends on: the source, the flags, the compiler and the processor it was built for."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
-    try:
-        flags = next(line for line in Path("/proc/cpuinfo").read_bytes().splitlines() if line.startswith(b"flags"))
-    except (OSError, StopIteration):
-        flags = platform.processor().encode()
-    parts = (SOURCE.read_bytes(), " ".join(FLAGS).encode(), version, platform.machine().encode(), flags)
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
-
-
-def _build(compiler: str, target: Path) -> bool:
-    """Compile into a file of its own and move it into place, so that nobody ever loads a half-written one."""
-    try:
-        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            part = Path(folder) / target.name
-            command = [compiler, *FLAGS, "-o", str(part), str(SOURCE), "-lm"]
-            if subprocess.run(command, capture_output=True, check=False, timeout=120).returncode:
-                return False
-            part.replace(target)
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return True
 
 
 def usable(decoder: torch.nn.Module) -> bool:
@@ -86,7 +26,7 @@ def usable(decoder: torch.nn.Module) -> bool:
         type(decoder) is Decoder
         and decoder.device.type == "cpu"
         and decoder.head_weight.dtype == torch.float32
-        and library() is not None
+        and library.load() is not None
     )
 
 
@@ -150,7 +90,7 @@ class Native:
     """
 
     def __init__(self, decoder: Decoder, slots: int, capacity: int, *, small: bool = False) -> None:
-        found = library()
+        found = library.load()
         assert found is not None
         self._library, self.decoder, self.small = found, decoder, small
         config = decoder.config
@@ -208,7 +148,8 @@ class Native:
         self._memory.embedding = self._vector("embedding", decoder.embed_tokens.weight)
         self._memory.norm = self._vector("norm", decoder.norm.weight)
         self._memory.head = self._matrix("head", decoder.head_weight, None)
-        for index, block in enumerate(decoder.layers):
+        for index, module in enumerate(decoder.layers):
+            block: Any = module
             layer, attention, mlp = self._layers[index], block.self_attn, block.mlp
             norms = {"input_norm": block.input_layernorm, "post_norm": block.post_attention_layernorm}
             norms |= {"q_norm": attention.q_norm, "k_norm": attention.k_norm}

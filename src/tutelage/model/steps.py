@@ -1,6 +1,6 @@
 """One step of the engine on its model: read what is new, give the logits and states of each row, draw.
 
-Two ways to do the same: `TorchSteps` on any device and model, `NativeSteps` in C (model/native.py) on a CPU.
+Two ways to do the same: `TorchSteps` on any device and model, `NativeSteps` in C (native.py) on a CPU.
 """
 
 from __future__ import annotations

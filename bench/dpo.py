@@ -7,7 +7,6 @@ weights and texts. Ours reads all pairs with the reference before it trains; tho
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from bench import shapes, side
+from bench import side
 from bench.environments import python_of
-from bench.reward import BATCHES, MICRO, PAIRS, prepared
+from bench.reward import MICRO, PAIRS, Rows, on_pairs, prepared
 from bench.side import Figures, Part, Settings
 
 ENVIRONMENT = "hf"
@@ -76,30 +75,12 @@ def peer(options: Mapping[str, Any]) -> Figures:
 
     from bench import peers
 
-    peers.setup()
-    rows = json.loads(Path(options["data"]).read_text())
-    dataset, tokenizer = Dataset.from_list([row["text"] for row in rows]), peers.tokenizer(options["model"])
-    precision = peers.precision(options, peers.load(options["model"]))
+    def make(rows: Rows, tokenizer: Any, arguments: Mapping[str, Any]) -> DPOTrainer:
+        model, reference = (peers.load(options["model"], use_cache=False) for _ in range(2))
+        dataset, config = Dataset.from_list([row["text"] for row in rows]), DPOConfig(**arguments, learning_rate=1e-5)
+        return DPOTrainer(model, reference, args=config, train_dataset=dataset, processing_class=tokenizer)
 
-    with tempfile.TemporaryDirectory() as work:
-
-        def make(batch: int, steps: int) -> DPOTrainer:
-            settings = peers.settings(
-                Path(work),
-                steps,
-                precision,
-                max_length=shapes.SHAPES["S"].context,
-                per_device_train_batch_size=batch,
-                gradient_accumulation_steps=PAIRS // batch,
-                learning_rate=1e-5,
-            )
-            model, reference = (peers.load(options["model"], use_cache=False) for _ in range(2))
-            return DPOTrainer(
-                model, reference, args=DPOConfig(**settings), train_dataset=dataset, processing_class=tokenizer
-            )
-
-        clock, batch = peers.trained(options, make, BATCHES)
-    return {"pairs": options["steps"] * PAIRS / clock.seconds, "batch": batch, "precision": precision}
+    return on_pairs(options, make)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def measure(settings: Settings) -> list[Part]:
     done = runs.part("completions", "completions/s", "completions", target=4)
     ours, theirs = ((side.median(each, "completions") or 0.0) / roofline for each in (runs.ours, runs.peer))
     of = f"of the roofline in float32, {roofline:.0f} completions/s"
-    return [done, Part(of, "share", "higher", ours, theirs, 0.6, "ours"), runs.memory("memory")]
+    return [done, Part(runs.named(of), "share", "higher", ours, theirs, 0.6, "ours"), runs.memory("memory")]
 
 
 def ours(options: Mapping[str, Any]) -> Figures:

@@ -91,10 +91,10 @@ def compared(name: str, runs: Runs) -> list[Part]:
     known = [each for each in ours if each is not None]
     seconds = statistics.median(known) if len(known) == len(ours) else None
     best = statistics.median(min(loss for _, loss in run["curve"]) for run in runs.ours)
-    times = f"{name}: to {loss:.4f} nats a character"
+    times = runs.named(f"{name}: to {loss:.4f} nats a character")
     return [
         Part(times, "s", "lower", seconds, statistics.median(each for each in peer if each is not None), 0.5),
-        Part(f"{name}: best validation loss", "nats per character", "lower", best, loss),
+        Part(runs.named(f"{name}: best validation loss"), "nats per character", "lower", best, loss),
         runs.memory(f"{name}: memory"),
     ]
 

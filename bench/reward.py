@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,8 @@ from bench.environments import python_of
 from bench.side import Figures, Part, Settings
 
 if TYPE_CHECKING:
+    from transformers import Trainer
+
     from tutelage.train.batch import PreferenceBatch
 
 ENVIRONMENT = "hf"
@@ -29,6 +31,8 @@ MICRO = (1024, 2048, 4096)
 """Tokens of a micro-batch that we try."""
 BATCHES = (1, 2, 4, 8)
 """Pairs of a micro-batch that the peer tries."""
+Rows = Sequence[Mapping[str, Any]]
+"""Pairs as `prepared` writes them."""
 
 
 def measure(settings: Settings) -> list[Part]:
@@ -39,7 +43,7 @@ def measure(settings: Settings) -> list[Part]:
     return [
         runs.part("pairs", "pairs/s", "pairs", target=2),
         Part(
-            "with the likelihood",
+            runs.named("with the likelihood"),
             "pairs/s",
             "higher",
             side.median(runs.ours, "likelihood"),
@@ -103,31 +107,36 @@ def peer(options: Mapping[str, Any]) -> Figures:
 
     from bench import peers
 
-    peers.setup()
-    rows = json.loads(Path(options["data"]).read_text())
-    columns = {f"{which}_ids": [row["asked"] + row[which] for row in rows] for which in ("chosen", "rejected")}
-    dataset, tokenizer = Dataset.from_dict(columns), peers.tokenizer(options["model"])
-    precision = peers.precision(options, peers.load(options["model"]))
+    def make(rows: Rows, tokenizer: Any, arguments: Mapping[str, Any]) -> RewardTrainer:
+        columns = {f"{which}_ids": [row["asked"] + row[which] for row in rows] for which in ("chosen", "rejected")}
+        model = peers.load(options["model"], AutoModelForSequenceClassification, num_labels=1, use_cache=False)
+        dataset, config = Dataset.from_dict(columns), RewardConfig(**arguments, learning_rate=1e-4)
+        return RewardTrainer(model, args=config, train_dataset=dataset, processing_class=tokenizer)
 
+    return on_pairs(options, make)
+
+
+def on_pairs(options: Mapping[str, Any], make: Callable[[Rows, Any, dict[str, Any]], Trainer]) -> Figures:
+    """A peer that learns from pairs: `make` gives a trainer of rows, their tokenizer and the trainer's arguments."""
+    from bench import peers
+
+    peers.setup()
+    rows, tokenizer = json.loads(Path(options["data"]).read_text()), peers.tokenizer(options["model"])
+    precision = peers.precision(options, peers.load(options["model"]))
     with tempfile.TemporaryDirectory() as work:
 
-        def make(batch: int, steps: int) -> RewardTrainer:
-            settings = peers.settings(
+        def with_batch(batch: int, steps: int) -> Trainer:
+            arguments = peers.settings(
                 Path(work),
                 steps,
                 precision,
                 max_length=shapes.SHAPES["S"].context,
                 per_device_train_batch_size=batch,
                 gradient_accumulation_steps=PAIRS // batch,
-                learning_rate=1e-4,
             )
-            kind = AutoModelForSequenceClassification
-            model = peers.load(options["model"], kind, num_labels=1, use_cache=False)
-            return RewardTrainer(
-                model, args=RewardConfig(**settings), train_dataset=dataset, processing_class=tokenizer
-            )
+            return make(rows, tokenizer, arguments)
 
-        clock, batch = peers.trained(options, make, BATCHES)
+        clock, batch = peers.trained(options, with_batch, BATCHES)
     return {"pairs": options["steps"] * PAIRS / clock.seconds, "batch": batch, "precision": precision}
 
 

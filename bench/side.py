@@ -122,10 +122,17 @@ class Runs:
         target: float | None = None,
         holds: Literal["ratio", "ours"] = "ratio",
     ) -> Part:
-        """Medians of the figure `key` of both sides; the name tells the peer's precision where it is not float32."""
-        kinds = {each.get("precision", "float32") for each in self.peer} - {"float32"}
-        name = ", ".join([name, *(f"peer in {kind}" for kind in sorted(kinds))])
-        return Part(name, unit, better, median(self.ours, key), median(self.peer, key), target, holds)
+        """Medians of the figure `key` of both sides."""
+        return Part(self.named(name), unit, better, median(self.ours, key), median(self.peer, key), target, holds)
+
+    def named(self, name: str) -> str:
+        """A part's name with the precision of both sides, where one of them is not float32."""
+        ours, peer = (
+            " and ".join(sorted({each.get("precision", "float32") for each in runs})) for runs in (self.ours, self.peer)
+        )
+        if ours == peer:
+            return name if ours == "float32" else f"{name}, both in {ours}"
+        return f"{name}, ours in {ours}, peer in {peer}"
 
     def memory(self, name: str) -> Part:
         """Peak resident memory of the processes, without the first, which may have tried several settings."""

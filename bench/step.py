@@ -44,7 +44,8 @@ def measure(settings: Settings) -> list[Part]:
             for each in (runs.ours, runs.peer)
         )
         best = ", ".join(f"{rate / 1e9:.0f} GFLOP/s in {kind}" for kind, rate in rates.items())
-        parts.append(Part(f"{name}: of the best product ({best})", "share", "higher", ours, theirs, 0.7, "ours"))
+        of = runs.named(f"{name}: of the best product ({best})")
+        parts.append(Part(of, "share", "higher", ours, theirs, 0.7, "ours"))
         parts.append(runs.memory(f"{name}: memory"))
     return parts
 

@@ -121,17 +121,18 @@ def test_what_was_predicted_is_sealed_with_the_plan(tmp_path: Path, monkeypatch:
     assert plan(recipe, root).stages == first.stages
 
 
+@pytest.mark.parametrize(("bf16", "chosen"), [(0.5, "bf16"), (1.5, "fp32")])
 def test_what_is_left_to_measurement_is_measured_once_and_sealed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bf16: float, chosen: str
 ) -> None:
+    monkeypatch.setattr("tutelage.train.calibrate.step_seconds", lambda *given, **named: (1.0, bf16))
     root = Root(tmp_path / "life")
     recipe = read_recipe(FIVE, ["pretrain.precision=auto", "finetune.activations=auto", "budget=100s"])
     first = plan(recipe, root, Machine(gemm=5e10))
-    assert first.choices["pretrain"]["precision"] in ("fp32", "bf16")
+    assert first.choices["pretrain"]["precision"] == chosen
     assert first.choices["finetune"]["activations"] == "keep"
     assert first.choices["finetune"]["steps"] > 0
-    chosen = recipe.with_choices(first.choices).sections["pretrain"].config
-    assert chosen.resolved()["precision"] == first.choices["pretrain"]["precision"]
+    assert recipe.with_choices(first.choices).sections["pretrain"].config.resolved()["precision"] == chosen
     monkeypatch.setattr("tutelage.train.calibrate.settle", lambda *given: pytest.fail("measured again"))
     assert plan(recipe, root, Machine(gemm=1e9)).choices == first.choices
 

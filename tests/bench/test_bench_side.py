@@ -79,6 +79,22 @@ def test_memory_leaves_out_the_run_that_tried() -> None:
 
 
 @pytest.mark.parametrize(
+    ("ours", "peer", "name"),
+    [
+        (["float32"], ["float32"], "work"),
+        (["bfloat16"], ["bfloat16"], "work, both in bfloat16"),
+        (["float32"], ["bfloat16"], "work, ours in float32, peer in bfloat16"),
+        (["bfloat16"], [None], "work, ours in bfloat16, peer in float32"),
+        (["bfloat16", "float32"], ["float32"] * 2, "work, ours in bfloat16 and float32, peer in float32"),
+    ],
+)
+def test_a_part_names_the_precision_of_both_sides(ours: list[str], peer: list[str | None], name: str) -> None:
+    """A side that names none computes in float32."""
+    runs = Runs(*([{"precision": kind} if kind else {} for kind in side] for side in (ours, peer)))
+    assert runs.part("work", "things/s", "value").name == name
+
+
+@pytest.mark.parametrize(
     ("better", "ours", "peer", "holds", "target", "met"),
     [
         ("higher", 13.0, 10.0, "ratio", 1.3, True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,12 @@ import pytest
 
 from tutelage import life
 from tutelage.core.artifact import Root
+from tutelage.model.checkpoint import save
+from tutelage.model.transformer import Decoder, DecoderConfig
 from tutelage.recipe import LIFE, read_recipe
+from tutelage.tokens.encode import encode
+from tutelage.tokens.tokenizer import load
+from tutelage.train.finetune import finetune
 
 SECTION_7 = (
     *(name for name in LIFE if name != "release"),
@@ -103,6 +109,25 @@ def test_show_mask_marks_what_is_learned(tutelage: Any, little: Root, tmp_path: 
     assert "no such row" in tutelage("show-mask", "encode", "--root", little.path, "--row", "999999").err
     own.write_text('{"messages": [{"role": "nobody"}]}')
     assert "row 1" in tutelage("show-mask", own, "--root", little.path).err
+
+
+def test_show_mask_reads_with_the_tokenizer_that_the_ids_were_made_with(
+    tutelage: Any, little: Root, tmp_path: Path
+) -> None:
+    """A life of somebody else's model has no section `tokenizer`."""
+    theirs, words = str(tmp_path / "theirs"), life.last(little)["tokenizer"].path
+    shape = DecoderConfig(load(words).size, 16, 32, 1, 2, 2, max_position_embeddings=128)
+    save(Decoder(shape, seed=0), Path(theirs), words)
+    root = Root(tmp_path / "life").create()
+    shutil.copytree(little.path / "artifacts" / "corpus", root.artifacts / "corpus")
+    made = {"prepare": root.find(life.last(little)["prepare"].ref)}
+    made["encode"] = encode(root, corpus=made["prepare"], tokenizer=theirs)
+    settings = {"steps": 1, "threads": 1, "batch": 256, "micro": 256}
+    made["finetune"] = finetune(root, model=theirs, tokens=made["encode"], **settings)
+    (root.path / "life.json").write_text(json.dumps({name: artifact.ref for name, artifact in made.items()}))
+    shown = [tutelage("show-mask", source, "--root", root.path) for source in ("finetune", "encode", "prepare")]
+    assert all("?<|end|><|assistant|>«House" in each.out for each in shown), shown
+    assert tutelage("show-mask", "--tokenizer", "tokenizer", "--root", root.path).code == 2
 
 
 @pytest.mark.parametrize("origin", ["starter", "public", "guard", "open-model"])

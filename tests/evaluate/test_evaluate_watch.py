@@ -82,16 +82,19 @@ def test_what_changed_is_paired_by_item(corpus, small):
     look = watch(corpus, tokenizer, items=30)
     look.begin(decoder)
     first = look(decoder, 0)
-    same = look.change()
+    same = look.change(decoder, 0)
     assert set(same) == {"comprehension", "sentiment", "translation", "watched"}
     assert all(each["value"] == 0 and each["n"] for each in same.values())
     with torch.no_grad():
         decoder.embed_tokens.weight.mul_(-1)
-    last, changed = look(decoder, 5), look.change()
+    last, changed = look(decoder, 5), look.change(decoder, 5)
     for name in ("sentiment", "watched"):
         assert changed[name]["value"] == pytest.approx(last[name] - first[name])
     assert changed["watched"]["low"] <= changed["watched"]["value"] <= changed["watched"]["high"]
-    assert watch(corpus, tokenizer, items=0).change() == {}
+    with torch.no_grad():
+        decoder.embed_tokens.weight.mul_(-1)
+    assert look.change(decoder, 3) == same, "the weights of another look than the last are examined again"
+    assert watch(corpus, tokenizer, items=0).change(decoder, 5) == {}
 
 
 def test_duplicate_ids_and_faulty_items():

@@ -168,12 +168,25 @@ def test_tasks_for_people_wait_until_they_are_answered(root):
     assert len(rows_of(one)) == 20 and all(row.tags["person"].startswith("l-") for row in rows_of(one))
 
 
-def answer_in_order(item):
-    order = sorted(each.no for each in item.candidates)
+def answer_in_order(item, backwards=False):
+    order = sorted((each.no for each in item.candidates), reverse=backwards)
     fields = {"tiers": [[no] for no in order]} if "ranking" in item.kind else {}
     if "scoring" in item.kind:
         fields["scores"] = {"quality": {no: 5 - min(4, at) for at, no in enumerate(order)}}
     return api.Answer(slot=item.slot, epoch=item.epoch, key=f"k-{item.slot}", **fields)
+
+
+def test_where_nobody_can_be_relied_on_that_is_said_and_why(root):
+    """Two people who always say the opposite: each is against the other's majority of one."""
+    corpus = seal(root, "corpus", {"dialogues.jsonl": [dialogue(n) for n in range(30)]}, "c")
+    collection = gathered(root, corpus, people="none", prompts=10, per_task=2, project="desk")
+    with engine.open(root) as store:
+        for name in ("anna", "bert"):
+            client = Client(Direct(store, people.create(store, name)))
+            while items := client.claim("desk", 4).items:
+                client.submit([answer_in_order(item, backwards=name == "bert") for item in items])
+    with pytest.raises(DataError, match=r"2 of 2 people made enough.*found unreliable \(2 hostile\).*collect\.prompts"):
+        run_stage(preferences, root, inputs={"collection": collection})
 
 
 def test_people_of_different_kinds_are_never_pooled(root):

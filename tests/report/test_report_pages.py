@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,6 +72,14 @@ def test_a_life_of_three_stages_reports_too(life: Life) -> None:
     check(html)
     assert '<section id="release"' not in html
     assert "pretrain: loss" in html
+
+
+def test_what_was_forgotten_is_of_the_weights_that_were_saved(tmp_path: Path, seal: Any) -> None:
+    root = Root(tmp_path).create()
+    watch = [{"step": step, "facts": value, "watched": 0.5} for step, value in ((0, 0.41), (10, 0.83), (20, 0.62))]
+    for stage, metrics, change in (("pretrain", {}, "+0.210"), ("finetune", {"best": {"step": 10}}, "+0.420")):
+        made = seal(root, stage, "model", {"watch.jsonl": watch}, metrics=metrics)
+        assert change in pages.life_page(root, {stage: made})
 
 
 def test_an_empty_life_is_a_page_too(life: Life) -> None:

@@ -22,8 +22,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
 from small import MODEL, world
 
 from tutelage.core.artifact import Artifact, Root
+from tutelage.core.price import Machine
 from tutelage.life import last
+from tutelage.life import run as run_life
 from tutelage.model.checkpoint import load_decoder
+from tutelage.plan import plan
+from tutelage.recipe import read_recipe
+from tutelage.scale.launch import Meeting
 from tutelage.train.finetune import finetune
 from tutelage.train.pretrain import pretrain
 
@@ -89,6 +94,17 @@ def test_two_ranks_train_what_one_does(tmp_path, begun):
     assert made["pretrain"].manifest.config == begun[2].manifest.config
     assert {each.id for each in Root(root).list("model")} == {each.id for each in made.values()}
     assert not list((root / "work").glob("*/"))
+
+
+def test_a_stage_that_the_ranks_do_not_help_in_says_so_once(tmp_path, begun):
+    made, root = begun[1], Root(life(tmp_path, begun)[1])
+    given = {"corpus": made["corpus"].ref, "tokenizer": made["tokenizer"].ref}
+    recipe = read_recipe({f"encode@{most}": {**given, "dialogue_tokens": most} for most in (199, 200)})
+    said = []
+    led = Meeting(store=None, rank=0, ranks=2).leads(recipe)
+    run_life(led, root, planned=plan(recipe, root, Machine(gemm=1e11)), sinks=(said.append,))
+    notes = [(each.stage, each.text) for each in said if "ranks" in each.text]
+    assert notes == [("encode@199", "2 ranks train pretrain, finetune and dpo; the other stages are rank 0's")]
 
 
 @pytest.mark.slow

@@ -1,16 +1,22 @@
-"""The best weights by a watched figure: kept, saved, the same after a stop; an unknown figure is named."""
+"""The best weights by a watched figure: kept, saved, examined, the same after a stop; an unknown figure is named."""
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
-from small import READ, world
+from small import COLOURS, NAMES, READ, TAUGHT, colour_of, dialogue, seal
 from tiny import Tiny, text
 
 from tutelage.core.errors import ConfigError, Stopped
+from tutelage.core.records import write_jsonl
 from tutelage.core.stage import run_stage
 from tutelage.model.checkpoint import load_decoder
+from tutelage.plan import Examiner
+from tutelage.recipe import WatchConfig
 from tutelage.train.batch import TokenSteps
+from tutelage.train.finetune import finetune
 from tutelage.train.loop import Run, Watches, fit
 from tutelage.train.objectives import NextToken
 from tutelage.train.optim import Optimizer, Rates, Schedule, weights
@@ -75,9 +81,9 @@ def test_without_a_watch_there_is_no_best(tmp_path):
         fit(model, steps, NextToken(), Optimizer(model, Rates(), Schedule(), 3), run=Run(3, tmp_path, best="loss"))
 
 
-def test_a_stage_saves_its_best_weights_and_says_so(tmp_path):
+def test_a_stage_saves_its_best_weights_and_says_so(little_life):
     """With a rate that breaks what was learned, the last weights are worse than those of a look before."""
-    root, made = world(tmp_path)
+    root, made = little_life
     settings = {**READ, "steps": 3, "schedule": "wsd", "decay": 0.0, "matrix_rate": 0.6, "embedding_rate": 0.3}
     inputs = {"tokens": made["tokens"], "tokenizer": made["tokenizer"]}
     last = run_stage(pretrain, root, config=settings, inputs=inputs)
@@ -90,3 +96,30 @@ def test_a_stage_saves_its_best_weights_and_says_so(tmp_path):
     assert not torch.equal(one, other)
     with pytest.raises(ConfigError, match="Watched are: validation, validation_per_character"):
         run_stage(pretrain, root, config={**settings, "best": "accuracy"}, inputs=inputs)
+
+
+def examination(root):
+    """What colour each person likes, as items with four choices."""
+
+    def write(folder):
+        rows = []
+        for name in NAMES:
+            item = dialogue(name, colour_of(name), "test")
+            tags = {"id": name, "suite": "likes", "kind": "choice", "cluster": name}
+            rows.append(item.model_copy(update={"messages": item.messages[:1], "choices": COLOURS, "tags": tags}))
+        write_jsonl(folder / "items.jsonl", rows)
+
+    return Examiner(seal(root, "corpus", write), WatchConfig(items=len(NAMES), every=5))
+
+
+def test_what_is_said_to_have_changed_is_of_the_weights_that_are_saved(little_life):
+    """The lowest score is an odd wish, but it is neither the first look's nor the last's."""
+    root, made = little_life
+    settings = {**TAUGHT, "steps": 30, "best": "lower:watched", "validate_every": 5}
+    inputs = {"model": made["pretrain"], "tokens": made["tokens"]}
+    tuned = run_stage(finetune, root, config=settings, inputs=inputs, watch=examination(root))
+    looks = [json.loads(line) for line in tuned.file("watch.jsonl").read_text().splitlines()]
+    at = {each["step"]: each["watched"] for each in looks}
+    kept = tuned.metrics["best"]["step"]
+    assert 0 < kept < 30 and at[kept] < min(at[0], at[30])
+    assert tuned.metrics["examined"]["watched"]["value"] == pytest.approx(at[kept] - at[0], abs=1e-6)

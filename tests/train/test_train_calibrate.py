@@ -117,11 +117,17 @@ def test_bf16_is_chosen_where_it_is_a_tenth_faster(monkeypatch: pytest.MonkeyPat
     assert settle(STARTER, 256, Machine())["precision"] == chosen
 
 
-def test_precision_and_activations_are_settled_by_this_machine() -> None:
+def test_precision_and_activations_are_settled_by_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     shape = DecoderConfig(256, 64, 128, 2, 2, 2, max_position_embeddings=64)
-    fp32, bf16 = step_seconds(shape, 256, 0.1, threads=1)
-    assert 0 < fp32 < 1
-    assert 0 < bf16 < 1
+    taken: list[tuple[float, float]] = []
+
+    def timed(*given: Any, **named: Any) -> tuple[float, float]:
+        taken.append(step_seconds(*given, **named))
+        return taken[-1]
+
+    monkeypatch.setattr("tutelage.train.calibrate.step_seconds", timed)
     roomy, narrow = (settle(shape, 256, Machine(threads=1, memory=memory), 0.1) for memory in (8e9, 1e6))
-    assert roomy["precision"] in ("fp32", "bf16")
+    assert len(taken) == 2 and all(0 < seconds < 1 for both in taken for seconds in both)
+    faster = ["bf16" if bf16 < 0.9 * fp32 else "fp32" for fp32, bf16 in taken]
+    assert [roomy["precision"], narrow["precision"]] == faster
     assert (roomy["activations"], narrow["activations"]) == ("keep", "recompute")

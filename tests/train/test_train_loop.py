@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -40,43 +41,48 @@ class Fixed:
         pass
 
 
-def same(left: Path, right: Path, one: torch.nn.Module, two: torch.nn.Module) -> None:
-    assert (left / "metrics.jsonl").read_bytes() == (right / "metrics.jsonl").read_bytes()
-    assert all(torch.equal(a, b) for a, b in zip(weights(one).values(), weights(two).values(), strict=True))
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> tuple[Path, Tiny]:
+    """A run that nothing came between."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, train(folder)
 
 
-def test_it_learns_and_writes_one_row_a_step(tmp_path):
-    train(tmp_path)
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+def same(whole: tuple[Path, Tiny], work: Path, model: torch.nn.Module) -> None:
+    left, one = whole
+    assert (left / "metrics.jsonl").read_bytes() == (work / "metrics.jsonl").read_bytes()
+    assert all(torch.equal(a, b) for a, b in zip(weights(one).values(), weights(model).values(), strict=True))
+
+
+def test_it_learns_and_writes_one_row_a_step(whole):
+    rows = [json.loads(line) for line in (whole[0] / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 31))
     assert rows[-1]["loss"] < 0.7 * rows[0]["loss"]
     assert {"loss", "norm", "rate", "n_tokens"} <= set(rows[0])
 
 
 @pytest.mark.parametrize("after", [1, 5, 9, 29])
-def test_stopped_and_started_again(tmp_path, after):
-    whole = train(tmp_path / "whole")
+def test_stopped_and_started_again(whole, tmp_path, after):
     calls = iter(range(100))
     with pytest.raises(Stopped, match=f"after {after} of 30"):
-        train(tmp_path / "cut", stop=lambda: next(calls) >= after)
-    same(tmp_path / "whole", tmp_path / "cut", whole, train(tmp_path / "cut"))
+        train(tmp_path, stop=lambda: next(calls) >= after)
+    same(whole, tmp_path, train(tmp_path))
 
 
 def through(work: Path, seed: int, far: int) -> None:
     """What the process that gets killed does."""
-    train(work, total=90, every=4, seed=seed, stop=waiting(work, far))
+    train(work, total=60, every=4, seed=seed, stop=waiting(work, far))
 
 
 def test_killed_at_random_instants(tmp_path):
-    """Four kills; tests/test_kills.py has the many, in every stage."""
+    """Three kills; tests/test_kills.py has the many, in every stage."""
     work = tmp_path / "killed"
-    kill_through(through, (work, 0), work, total=90, count=4, seed=0, preload=["tiny"])
-    whole = train(tmp_path / "whole", total=90, every=4)
-    same(tmp_path / "whole", work, whole, train(work, total=90, every=4))
+    kill_through(through, (work, 0), work, total=60, count=3, seed=0, preload=["tiny"])
+    whole = tmp_path / "whole", train(tmp_path / "whole", total=60, every=4)
+    same(whole, work, train(work, total=60, every=4))
 
 
-def test_a_full_disk_is_one_clear_error(tmp_path, monkeypatch):
-    whole = train(tmp_path / "whole")
+def test_a_full_disk_is_one_clear_error(whole, tmp_path, monkeypatch):
     real, left = os.fsync, iter(range(100))
 
     def full(handle):
@@ -86,11 +92,11 @@ def test_a_full_disk_is_one_clear_error(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(NoSpace, match="disk is full"):
-        train(tmp_path / "cut")
+        train(tmp_path)
     monkeypatch.undo()
-    assert not list((tmp_path / "cut" / "checkpoints").glob(".step*"))
-    assert checkpoints(tmp_path / "cut"), "those before the disk was full are intact"
-    same(tmp_path / "whole", tmp_path / "cut", whole, train(tmp_path / "cut"))
+    assert not list((tmp_path / "checkpoints").glob(".step*"))
+    assert checkpoints(tmp_path), "those before the disk was full are intact"
+    same(whole, tmp_path, train(tmp_path))
 
 
 class Noisy:
@@ -108,15 +114,14 @@ class Noisy:
         return {"figure": float(step), "undefined": float("nan")}
 
 
-def test_a_watch_disturbs_nothing(tmp_path):
-    whole, watch = train(tmp_path / "plain"), Noisy()
-    model = Tiny()
+def test_a_watch_disturbs_nothing(whole, tmp_path):
+    model, watch = Tiny(), Noisy()
     steps = TokenSteps(text(), 16, 64, accumulate=2, pool=16)
     optim = Optimizer(model, Rates(), Schedule(), 30)
-    fit(model, steps, NextToken(), optim, run=Run(30, tmp_path / "watched"), watch=Watches(30, watch, None))
+    fit(model, steps, NextToken(), optim, run=Run(30, tmp_path), watch=Watches(30, watch, None))
     assert watch.steps == [0, 7, 14, 21, 28, 30]
-    same(tmp_path / "plain", tmp_path / "watched", whole, model)
-    rows = [json.loads(line) for line in (tmp_path / "watched" / "watch.jsonl").read_text().splitlines()]
+    same(whole, tmp_path, model)
+    rows = [json.loads(line) for line in (tmp_path / "watch.jsonl").read_text().splitlines()]
     assert rows[1] == {"step": 7, "figure": 7.0, "undefined": None}
 
 
@@ -149,7 +154,7 @@ def test_data_of_less_than_one_batch_are_gone_through_again(tmp_path):
     assert rows[-1]["loss"] < rows[0]["loss"]
 
 
-def test_a_checkpoint_is_written_while_training_goes_on(tmp_path, monkeypatch):
+def test_a_checkpoint_is_written_while_training_goes_on(whole, tmp_path, monkeypatch):
     """The writer is held until 12 more steps are done; what it then writes is the state of its own step."""
     real, held, calls = snapshot.write, threading.Event(), []
 
@@ -163,16 +168,15 @@ def test_a_checkpoint_is_written_while_training_goes_on(tmp_path, monkeypatch):
             held.set()
         return len(calls) > 20
 
-    whole = train(tmp_path / "whole")
     monkeypatch.setattr(snapshot, "write", slow)
     with pytest.raises(Stopped):
-        train(tmp_path / "cut", every=0, good_every=4, checkpoint_seconds=1e-9, keep=9, stop=count)
+        train(tmp_path, every=0, good_every=4, checkpoint_seconds=1e-9, keep=9, stop=count)
     monkeypatch.undo()
-    *newer, oldest = snapshot.found(tmp_path / "cut" / "checkpoints")
+    *newer, oldest = snapshot.found(tmp_path / "checkpoints")
     assert newer and snapshot.read(oldest)["step"] == 4
     for path in newer:
         shutil.rmtree(path)
-    same(tmp_path / "whole", tmp_path / "cut", whole, train(tmp_path / "cut"))
+    same(whole, tmp_path, train(tmp_path))
 
 
 @pytest.mark.parametrize("keep", [1, 3])
@@ -181,13 +185,15 @@ def test_so_many_checkpoints_are_kept(tmp_path, keep):
     assert checkpoints(tmp_path) == [16, 20, 24, 28][-keep:]
 
 
-def test_another_thread_count_is_said(tmp_path):
+def test_other_threads_or_another_processor_are_said(tmp_path):
     calls = iter(range(100))
     with pytest.raises(Stopped):
         train(tmp_path, stop=lambda: next(calls) >= 7)
     newest = snapshot.found(tmp_path / "checkpoints")[0]
     state = snapshot.read(newest)
-    state["made_on"]["threads"] = 64
+    named, info = state["made_on"]["device"], Path("/proc/cpuinfo")
+    assert named == (re.findall("(?m)^model name.*: (.*)$", info.read_text() if info.is_file() else "") or [named])[0]
+    state["made_on"] |= {"threads": 64, "device": "AMD K6"}
     snapshot.write(tmp_path / "checkpoints", state)
     train(tmp_path)
-    assert "not bit-identical: threads 64 -> 1" in (tmp_path / "metrics.jsonl").read_text()
+    assert f"not bit-identical: device AMD K6 -> {named}, threads 64 -> 1" in (tmp_path / "metrics.jsonl").read_text()

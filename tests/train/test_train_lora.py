@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from small import COLOURS, NAMES, READ, TAUGHT, ask, dialogue, seal, taught
+from small import COLOURS, NAMES, READ, TAUGHT, ask, dialogue, seal
 
 from tutelage.align.dpo import dpo
 from tutelage.align.rlhf import Rlhf, rlhf
@@ -37,9 +37,9 @@ def other(name: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(little_life):
     """A taught model, and dialogues that say otherwise."""
-    root, found = taught(tmp_path_factory.mktemp("lora"))
+    root, found = little_life[0], dict(little_life[1])
 
     def corpus(folder: Path) -> None:
         (folder / "documents.parquet").write_bytes(found["corpus"].file("documents.parquet").read_bytes())
@@ -149,6 +149,9 @@ def test_what_cannot_be_learned_so_is_named(made):
         finetune(root, **inputs, **TAUGHT, freeze=["embed_token"])
     with pytest.raises(ConfigError, match="nothing is left to learn"):
         finetune(root, **inputs, **TAUGHT, freeze=["*"])
+    for method in ({"method": "ppo"}, {"method": "grpo", "group": 2}):  # a critic would learn all the same
+        with pytest.raises(ConfigError, match=r"rlhf\.freeze.*every weight of the actor is frozen"):
+            rlhf(root, model=found["finetune"], corpus=found["corpus"], judge="random", **method, freeze=["*"])
     with pytest.raises(ConfigError, match=r"finetune\.lora_targets.*'q_proj'"):
         finetune(root, **inputs, **TAUGHT, lora=4, lora_targets=["query"])
     with pytest.raises(ConfigError, match=r"pretrain\.lora.*moves them all"):

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from small import NAMES, READ, TAUGHT, ask, colour_of, seal, taught, world
+from small import NAMES, READ, TAUGHT, ask, colour_of, seal, world
 
 from tutelage.core.errors import ConfigError, DataError, Stopped
 from tutelage.core.price import Machine
@@ -25,9 +25,9 @@ from tutelage.train.finetune import check_end, finetune
 from tutelage.train.pretrain import Pretrain, by_source, pretrain, pretrain_cost
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    return taught(tmp_path_factory.mktemp("train"))
+@pytest.fixture
+def made(little_life):
+    return little_life
 
 
 def test_pretraining_learns_and_reports(made):

@@ -26,7 +26,7 @@ from tutelage.align.rollout import (
     read_prompts,
 )
 from tutelage.core import refs
-from tutelage.core.errors import DataError, NotFound
+from tutelage.core.errors import ConfigError, DataError, NotFound
 from tutelage.core.price import Cost, Machine, Size
 from tutelage.core.records import Example, read_jsonl
 from tutelage.core.stage import Context, Input, Inputs, Watch, stage
@@ -136,6 +136,8 @@ def rlhf(config: Rlhf, inputs: Inputs, out: Path, context: Context) -> dict[str,
     tokenizer = load(inputs.model.path)
     base = load_decoder(inputs.model.path).to(device)
     actor = config.learner(base)
+    if not any(parameter.requires_grad for parameter in actor.parameters()):
+        raise ConfigError("every weight of the actor is frozen: nothing is left to reinforce", key="rlhf.freeze")
     reference = base.requires_grad_(False).eval() if config.lora else base.clone()  # the frozen weights, or a copy
     critic = None
     if config.method == "ppo":

@@ -141,7 +141,9 @@ def show_mask(
     source: Annotated[
         str, typer.Argument(help="A corpus, tokens or a tuned model, a section of the last run, a file of dialogues.")
     ] = "prepare",
-    tokenizer: Annotated[str, typer.Option(help="A tokenizer or model, or a section.")] = "tokenizer",
+    tokenizer: Annotated[
+        str | None, typer.Option(help="A tokenizer, a model or a section; left out: what the ids were made with.")
+    ] = None,
     row: Annotated[int, typer.Option(min=1, help="Which dialogue to begin with, counted from 1.")] = 1,
     count: Annotated[int, typer.Option(min=1, help="How many to show.")] = 1,
     root: RootOption = HERE,
@@ -155,8 +157,9 @@ def show_mask(
     from tutelage.tokens.tokenizer import load
 
     where = known_root(root)
-    words = load(artifact_of(where, tokenizer))
-    file, dialogues = _dialogues(source, where, words)
+    told = Path(source) if source.endswith((".jsonl", ".json")) else _learned_from(source, where)
+    words = load(artifact_of(where, tokenizer or _tokenizer_of(told, where)))
+    file, dialogues = _dialogues(told, words)
     found = list(islice(dialogues, row - 1, row - 1 + count))
     if not found:
         raise DataError("there is no such row", file=file, row=row)
@@ -170,28 +173,36 @@ def show_mask(
         say(f"{text}\n({learned} of {sum(each.tokens for each in parts)} tokens are learned from)")
 
 
-def _dialogues(source: str, root: Root, words: Any) -> tuple[Path, Iterator[tuple[Any, Any]]]:
+def _learned_from(source: str, root: Root) -> Artifact:
+    """A corpus or tokens; of a model the tokens that it learned from."""
+    artifact = artifact_of(root, source)
+    tokens = artifact.manifest.inputs.get("tokens") if artifact.kind == "model" else None
+    return artifact_of(root, str(tokens)) if tokens else artifact
+
+
+def _tokenizer_of(source: Path | Artifact, root: Root) -> str:
+    """What these ids were made with, or else those of the last run; before there are any, its tokenizer."""
+    from tutelage.life import last
+
+    tokens = source if isinstance(source, Artifact) and source.kind == "tokens" else last(root).get("encode")
+    return str(tokens.manifest.inputs["tokenizer"]) if tokens else "tokenizer"
+
+
+def _dialogues(source: Path | Artifact, words: Any) -> tuple[Path, Iterator[tuple[Any, Any]]]:
     """Ids and mask of each dialogue: as `encode` would make them, or as it made them where the artifact holds them."""
     import itertools
 
     from tutelage.core.records import Example, read_jsonl
     from tutelage.tokens.chat import encode_dialogue
 
-    def told(file: Path) -> tuple[Path, Iterator[tuple[Any, Any]]]:
+    if not isinstance(source, Artifact) or source.kind != "tokens":
+        file = source.file("dialogues.jsonl") if isinstance(source, Artifact) else source
         return file, (encode_dialogue(example, words) for example in read_jsonl(file, Example))
-
-    if source.endswith((".jsonl", ".json")):
-        return told(Path(source))
-    artifact = artifact_of(root, source)
-    if artifact.kind == "model" and "tokens" in artifact.manifest.inputs:
-        artifact = artifact_of(root, str(artifact.manifest.inputs["tokens"]))
-    if artifact.kind != "tokens":
-        return told(artifact.file("dialogues.jsonl"))
     import numpy as np
 
     ids, mask, offsets = (
-        np.load(artifact.file(f"dialogues{part}.npy"), mmap_mode="r", allow_pickle=False)
+        np.load(source.file(f"dialogues{part}.npy"), mmap_mode="r", allow_pickle=False)
         for part in ("", ".mask", ".offsets")
     )
     bounds = itertools.pairwise(offsets.tolist())
-    return artifact.file("dialogues.npy"), ((ids[first:last], mask[first:last]) for first, last in bounds)
+    return source.file("dialogues.npy"), ((ids[first:last], mask[first:last]) for first, last in bounds)

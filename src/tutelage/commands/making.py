@@ -89,7 +89,9 @@ def run(
     budget: Annotated[str | None, typer.Option(help="Size the training to this time: 90s, 15m, 2h.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Where people must answer, wait for them.")] = False,
     later: Annotated[bool, typer.Option("--later", help="Only ask for it: `tutelage worker` makes it.")] = False,
-    ranks: Annotated[int, typer.Option(min=1, help="Train with so many processes of this machine (FSDP2).")] = 1,
+    ranks: Annotated[
+        int, typer.Option(min=1, help="Processes here that train pretrain, finetune and dpo (FSDP2).")
+    ] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Run a recipe; what is made already is skipped, so the same command goes on after a stop."""

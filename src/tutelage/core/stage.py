@@ -91,13 +91,14 @@ class Watch(Protocol):
 
 
 class Examination(Watch, Protocol):
-    """A watch that can say what changed between the beginning and the end, item by item."""
+    """A watch that can say what a stage changed, item by item."""
 
     def begin(self, model: Any) -> None:
         """Examine the model that a stage begins with; also where the stage goes on in the middle."""
 
-    def change(self) -> dict[str, Any]:
-        """By suite: the figure at the last look minus that at `begin`, paired, with its interval."""
+    def change(self, model: Any, step: int) -> dict[str, Any]:
+        """By suite: the figure of the model that is left, with the weights after `step`, minus that at `begin`; paired,
+        with its interval."""
 
 
 class Watching(Protocol):

@@ -54,13 +54,14 @@ class Examiner:
         self.items, self.tokenizer, self.every = items, tokenizer, every
         self._first: list[Result] | None = None
         self._last: list[Result] = []
+        self._step = -1
 
     def __call__(self, model: Any, step: int) -> Mapping[str, Any]:
         """Headline figure per suite (0 to 1), their mean as `watched`, its standard error, and how many items."""
         if not self.items:
             return {}
         known_first = self._first if step == 0 else None
-        self._last = known_first or self._examine(model, f"step-{step}")
+        self._step, self._last = step, known_first or self._examine(model, f"step-{step}")
         known = [each for each in self._last if each.value is not None]
         groups: dict[str, list[float]] = {}
         for each in known:
@@ -76,8 +77,11 @@ class Examiner:
         """Examine the model as it is; a look at step 0 repeats nothing."""
         self._first = self._examine(model, "step-0")
 
-    def change(self) -> dict[str, Any]:
-        """By suite, and of all items as `watched`: the figure at the last look minus that at `begin`, item by item."""
+    def change(self, model: Any, step: int) -> dict[str, Any]:
+        """By suite, and of all items as `watched`: the figure of a model with the weights after `step` minus that at
+        `begin`, item by item. Where the last look was at that step, nothing is repeated."""
+        if step != self._step:
+            self(model, step)
         begun = {each.item: each for each in self._first or ()}
         both = [(begun[each.item], each) for each in self._last if each.item in begun]
         pairs = [pair for pair in both if pair[0].value is not None and pair[1].value is not None]

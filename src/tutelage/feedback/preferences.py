@@ -111,7 +111,10 @@ def preferences(config: Preferences, inputs: Inputs, out: Path, context: Context
     by_person = config.aggregate == "person"
     rows = _by_person(config, words, trust, kind) if by_person else _by_task(config, words, table, pairs, trust, kind)
     unnamed = _unnamed(inputs) if config.unnamed and inputs.corpus is not None else []
-    _check(rows + unnamed, out)
+    unheard = _unheard(quality)
+    if unheard and unnamed:
+        context.say.note(f"{unheard}: only comparisons without named people are left")
+    _check(rows + unnamed, out, unheard)
     write_jsonl(out / "preferences.jsonl", rows + unnamed)
     stated = stated_agreement(words, table, pairs, quality, kind, config.seed)
     (out / "agreement.json").write_text(json.dumps(stated, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -347,10 +350,27 @@ def _unnamed(inputs: Inputs) -> list[Preference]:
     return rows
 
 
-def _check(rows: Sequence[Preference], out: Path) -> None:
+def _unheard(quality: Sequence[consensus.Quality]) -> str:
+    """Why nobody's answers count; empty where somebody's do.
+
+    Whoever made too few choices beside others is trusted as those are on average who made enough: where all of these
+    were found unreliable, nobody is left.
+    """
+    if not quality or any(each.weight > 0 for each in quality):
+        return ""
+    found = Counter(str(each.finding) for each in quality if not each.reason)
+    kinds = ", ".join(f"{count} {name}" for name, count in sorted(found.items()))
+    return (
+        f"nobody's answers could be relied on: {found.total()} of {len(quality)} people made enough choices beside "
+        f"others to be judged, all of them were found unreliable ({kinds}), and the rest are trusted as they are"
+    )
+
+
+def _check(rows: Sequence[Preference], out: Path, unheard: str) -> None:
     """Refuse a set that nothing can be learned from."""
     if not rows:
-        todo = "Let more people answer, or ask about answers that differ more clearly"
-        raise DataError("no preference to learn from: nobody's answers could be relied on", file=out, todo=todo)
+        todo = "Ask each person about more tasks (`collect.prompts`), or about answers that differ more clearly"
+        why = unheard or "nobody's answers could be relied on"
+        raise DataError(f"no preference to learn from: {why}", file=out, todo=todo)
     if not any(each.tags["split"] == "train" for each in rows):
         raise DataError("no preference to learn from: every answer is in a held-out split", file=out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -200,7 +201,7 @@ def curves(artifacts: Artifacts) -> Markup | None:
             drawn += _training(name, log, watched)
         if len(watched) > 1 and "step" in watched[0]:
             drawn += _watched(name, watched)
-            tables += _suites(name, watched)
+            tables += _suites(name, watched, kept_step(artifact.metrics))
     if not drawn:
         return None
     cards = Markup("").join(Markup('<div class="card">{}</div>').format(Markup(each)) for each in drawn)
@@ -259,15 +260,21 @@ def _watched(name: str, log: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _suites(name: str, log: Sequence[Mapping[str, Any]]) -> Markup:
-    """Each watched figure before and after the stage: what was learned, and what was forgotten."""
+def kept_step(metrics: Mapping[str, Any]) -> float:
+    """The step whose weights a stage saved: where it kept its best ones that of their look, else the last."""
+    best = metrics.get("best")
+    return float(best["step"]) if isinstance(best, Mapping) else math.inf
+
+
+def _suites(name: str, log: Sequence[Mapping[str, Any]], kept: float) -> Markup:
+    """Each watched figure before the stage and at the look whose weights it saved: what was learned, and forgotten."""
     keys = [
         k for k in dict.fromkeys(k for row in log for k in row) if k not in ("step", "watched_error", "watched_items")
     ]
     lines = []
     for key in keys:
-        values = [v for row in log if (v := point(row.get(key))) is not None]
-        if len(values) > 1:
+        values = [v for row in log if row["step"] <= kept and (v := point(row.get(key))) is not None]
+        if values:
             change = values[-1] - values[0]
             lines.append([words(key), charts.number(values[0]), charts.number(values[-1]), f"{change:+.3f}"])
     if not lines:

@@ -31,7 +31,7 @@ from tutelage.core.artifact import Root
 from tutelage.core.config import build
 from tutelage.core.errors import TutelageError
 from tutelage.core.events import silent
-from tutelage.core.stage import Context, Inputs, Stage, never, open_inputs
+from tutelage.core.stage import Body, Context, Inputs, Stage, never, open_inputs
 from tutelage.plan import Examiner
 from tutelage.recipe import Recipe, WatchConfig, stage_of
 
@@ -108,14 +108,27 @@ class Meeting:
     def __init__(self, store: Any, rank: int, ranks: int) -> None:
         self.store, self.rank, self.ranks = store, rank, ranks
         self.count = 0
+        self._said = False
 
     def leads(self, recipe: Recipe) -> Recipe:
-        """The recipe with those stages that the other ranks help in."""
+        """The recipe with those stages that the other ranks help in; the first of the others says that it is none."""
         sections = {
-            name: section._replace(stage=self._led(section.stage)) if section.stage.name in SHARED else section
+            name: section._replace(stage=(self._led if section.stage.name in SHARED else self._alone)(section.stage))
             for name, section in recipe.sections.items()
         }
         return recipe._replace(sections=sections)
+
+    def _alone(self, stage: Stage) -> Stage:
+        def body(config: Any, inputs: Inputs, out: Path, context: Context) -> Mapping[str, Any]:
+            if not self._said:
+                *most, last = SHARED
+                context.say.note(
+                    f"{self.ranks} ranks train {', '.join(most)} and {last}; the other stages are rank 0's"
+                )
+                self._said = True
+            return stage.body(config, inputs, out, context)
+
+        return _with(stage, body)
 
     def _led(self, stage: Stage) -> Stage:
         def body(config: Any, inputs: Inputs, out: Path, context: Context) -> Mapping[str, Any]:
@@ -133,9 +146,7 @@ class Meeting:
                 self._explain(error)
                 raise
 
-        led = copy.copy(stage)
-        led.body = body
-        return led
+        return _with(stage, body)
 
     def _say(self, message: Mapping[str, Any]) -> None:
         self.count += 1
@@ -215,6 +226,13 @@ class Meeting:
             suppress(Helped),
         ):
             body(Path(out))
+
+
+def _with(stage: Stage, body: Body) -> Stage:
+    """The same stage with another body."""
+    found = copy.copy(stage)
+    found.body = body
+    return found
 
 
 def meeting(root: Root) -> Meeting:

@@ -46,10 +46,13 @@ class Best:
             self.step, self.value = step, float(value)
             self.weights = {name: tensor.detach().clone() for name, tensor in weights(model).items()}
 
-    def restore(self, model: nn.Module) -> None:
-        """Put the best weights back into the model."""
-        if self.step >= 0:
-            load_weights(model, self.weights)
+    def restore(self, model: nn.Module, last: int) -> int:
+        """Put the best weights, if any were kept, back into a model that has those of step `last`; returns the step
+        whose weights it has now."""
+        if self.step < 0:
+            return last
+        load_weights(model, self.weights)
+        return self.step
 
     def report(self) -> dict[str, Any]:
         """For the stage's metrics: which figure, which step, which value; nothing when nothing was kept."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import platform
 import random
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,15 +42,22 @@ def setup(*, threads: int = THREADS, device: str = "cpu", seed: int = 0) -> torc
 
 
 def describe(device: torch.device) -> dict[str, str | int]:
-    """What bit-identical resuming depends on: torch, threads, device, processor type, products, number of ranks."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    """What bit-identical resuming depends on: torch, threads, the processor by its name, the instructions and the
+    precision of its products, number of ranks. Kept in checkpoints, never in an artifact, unless it changes."""
     return {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "device": name,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "products": f"{torch.backends.cpu.get_cpu_capability()} {torch.get_float32_matmul_precision()}",
         "ranks": ranks(),
     }
+
+
+def processor() -> str:
+    """The processor's name, such as `AMD EPYC 9B14`; its architecture where the system tells no name."""
+    info = Path("/proc/cpuinfo")
+    named = re.search(r"^model name\s*:\s*(.+?)\s*$", info.read_text(), re.MULTILINE) if info.is_file() else None
+    return named[1] if named else platform.processor() or platform.machine()
 
 
 def ranks() -> int:

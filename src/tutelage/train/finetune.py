@@ -149,7 +149,7 @@ def finetune(config: Finetune, inputs: Inputs, out: Path, context: Context) -> d
         "loss": fitted.last.get("loss"),
         "validation": plain(answers.measure(model)),
         **{key: value for each in before for key, value in each.forgotten(model).items()},
-        **({"examined": examiner.change()} if examiner else {}),
+        **({"examined": examiner.change(model, fitted.kept)} if examiner else {}),
     }
 
 

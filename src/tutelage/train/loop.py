@@ -82,6 +82,7 @@ class Fitted:
         skipped: steps that were passed over and changed nothing.
         counts: what the whole run learned from, per term (tokens, rankings ...).
         last: the last metrics row.
+        kept: the step after which the weights were that the model is left with.
         best: for the stage's metrics: which look's weights the model has, where one was asked for.
     """
 
@@ -89,6 +90,7 @@ class Fitted:
     skipped: int
     counts: Mapping[str, float]
     last: Mapping[str, Any]
+    kept: int
     best: Mapping[str, Any]
 
 
@@ -198,8 +200,8 @@ class _Loop(Generic[B]):
         self.writer.join()
         self.metrics.close()
         self.seen.close()
-        self.best.restore(self.model)
-        return Fitted(self.step, self.skipped, self.counts, self.last, self.best.report())
+        kept = self.best.restore(self.model, self.step)
+        return Fitted(self.step, self.skipped, self.counts, self.last, kept, self.best.report())
 
     def _next(self) -> tuple[Sequence[B], State]:
         """The next step's micro-batches, on every rank the same; and the position before them, where one is due."""

@@ -92,7 +92,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Rates:
-    """Learning rates and decay. Each stage has defaults of its own, first guesses so far.
+    """Learning rates and decay. Each stage has defaults of its own, not swept so far (`bench/rates.py` does).
 
     Attributes:
         matrix: Muon's rate for the matrices inside the layers (the change's spectral norm per step).

@@ -69,8 +69,7 @@ def divided(model: M) -> M:
 
     device = next(model.parameters()).device
     mesh = init_device_mesh(device.type, (ranks(),))
-    tensors = [*model.parameters(), *model.buffers()]
-    empty = copy.deepcopy(model, {id(tensor): _on_meta(tensor) for tensor in tensors})
+    empty = copy.deepcopy(model, {id(parameter): _on_meta(parameter) for parameter in model.parameters()})
     layers: Any = model.layers
     for block in layers:
         fully_shard(block, mesh=mesh)
@@ -84,24 +83,31 @@ def divided(model: M) -> M:
     return model
 
 
-def _on_meta(tensor: Tensor) -> Tensor:
-    empty = tensor.detach().to("meta")
-    return nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+def _on_meta(parameter: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
 
 
 def gathered(model: M) -> M | None:
-    """The model as one process would have it: a copy on rank 0, None on the others. All ranks must call this."""
+    """The model as one process would have it: a copy on rank 0, None on the others. All ranks must call this.
+
+    A weight that stands in several places, as tied embeddings do, is one weight in the copy, too.
+    """
     empty: M | None = getattr(model, "_empty", None)
     if empty is None:
         return model
-    found: M = copy.deepcopy(empty)
-    for name, parameter in model.named_parameters():
+    made: dict[int, nn.Parameter] = {}
+    for parameter in model.parameters():
         full: Any = parameter
         full = full.full_tensor() if is_divided(parameter) else full
         if rank() == 0:
-            owner, _, last = name.rpartition(".")
-            setattr(found.get_submodule(owner), last, nn.Parameter(full.detach(), parameter.requires_grad))
-    return found.train(model.training) if rank() == 0 else None
+            made[id(parameter)] = nn.Parameter(full.detach(), parameter.requires_grad)
+    if rank() != 0:
+        return None
+    found: M = copy.deepcopy(empty)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owner, _, last = name.rpartition(".")
+        setattr(found.get_submodule(owner), last, made[id(parameter)])
+    return found.train(model.training)
 
 
 def whole(model: M) -> M:

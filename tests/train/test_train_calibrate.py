@@ -169,6 +169,9 @@ def test_what_learns_is_priced_as_it_is_computed(shape: DecoderConfig, settings:
     assert told == pytest.approx(counted(model) / counted(plain), rel=0.08), "the lowest layer hands nothing down"
 
 
+AGAIN = Finetune(activations="recompute").learned(size_of(STARTER))
+
+
 def test_what_is_frozen_takes_no_memory_but_its_weights() -> None:
     size = size_of(STARTER)
     whole, adapter, recomputed = (
@@ -178,8 +181,8 @@ def test_what_is_frozen_takes_no_memory_but_its_weights() -> None:
     learns = Finetune(lora=8).learned(size).parameters
     assert whole == size.taught(2048, 64) and 0 < learns < size.parameters / 5
     assert whole - adapter == pytest.approx(12 * size.parameters - 16 * learns)
-    layer = size.kept / size.layers + size.scores / size.layers * 64
-    assert recomputed == pytest.approx(size.taught(0) + 4 * 2048 * (4 * 160 + layer))
+    kept = [size._replace(layers=each).taught(2048, 64, learned=(AGAIN,)) for each in (1, 4, 8)]
+    assert whole == kept[0] > kept[1] == recomputed > kept[2] > size.taught(0) + 4 * 2048 * 8 * 160
 
 
 def test_precision_activations_and_adapters_change_the_price() -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from bench import side
 from bench.side import Part, Settings
 from tutelage.core.artifact import Root
-from tutelage.core.price import DRAW, MUON, ROUND, Machine
+from tutelage.core.price import DRAW, LEARN, MUON, READ, ROUND, WRITE, Machine
 from tutelage.life import last
 from tutelage.plan import predict, referenced
 from tutelage.recipe import Recipe, read_recipe
@@ -68,6 +68,9 @@ def shares(recipe: Recipe, machine: Machine, root: Root) -> dict[str, dict[str, 
     Seconds are inverse to a rate (to `round` proportional), so those that vanish with it twice as good are half of it.
     """
     models = referenced(recipe, root)
+    usual = {"learning": LEARN, "reading": READ, "writing": WRITE}  # of what was not measured
+    stated = {rate: getattr(machine, rate) or share * machine.gemm for rate, share in usual.items()}
+    machine = machine.model_copy(update=stated)
 
     def seconds(rates: Machine) -> dict[str, float]:
         return {name: cost.seconds for name, cost in predict(recipe, rates, models).items()}

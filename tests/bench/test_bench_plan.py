@@ -25,6 +25,8 @@ def test_a_life_is_split_into_the_rates_it_is_priced_by(tmp_path: Path) -> None:
     muon = split["pretrain"]["gemm"] / (split["pretrain"]["gemm"] + split["pretrain"]["learning"])
     assert muon == pytest.approx(costs["pretrain"].muon)
     assert split["evaluate"]["learning"] == pytest.approx(0) and split["evaluate"]["round"] > 0
+    plain = plan.shares(recipe, Machine(gemm=1e11), Root(tmp_path))["pretrain"]
+    assert plain["learning"] > 5 * plain["gemm"], "what was not measured is a share of the product, not the product"
     assert all(part > -1e-6 for parts in split.values() for part in parts.values())
 
 

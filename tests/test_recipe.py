@@ -4,14 +4,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tutelage import life
-from tutelage.core.artifact import Root
-from tutelage.core.errors import ConfigError
+from tutelage.core.artifact import Manifest, Root
+from tutelage.core.errors import ConfigError, NotFound
 from tutelage.core.price import Machine
-from tutelage.plan import plan, predict
+from tutelage.plan import plan, predict, referenced
 from tutelage.recipe import read_recipe
 from tutelage.report.timing import predictions
 
@@ -133,8 +134,130 @@ def test_what_is_left_to_measurement_is_measured_once_and_sealed(
     assert first.choices["finetune"]["activations"] == "keep"
     assert first.choices["finetune"]["steps"] > 0
     assert recipe.with_choices(first.choices).sections["pretrain"].config.resolved()["precision"] == chosen
-    monkeypatch.setattr("tutelage.train.calibrate.settle", lambda *given: pytest.fail("measured again"))
+    monkeypatch.setattr("tutelage.train.calibrate.bf16_share", lambda *given: pytest.fail("measured again"))
     assert plan(recipe, root, Machine(gemm=1e9)).choices == first.choices
+
+
+def test_what_is_left_to_measurement_is_settled_at_the_shape_that_a_budget_chose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed = []
+
+    def seconds(shape: Any, micro: int, seconds: float, *, threads: int) -> tuple[float, float]:
+        timed.append(shape.hidden_size)
+        return 1.0, 0.4
+
+    monkeypatch.setattr("tutelage.train.calibrate.step_seconds", seconds)
+    plain, auto = (
+        plan(read_recipe(FIVE, [*each, "budget=10m"]), Root(tmp_path / "life"), Machine(gemm=2e11))
+        for each in ([], ["pretrain.precision=auto"])
+    )
+    assert timed == [auto.choices["pretrain"]["width"]] and timed[0] > 160
+    assert auto.choices["pretrain"]["precision"] == "bf16" and auto.machine.bf16 == 0.4
+    assert plain.choices["pretrain"]["steps"] < auto.choices["pretrain"]["steps"], "what bf16 saves is spent"
+    assert max(plain.seconds, auto.seconds) <= 600
+
+
+def test_activations_are_recomputed_where_only_that_fits(tmp_path: Path) -> None:
+    kept, again = (
+        predict(read_recipe(FIVE, [f"pretrain.activations={each}"]), Machine())["pretrain"].memory
+        for each in ("keep", "recompute")
+    )
+    between = Machine(gemm=5e10, memory=(kept + again) / 2)
+    recipe = read_recipe(FIVE, ["pretrain.activations=auto", "finetune.activations=auto"])
+    found = plan(recipe, Root(tmp_path), between)
+    assert found.choices["pretrain"] == {"activations": "recompute"}
+    assert {each.name: each.cost.memory for each in found.stages}["pretrain"] == again
+    roomy = plan(recipe, Root(tmp_path / "roomy"), Machine(gemm=5e10)).choices
+    assert roomy == {name: {"activations": "keep"} for name in ("pretrain", "finetune")}
+    with pytest.raises(ConfigError, match=r"GiB of memory.*`pretrain\.\w+=\d+` fits"):
+        plan(recipe, Root(tmp_path / "narrow"), Machine(gemm=5e10, memory=again - 1e6))
+    with pytest.raises(ConfigError, match=r"`pretrain\.activations=recompute` fits"):
+        plan(read_recipe(FIVE, ["pretrain.micro=128"]), Root(tmp_path / "told"), _just_below(128))
+
+
+def _just_below(micro: int) -> Machine:
+    """A machine that lacks a little of what pre-training needs with such micro-batches."""
+    need = predict(read_recipe(FIVE, [f"pretrain.micro={micro}"]), Machine())["pretrain"].memory
+    return Machine(gemm=5e10, memory=need - 1e6)
+
+
+SMOL = {
+    "model_type": "llama",
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+}
+"""SmolLM2-135M's shape."""
+
+
+def tuned(ref: str) -> dict[str, Any]:
+    """A recipe that tunes and serves a model by reference."""
+    return {
+        "prepare": None,
+        "encode": {"tokenizer": ref},
+        "finetune": {"model": ref, "steps": 5},
+        "bundle": {"model": ref, "classifier": ["classifier"]},
+        "labels": None,
+        "classifier": None,
+        "evaluate": {"of": ["bundle"]},
+        "redteam": {"targets": [ref]},
+    }
+
+
+def test_a_model_by_reference_is_priced_by_its_own_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, root = tmp_path / "smol", Root(tmp_path / "life").create()
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(SMOL))
+    work = root.work / "made"
+    work.mkdir()
+    (work / "config.json").write_text(json.dumps(SMOL))
+    model = root.seal(work, Manifest(kind="model", stage="import", version=1, config={}, files={}), "a" * 64)
+    work.mkdir()
+    about = Manifest(
+        kind="bundle", stage="bundle", version=1, config={}, files={}, inputs={"model": model.ref, "classifier": []}
+    )
+    bundle = root.seal(work, about, "b" * 64)
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download",
+        lambda name, allow_patterns: asked.append((name, allow_patterns)) or str(folder),
+    )
+    machine = Machine(gemm=1e12, memory=1e11)
+    starter = predict(read_recipe(tuned(model.ref)), machine)
+    for ref in (model.ref, str(folder), "hf:some/smol"):
+        costs = {each.name: each.cost for each in plan(read_recipe(tuned(ref)), root, machine).stages}
+        assert costs["finetune"].sizes["parameters"] == pytest.approx(134.5e6, rel=0.001)
+        assert costs["finetune"].memory > 16 * 134e6
+        for name in ("finetune", "evaluate", "redteam"):
+            assert costs[name].seconds > 5 * starter[name].seconds, name
+    assert asked == [("some/smol", ["config.json"])], "the weights wait for the run"
+    guarded = read_recipe({"prepare": None, "evaluate": {"of": [bundle.ref]}})
+    assert predict(guarded, machine, referenced(guarded, root))["evaluate"].memory > 4 * 134e6
+    with pytest.raises(ConfigError, match=r"finetune\.micro.*GiB of memory"):
+        plan(read_recipe(tuned(str(folder)), ["finetune.micro=8192"]), root, Machine(gemm=1e12, memory=8e9))
+    with pytest.raises(NotFound, match=r"no artifact 'model:12ab"):
+        plan(read_recipe(tuned("model:12ab")), root, machine)
+
+
+def test_a_model_of_another_architecture_is_priced_too(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPTNeoXConfig(
+        vocab_size=300, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4
+    )
+    config.save_pretrained(tmp_path / "neox")
+    recipe = read_recipe(tuned(str(tmp_path / "neox")), ["finetune.precision=auto", "finetune.activations=auto"])
+    found = plan(recipe, Root(tmp_path / "life"), Machine(gemm=1e11))
+    size = {each.name: each.cost.sizes for each in found.stages}["finetune"]
+    real = transformers.AutoModelForCausalLM.from_config(config)
+    assert size["parameters"] == sum(each.numel() for each in real.parameters())
+    assert (size["layers"], size["head_dim"], size["foreign"]) == (2, 16, 1)
+    assert found.choices["finetune"] == {"precision": "fp32", "activations": "keep"} and not found.machine.bf16
 
 
 def test_a_plan_of_an_earlier_version_keeps_its_choices(tmp_path: Path) -> None:

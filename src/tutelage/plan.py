@@ -9,7 +9,10 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import Field
@@ -17,7 +20,7 @@ from pydantic import Field
 from tutelage.core.artifact import Artifact, Root, atomic_write
 from tutelage.core.errors import ConfigError, NotFound
 from tutelage.core.events import Event
-from tutelage.core.price import Cost, Machine
+from tutelage.core.price import Cost, Machine, Size
 from tutelage.core.records import Record
 from tutelage.core.stage import Examination, Inputs, open_inputs, stage_key
 from tutelage.recipe import Recipe, Section, WatchConfig, each_of
@@ -59,24 +62,31 @@ class Plan(Record):
 def plan(recipe: Recipe, root: Root, machine: Machine | None = None) -> Plan:
     """Predict every stage and, under a budget, choose the horizons; once: what was sealed before is returned.
 
-    `machine` is taken instead of measuring. Raises ConfigError for a budget that nothing fits, or a stage that needs
-    more memory than there is.
+    Under a budget the shape is chosen first, then what is left to `auto` is settled at that shape, and the horizons
+    last. `machine` is taken instead of measuring. Raises ConfigError for a budget that nothing fits, or a stage that
+    needs more memory than there is; NotFound for a model by reference that is not there.
     """
     root.create()
     sealed = _sealed(recipe, root)
     if sealed is None:
-        rates = machine or measure_machine(recipe)
-        settled = _settle(recipe, rates)
-        choices = _fit_budget(recipe.with_choices(settled), rates) if recipe.budget else {}
-        choices = {name: {**settled.get(name, {}), **choices.get(name, {})} for name in {**settled, **choices}}
+        models = referenced(recipe, root)
+        rates = machine or measure_machine(recipe, models)
+        price = partial(predict, machine=rates, models=models)
+        choices = _choose_shape(recipe, price, rates.memory) if recipe.budget else {}
+        rates = _timed(recipe.with_choices(choices), rates, price)
+        price = partial(predict, machine=rates, models=models)
+        choices = _joined(choices, _settle(recipe.with_choices(choices), rates, price))
+        if recipe.budget:
+            choices = _joined(choices, _fit_horizons(recipe.with_choices(choices), price))
+        costs = price(recipe.with_choices(choices))
+        _must_fit(recipe.with_choices(choices), costs, price, rates.memory)
         new = Plan(recipe=recipe.mark, budget=recipe.budget, machine=rates, choices=choices)
-        costs = predict(recipe.with_choices(choices), rates)
-        _must_fit(recipe.with_choices(choices), costs, rates)
         stages = tuple(PlannedStage(name=name, cost=cost) for name, cost in costs.items())
         sealed = _seal(new.model_copy(update={"stages": stages}), recipe, root)
     chosen = recipe.with_choices(sealed.choices)
     # a plan sealed by an earlier version holds no costs
-    costs = {each.name: each.cost for each in sealed.stages} or predict(chosen, sealed.machine)
+    costs = {each.name: each.cost for each in sealed.stages}
+    costs = costs or predict(chosen, sealed.machine, referenced(recipe, root))
     made = walk(chosen, root)
     stages = tuple(
         PlannedStage(name=name, cost=costs[name], known=made[name].ref if name in made else None)
@@ -115,31 +125,83 @@ def _seal(new: Plan, recipe: Recipe, root: Root) -> Plan:
     return new
 
 
-def measure_machine(recipe: Recipe) -> Machine:
-    """Measure this machine at the shape that the recipe trains; without torch (the base install) rates are defaults."""
+Sizes = Mapping[str, float]
+Choices = dict[str, dict[str, Any]]
+Price = Callable[[Recipe], dict[str, Cost]]
+"""Prices a recipe's sections, the machine and the models it names being known."""
+
+MODELS = {"model", "reward", "bundle", "release"}
+"""Kinds of artifact that hold a model, or were made of one."""
+
+
+def referenced(recipe: Recipe, root: Root) -> dict[str, Sizes]:
+    """The size of every model that a recipe names by reference, as its `config.json` states it; by reference.
+
+    Of `hf:` names that file alone is fetched. Raises NotFound, ConfigError.
+    """
+    refs = {
+        each: None
+        for section in recipe.sections.values()
+        for key, source in section.sources.items()
+        for each in each_of(source)
+        if each not in recipe.sections and MODELS & set(section.stage.inputs[key].kinds)
+    }
+    if not refs:
+        return {}
     try:
-        from tutelage.train.calibrate import STARTER, calibrate
+        from tutelage.model.checkpoint import locate, shape_of
+        from tutelage.train.calibrate import size_of
+    except ImportError:  # the base install: nothing here can train or serve them
+        return {}
+    found: dict[str, Sizes] = {}
+    for ref in refs:
+        folder = locate(ref, ["config.json"]) if ref.startswith(("hf:", ".", "/", "~")) else _model_in(ref, root)
+        if folder is not None:
+            found[ref] = size_of(shape_of(folder))._asdict()
+    return found
+
+
+def _model_in(ref: str, root: Root) -> Path | None:
+    """The folder of the model that an artifact holds or was made of; None for guards alone."""
+    artifact = root.find(ref)
+    while not (artifact.path / "config.json").is_file():
+        inputs = artifact.manifest.inputs
+        before = inputs.get("model") or inputs.get("bundle")
+        if not isinstance(before, str):
+            return None
+        artifact = root.find(before)
+    return artifact.path
+
+
+def measure_machine(recipe: Recipe, models: Mapping[str, Sizes] = MappingProxyType({})) -> Machine:
+    """Measure this machine at the shape that the recipe trains: the one it makes, or else the first that it names by
+    reference. Without torch (the base install) rates are defaults."""
+    try:
+        from tutelage.train.calibrate import STARTER, calibrate, shape_of
     except ImportError:
         return Machine()
     configs: dict[str, Any] = {}
     for section in recipe.sections.values():
         configs.setdefault(section.stage.name, section.config)
-    if not set(configs) & set(HORIZONS):
+    shape = next((shape_of(Size.of(each)) for each in models.values()), STARTER)
+    if "pretrain" in configs:
+        shape = configs["pretrain"].shape(getattr(configs.get("tokenizer"), "vocabulary", STARTER.vocab_size))
+    elif not models and not set(configs) & set(HORIZONS):
         return calibrate(None, seconds=2.0)
-    vocabulary = getattr(configs.get("tokenizer"), "vocabulary", STARTER.vocab_size)
-    shape = configs["pretrain"].shape(vocabulary) if "pretrain" in configs else STARTER
-    return calibrate(shape, threads=next(configs[name].threads for name in HORIZONS if name in configs))
+    threads = next((configs[name].threads for name in HORIZONS if name in configs), None)
+    return calibrate(shape, **({"threads": threads} if threads else {}))
 
 
-def predict(recipe: Recipe, machine: Machine) -> dict[str, Cost]:
-    """Each section's cost; the sizes of what a section makes feed those after it, `watch` those that are examined."""
+def predict(recipe: Recipe, machine: Machine, models: Mapping[str, Sizes] = MappingProxyType({})) -> dict[str, Cost]:
+    """Each section's cost; the sizes of what a section makes feed those after it, `watch` those that are examined.
+
+    `models` are those that the recipe names by reference; without them these count as the starter's.
+    """
     costs: dict[str, Cost] = {}
     for name, section in recipe.sections.items():
+        known = {**models, **{each: cost.sizes for each, cost in costs.items()}}
         sizes = {
-            key: costs[each].sizes
-            for key, source in section.sources.items()
-            for each in each_of(source)[:1]
-            if each in costs
+            key: known[each] for key, source in section.sources.items() for each in each_of(source)[:1] if each in known
         }
         count = {key: {"count": float(len(each_of(source)))} for key, source in section.sources.items()}
         merged = {key: {**count[key], **sizes.get(key, {})} for key in count}
@@ -150,48 +212,75 @@ def predict(recipe: Recipe, machine: Machine) -> dict[str, Cost]:
     return costs
 
 
-def _settle(recipe: Recipe, machine: Machine) -> dict[str, dict[str, Any]]:
-    """What sections leave to `auto`, measured at the shape that the recipe pre-trains; nothing where it states none."""
-    asked = {
-        name: [key for key in ("precision", "activations") if getattr(section.config, key, None) == "auto"]
-        for name, section in recipe.sections.items()
-    }
-    first = next((each for each in recipe.sections.values() if each.stage.name == "pretrain"), None)
-    if first is None or not any(asked.values()):
-        return {}
-    from tutelage.train.calibrate import settle
-
-    source = first.sources.get("tokenizer")
-    vocabulary = predict(recipe, machine).get(str(source), Cost()).sizes.get("vocabulary", 2048.0)
-    config: Any = first.config
-    found = settle(config.shape(int(vocabulary)), config.micro, machine)
-    return {name: {key: found[key] for key in keys} for name, keys in asked.items() if keys}
+def _joined(one: Choices, other: Choices) -> Choices:
+    """The choices of both, section by section."""
+    return {name: {**one.get(name, {}), **other.get(name, {})} for name in {**one, **other}}
 
 
-def _must_fit(recipe: Recipe, costs: Mapping[str, Cost], machine: Machine) -> None:
-    """ConfigError for the first section that needs more memory than the machine has, with a value that fits."""
+def _timed(recipe: Recipe, machine: Machine, price: Price) -> Machine:
+    """The machine, with bf16 timed at the shape of the first section that may use it; as it is where none may."""
+    for name, section in recipe.sections.items():
+        config: Any = section.config
+        if getattr(config, "precision", "fp32") == "fp32" or machine.bf16:
+            continue
+        from tutelage.train.calibrate import bf16_share
+
+        size = Size.of(price(recipe)[name].sizes)
+        if not size.foreign:
+            return machine.model_copy(update={"bf16": bf16_share(size, config.micro, machine)})
+    return machine
+
+
+def _settle(recipe: Recipe, machine: Machine, price: Price) -> Choices:
+    """What sections leave to `auto`: the faster precision, and activations recomputed where all would not fit."""
+    found: Choices = {}
+    for name, section in recipe.sections.items():
+        asked = [key for key in ("precision", "activations") if getattr(section.config, key, None) == "auto"]
+        if not asked:
+            continue
+        cost = price(recipe)[name]  # `auto` counts as everything kept
+        plain = bool(Size.of(cost.sizes).foreign)
+        full = cost.memory > machine.memory
+        settled = {
+            "precision": "fp32" if plain else machine.precision,
+            "activations": "recompute" if full and not plain else "keep",
+        }
+        found[name] = {key: settled[key] for key in asked}
+    return found
+
+
+def _must_fit(recipe: Recipe, costs: Mapping[str, Cost], price: Price, memory: float) -> None:
+    """ConfigError for the first section that needs more memory than there is, with a value that fits."""
     for name, cost in costs.items():
-        if cost.memory > machine.memory:
-            need, have = cost.memory / 2**30, machine.memory / 2**30
+        if cost.memory > memory:
+            need, have = cost.memory / 2**30, memory / 2**30
             problem = f"this stage needs about {need:.1f} GiB of memory, this machine has {have:.1f}"
-            key, value = _fitting(recipe, name, machine) or ("", 0)
+            key, value = _fitting(recipe, name, price, memory) or ("", 0)
             todo = f"`{name}.{key}={value}` fits" if key else "Take a smaller model or a machine with more memory"
             raise ConfigError(problem, key=f"{name}.{key}" if key else name, todo=todo)
 
 
-LOWERED = (("micro", 128), ("prompts", 8), ("depth", 1), ("width", 8))
-"""Keys that are lowered until a stage fits into memory, in this order, and how far."""
+LOWERED = (("micro", 128), ("prompts", 8), ("activations", 0), ("depth", 1), ("width", 8))
+"""Keys that are changed until a stage fits into memory, in this order, and how far they are lowered."""
 
 
-def _fitting(recipe: Recipe, name: str, machine: Machine) -> tuple[str, int] | None:
-    """The first key of a section that, lowered alone, makes it fit into memory, and the value: halved until it does."""
+def _fitting(recipe: Recipe, name: str, price: Price, memory: float) -> tuple[str, int | str] | None:
+    """The first key of a section that, changed alone, makes it fit into memory, and the value: halved until it does."""
     config = recipe.sections[name].config
+
+    def fits(key: str, value: int | str) -> bool:
+        return price(recipe.with_choices({name: {key: value}}))[name].memory <= memory
+
     for key, least in LOWERED:
+        if key == "activations":
+            if getattr(config, key, "recompute") != "recompute" and fits(key, "recompute"):
+                return key, "recompute"
+            continue
         value = int(getattr(config, key, 0)) // 2
         while value >= max(least, getattr(config, "context", 0) if key == "micro" else 0):
             value -= value % (2 * getattr(config, "heads", 1)) if key == "width" else 0
             try:
-                if predict(recipe.with_choices({name: {key: value}}), machine)[name].memory <= machine.memory:
+                if fits(key, value):
                     return key, value
             except ConfigError:  # a shape that does not go together
                 break
@@ -216,41 +305,41 @@ GROW, SHRINK = 1.0, 0.5
 so much of them, or it shrinks."""
 
 
-def _fit_budget(recipe: Recipe, machine: Machine) -> dict[str, dict[str, Any]]:
-    """Shape and horizons that meet the budget: the largest model that still reads enough, then one factor for all
-    horizons. A shape that the recipe writes stays as it is. Raises ConfigError if nothing fits."""
+def _choose_shape(recipe: Recipe, price: Price, memory: float) -> Choices:
+    """The largest shape that still reads enough within the budget; nothing where the recipe writes a shape. Raises
+    ConfigError if nothing fits."""
     free = [
         name
         for name, section in recipe.sections.items()
         if section.stage.name == "pretrain" and not set(SHAPE) & set(recipe.values[name] or {})
     ]
     if not any(getattr(recipe.sections[name].config, "steps", 0) for name in free):
-        return _fit_horizons(recipe, machine)
+        return {}
     name = max(free, key=lambda each: getattr(recipe.sections[each].config, "steps", 0))
 
-    written = predict(recipe, machine)[name]
+    written = price(recipe)[name]
 
     def enough(cost: Cost) -> bool:
         """Whether a model of this size, on this horizon, has read enough for it."""
         size, before = cost.sizes["parameters"], written.sizes["parameters"]
         least = GROW if size > 1.01 * before else SHRINK
-        return cost.tokens / size >= least * written.tokens / before and cost.memory <= machine.memory
+        return cost.tokens / size >= least * written.tokens / before and cost.memory <= memory
 
     for shape in SHAPES:
         chosen = {each: dict(zip(SHAPE, shape, strict=True)) for each in free}
         shaped = recipe.with_choices(chosen)
         try:
-            horizons = _fit_horizons(shaped, machine)
+            horizons = _fit_horizons(shaped, price)
         except ConfigError:  # too large for the budget at any horizon
             if shape == SHAPES[-1]:
                 raise
             continue
-        if enough(predict(shaped.with_choices(horizons), machine)[name]):
+        if enough(price(shaped.with_choices(horizons))[name]):
             break
-    return {each: chosen.get(each, {}) | horizons[each] for each in horizons}
+    return chosen
 
 
-def _fit_horizons(recipe: Recipe, machine: Machine) -> dict[str, dict[str, Any]]:
+def _fit_horizons(recipe: Recipe, price: Price) -> Choices:
     """Scale all horizons by one factor so that the prediction meets the budget. Raises ConfigError if nothing fits."""
     budget = recipe.budget or 0.0
     horizons = {
@@ -259,7 +348,7 @@ def _fit_horizons(recipe: Recipe, machine: Machine) -> dict[str, dict[str, Any]]
         if section.stage.name in HORIZONS
     }
 
-    def scaled(factor: float) -> dict[str, dict[str, Any]]:
+    def scaled(factor: float) -> Choices:
         return {
             name: {key: max(1, round(value * factor)) if value else 0 for key, value in keys.items()}  # 0: a control
             for name, keys in horizons.items()
@@ -267,7 +356,7 @@ def _fit_horizons(recipe: Recipe, machine: Machine) -> dict[str, dict[str, Any]]
         }
 
     def seconds(factor: float) -> float:
-        return sum(each.seconds for each in predict(recipe.with_choices(scaled(factor)), machine).values())
+        return sum(each.seconds for each in price(recipe.with_choices(scaled(factor))).values())
 
     if seconds(0.02) > budget:
         raise ConfigError(

@@ -30,7 +30,15 @@ DOCUMENT = 75
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [{}, {"micro": 8192, "batch": 8192}, {"width": 480, "heads": 8, "kv_heads": 8}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"micro": 8192, "batch": 8192},
+        {"micro": 8192, "batch": 8192, "activations": "recompute"},
+        {"width": 480, "heads": 8, "kv_heads": 8},
+    ],
+)
 def test_peak_memory_is_within_a_quarter_of_what_was_foretold(tmp_path, settings):
     root = Root(tmp_path).create()
     tokenizer = seal(root, "tokenizer", learn(["a baker in Mill Street"] * 20, 2048).save)

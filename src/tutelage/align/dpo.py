@@ -128,9 +128,10 @@ def dpo_cost(config: Dpo, inputs: Mapping[str, Mapping[str, float]], machine: Ma
     flops = size.spoken(pair / 2, people.get("answered", 0.3))
     read = pair * people.get("rows", 300.0) * people.get("pairs", 3.0) * flops
     watched = watching(inputs, steps, size, machine)
-    memory = size.taught(min(config.micro, config.batch * pair), pair / 2, frozen=1.0) + watched_memory(inputs, size)
-    tokens, beside = steps * config.batch * pair, watched + 0.2
-    return training_cost(size, flops, tokens, steps, machine, memory=memory, read=read, beside=beside)
+    learned, micro = (config.learned(size),), min(config.micro, config.batch * pair)
+    memory = size.taught(micro, pair / 2, frozen=1.0, learned=learned) + watched_memory(inputs, size)
+    known = {"memory": memory, "read": read, "beside": watched + 0.2}
+    return training_cost(size, flops, steps * config.batch * pair, steps, machine, **known, learned=learned)
 
 
 @stage(

@@ -27,7 +27,7 @@ from tutelage.align.rollout import (
 )
 from tutelage.core import refs
 from tutelage.core.errors import ConfigError, DataError, NotFound
-from tutelage.core.price import Cost, Machine, Size
+from tutelage.core.price import Cost, Learned, Machine, Size
 from tutelage.core.records import Example, read_jsonl
 from tutelage.core.stage import Context, Input, Inputs, Watch, stage
 from tutelage.judge.judge import Judge, value
@@ -100,20 +100,23 @@ def rlhf_cost(config: Rlhf, inputs: Mapping[str, Mapping[str, float]], machine: 
     size, corpus = Size.of(inputs.get("model", {})), inputs.get("corpus", {})
     prompt, said = corpus.get("prompt_tokens", 40.0), min(config.max_tokens, corpus.get("answer_tokens", 16.0))
     number = float(config.iterations * config.prompts * config.group)
-    tokens, models = number * (prompt + said), 2 if config.method == "ppo" else 1
+    tokens, learned = number * (prompt + said), [config.learned(size)]
+    if config.method == "ppo":
+        learned.append(Learned.whole(size))  # the critic
     flops = size.spoken(prompt + said)
     sampling = machine.answer(size.flops, number, prompt / config.group, said, config.iterations, drawn=True)
     steps = config.iterations * config.epochs * config.minibatches
     return training_cost(
         size,
         flops,
-        tokens * config.epochs * models,
-        steps * models,
+        tokens * config.epochs,
+        steps,
         machine,
-        memory=size.taught(config.micro, prompt + said, models, frozen=2.0)
+        memory=size.taught(config.micro, prompt + said, frozen=1.0 if config.lora else 2.0, learned=learned)
         + size.answering(prompt + config.max_tokens),
-        read=tokens * (1 + models) * flops,
+        read=tokens * (1 + len(learned)) * flops,
         beside=sampling + watching(inputs, steps, size, machine) + 6e-5 * corpus.get("dialogues", 9e3),
+        learned=learned,
     )
 
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pydantic import Field, model_validator
@@ -24,10 +24,15 @@ BASE = 3.7e8
 SHORT, BLOCK = 512, 64
 """Tokens of a text up to which attention keeps its scores for the backward pass; each block of queries those it may
 look at."""
+RERUN = 3.0
+"""How often over what one layer keeps is held while the backward runs the layers again, one by one: with gradients, and
+what the allocator does not give back; seen with 4 and 12 layers of a width of 160."""
 ROUND = 0.0015
 """Seconds that a step of the generating engine takes however few answers are at work."""
 BATCH, TAIL = 64, 20
 """Answers that advance together; and the steps that the last answers of a call run on alone."""
+BF16 = 0.9
+"""Share of fp32's time that a step in bf16 must stay below to be worth its rounding."""
 
 
 class Machine(Record):
@@ -48,12 +53,20 @@ class Machine(Record):
     """Operations per second in writing the likeliest token of many answers; 0: the usual share of `gemm`."""
     round: float = ROUND
     """Seconds of a step of the generating engine beside its operations."""
+    bf16: float = 0.0
+    """Share of fp32's time that a layer takes in bf16, forward and backward, at the shape of the first stage that may
+    use it; 0: not measured, and priced as fp32."""
 
     @model_validator(mode="before")
     @classmethod
     def _of_earlier_plans(cls, value: Any) -> Any:
         """Plans sealed before 2026-11-26 hold an `overhead` that was never learned: their choices stay readable."""
         return {key: each for key, each in value.items() if key != "overhead"} if isinstance(value, Mapping) else value
+
+    @property
+    def precision(self) -> str:
+        """What `auto` comes to."""
+        return "bf16" if 0 < self.bf16 < BF16 else "fp32"
 
     def learn(self, flops: float) -> float:
         """Seconds of forward and backward passes of so many operations."""
@@ -71,10 +84,14 @@ class Machine(Record):
         self, flops: float, number: float, prompt: float, said: float, calls: float = 1.0, *, drawn: bool = False
     ) -> float:
         """Seconds to read `number` prompts of `prompt` tokens and answer each with `said` tokens, in so many calls of
-        the generator; `flops` is the forward of one token, `drawn` by chance or else the likeliest."""
-        rounds = number * said / BATCH + calls * TAIL
+        the generator; `flops` is the forward of one token, `drawn` by chance or else the likeliest.
+
+        Few answers at a time wait for the weights to come from memory: four bytes for every two operations.
+        """
+        rounds = max(number * said / BATCH + calls * TAIL, calls * said)
         rate = (self.writing or WRITE * self.gemm) * (DRAW / WRITE if drawn else 1.0)
-        return self.read(number * prompt * flops) + number * said * flops / rate + rounds * self.round
+        writing = number * said * flops / rate + rounds * self.round
+        return self.read(number * prompt * flops) + max(writing, rounds * 2 * flops / self.bandwidth)
 
 
 class Size(NamedTuple):
@@ -95,6 +112,19 @@ class Size(NamedTuple):
     """And how many come to them for each token of the text that it stands in: attention's weights."""
     cached: float = 1280.0
     """Numbers that one token takes in the cache of the generating engine."""
+    vocabulary: float = 2048.0
+    """From here on the dimensions that all of it follows from, as `DecoderConfig` has them."""
+    width: float = 160.0
+    inner: float = 432.0
+    layers: float = 4.0
+    heads: float = 5.0
+    kv_heads: float = 5.0
+    head_dim: float = 32.0
+    context: float = 128.0
+    tied: float = 1.0
+    """Whether the head is the embedding."""
+    foreign: float = 0.0
+    """Whether it is of another architecture, which has no choice of precision or activations."""
 
     @classmethod
     def of(cls, sizes: Mapping[str, float]) -> Size:
@@ -110,15 +140,62 @@ class Size(NamedTuple):
         """Operations of a token of dialogues of this length: the head is computed for what was answered only."""
         return self.text(length) - (1 - answered) * self.head
 
-    def taught(self, micro: float, length: float = 128.0, models: float = 1.0, frozen: float = 0.0) -> float:
-        """Bytes of training: weights, gradient and two moments of `models`, weights of `frozen` further ones, what a
-        micro-batch of `micro` tokens in texts of `length` keeps for the backward pass, and the process itself."""
-        activations = 4 * micro * (self.kept + self.scores * (min(length, SHORT) + BLOCK) / 2)
-        return BASE + (16 * models + 4 * frozen) * self.parameters + activations
+    def taught(
+        self,
+        micro: float,
+        length: float = 128.0,
+        frozen: float = 0.0,
+        learned: Sequence[Learned] = (),
+    ) -> float:
+        """Bytes of training: weights, gradient and two moments of what is learned (one model, and all of it, where
+        nothing is said), weights of `frozen` further models, what a micro-batch of `micro` tokens in texts of `length`
+        keeps for the backward pass, and the process itself."""
+        learned = learned or (Learned.whole(self),)
+        weights = sum(4 * (self.parameters + each.added) + 12 * each.parameters for each in learned)
+        kept = self.kept + self.scores * (min(length, SHORT) + BLOCK) / 2
+        if learned[0].recompute:
+            kept = min(kept, self.layers * self.width + RERUN * kept / self.layers)
+        return BASE + weights + 4 * frozen * self.parameters + 4 * micro * kept
 
     def answering(self, length: float, slots: float = BATCH) -> float:
         """Bytes of the engine's cache of keys and values, for `slots` conversations of `length` tokens."""
         return 4 * slots * length * self.cached
+
+
+class Learned(NamedTuple):
+    """What of a model learns, and how."""
+
+    parameters: float
+    """Numbers with a gradient and moments of the optimizer."""
+    products: float
+    """Operations of one token's forward with weights that learn: their gradient costs as many again."""
+    optimizer: float
+    """Operations by which Muon makes their gradients orthogonal in a step."""
+    added: float = 0.0
+    """Numbers of an adapter beside the model."""
+    bf16: bool = False
+    """Whether the layers multiply in bf16."""
+    recompute: bool = False
+    """Whether the backward runs the layers again."""
+
+    @classmethod
+    def whole(cls, size: Size) -> Learned:
+        """All of a model, in fp32, with everything kept."""
+        return cls(size.parameters, size.flops, size.optimizer)
+
+    def passes(self, size: Size, flops: float) -> float:
+        """Operations of a token's forward (`flops` of them for the model itself) and backward."""
+        frozen, again = min(flops, size.flops - self.products), flops * self._layers(size) if self.recompute else 0.0
+        return 3.0 * flops - frozen + 6.0 * self.added + again
+
+    def seconds(self, size: Size, operations: float, machine: Machine) -> float:
+        """Seconds of so many operations of `passes`."""
+        saved = (1 - machine.bf16) * self._layers(size) if self.bf16 and machine.bf16 else 0.0
+        return machine.learn(operations) * (1 - saved)
+
+    def _layers(self, size: Size) -> float:
+        """The layers' share of a forward; the rest is the head, in fp32 and never run again."""
+        return 1 - size.head / size.flops
 
 
 class Cost(Record):

@@ -158,8 +158,9 @@ def reward_cost(config: Reward, inputs: Mapping[str, Mapping[str, float]], machi
     flops = size.spoken(people.get("answer_tokens", 100.0), people.get("answered", 0.3))
     scored = 1.3 * each * people.get("rows", 300.0) * flops
     tokens = config.steps * config.batch * each
-    memory = size.taught(min(config.micro, config.batch * each), people.get("answer_tokens", 100.0))
-    return training_cost(size, flops, tokens, config.steps, machine, memory=memory, read=scored, beside=0.5)
+    learned, micro = (config.learned(size),), min(config.micro, config.batch * each)
+    known = {"memory": size.taught(micro, people.get("answer_tokens", 100.0), learned=learned), "read": scored}
+    return training_cost(size, flops, tokens, config.steps, machine, **known, beside=0.5, learned=learned)
 
 
 @stage(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -230,8 +230,14 @@ def check_licence(licence: str) -> None:
         raise UsageError(f"{licence!r} is no licence class", key="licence", todo=todo)
 
 
-def locate(ref: str) -> Path:
-    """The folder of `hf:org/name` (from the local hub cache, else downloaded) or of a directory."""
+def shape_of(path: Path) -> DecoderConfig:
+    """The shape that a folder's `config.json` states; its weights need not be there. Raises NotFound, ConfigError."""
+    values = read_config(path)
+    return DecoderConfig.from_hf(values) if values["model_type"] in ARCHITECTURES else foreign.shape_of(path)
+
+
+def locate(ref: str, files: Sequence[str] = ("*.json", "*.safetensors", "*.jinja")) -> Path:
+    """The folder of `hf:org/name` (these files from the local hub cache, else downloaded) or of a directory."""
     name = ref.removeprefix("hf:")
     if Path(name).expanduser().is_dir():
         return Path(name).expanduser()
@@ -243,7 +249,7 @@ def locate(ref: str) -> Path:
     except ModuleNotFoundError:
         raise MissingExtra("huggingface_hub", "hf") from None
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
+        return Path(snapshot_download(name, allow_patterns=list(files)))
     except HFValidationError as error:
         raise NotFound(f"{ref!r} is no name of a model: {error}") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:

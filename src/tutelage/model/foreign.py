@@ -224,12 +224,35 @@ def _whole(model: Any, told: dict[str, Any], path: Path) -> None:
             raise CorruptArtifact(f"the tensor {name} holds values that are not finite", file=path)
 
 
-def _probed(model: Any, config: Any, path: Path) -> ForeignDecoder:
-    """The model behind our interface, after it gave there what it gives alone: packed, and continued from a cache."""
-    head, name = model.get_output_embeddings(), config.model_type
-    if not isinstance(head, nn.Linear) or head.bias is not None:
-        raise ConfigError(f"{name} has a head that is not one matrix, which is not supported", file=path)
-    shape = ForeignConfig(
+def shape_of(path: Path) -> ForeignConfig:
+    """The shape that a folder's `config.json` states, of a model without weights. Raises MissingExtra, ConfigError."""
+    try:
+        import transformers
+    except ModuleNotFoundError:
+        raise MissingExtra("transformers", "hf") from None
+    with _quiet(transformers), torch.device("meta"):
+        try:
+            config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+            _check(config)
+            empty: Any = transformers.AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+            shape = _shape(empty, config)
+        except (ValueError, KeyError, TypeError, ImportError, AttributeError, RuntimeError) as error:
+            reason = str(error).split("\n", 1)[0]
+            raise ConfigError(
+                f"transformers cannot open this architecture: {reason}", file=path / "config.json"
+            ) from None
+    heads = shape.num_attention_heads
+    return replace(
+        shape,
+        num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or shape.hidden_size // heads,
+    )
+
+
+def _shape(model: Any, config: Any) -> ForeignConfig:
+    """The shape of a model of transformers; of its keys and values only what the attention itself will tell."""
+    head = model.get_output_embeddings()
+    return ForeignConfig(
         vocab_size=head.out_features,
         hidden_size=head.in_features,
         intermediate_size=getattr(config, "intermediate_size", None) or 0,
@@ -239,9 +262,17 @@ def _probed(model: Any, config: Any, path: Path) -> ForeignDecoder:
         head_dim=2,
         max_position_embeddings=config.max_position_embeddings,
         tie_word_embeddings=head.weight is model.get_input_embeddings().weight,
-        model_type=name,
+        model_type=config.model_type,
         total=sum(each.numel() for each in model.parameters()),
     )
+
+
+def _probed(model: Any, config: Any, path: Path) -> ForeignDecoder:
+    """The model behind our interface, after it gave there what it gives alone: packed, and continued from a cache."""
+    head, name = model.get_output_embeddings(), config.model_type
+    if not isinstance(head, nn.Linear) or head.bias is not None:
+        raise ConfigError(f"{name} has a head that is not one matrix, which is not supported", file=path)
+    shape = _shape(model, config)
     draw = torch.Generator().manual_seed(0)
     lengths = [min(length, shape.max_position_embeddings) for length in (9, 3, 14)]
     ids = torch.randint(shape.vocab_size, (1, sum(lengths)), generator=draw)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from tutelage.core.price import BATCH, ROUND, WRITE, Cost, Machine, Size
+from tutelage.core.price import BATCH, ROUND, WRITE, Cost, Learned, Machine, Size
 from tutelage.model.cache import Cache
 from tutelage.model.kernels import full_width
 from tutelage.model.logprob import logprobs
 from tutelage.model.sample import Draw, draw
-from tutelage.model.transformer import Decoder, DecoderConfig
+from tutelage.model.transformer import ARCHITECTURES, Decoder, DecoderConfig
 from tutelage.train.device import THREADS
 
 STARTER = DecoderConfig(2048, 160, 432, 4, 5, 5, model_type="qwen3")
@@ -41,7 +42,7 @@ def calibrate(shape: DecoderConfig | None = STARTER, *, threads: int = THREADS, 
     try:
         with torch.no_grad():
             gemm, bandwidth = _gemm(seconds * 0.15), _bandwidth(seconds * 0.1)
-        machine = Machine(threads=threads, gemm=gemm, bandwidth=bandwidth, memory=_memory())
+        machine = Machine(threads=threads, gemm=gemm, bandwidth=bandwidth, memory=available_memory())
         if shape is None:
             return machine
         measured = _Probe(shape, gemm)
@@ -55,7 +56,8 @@ def calibrate(shape: DecoderConfig | None = STARTER, *, threads: int = THREADS, 
 
 def size_of(shape: DecoderConfig) -> Size:
     """A model of this shape as its price sees it."""
-    layers, width, wide = shape.num_hidden_layers, shape.hidden_size, shape.intermediate_size
+    layers, width = shape.num_hidden_layers, shape.hidden_size
+    wide = shape.intermediate_size or 4 * width  # some architectures do not say
     query, key, value = shape.qkv_sizes
     matrices = [
         (query, width),
@@ -72,14 +74,39 @@ def size_of(shape: DecoderConfig) -> Size:
         flops=shape.flops_per_token,
         head=2.0 * shape.vocab_size * width,
         attention=3.0 * layers * query,  # by theory 2, seen 2 to 3
-        optimizer=float(layers * sum(map(_orthogonal, matrices))),
+        optimizer=float(layers * sum(map(orthogonal, matrices))),
         kept=float(layers * kept),
         scores=float(layers * shape.num_attention_heads),
         cached=float(layers * (key + value)),
+        vocabulary=float(shape.vocab_size),
+        width=float(width),
+        inner=float(wide),
+        layers=float(layers),
+        heads=float(shape.num_attention_heads),
+        kv_heads=float(shape.num_key_value_heads),
+        head_dim=float(shape.head_dim),
+        context=float(shape.max_position_embeddings),
+        tied=float(shape.tie_word_embeddings),
+        foreign=float(shape.model_type not in ARCHITECTURES),
     )
 
 
-def _orthogonal(matrix: tuple[int, int]) -> float:
+def shape_of(size: Size) -> DecoderConfig:
+    """A decoder of ours that is as large; what its size does not say (norms, biases, angles) costs little."""
+    return DecoderConfig(
+        vocab_size=int(size.vocabulary),
+        hidden_size=int(size.width),
+        intermediate_size=int(size.inner),
+        num_hidden_layers=int(size.layers),
+        num_attention_heads=int(size.heads),
+        num_key_value_heads=int(size.kv_heads),
+        head_dim=int(size.head_dim),
+        max_position_embeddings=int(size.context),
+        tie_word_embeddings=bool(size.tied),
+    )
+
+
+def orthogonal(matrix: tuple[int, int]) -> float:
     """Operations of Muon's five iterations on one matrix, as `optim.orthogonalise` makes them."""
     short, long = sorted(matrix)
     if 2 * long >= 3 * short:
@@ -97,32 +124,30 @@ def training_cost(
     memory: float,
     read: float = 0.0,
     beside: float = 0.0,
+    learned: Sequence[Learned] = (),
 ) -> Cost:
-    """Forward and backward of `tokens` tokens, three times the forward of `flops` each, and the optimizer's `steps`;
-    `read` operations of what is only looked at (validation, a reference); and `beside`, further seconds."""
-    learned, orthogonal = 3.0 * flops * tokens, size.optimizer * steps
-    learning, muon = machine.learn(learned), machine.orthogonalise(orthogonal)
+    """Forward and backward of `tokens` tokens by each model of which something is learned (all of one where nothing is
+    said), the forward alone being `flops` each, and the optimizer's `steps`; `read` operations of what is only looked
+    at (validation, a reference); and `beside`, further seconds."""
+    learned = learned or (Learned.whole(size),)
+    passes = [each.passes(size, flops) * tokens for each in learned]
+    learning = sum(each.seconds(size, run, machine) for each, run in zip(learned, passes, strict=True))
+    orthogonal = steps * sum(each.optimizer for each in learned)
+    muon = machine.orthogonalise(orthogonal)
     return Cost(
         seconds=learning + muon + machine.read(read) + beside,
         memory=memory,
-        tokens=tokens,
-        flops=learned + orthogonal + read,
+        tokens=tokens * len(learned),
+        flops=sum(passes) + orthogonal + read,
         muon=muon / (learning + muon) if steps else 0.0,
         sizes=dict(size._asdict()),
     )
 
 
-def settle(shape: DecoderConfig, micro: int, machine: Machine, seconds: float = 2.0) -> dict[str, str]:
-    """What `auto` comes to at this shape: {precision, activations}; bf16 where it is a tenth faster, as timed here.
-
-    Activations of a micro-batch of `micro` tokens are recomputed where keeping them would not fit into memory.
-    """
-    full = size_of(shape).taught(micro, shape.max_position_embeddings) > machine.memory
-    fp32, bf16 = step_seconds(shape, micro, seconds, threads=machine.threads)
-    return {
-        "precision": "bf16" if bf16 < 0.9 * fp32 else "fp32",
-        "activations": "recompute" if full else "keep",
-    }
+def bf16_share(size: Size, micro: int, machine: Machine, seconds: float = 2.0) -> float:
+    """Share of fp32's time that a step of the layers takes in bf16, as timed here."""
+    fp32, bf16 = step_seconds(shape_of(size), micro, seconds, threads=machine.threads)
+    return bf16 / fp32
 
 
 def step_seconds(shape: DecoderConfig, micro: int, seconds: float, *, threads: int = THREADS) -> tuple[float, float]:
@@ -177,7 +202,8 @@ def watched_memory(inputs: Mapping[str, Mapping[str, float]], size: Size) -> flo
 class _Probe:
     """A short spell of real work at one shape: training steps, forward passes, generation.
 
-    A shape whose step would take long is measured with fewer layers and tokens: what counts is operations per second.
+    A shape whose step would take long is measured with fewer layers, tokens and words: what counts is operations per
+    second.
     """
 
     def __init__(self, shape: DecoderConfig, gemm: float) -> None:
@@ -189,6 +215,8 @@ class _Probe:
             layers = -(-layers // 2)
         while self.tokens > LENGTH and takes(layers, self.tokens) > 0.5:
             self.tokens //= 2
+        while shape.vocab_size > 2048 and takes(layers, self.tokens) > 0.5:
+            shape = replace(shape, vocab_size=shape.vocab_size // 2)
         self.shape = replace(shape, num_hidden_layers=layers, max_position_embeddings=max(64, LENGTH))
         self.gemm, self.model = gemm, Decoder(self.shape, seed=0)
 
@@ -260,5 +288,36 @@ def _bandwidth(seconds: float) -> float:
     return 2.0 * source.numel() * source.element_size() / best
 
 
-def _memory() -> float:
-    return 0.8 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def available_memory(machine: Path = Path("/")) -> float:
+    """Bytes that may be used: four fifths of what the machine has, or of what the process's control group may take.
+
+    Limits of a group hold for those inside it. In a container its own group may be mounted as the outermost one.
+    """
+    limits = [float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))]
+    groups = machine / "sys/fs/cgroup"
+    try:
+        lines = (machine / "proc/self/cgroup").read_text().splitlines()
+    except OSError:  # no Linux
+        lines = []
+    for line in lines:
+        number, _, rest = line.partition(":")
+        controllers, _, group = rest.partition(":")
+        if number == "0":
+            home, name = groups, "memory.max"
+        elif "memory" in controllers.split(","):
+            home, name = groups / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        inner = home / group.lstrip("/")
+        for folder in (inner, *inner.parents):
+            if folder.is_relative_to(home):
+                limits += _limit(folder / name)
+    return 0.8 * min(limits)
+
+
+def _limit(file: Path) -> list[float]:
+    """The bytes that a control group's file states, in a list; nothing where it states none."""
+    try:
+        return [float(int(file.read_text()))]
+    except (OSError, ValueError):  # not there, or `max`
+        return []

@@ -76,8 +76,10 @@ def finetune_cost(config: Finetune, inputs: Mapping[str, Mapping[str, float]], m
     if earlier.get("count"):
         read += 4 * flops * earlier["count"] * min(LIMIT, earlier.get("validation_dialogue_tokens", LIMIT))
     watched, tokens = watching(inputs, config.steps, size, machine), float(config.steps * config.batch)
-    bytes_ = size.taught(config.micro, text.get("tokens_per_dialogue", 50.0)) + watched_memory(inputs, size)
-    return training_cost(size, flops, tokens, config.steps, machine, memory=bytes_, read=read, beside=watched)
+    learned, length = (config.learned(size),), text.get("tokens_per_dialogue", 50.0)
+    bytes_ = size.taught(config.micro, length, learned=learned) + watched_memory(inputs, size)
+    known = {"memory": bytes_, "read": read, "beside": watched}
+    return training_cost(size, flops, tokens, config.steps, machine, **known, learned=learned)
 
 
 @stage(

@@ -102,11 +102,10 @@ def pretrain_cost(config: Pretrain, inputs: Mapping[str, Mapping[str, float]], m
     size, length = size_of(shape), min(config.context, text.get("document_tokens", config.context))
     flops = size.text(length)
     watched = watching(inputs, config.steps, size, machine)
-    tokens, memory = (
-        float(config.steps * config.batch),
-        size.taught(config.micro, length) + watched_memory(inputs, size),
-    )
-    return training_cost(size, flops, tokens, config.steps, machine, memory=memory, read=read * flops, beside=watched)
+    tokens, learned = float(config.steps * config.batch), (config.learned(size),)
+    memory = size.taught(config.micro, length, learned=learned) + watched_memory(inputs, size)
+    known = {"memory": memory, "read": read * flops, "beside": watched}
+    return training_cost(size, flops, tokens, config.steps, machine, **known, learned=learned)
 
 
 @stage(

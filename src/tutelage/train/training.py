@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -14,11 +15,13 @@ from torch import Tensor, nn
 
 from tutelage.core.config import Config
 from tutelage.core.errors import ConfigError
+from tutelage.core.price import Learned, Size
 from tutelage.core.stage import Context
 from tutelage.model.lora import TARGETS, Lora, Target, adapt, adapters, merge
 from tutelage.model.peft import FOLDER, save_adapter
 from tutelage.model.transformer import Decoder
 from tutelage.train import snapshot
+from tutelage.train.calibrate import orthogonal, shape_of
 from tutelage.train.device import THREADS, ranks, setup
 from tutelage.train.loop import Run
 from tutelage.train.optim import Optimizer, Rates, Schedule
@@ -94,6 +97,10 @@ class Training(Config):
         freeze(learner, self.freeze)
         return learner
 
+    def learned(self, size: Size) -> Learned:
+        """What of a model of this size learns, and how: what its price depends on."""
+        return _adapter(size, self.lora, self.lora_targets) if self.lora else _unfrozen(size, self.freeze)
+
     def optimizer(self, model: nn.Module, total: int) -> Optimizer:
         """The optimizer of a run of `total` steps. Raises ConfigError when nothing is left to learn."""
         if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -128,6 +135,11 @@ class Scalable(Training):
     """What the forward leaves for the backward: everything, or each layer's input alone, at the price of a second
     forward. `auto`: recompute where the plan finds that everything would not fit; keep where nothing was planned."""
 
+    def learned(self, size: Size) -> Learned:
+        """As for any training, in the precision and with the activations that are told."""
+        told = {"bf16": self.precision == "bf16", "recompute": self.activations == "recompute"}
+        return super().learned(size)._replace(**told)
+
     def placed(self, model: Decoder, device: torch.device) -> Decoder:
         """The model on its device, computing as told, divided among the ranks.
 
@@ -149,13 +161,55 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
     """
     named = dict(model.named_parameters())
     for pattern in patterns:
-        found = [name for name in named if any(fnmatch.fnmatchcase(name, each) for each in (pattern, f"{pattern}.*"))]
+        found = _meant(named, pattern)
         if not found:
             known = sorted({".".join(name.split(".")[: end + 1]) for name in named for end in range(name.count("."))})
             near = difflib.get_close_matches(pattern, known, n=3, cutoff=0.3) or known[:3]
             raise ConfigError(f"no weight is called {pattern!r}", key="freeze", todo=f"Near it: {', '.join(near)}")
         for name in found:
             named[name].requires_grad_(False)
+
+
+def _meant(names: Iterable[str], pattern: str) -> list[str]:
+    """The parameters that a pattern names."""
+    return [name for name in names if any(fnmatch.fnmatchcase(name, each) for each in (pattern, f"{pattern}.*"))]
+
+
+@functools.lru_cache(maxsize=64)
+def _unfrozen(size: Size, patterns: tuple[str, ...]) -> Learned:
+    """What learns of a model but for what the patterns name; one that names nothing is for the stage to refuse."""
+    if not patterns:
+        return Learned.whole(size)
+    with torch.device("meta"):
+        model = Decoder(shape_of(size), seed=None)
+    held = {name for pattern in patterns for name in _meant(dict(model.named_parameters()), pattern)}
+    frozen = {name: each for name, each in model.named_parameters() if name in held}
+    products = sum(each.numel() for name, each in frozen.items() if each.dim() > 1 and _multiplies(name, size))
+    matrices = [each for each in model.matrices() if each.name in held]
+    saved = sum(orthogonal((stop - start, each.parameter.shape[1])) for each in matrices for start, stop in each.rows)
+    return Learned(
+        size.parameters - sum(each.numel() for each in frozen.values()),
+        size.flops - 2.0 * products,
+        size.optimizer - saved,
+    )
+
+
+def _multiplies(name: str, size: Size) -> bool:
+    """Whether a matrix is multiplied with: of an embedding only where it is the head, too."""
+    return bool(size.tied) or not name.startswith("embed_tokens")
+
+
+@functools.lru_cache(maxsize=64)
+def _adapter(size: Size, rank: int, targets: tuple[Target, ...]) -> Learned:
+    """An adapter of this rank beside a model that stays as it is."""
+    shape = shape_of(size)
+    width, inner, (query, key, value) = shape.hidden_size, shape.intermediate_size, shape.qkv_sizes
+    sides = {"q_proj": (width, query), "k_proj": (width, key), "v_proj": (width, value), "o_proj": (query, width)}
+    sides |= {"gate_proj": (width, inner), "up_proj": (width, inner), "down_proj": (inner, width)}
+    pairs = [sides[target] for target in targets]
+    added = size.layers * rank * sum(sum(pair) for pair in pairs)
+    optimizer = size.layers * sum(orthogonal((rank, side)) for pair in pairs for side in pair)
+    return Learned(added, 0.0, optimizer, added)
 
 
 def settled(learner: Decoder, out: Path, base: str, score: Tensor | None = None) -> Decoder:

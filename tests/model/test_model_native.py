@@ -136,7 +136,7 @@ def test_int8_is_the_decoder_with_rounded_weights(name: str) -> None:
     scale = head.abs().amax(1, keepdim=True) / 127
     head = (head / scale).round() * scale
     ids, (slots, positions) = texts(decoder, LENGTHS), places(LENGTHS)
-    logits = Native(decoder, 5, 70, small=True).forward(ids, slots, positions, torch.arange(len(ids)))[0]
+    logits = Native(decoder, 5, 70, int8=True).forward(ids, slots, positions, torch.arange(len(ids)))[0]
     hidden = rounded(ids[None], lengths=LENGTHS)[0]
     torch.testing.assert_close(logits[:, : len(head)], hidden @ head.t(), atol=5e-5, rtol=1e-4)
 

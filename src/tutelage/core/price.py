@@ -158,8 +158,9 @@ class Size(NamedTuple):
         return BASE + weights + 4 * frozen * self.parameters + 4 * micro * kept
 
     def answering(self, length: float, slots: float = BATCH) -> float:
-        """Bytes of the engine's cache of keys and values, for `slots` conversations of `length` tokens."""
-        return 4 * slots * length * self.cached
+        """Bytes of an engine: its cache of keys and values, for `slots` conversations of `length` tokens, and the
+        weights once more, as its steps in C read them."""
+        return 4 * (slots * length * self.cached + self.parameters)
 
 
 class Learned(NamedTuple):

@@ -78,7 +78,7 @@ class _Row:
 class Engine:
     """Continuous batching over a cache of `max_batch` slots of `capacity` tokens (default: the model's context).
 
-    `small`: on a CPU, keep the matrices as int8; faster for few rows, and another model by a little.
+    `int8`: on a CPU, with its matrices rounded to int8: faster for few rows, and another model by a little.
     """
 
     def __init__(
@@ -90,14 +90,14 @@ class Engine:
         capacity: int | None = None,
         tokenizer: Tokenizer | None = None,
         prefill_tokens: int = 4096,
-        small: bool = False,
+        int8: bool = False,
     ) -> None:
         config = decoder.config
         context = config.max_position_embeddings
         self.decoder, self.eos, self.tokenizer = decoder, frozenset(eos), tokenizer
         self.max_batch, self.capacity = max_batch, min(capacity or context, context)
         self.prefill_tokens = prefill_tokens
-        self._steps = steps_for(decoder, max_batch, self.capacity, small=small)
+        self._steps = steps_for(decoder, max_batch, self.capacity, int8=int8)
         weight = decoder.head_weight
         self._dtype = weight.dtype
         self._lengths = torch.zeros(max_batch, dtype=torch.long, device=weight.device)

@@ -356,8 +356,13 @@ class GeneratorUpstream:
         """Nothing to let go of."""
 
 
-def open_upstream(ref: str, root: Any = None, *, key: str | None = None, max_batch: int = 64) -> Upstream:
-    """Open `model:<id>` as an embedded engine, `https://host/v1#model` as a remote one, `fake:...` as a generator."""
+def open_upstream(
+    ref: str, root: Any = None, *, key: str | None = None, max_batch: int = 64, int8: bool = False
+) -> Upstream:
+    """Open `model:<id>` as an embedded engine, `https://host/v1#model` as a remote one, `fake:...` as a generator.
+
+    `int8`: the embedded engine rounds its matrices; UsageError where it cannot.
+    """
     if ref.startswith(("http://", "https://")):
         url, _, model = ref.partition("#")
         return RemoteUpstream(url, model or "default", key)
@@ -370,5 +375,6 @@ def open_upstream(ref: str, root: Any = None, *, key: str | None = None, max_bat
         from tutelage.generate.engine import Engine
     except ModuleNotFoundError as error:
         raise MissingExtra(error.name or "torch", "train") from None
-    engine = Engine(generator.decoder, eos=generator.eos, max_batch=max_batch, tokenizer=generator.tokenizer)
+    more: Any = {"max_batch": max_batch, "tokenizer": generator.tokenizer, "int8": int8}
+    engine = Engine(generator.decoder, eos=generator.eos, **more)
     return EngineUpstream(engine, generator.tokenizer, generator.name)

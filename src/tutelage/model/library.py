@@ -35,6 +35,12 @@ def load() -> ctypes.CDLL | None:
         return ctypes.CDLL(str(built)) if _build(compiler, built) else None
 
 
+def identity() -> str:
+    """What results of the engine depend on besides torch: which library makes its steps, or that torch does."""
+    found = load()
+    return "torch" if found is None else Path(found._name).stem
+
+
 def _folder() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "tutelage"

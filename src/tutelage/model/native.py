@@ -85,14 +85,14 @@ def _up(size: int, step: int) -> int:
 class Native:
     """A decoder's steps in C, over a cache of `slots` sequences of up to `capacity` tokens.
 
-    The weights are copied into panels; `refresh` copies those anew that have changed since. `small` keeps the matrices
+    The weights are copied into panels; `refresh` copies those anew that have changed since. `int8` keeps the matrices
     as int8 with one scale for each output (a quarter of the memory to read; log-probabilities change).
     """
 
-    def __init__(self, decoder: Decoder, slots: int, capacity: int, *, small: bool = False) -> None:
+    def __init__(self, decoder: Decoder, slots: int, capacity: int, *, int8: bool = False) -> None:
         found = library.load()
         assert found is not None
-        self._library, self.decoder, self.small = found, decoder, small
+        self._library, self.decoder, self.int8 = found, decoder, int8
         config = decoder.config
         self.lanes = found.lanes()
         self.panel = 2 * self.lanes
@@ -135,7 +135,7 @@ class Native:
         self.refresh()
 
     @property
-    def bytes(self) -> int:
+    def cache_bytes(self) -> int:
         """Memory of the cache."""
         return 4 * (self.keys.numel() + self.values.numel())
 
@@ -184,7 +184,7 @@ class Native:
         flat = self._rows(whole, halves)
         added = None if bias is None else self._rows(bias.detach()[:, None], halves).flatten()
         scales = None
-        if self.small:
+        if self.int8:
             scales = flat.abs().amax(1).clamp_(min=1e-12).div_(127)
             flat = (flat / scales[:, None]).round_().to(torch.int8)
         panels = flat.view(-1, self.panel, flat.shape[1]).transpose(1, 2).contiguous()

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from tutelage.core.errors import UsageError
 from tutelage.model import native
 from tutelage.model.cache import Cache
 from tutelage.model.sample import Draw, draw
@@ -40,10 +41,15 @@ class Steps(Protocol):
         ...
 
 
-def steps_for(decoder: Decoder, slots: int, capacity: int, *, small: bool = False) -> Steps:
-    """In C where that is possible, else in torch. `small`: weights as int8, in C alone."""
+def steps_for(decoder: Decoder, slots: int, capacity: int, *, int8: bool = False) -> Steps:
+    """In C where that is possible, else in torch. `int8`: matrices rounded to int8; UsageError where there is no C."""
     if native.usable(decoder):
-        return NativeSteps(decoder, slots, capacity, small=small)
+        return NativeSteps(decoder, slots, capacity, int8=int8)
+    if int8:
+        raise UsageError(
+            "int8 weights need a C compiler, a CPU, and a model of our own families",
+            todo="Install a compiler, or serve the weights as they are",
+        )
     return TorchSteps(decoder, slots, capacity)
 
 
@@ -60,8 +66,8 @@ def _ends(prompts: Prompts, running: int) -> Tensor:
 class NativeSteps:
     """Steps in C. What a row gets is the same to the bit in any company."""
 
-    def __init__(self, decoder: Decoder, slots: int, capacity: int, *, small: bool = False) -> None:
-        self._native = native.Native(decoder, slots, capacity, small=small)
+    def __init__(self, decoder: Decoder, slots: int, capacity: int, *, int8: bool = False) -> None:
+        self._native = native.Native(decoder, slots, capacity, int8=int8)
         self._vocabulary = decoder.config.vocab_size
         self._slots = torch.arange(slots)
         self._ones, self._likeliest = torch.ones(slots), torch.full((slots,), -1.0)

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from tutelage.core.price import BATCH, ROUND, WRITE, Cost, Learned, Machine, Size
-from tutelage.model.cache import Cache
 from tutelage.model.kernels import full_width
 from tutelage.model.logprob import logprobs
-from tutelage.model.sample import Draw, draw
+from tutelage.model.sample import Draw
+from tutelage.model.steps import steps_for
 from tutelage.model.transformer import ARCHITECTURES, Decoder, DecoderConfig
 from tutelage.train.device import THREADS
 
@@ -243,13 +243,11 @@ class _Probe:
     def writing(self, seconds: float) -> float:
         """How much slower than foretold a step of the engine is, with `BATCH` answers under way (below 1: faster)."""
         flops, capacity, rows = size_of(self.shape).flops, 32, torch.arange(BATCH)
-        shape = self.shape
-        cache = Cache(shape.num_hidden_layers, BATCH, shape.num_key_value_heads, capacity, shape.head_dim)
-        lengths = torch.full((BATCH,), capacity // 2)
+        steps, lengths = steps_for(self.model, BATCH, capacity), torch.full((BATCH,), capacity // 2)
 
         def step() -> None:
-            hidden = self.model(rows[:, None], cache=cache.extend(lengths, 1, capacity))
-            draw(self.model.logits(hidden[:, -1]), Draw(None))
+            logits, _ = steps.read(rows, lengths, {}, ())
+            steps.draw(logits, Draw(None))
 
         with torch.no_grad():
             return ENGINE * _best(step, seconds) / (BATCH * flops / (WRITE * self.gemm) + ROUND)

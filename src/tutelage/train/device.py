@@ -18,6 +18,7 @@ import torch.distributed
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
+from tutelage.model import library
 from tutelage.model.kernels import full_width
 
 THREADS = 2
@@ -48,6 +49,7 @@ def describe(device: torch.device) -> dict[str, str | int]:
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "engine": library.identity(),
         "products": f"{torch.backends.cpu.get_cpu_capability()} {torch.get_float32_matmul_precision()}",
         "ranks": ranks(),
     }

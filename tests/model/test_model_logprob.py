@@ -53,10 +53,26 @@ def test_gradcheck(entropy: bool) -> None:
     targets = torch.tensor([0, 4, 2, 2, 1])
 
     def both(hidden: torch.Tensor, weight: torch.Tensor) -> object:
-        found = logprob._LogProbs.apply(hidden, weight, targets, entropy)
+        found = logprob._LogProbs.apply(hidden, weight, targets, entropy, False)
         return found if entropy else found[0]
 
     assert torch.autograd.gradcheck(both, (hidden, weight))
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_rounded_products_are_near(kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not kept:
+        monkeypatch.setattr(logprob, "KEPT", 0)
+    draw = torch.Generator().manual_seed(3)
+    hidden, weight = (torch.randn(size, 32, generator=draw, requires_grad=True) for size in (40, 50))
+    targets = torch.randint(50, (40,), generator=draw)
+    found = []
+    for rounded in (False, True):
+        chosen = logprob._LogProbs.apply(hidden, weight, targets, False, rounded)[0]
+        found.append([chosen.detach(), *torch.autograd.grad(chosen.sum(), (hidden, weight))])
+    for exact, rough in zip(*found, strict=True):
+        assert rough.dtype == torch.float32
+        assert 1e-5 < float((rough - exact).norm() / exact.norm()) < 0.02
 
 
 def test_the_usual_chunks_are_used_and_cover_everything() -> None:

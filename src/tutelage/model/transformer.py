@@ -249,10 +249,15 @@ class Decoder(nn.Module):
         self.recompute = False
         """Keep the input of each block alone for the backward, which then runs the block again (Chen et al., 2016)."""
         self.bf16 = False
-        """In training, multiply in bf16 inside the blocks; weights, sums of the residual stream and head stay fp32."""
+        """In training, multiply in bf16 inside the blocks; weights and sums of the residual stream stay fp32."""
         self._rotation = torch.empty(0)
         if seed is not None:
             self.initialise(seed)
+
+    @property
+    def rounds(self) -> bool:
+        """Whether products are bf16 now."""
+        return self.bf16 and self.training
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
@@ -316,7 +321,7 @@ class Decoder(nn.Module):
         for index, block in enumerate(self.layers):
             if index in wanted:
                 tapped[index] = x.view(batch, time, -1)
-            with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.bf16 and self.training):
+            with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.rounds):
                 if self.recompute and torch.is_grad_enabled():
                     x = checkpoint(block, x, places, index, use_reentrant=False, preserve_rng_state=False)
                 else:

@@ -43,13 +43,13 @@ class Objective(Protocol[B_contra]):
 
 @dataclass(frozen=True)
 class NextToken:
-    """Cross-entropy of the marked tokens, in nats."""
+    """Cross-entropy of the marked tokens, in nats. Where the model multiplies in bf16, its head does so too."""
 
     weights: Mapping[str, float] = field(default_factory=lambda: {"tokens": 1.0})
 
     def __call__(self, model: Any, batch: TokenBatch) -> Sums:
         hidden = model(batch.ids, lengths=batch.lengths)[0]
-        found, _ = logprobs(model, hidden[batch.at], batch.targets)
+        found, _ = logprobs(model, hidden[batch.at], batch.targets, rounded=model.rounds)
         return Sums({"tokens": -found.sum()}, {})
 
 

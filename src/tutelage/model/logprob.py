@@ -108,8 +108,8 @@ def logprobs(
     """Log-probabilities [n] in nats of `targets` [n] after hidden states [n, width], and entropies [n] if asked.
 
     The distribution is softmax(logits / temperature); `temperature` is one number or [n], above 0. Differentiable in
-    `hidden` and in the head's weight. Equals `log_softmax` and `gather` within rounding. `rounded` multiplies in bfloat16:
-    faster, and to two or three digits; good for a loss, not where log-probabilities are compared with each other.
+    `hidden` and in the head's weight. Equals `log_softmax` and `gather` within rounding. `rounded` multiplies in
+    bfloat16: faster, and to two or three digits; good for a loss, not where log-probabilities are compared.
     """
     if hidden.dim() != 2 or targets.shape != hidden.shape[:1]:
         raise UsageError(f"expected hidden [n, width] and targets [n], found {hidden.shape} and {targets.shape}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ def measure(settings: Settings) -> list[Part]:
         options = {"folder": str(folder), "repeat": 3 if settings.quick else 10}
         runs = side.alternate("bench.decode", settings, python_of(ENVIRONMENT), options, options)
         parts += [runs.part(name, "tokens/s", "tokens", target=target), runs.memory(f"{name}: memory")]
+        parts.append(runs.part(f"{name}: ours in int8, peer as before", "tokens/s", "tokens"))
+        parts[-1] = replace(parts[-1], ours=side.median(runs.ours, "int8"))
     return parts
 
 
@@ -47,10 +50,10 @@ def ours(options: Mapping[str, Any]) -> Figures:
 
     setup(threads=side.THREADS)
     folder = Path(options["folder"])
-    engine = Engine(load_decoder(folder).eval().requires_grad_(False), max_batch=1, capacity=PROMPT + NEW)
+    decoder = load_decoder(folder).eval().requires_grad_(False)
     prompt = np.load(folder / "prompt.npy")[0].tolist()
 
-    def once() -> float:
+    def once(engine: Engine) -> float:
         engine.submit(Request(prompt, Sampling(max_tokens=NEW, temperature=0)))
         engine.step()
         started = time.perf_counter()
@@ -59,7 +62,11 @@ def ours(options: Mapping[str, Any]) -> Figures:
             count += len(engine.step())
         return count / (time.perf_counter() - started)
 
-    return {"tokens": rate([once() for _ in range(options["repeat"] + 1)])}
+    found: Figures = {"precision": "float32"}
+    for name, int8 in (("tokens", False), ("int8", True)):
+        engine = Engine(decoder, max_batch=1, capacity=PROMPT + NEW, int8=int8)
+        found[name] = rate([once(engine) for _ in range(options["repeat"] + 1)])
+    return found
 
 
 def peer(options: Mapping[str, Any]) -> Figures:

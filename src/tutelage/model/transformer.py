@@ -238,6 +238,11 @@ class Decoder(nn.Module):
     stream smaller by sqrt(2 * layers), embeddings 0.02 (tied: first losses near log of the vocabulary). None: undrawn.
     """
 
+    recompute = False
+    """Keep the input of each block alone for the backward, which then runs the block again (Chen et al., 2016)."""
+    bf16 = False
+    """In training, multiply in bf16 inside the blocks; weights and sums of the residual stream stay fp32."""
+
     def __init__(self, config: DecoderConfig, seed: int | None = 0) -> None:
         super().__init__()
         self.config = config
@@ -246,10 +251,6 @@ class Decoder(nn.Module):
         self.norm = Norm(config.hidden_size, config.rms_norm_eps)
         tied = config.tie_word_embeddings
         self.lm_head = None if tied else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.recompute = False
-        """Keep the input of each block alone for the backward, which then runs the block again (Chen et al., 2016)."""
-        self.bf16 = False
-        """In training, multiply in bf16 inside the blocks; weights and sums of the residual stream stay fp32."""
         self._rotation = torch.empty(0)
         if seed is not None:
             self.initialise(seed)

@@ -9,8 +9,9 @@ neighbours enter through the rounding of matrix products of another size.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,8 @@ from tutelage.model.sample import Draw
 from tutelage.model.steps import steps_for
 from tutelage.model.transformer import Decoder
 from tutelage.tokens.tokenizer import StreamDecoder, Tokenizer
+
+_NONE: Mapping[int, Tensor] = MappingProxyType({})
 
 
 class Request(NamedTuple):
@@ -47,7 +50,7 @@ class Token(NamedTuple):
     under softmax(logits)."""
     text: str = ""
     """What may be shown now: whole characters, and nothing that may yet become a stop string."""
-    hidden: dict[int, Tensor] = {}  # noqa: RUF012 - a NamedTuple's default, never written to
+    hidden: Mapping[int, Tensor] = _NONE
     """Layer -> [width]: the states this token was predicted from, for the layers asked for."""
     finish: Finish | None = None
 
@@ -71,8 +74,10 @@ class _Row:
     noise: Tensor
     layers: tuple[int, ...]
     stream: StreamDecoder | None
+    limit: int
+    """Tokens it may get: what was asked for, as far as there is room."""
     held: str = ""
-    count: int = field(default=0)
+    count: int = 0
 
 
 class Engine:
@@ -109,6 +114,7 @@ class Engine:
         self._waiting: deque[_Row] = deque()
         self._next = 0
         self._how = Draw(None)
+        self._least: list[tuple[int, int]] = []
 
     @property
     def busy(self) -> bool:
@@ -132,7 +138,8 @@ class Engine:
             raise UsageError("text and stop strings need an engine with a tokenizer")
         stream = self.tokenizer.stream() if needs_text and self.tokenizer is not None else None
         seed = sampling.seed if request.seed is None else request.seed
-        row = _Row(self._next, prompt, sampling, self._uniforms(seed, sampling), tuple(layers), stream)
+        limit = min(sampling.max_tokens, self.capacity + 1 - len(prompt))
+        row = _Row(self._next, prompt, sampling, self._uniforms(seed, sampling), tuple(layers), stream, limit)
         self._waiting.append(row)
         self._next += 1
         return row.number
@@ -212,6 +219,7 @@ class Engine:
             off = all(value == neutral for value in values)
             return None if off else torch.tensor(values, dtype=dtype, device=device)
 
+        self._least = [(slot, each.min_tokens) for slot, each in enumerate(asked) if each.min_tokens]
         greedy = [each.temperature == 0 for each in asked]
         self._how = Draw(
             uniforms=None if all(greedy) else self._noise,
@@ -230,7 +238,7 @@ class Engine:
         if how.repetition_penalty is not None:
             span = max(len(row.prompt) + row.count for row in self._rows)
             how = how._replace(seen=self._seen[:count, :span])
-        early = [slot for slot, row in enumerate(self._rows) if row.count < row.sampling.min_tokens]
+        early = [slot for slot, least in self._least if self._rows[slot].count < least]
         if early and self.eos:
             banned = torch.zeros(count, self.decoder.config.vocab_size, dtype=torch.bool, device=self._last.device)
             banned[torch.tensor(early)[:, None], torch.tensor(sorted(self.eos))] = True
@@ -246,12 +254,12 @@ class Engine:
             finish: Finish | None = None
             if number in self.eos:
                 finish = "stop"
-            elif row.count >= row.sampling.max_tokens or len(row.prompt) + row.count > self.capacity:
+            elif row.count >= row.limit:
                 finish = "length"
             text = ""
             if row.stream is not None:
                 text, finish = _text(row, row.stream, number, finish)
-            hidden = {layer: states[layer][slot] for layer in row.layers} if row.layers else {}
+            hidden = {layer: states[layer][slot] for layer in row.layers} if row.layers else _NONE
             tokens.append(Token(row.number, number, logprob, text, hidden, finish))
             if finish is not None:
                 ended.append(slot)
@@ -304,19 +312,13 @@ def complete(engine: Engine, requests: Sequence[Request]) -> list[Completion]:
     if engine.busy:
         raise UsageError("the engine is at work on other requests")
     order = sorted(range(len(requests)), key=lambda place: -len(requests[place].prompt))
-    done: dict[int, Completion] = {}
-    places: dict[int, int] = {}
-    for place in order:
-        places[engine.submit(requests[place])] = place
-    open_ = {place: Completion([], [], "length", "") for place in places.values()}
+    numbers = {place: engine.submit(requests[place]) for place in order}
+    done = {number: Completion([], [], "length", "") for number in numbers.values()}
     while engine.busy:
-        for token in engine.step():
-            place = places[token.request]
-            so_far = open_[place]
-            so_far.tokens.append(token.id)
-            so_far.logprobs.append(token.logprob)
-            if token.text or token.finish is not None:
-                open_[place] = so_far._replace(text=so_far.text + token.text, finish=token.finish or "length")
-            if token.finish is not None:
-                done[place] = open_.pop(place)
-    return [done[place] for place in range(len(requests))]
+        for number, token, logprob, text, _, finish in engine.step():
+            so_far = done[number]
+            so_far.tokens.append(token)
+            so_far.logprobs.append(logprob)
+            if text or finish is not None:
+                done[number] = so_far._replace(text=so_far.text + text, finish=finish or "length")
+    return [done[numbers[place]] for place in range(len(requests))]

@@ -436,6 +436,8 @@ void forward(const Shape *shape, const Layer *layers, const Memory *memory, cons
 
 /* --------------------------------------------------------------------------------------------------------- drawing */
 
+#define STRETCH 16
+
 /* As `draw` of sample.py without cuts: `cold` 1 / temperature; uniforms below 0 take the likeliest token. `logits`
  * [rows][step] become weights. */
 void choose(int rows, int vocabulary, int64_t step, float *logits, const float *cold, const float *uniforms,
@@ -454,24 +456,25 @@ void choose(int rows, int vocabulary, int64_t step, float *logits, const float *
         while (likeliest < vocabulary - 1 && row[likeliest] != peak) likeliest++;
         for (int i = 0; i < full; i++)
             total += *(vec *)(row + i * LANES) = exponential((*(vec *)(row + i * LANES) - peak) * cold[r]);
+        const float whole = sum(total);
         int chosen = likeliest;
         if (uniforms[r] >= 0) {
-            float whole = 0, aim, before = 0;
-            for (int i = 0; i < full; i++) whole += sum(*(vec *)(row + i * LANES));
-            aim = whole * (uniforms[r] < 1 - 1e-6f ? uniforms[r] : 1 - 1e-6f);
+            const float aim = whole * (uniforms[r] < 1 - 1e-6f ? uniforms[r] : 1 - 1e-6f);
+            float before = 0;
             int i = 0;
-            for (; i < full - 1; i++) {
-                const float here = sum(*(vec *)(row + i * LANES));
-                if (before + here > aim) break;
-                before += here;
+            for (; i + STRETCH < full; i += STRETCH) { /* first by stretches, then token by token */
+                vec here = {0};
+                for (int j = i; j < i + STRETCH; j++) here += *(vec *)(row + j * LANES);
+                const float weight = sum(here);
+                if (before + weight > aim) break;
+                before += weight;
             }
-            chosen = i * LANES;
-            for (; chosen < vocabulary - 1; chosen++) {
+            for (chosen = i * LANES; chosen < vocabulary - 1; chosen++) {
                 before += row[chosen];
                 if (before > aim) break;
             }
         }
         ids[r] = chosen;
-        logprobs[r] = logf(row[chosen]) - logf(sum(total));
+        logprobs[r] = logf(row[chosen]) - logf(whole);
     }
 }

@@ -19,6 +19,32 @@ def test_singular_values_come_near_one(shape):
     assert found.max() < 1.2 and found.median() > 0.8
 
 
+@pytest.mark.parametrize("shape", [(2, 64, 64), (2, 48, 160), (2, 160, 48)])
+@pytest.mark.parametrize("spectrum", ["flat", "falling"])
+def test_rounded_products_stay_bounded_and_point_the_same_way(shape, spectrum):
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    if spectrum == "falling":
+        left, values, right = torch.linalg.svd(matrices, full_matrices=False)
+        matrices = (left * torch.logspace(0, -3, values.shape[-1])) @ right
+    exact, rough = orthogonalise(matrices), orthogonalise(matrices, rounded=True)
+    assert rough.dtype == torch.float32
+    assert torch.linalg.svdvals(rough).max() < 1.2, "polynomials multiplied up in bf16 reach hundreds here"
+    assert torch.cosine_similarity(exact.flatten(), rough.flatten(), dim=0) > 0.99
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_muon_multiplies_as_the_model_does(bf16):
+    fused = Fused()
+    fused.bf16 = bf16
+    fused.both.grad = torch.randn(12, 8, generator=torch.Generator().manual_seed(2))
+    before = fused.both.detach().clone()
+    optimizer = Optimizer(fused, Rates(matrix=0.1, decay=0.0), Schedule(warmup=0.0), 10)
+    optimizer.step(0, 1.0)
+    moved = torch.linalg.svdvals((before - fused.both.detach())[8:] / 0.1)
+    exact = torch.linalg.svdvals(orthogonalise(fused.both.grad[None, 8:])[0])
+    assert torch.allclose(moved, exact, rtol=1e-4) is not bf16
+
+
 def test_adamw_equals_torch():
     draw = torch.Generator().manual_seed(0)
     values = torch.randn(7, 3, generator=draw)

@@ -29,16 +29,20 @@ POLAR_EXPRESS = (
 """Quintic coefficients of the iteration, one triple per step (Amsel et al. 2025, table for a lower bound of 1e-3)."""
 
 
-def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
+def orthogonalise(matrices: Tensor, steps: int = 5, *, rounded: bool = False) -> Tensor:
     """The nearest matrices with orthonormal rows or columns, approximately: [k, m, n] -> [k, m, n].
 
     Every step multiplies by a polynomial in X X^T. Where X is far from square those polynomials are multiplied up first
-    and meet X once: a third fewer operations, the same result but for rounding.
+    and meet X once: a third fewer operations, the same result but for rounding. `rounded` multiplies in bfloat16, step
+    by step (Jordan et al. 2024): polynomials multiplied up would blow its rounding up without bound.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) * 1.01 + 1e-7)
-    x = _by_gram(x, steps) if 2 * x.shape[-1] >= 3 * x.shape[-2] else _by_matrix(x, steps)
+    if rounded:
+        x = _by_matrix(x.bfloat16(), steps).to(matrices.dtype)
+    else:
+        x = _by_gram(x, steps) if 2 * x.shape[-1] >= 3 * x.shape[-2] else _by_matrix(x, steps)
     return x.mT if tall else x
 
 
@@ -132,9 +136,9 @@ class Block(NamedTuple):
 class Muon:
     """Muon over blocks of one shape, stacked. `update` moves the weights from their `.grad`."""
 
-    def __init__(self, blocks: Sequence[Block], rates: Rates) -> None:
+    def __init__(self, blocks: Sequence[Block], rates: Rates, *, rounded: bool = False) -> None:
         self.blocks = list(blocks)
-        self._rates = rates
+        self._rates, self._rounded = rates, rounded
         rows, columns = blocks[0].shape
         self._scale = math.sqrt(max(1.0, rows / columns))
         self._exchange: Exchange | None = None
@@ -160,13 +164,16 @@ class Muon:
             assert isinstance(self._momentum, Tensor)
             stack = torch.stack(list(gradients))
             self._momentum.lerp_(stack, 1 - momentum)
-            return orthogonalise(stack.lerp_(self._momentum, momentum)).unbind(0)
+            return self._orthogonal(stack.lerp_(self._momentum, momentum)).unbind(0)
         pieces = []
         for gradient, kept in zip(gradients, self._momentum, strict=True):
             kept.lerp_(gradient, 1 - momentum)
             pieces.append(gradient.lerp(kept, momentum))
         matrices = self._exchange.gather(pieces)  # a share of the stack, so that each rank does a share of the work
-        return self._exchange.spread(orthogonalise(matrices) if len(matrices) else matrices)
+        return self._exchange.spread(self._orthogonal(matrices) if len(matrices) else matrices)
+
+    def _orthogonal(self, matrices: Tensor) -> Tensor:
+        return orthogonalise(matrices, rounded=self._rounded)
 
     def tensors(self) -> dict[str, Tensor | Part]:
         """What it remembers, by name; views, so that loading writes into them."""
@@ -209,7 +216,7 @@ class Optimizer:
     """All parameters of a model under their optimizers, one schedule, one clip.
 
     Args:
-        model: every parameter that requires a gradient is taken, each once.
+        model: every parameter that requires a gradient is taken, each once. Where it multiplies in bf16, so does Muon.
         total: steps of the run, the schedule's horizon.
         clip: largest global gradient norm; larger gradients are scaled down to it.
         kind: says per (name, parameter) which rate applies; default `default_kind`.
@@ -228,7 +235,7 @@ class Optimizer:
         self.schedule, self.total, self.clip = schedule, total, clip
         self.updates = 0
         chosen = kind or default_kind
-        fused = _fused(model)
+        fused, rounded = _fused(model), getattr(model, "bf16", False)
         named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         self.parameters = [parameter for _, parameter in named]
         shapes: dict[tuple[int, int], list[Block]] = {}
@@ -241,7 +248,7 @@ class Optimizer:
                     shapes.setdefault(block.shape, []).append(block)
             else:
                 rest[which].append((name, parameter))
-        self.parts: list[Muon | AdamW] = [Muon(blocks, rates) for blocks in shapes.values()]
+        self.parts: list[Muon | AdamW] = [Muon(blocks, rates, rounded=rounded) for blocks in shapes.values()]
         for which, rate in (("embedding", rates.embedding), ("scalar", rates.scalar)):
             if rest[which]:
                 self.parts.append(AdamW(rest[which], rate, rates))

@@ -77,7 +77,7 @@ def test_rounded_products_are_near(kept: bool, monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_usual_chunks_are_used_and_cover_everything() -> None:
     chunks = logprob._chunks(5000, 4096)
-    assert chunks[0] == slice(0, 256)
+    assert chunks[0] == slice(0, 512)
     assert [each.start for each in chunks[1:]] == [each.stop for each in chunks[:-1]]
     assert logprob._chunks(0, 4096) == []
 

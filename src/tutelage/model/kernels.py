@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tutelage.model import fused
 from tutelage.model.cache import Extended, Group, Written
 
 
@@ -33,21 +34,23 @@ class _RMSNorm(torch.autograd.Function):
     """y = x / rms(x) * weight. Keeps only x and 1/rms; autograd's own backward makes a dozen passes."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        scale = _inverse_rms(x, eps)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, rounded: bool) -> Tensor:
+        result, scale = _norm(x, weight, eps, rounded)
         ctx.save_for_backward(x, weight, scale)
-        return (x * scale).mul_(weight)
+        return result
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         x, weight, scale = ctx.saved_tensors
         width = x.shape[-1]
+        if fused.usable(x) and x.dtype == torch.float32:
+            return *fused.norm_back(grads[0], x, weight, scale), None, None
         product = (grads[0] * x).reshape(-1, width)
         rows = scale.view(-1)
         weight_grad = rows @ product if ctx.needs_input_grad[1] else None
         along = (product @ weight).mul_(rows**3).div_(-width)
         grad = (grads[0] * weight).mul_(scale)
-        return grad.addcmul_(x, along.view(scale.shape)), weight_grad, None
+        return grad.addcmul_(x, along.view(scale.shape)), weight_grad, None, None
 
 
 def _inverse_rms(x: Tensor, eps: float) -> Tensor:
@@ -55,11 +58,20 @@ def _inverse_rms(x: Tensor, eps: float) -> Tensor:
     return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Root-mean-square norm over the last dimension (Zhang and Sennrich, 2019)."""
+def _norm(x: Tensor, weight: Tensor, eps: float, rounded: bool) -> tuple[Tensor, Tensor]:
+    """The norm and 1 / rms(x), [rows] from C and [.., 1] from torch."""
+    if fused.usable(x) and x.dtype == torch.float32:
+        return fused.norm(x, weight, eps, rounded)
+    scale = _inverse_rms(x, eps)
+    result = (x * scale).mul_(weight)
+    return result.bfloat16() if rounded else result, scale
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, rounded: bool = False) -> Tensor:
+    """Root-mean-square norm over the last dimension (Zhang and Sennrich, 2019); `rounded`: handed on as bfloat16."""
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-        return _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call, no-any-return]
-    return (x * _inverse_rms(x, eps)).mul_(weight)
+        return _RMSNorm.apply(x, weight, eps, rounded)  # type: ignore[no-untyped-call, no-any-return]
+    return _norm(x, weight, eps, rounded)[0]
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -68,12 +80,13 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor) -> Tensor:
         ctx.save_for_backward(gate_up)
-        gate, up = gate_up.chunk(2, -1)
-        return F.silu(gate).mul_(up)
+        return _gated(gate_up)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (gate_up,) = ctx.saved_tensors
+        if fused.usable(gate_up):
+            return fused.gate_back(gate_up, grads[0])
         gate, up = gate_up.chunk(2, -1)
         result = torch.empty_like(gate_up)
         gate_grad, up_grad = result.chunk(2, -1)
@@ -89,6 +102,12 @@ def swiglu(gate_up: Tensor) -> Tensor:
     """silu(gate) * up (Shazeer, 2020); gate and up are the halves of the last dimension."""
     if torch.is_grad_enabled() and gate_up.requires_grad:
         return _SwiGLU.apply(gate_up)  # type: ignore[no-untyped-call, no-any-return]
+    return _gated(gate_up)
+
+
+def _gated(gate_up: Tensor) -> Tensor:
+    if fused.usable(gate_up):
+        return fused.gate(gate_up)
     gate, up = gate_up.chunk(2, -1)
     return F.silu(gate).mul_(up)
 

@@ -30,6 +30,8 @@
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t ints __attribute__((vector_size(4 * LANES)));
+typedef uint32_t words __attribute__((vector_size(4 * LANES)));
+typedef uint16_t shorts __attribute__((vector_size(2 * LANES)));
 typedef int8_t bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
 
 int lanes(void) { return LANES; }
@@ -65,9 +67,9 @@ INLINE vec widened(const int8_t *x) {
 #endif
 }
 
-/* e^x within 2 ulp for x <= 88; below -87 it is as good as 0. Cephes' polynomial. */
+/* e^x within 2 ulp between -87 and 88, and what it is there beyond. Cephes' polynomial. */
 INLINE vec exponential(vec x) {
-    x = larger(x, all(-87.0f));
+    x = -larger(-larger(x, all(-87.0f)), all(-88.0f));
     vec whole = x * 1.44269504f + 12582912.0f; /* adding 1.5 * 2^23 rounds to an integer in the low bits */
     ints power = (ints)whole << 23;
     whole -= 12582912.0f;
@@ -477,4 +479,126 @@ void choose(int rows, int vocabulary, int64_t step, float *logits, const float *
         ids[r] = chosen;
         logprobs[r] = logf(row[chosen]) - logf(whole);
     }
+}
+
+/* -------------------------------------------------------------------------------------- between products, in training */
+
+/* Numbers of LANES at a time, float or (`rounded`) bfloat16, which is a float's upper half. At a row's end fewer. */
+INLINE vec load(const void *from, int64_t at, int count, const int rounded) {
+    if (rounded) {
+        shorts half = {0};
+        memcpy(&half, (const uint16_t *)from + at, 2 * count);
+#if defined(__AVX512F__)
+        return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)half), 16);
+#else
+        return (vec)(__builtin_convertvector(half, words) << 16);
+#endif
+    }
+    vec x = {0};
+    memcpy(&x, (const float *)from + at, 4 * count);
+    return x;
+}
+
+INLINE void store(void *to, int64_t at, vec x, int count, const int rounded) {
+    if (rounded) {
+        const words bits = (words)x, even = bits + 0x7fff + ((bits >> 16) & 1);
+        const words nan = (words)(x != x), kept = (even & ~nan) | ((bits | 0x400000) & nan);
+#if defined(__AVX512F__)
+        const shorts half = (shorts)_mm512_cvtepi32_epi16((__m512i)(kept >> 16));
+#else
+        const shorts half = __builtin_convertvector(kept >> 16, shorts);
+#endif
+        memcpy((uint16_t *)to + at, &half, 2 * count);
+    } else
+        memcpy((float *)to + at, &x, 4 * count);
+}
+
+#define EACH(width) for (int i = 0, n; (n = (width) - i < LANES ? (width) - i : LANES) > 0; i += LANES)
+/* Constant counts and kinds, so that the compiler sees plain loads and stores. */
+#define LOAD(from, at) (n == LANES ? load(from, at, LANES, rounded) : load(from, at, n, rounded))
+#define FLOATS(from, at) (n == LANES ? load(from, at, LANES, 0) : load(from, at, n, 0))
+#define SAVE(to, at, x, kind) (n == LANES ? store(to, at, x, LANES, kind) : store(to, at, x, n, kind))
+
+INLINE void norm_rows(const int rounded, int64_t first, int64_t last, int width, const float *x, const float *weight,
+                      float eps, void *out, float *scales) {
+    for (int64_t r = first; r < last; r++) {
+        const int64_t at = r * width;
+        vec squares = {0};
+        EACH(width) {
+            const vec here = FLOATS(x, at + i);
+            squares += here * here;
+        }
+        const float scale = scales[r] = 1.0f / sqrtf(sum(squares) / width + eps);
+        EACH(width) SAVE(out, at + i, FLOATS(x, at + i) * scale * FLOATS(weight, i), rounded);
+    }
+}
+
+/* With y = x s w and incoming g: x's is s (g w - x s^2 sum(g w x) / width), the weight's sum over rows of g x s. */
+INLINE void norm_rows_back(const int rounded, int64_t first, int64_t last, int width, const void *grad, const float *x,
+                           const float *weight, const float *scales, float *x_grad, float *weight_grad) {
+    for (int64_t r = first; r < last; r++) {
+        const int64_t at = r * width;
+        const float scale = scales[r];
+        vec along = {0};
+        EACH(width) {
+            const vec here = LOAD(grad, at + i) * FLOATS(x, at + i);
+            along += here * FLOATS(weight, i);
+            SAVE(weight_grad, i, FLOATS(weight_grad, i) + here * scale, 0);
+        }
+        const float back = sum(along) * scale * scale / width;
+        EACH(width)
+            SAVE(x_grad, at + i, (LOAD(grad, at + i) * FLOATS(weight, i) - FLOATS(x, at + i) * back) * scale, 0);
+    }
+}
+
+INLINE void gate_rows(const int rounded, int64_t first, int64_t last, int inner, const void *gate_up, void *out) {
+    for (int64_t r = first; r < last; r++)
+        EACH(inner) {
+            const vec gate = LOAD(gate_up, 2 * r * inner + i), up = LOAD(gate_up, (2 * r + 1) * inner + i);
+            SAVE(out, r * inner + i, gate / (1.0f + exponential(-gate)) * up, rounded);
+        }
+}
+
+/* With s = sigmoid(gate): up's is gate s g, gate's up g s (1 + gate (1 - s)). */
+INLINE void gate_rows_back(const int rounded, int64_t first, int64_t last, int inner, const void *gate_up,
+                           const void *grad, void *out) {
+    for (int64_t r = first; r < last; r++)
+        EACH(inner) {
+            const int64_t at = 2 * r * inner + i;
+            const vec gate = LOAD(gate_up, at), up = LOAD(gate_up, at + inner), g = LOAD(grad, r * inner + i);
+            const vec s = 1.0f / (1.0f + exponential(-gate));
+            SAVE(out, at, up * g * s * (1.0f + gate * (1.0f - s)), rounded);
+            SAVE(out, at + inner, gate * s * g, rounded);
+        }
+}
+
+#define FIRST (rows * PART / PARTS)
+#define LAST (rows * (PART + 1) / PARTS)
+#define BOTH(function, ...)                     \
+    do {                                        \
+        if (rounded) function(1, __VA_ARGS__);  \
+        else function(0, __VA_ARGS__);          \
+    } while (0)
+
+void norm_forward(int rounded, int64_t rows, int width, const float *x, const float *weight, float eps, void *out,
+                  float *scales, int threads) {
+#pragma omp parallel num_threads(threads)
+    BOTH(norm_rows, FIRST, LAST, width, x, weight, eps, out, scales);
+}
+
+/* `weight_grad` [threads][width], zeros. */
+void norm_backward(int rounded, int64_t rows, int width, const void *grad, const float *x, const float *weight,
+                   const float *scales, float *x_grad, float *weight_grad, int threads) {
+#pragma omp parallel num_threads(threads)
+    BOTH(norm_rows_back, FIRST, LAST, width, grad, x, weight, scales, x_grad, weight_grad + (int64_t)PART * width);
+}
+
+void gate_forward(int rounded, int64_t rows, int inner, const void *gate_up, void *out, int threads) {
+#pragma omp parallel num_threads(threads)
+    BOTH(gate_rows, FIRST, LAST, inner, gate_up, out);
+}
+
+void gate_backward(int rounded, int64_t rows, int inner, const void *gate_up, const void *grad, void *out, int threads) {
+#pragma omp parallel num_threads(threads)
+    BOTH(gate_rows_back, FIRST, LAST, inner, gate_up, grad, out);
 }

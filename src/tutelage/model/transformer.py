@@ -169,6 +169,8 @@ class Norm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.is_autocast_enabled(x.device.type):  # a product of bfloat16 reads it
+            return rms_norm(x.float(), self.weight, self.eps, rounded=True)
         return rms_norm(x.to(self.weight.dtype), self.weight, self.eps).to(x.dtype)
 
 

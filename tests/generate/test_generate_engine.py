@@ -45,7 +45,7 @@ def steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
     if request.param == "torch":
         monkeypatch.setattr(native, "usable", lambda decoder: False)
     elif library.load() is None:
-        assert os.environ.get("CI") != "true"
+        assert os.environ.get("CI") != "true" or os.environ.get("TUTELAGE_NATIVE") == "off", "CI needs a C compiler"
         pytest.skip("no C compiler")
     return str(request.param)
 

@@ -267,6 +267,34 @@ def test_the_engine_serves_many_conversations_at_once_and_alike(small_root: Root
     assert not engine.busy
 
 
+def test_int8_weights_are_the_services_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    from tutelage.core import refs
+    from tutelage.core.errors import UsageError
+    from tutelage.guard.upstream import EngineUpstream, open_upstream
+    from tutelage.model import checkpoint, library, native
+    from tutelage.model.steps import NativeSteps
+    from tutelage.model.transformer import Decoder, DecoderConfig
+    from tutelage.tokens.tokenizer import learn
+
+    root = Root(tmp_path / "life").create()
+    tokenizer = learn(["hello town " * 20], 300)
+    tokenizer.save(tmp_path / "tokenizer")
+    config = DecoderConfig(tokenizer.size, 32, 64, 1, 2, 1, max_position_embeddings=64)
+    checkpoint.save(Decoder(config, seed=1), tmp_path / "model", tmp_path / "tokenizer")
+    model = refs.resolve_artifact(str(tmp_path / "model"), root).ref
+    if library.load() is not None:
+        for int8 in (True, False):
+            upstream = open_upstream(model, root, int8=int8)
+            assert isinstance(upstream, EngineUpstream)
+            steps = upstream._engine._steps
+            assert isinstance(steps, NativeSteps) and steps._native.int8 is int8
+            asyncio.run(upstream.close())
+    monkeypatch.setattr(native, "usable", lambda decoder: False)
+    with pytest.raises(UsageError, match="C compiler"):
+        open_upstream(model, root, int8=True)
+
+
 def test_certificates_bound_what_they_say() -> None:
     made = certify([0.1 * k / 300 for k in range(300)], category="crime", direction="input", target=0.01)
     assert made.certified and made.n == 300 and made.false_positives == 0

@@ -16,7 +16,7 @@ from torch import Tensor
 from tutelage.model import fused, kernels, library
 
 if library.load() is None:
-    assert os.environ.get("CI") != "true", "CI needs a C compiler"
+    assert os.environ.get("CI") != "true" or os.environ.get("TUTELAGE_NATIVE") == "off", "CI needs a C compiler"
     pytest.skip("no C compiler", allow_module_level=True)
 
 

@@ -15,7 +15,7 @@ from tutelage.core.records import Record
 LEARN, READ, WRITE, DRAW = 0.6, 0.62, 0.55, 0.26
 """Share of the best matrix product's rate that a small model reaches forward and backward, in a forward pass over whole
 texts, in writing the likeliest token, and in drawing one; seen at a width of 160, contexts of 128 and 384."""
-MUON = 0.85
+MUON = 0.8
 """Share of it that Muon reaches in making gradients orthogonal; seen at widths of 160 and 320."""
 MUON_SHARE = 0.15
 """The largest share of a training step that Muon should take."""
@@ -27,7 +27,7 @@ look at."""
 RERUN = 3.0
 """How often over what one layer keeps is held while the backward runs the layers again, one by one: with gradients, and
 what the allocator does not give back; seen with 4 and 12 layers of a width of 160."""
-ROUND = 0.0015
+ROUND = 0.0005
 """Seconds that a step of the generating engine takes however few answers are at work."""
 BATCH, TAIL = 64, 20
 """Answers that advance together; and the steps that the last answers of a call run on alone."""

@@ -22,11 +22,11 @@ from tutelage.train.device import THREADS
 
 STARTER = DecoderConfig(2048, 160, 432, 4, 5, 5, model_type="qwen3")
 """The shape that is measured where a recipe states none."""
-ENGINE = 1.35
+ENGINE = 1.8
 """How much slower a step of the engine is, with its bookkeeping, than the forward and draw that are measured; seen."""
 LENGTH = 64
 """Tokens of the texts that are measured with."""
-LIFE = 0.9
+LIFE = 0.7
 """What a stage reaches of what the measurement does, which reads no data and looks at nothing on the way."""
 
 

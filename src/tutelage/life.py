@@ -132,15 +132,16 @@ def _run_section(
     say = Reporter(section.name, sinks=(JsonLines(root.events / f"{section.name}.jsonl"), *sinks))
     while True:
         try:
-            return run_stage(
-                section.stage,
-                root,
-                config=section.config,
-                inputs=resolve(section, made),
-                say=say,
-                stop=_stopper(root, stop),
-                watch=watching(section, recipe, made),
-            )
+            with recipe.at(section.name):
+                return run_stage(
+                    section.stage,
+                    root,
+                    config=section.config,
+                    inputs=resolve(section, made),
+                    say=say,
+                    stop=_stopper(root, stop),
+                    watch=watching(section, recipe, made),
+                )
         except Waiting:
             if not wait or stop():
                 raise

@@ -63,8 +63,9 @@ def plan(recipe: Recipe, root: Root, machine: Machine | None = None) -> Plan:
     """Predict every stage and, under a budget, choose the horizons; once: what was sealed before is returned.
 
     Under a budget the shape is chosen first, then what is left to `auto` is settled at that shape, and the horizons
-    last. `machine` is taken instead of measuring. Raises ConfigError for a budget that nothing fits, or a stage that
-    needs more memory than there is; NotFound for a model by reference that is not there.
+    last. `machine` is taken instead of measuring. Raises ConfigError for a budget that nothing fits, a stage that
+    needs more memory than there is, or weights to freeze or adapt that a model does not have; NotFound for a model by
+    reference that is not there.
     """
     root.create()
     sealed = _sealed(recipe, root)
@@ -79,6 +80,7 @@ def plan(recipe: Recipe, root: Root, machine: Machine | None = None) -> Plan:
         if recipe.budget:
             choices = _joined(choices, _fit_horizons(recipe.with_choices(choices), price))
         costs = price(recipe.with_choices(choices))
+        _must_learn(recipe.with_choices(choices), costs)
         _must_fit(recipe.with_choices(choices), costs, price, rates.memory)
         new = Plan(recipe=recipe.mark, budget=recipe.budget, machine=rates, choices=choices)
         stages = tuple(PlannedStage(name=name, cost=cost) for name, cost in costs.items())
@@ -208,7 +210,8 @@ def predict(recipe: Recipe, machine: Machine, models: Mapping[str, Sizes] = Mapp
         if section.stage.name in WATCHED and "prepare" in costs:  # as `watching` decides it
             merged["watch"] = {"items": float(recipe.watch.items), "every": float(recipe.watch.every)}
             merged["watch"] |= {k: v for k, v in costs["prepare"].sizes.items() if k == "item_tokens"}
-        costs[name] = section.stage.cost(section.config, merged, machine) if section.stage.cost else Cost()
+        with recipe.at(name):
+            costs[name] = section.stage.cost(section.config, merged, machine) if section.stage.cost else Cost()
     return costs
 
 
@@ -247,6 +250,15 @@ def _settle(recipe: Recipe, machine: Machine, price: Price) -> Choices:
         }
         found[name] = {key: settled[key] for key in asked}
     return found
+
+
+def _must_learn(recipe: Recipe, costs: Mapping[str, Cost]) -> None:
+    """ConfigError for the first section that is to move, or to hold, what its model does not have."""
+    for name, section in recipe.sections.items():
+        config: Any = section.config
+        if section.stage.name in HORIZONS and costs[name].sizes:
+            with recipe.at(name):
+                config.must_fit(Size.of(costs[name].sizes))
 
 
 def _must_fit(recipe: Recipe, costs: Mapping[str, Cost], price: Price, memory: float) -> None:

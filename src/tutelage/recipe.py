@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -136,6 +137,21 @@ class Recipe(NamedTuple):
             config = build(section.stage.config, section.config.model_dump() | dict(values))
             sections[name] = section._replace(config=config)
         return self._replace(sections=sections)
+
+    @contextmanager
+    def at(self, name: str) -> Iterator[None]:
+        """What is wrong with a section's key is told with the section's own name, and with the recipe's."""
+        stage = self.sections[name].stage
+        try:
+            yield
+        except ConfigError as error:
+            first, _, rest = (error.key or "").partition(".")
+            if first in stage.config.model_fields:
+                error.key = f"{name}.{error.key}"
+            elif first == stage.name and rest:
+                error.key = f"{name}.{rest}"
+            error.file = error.file or self.file
+            raise
 
     def check(self, name: str) -> None:
         """Raise ConfigError unless the recipe has a section of this name."""

@@ -88,16 +88,18 @@ def test_a_model_of_others_comes_in_and_goes_out(tutelage: Any, little: Root, tm
     assert done.code == 2 and "--accept not-stated" in done.err and not (tmp_path / "y").exists()
 
 
-def test_an_adapter_comes_in_over_its_base_and_goes_out_alone(tutelage: Any, tmp_path: Path) -> None:
+def test_an_adapter_comes_in_over_its_base_and_goes_out_alone(tutelage: Any, little: Root, tmp_path: Path) -> None:
     from tutelage.model.checkpoint import load_decoder, save
     from tutelage.model.lora import Lora, adapt
     from tutelage.model.peft import save_adapter
     from tutelage.model.transformer import Decoder, DecoderConfig
+    from tutelage.tokens.tokenizer import load
 
-    base = Decoder(DecoderConfig(40, 16, 24, 1, 2, 1))
+    words = life.last(little)["tokenizer"].path
+    base = Decoder(DecoderConfig(load(words).size, 16, 24, 1, 2, 1))
     adapted = adapt(base, Lora(2, 4.0, ("q_proj", "down_proj")))
     adapted.layers[0].mlp.down_proj.lora_B.data.fill_(0.1)
-    save(base, tmp_path / "base")
+    save(base, tmp_path / "base", words)
     save_adapter(adapted, tmp_path / "adapter")
     where = ("--licence", "permissive", "--root", tmp_path / "life")
     under = tutelage("import", "model", tmp_path / "base", *where, "--json").json["model"]
@@ -107,19 +109,25 @@ def test_an_adapter_comes_in_over_its_base_and_goes_out_alone(tutelage: Any, tmp
     assert done.code == 2 and "no adapter here" in done.err
     done = tutelage("import", "model", tmp_path / "adapter", "--base", "model:0000", *where)
     assert done.code == 2 and "0000" in done.err
+    save(Decoder(base.config, seed=1), tmp_path / "wrong", words)
+    done = tutelage("import", "model", tmp_path / "adapter", "--base", tmp_path / "wrong", *where)
+    assert done.code == 2 and "made for other weights" in done.err
     done = tutelage("import", "model", tmp_path / "adapter", "--base", under, *where, "--json")
-    assert done.code == 0, done.err
+    assert done.code == 0 and not done.err, done.err
     made = done.json["model"]
     assert Root(tmp_path / "life").find(made).manifest.inputs == {"base": under}
     out = ("--adapter", "--root", tmp_path / "life")
     done = tutelage("export", "model", made, tmp_path / "out", *out)
     assert done.code == 0, done.err
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"adapter_config.json", "adapter_model.safetensors", "README.md", "manifest.json"}
+    assert names == {"adapter_config.json", "adapter_model.safetensors", "base.json", "README.md", "manifest.json"}
     file = "adapter_model.safetensors"
     assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "adapter" / file).read_bytes()
     done = tutelage("export", "model", under, tmp_path / "none", *out)
     assert done.code == 2 and "has no adapter" in done.err
+    (tmp_path / "adapter" / "base.json").unlink()  # as others save it
+    done = tutelage("import", "model", tmp_path / "adapter", "--base", tmp_path / "wrong", *where)
+    assert done.code == 0 and done.err.startswith("note: the adapter does not say which weights")
     found = load_decoder(Root(tmp_path / "life").find(made).path).layers[0].mlp.down_proj.weight
     assert not found.equal(base.layers[0].mlp.down_proj.weight)
 

@@ -13,12 +13,15 @@ import pytest
 
 from tutelage import life
 from tutelage.core.artifact import Root
-from tutelage.model.checkpoint import save
+from tutelage.core.errors import ConfigError, CorruptArtifact
+from tutelage.generate import remote
+from tutelage.model.checkpoint import import_model, save
 from tutelage.model.transformer import Decoder, DecoderConfig
 from tutelage.recipe import LIFE, read_recipe
 from tutelage.tokens.encode import encode
 from tutelage.tokens.tokenizer import load
 from tutelage.train.finetune import finetune
+from tutelage.web.app import serve
 
 SECTION_7 = (
     *(name for name in LIFE if name != "release"),
@@ -183,3 +186,78 @@ def test_talking_to_a_model(tutelage: Any, tmp_path: Path) -> None:
     line = tutelage("chat", "fake:echo", "--json", "--root", tmp_path / "none", stdin="hello\n").json
     assert line["message"]["role"] == "assistant"
     assert tutelage("chat", "fake:echo", "--temperature", "-1", stdin="hello\n").code == 2
+
+
+@pytest.fixture(scope="module")
+def spoken(little: Root, tmp_path_factory: pytest.TempPathFactory) -> tuple[Root, str]:
+    """A root with a small model, and its reference."""
+    words, folder = life.last(little)["tokenizer"].path, tmp_path_factory.mktemp("spoken")
+    shape = DecoderConfig(load(words).size, 16, 32, 1, 2, 2, max_position_embeddings=128)
+    save(Decoder(shape, seed=0), folder / "theirs", words)
+    root = Root(folder / "life").create()
+    return root, import_model(str(folder / "theirs"), root).ref
+
+
+def test_what_was_not_answered_says_why_and_tells(tutelage: Any, spoken: tuple[Root, str], guarded: Root) -> None:
+    root, ref = spoken
+    talk = "ferry " * 200 + "\nferry\n"
+    done = tutelage("chat", ref, "--root", root.path, "--tokens", "3", stdin=talk)
+    assert done.code == 1 and done.out.count("model>") == 2, "and the next line is answered"
+    assert " tokens, the model's context is 128; a new conversation begins]" in done.out.splitlines()[0]
+    done = tutelage("chat", ref, "--root", root.path, "--json", stdin="ferry " * 200)
+    assert done.code == 1 and "context is 128" in done.json["error"] and done.json["finish"] == "error"
+    judge = guarded.list("classifier")[0].ref
+    done = tutelage("chat", judge, "--root", guarded.path, stdin="hello\n")
+    assert done.code == 2 and "is a judge: it gives verdicts on texts and answers none. Name a model" in done.err
+
+
+def test_an_examination_that_measured_nothing_has_failed(
+    tutelage: Any, spoken: tuple[Root, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, ref = spoken
+    own, short = tmp_path / "own.jsonl", {"role": "user", "content": "Say ferry"}
+    long = {"role": "user", "content": "Say ferry. " * 100}
+    rows = [{"messages": [each], "target": "ferry", "tags": {"kind": "generate"}} for each in (long, short)]
+    where = ("--suite", own, "--root", root.path)
+    own.write_text(json.dumps(rows[0]))
+    done = tutelage("evaluate", ref, *where)
+    assert done.code == 1 and "none of 1 items was measured; the first: the conversation has" in done.err
+    own.write_text("\n".join(map(json.dumps, rows)))
+    done = tutelage("evaluate", ref, *where)
+    assert done.code == 0 and "1 of 2 items were not measured; the first: the conversation has" in done.out
+    hasty = {**(remote.RemoteGenerator.__init__.__kwdefaults__ or {}), "retries": 0}
+    monkeypatch.setattr(remote.RemoteGenerator.__init__, "__kwdefaults__", hasty)  # without the pauses between tries
+    done = tutelage("evaluate", "http://127.0.0.1:9/v1#m", *where)
+    assert done.code == 1 and "none of 2 items was measured; the first: http://127.0.0.1:9/v1#m failed: " in done.err
+    assert "refused" in done.err
+
+
+def test_a_port_that_there_is_not(tutelage: Any, spoken: tuple[Root, str]) -> None:
+    for command in (("serve",), ("guard", "up", "http://127.0.0.1:9/v1#m")):
+        done = tutelage(*command, "--port", "99999", "--root", spoken[0].path)
+        assert done.code == 2 and "65535" in done.err, done
+    with pytest.raises(ConfigError, match="65535"):
+        serve(spoken[0], port=99999)
+
+
+def test_what_is_damaged_is_not_served_and_hides_nothing(
+    tutelage: Any, spoken: tuple[Root, str], little: Root, tmp_path: Path
+) -> None:
+    root = Root(shutil.copytree(spoken[0].path, tmp_path / "life"))
+    shutil.copytree(little.artifacts / "tokenizer", root.artifacts / "tokenizer")
+    weights = root.find(spoken[1]).path / "model.safetensors"
+    weights.chmod(0o600)
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-8] + b"\0\0\0@\0\0\0@")  # 2.0 twice: nothing else would notice
+    done = tutelage("chat", spoken[1], "--root", root.path, stdin="ferry\n")
+    assert done.code == 1 and "the file differs from what was sealed" in done.err and "tutelage run RECIPE" in done.err
+    assert not done.out
+    manifest = weights.parent / "manifest.json"
+    manifest.chmod(0o600)
+    manifest.write_text(manifest.read_text()[:-9])
+    listed = tutelage("list", "--root", root.path)
+    assert listed.code == 0 and "tokenizer:" in listed.out and f"damaged: {manifest}: " in listed.out
+    rows = tutelage("list", "--root", root.path, "--json").json
+    assert [each.get("error") for each in rows] == [None] * (len(rows) - 1) + ["CorruptArtifact"] and len(rows) > 1
+    with pytest.raises(CorruptArtifact):  # what may remove things asks for all of them
+        root.list()

@@ -1,6 +1,7 @@
 """Records and configuration: equal values give equal bytes; a mistake is named with its place."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -72,6 +73,8 @@ class Outer(Config):
     """Layers."""
     optimizer: Inner = Inner()
     """How it learns."""
+    kind: Literal["small", "large"] = "small"
+    """How much of it."""
     mixture: dict[str, Inner] = {}  # noqa: RUF012 - pydantic copies defaults
     """One per source."""
 
@@ -90,6 +93,10 @@ def test_overrides_reach_deep_and_stay_typed() -> None:
         ({"optimizer": {"rats": 3}}, r"key 'pretrain\.optimizer\.rats': unknown key\. Did you mean 'rate'"),
         ({"mixture": {"books": {"rat": 3}}}, r"unknown key\. Did you mean 'rate'"),
         ({"depth": "many"}, r"key 'pretrain\.depth': input should be a valid integer"),
+        (
+            {"kind": "lage"},
+            r"key 'pretrain\.kind': input should be 'small' or 'large', found 'lage'; did you mean 'large'",
+        ),
         ([1], r"valid dictionary"),
     ],
 )

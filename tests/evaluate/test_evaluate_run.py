@@ -9,7 +9,7 @@ import pytest
 from tutelage.core import refs
 from tutelage.core.artifact import Root
 from tutelage.core.config import Config
-from tutelage.core.errors import DataError, Stopped, UsageError
+from tutelage.core.errors import DataError, Stopped, Unreachable, UsageError
 from tutelage.core.records import Example, Message, Response, read_jsonl, write_jsonl
 from tutelage.core.stage import run_stage, stage
 from tutelage.evaluate import ask, run
@@ -249,6 +249,24 @@ def test_what_cannot_be_asked_is_unknown_and_lowers_coverage():
     cells = run.summarise(results, run.summary_suites(items), ())["cells"]
     assert sum(c["unmeasured"] for c in cells if c["headline"]) == 12
     assert sum(c["n"] for c in cells if c["headline"]) == 84
+
+
+class Down(Clever):
+    """An endpoint that nobody reaches."""
+
+    asked = 0
+
+    def generate(self, prompts, sampling):
+        self.asked += 1
+        raise Unreachable("m failed: ConnectionRefusedError")
+
+
+def test_an_endpoint_that_is_down_is_not_waited_for_item_by_item():
+    items = [each for each in material()[0] if each.tags["suite"] == "comprehension"]
+    down = Down("down", 0.9)
+    results = ask.examine(down, items, target="down")
+    assert {(each.value, each.reason) for each in results} == {(None, "m failed: ConnectionRefusedError")}
+    assert down.asked == 2 < len(items), "all together, then the first by itself"
 
 
 def test_a_corpus_without_items_is_refused(life):

@@ -145,6 +145,14 @@ def test_what_is_too_long_loses_its_beginning(generator: LocalGenerator) -> None
         generator.loglikelihood([PROMPTS[0]], [["the cat " * 80]])
 
 
+def test_what_leaves_no_room_is_not_answered_and_says_why(generator: LocalGenerator) -> None:
+    long = Example.ask("the cat sat on the mat. " * 20)
+    found, other = (each[0] for each in generator.generate([long, PROMPTS[0]], Sampling(max_tokens=4)))
+    count = len(generator.ids_of(long))
+    assert found.finish == "error" and found.error == f"the conversation has {count} tokens, the model's context is 64"
+    assert other.finish != "error" and not other.error
+
+
 def test_choices_are_checked(generator: LocalGenerator) -> None:
     with pytest.raises(UsageError, match="as many lists"):
         generator.loglikelihood(PROMPTS, CHOICES[:1])

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tutelage.core.errors import NotFound, UpstreamError, UsageError
+from tutelage.core.errors import NotFound, Unreachable, UpstreamError, UsageError
 from tutelage.core.records import Example, Message, ToolCall
 from tutelage.generate.generator import Generator, Sampling
 from tutelage.generate.remote import RemoteGenerator, open_remote
@@ -171,7 +171,7 @@ def test_failures_are_one_clear_error(endpoint: Endpoint, remote: RemoteGenerato
 
 def test_nobody_there() -> None:
     remote = RemoteGenerator("http://127.0.0.1:9/v1", "m", retries=1, timeout=1, sleep=lambda _: None)
-    with pytest.raises(UpstreamError, match=r"9/v1#m failed"):
+    with pytest.raises(Unreachable, match=r"9/v1#m failed"):
         remote.generate([Example.ask("x")], Sampling())
 
 

@@ -1,6 +1,8 @@
 """Policy, vault, limits, upstreams: each by itself."""
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -293,6 +295,29 @@ def test_int8_weights_are_the_services_choice(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(native, "usable", lambda decoder: False)
     with pytest.raises(UsageError, match="C compiler"):
         open_upstream(model, root, int8=True)
+
+
+ENDS_AT_WORK = """
+import asyncio
+from tutelage.generate.engine import Engine, Request
+from tutelage.generate.generator import Sampling
+from tutelage.guard.upstream import EngineThread, Waiter
+from tutelage.model.transformer import Decoder, DecoderConfig
+
+decoder = Decoder(DecoderConfig(300, 64, 128, 2, 2, 2, max_position_embeddings=4096))
+loop, queue = asyncio.new_event_loop(), asyncio.Queue()
+for _ in range(8):
+    thread = EngineThread(Engine(decoder, max_batch=1))
+    thread.submit(Request((1, 2, 3), Sampling(max_tokens=4000)), Waiter(loop, queue))
+loop.run_until_complete(queue.get())
+"""
+
+
+def test_a_program_ends_well_while_engines_are_at_work() -> None:
+    """Nobody closed them: a thread caught in a product of matrices must not bring the ending process to an abort."""
+    pytest.importorskip("torch")
+    done = subprocess.run([sys.executable, "-c", ENDS_AT_WORK], capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_certificates_bound_what_they_say() -> None:

@@ -9,12 +9,13 @@ import pytest
 from tutelage.core.artifact import Artifact, Root
 from tutelage.core.errors import ConfigError, UpstreamError
 from tutelage.core.records import Example, Message, Verdict
+from tutelage.generate.fake import FakeGenerator
 from tutelage.generate.generator import Sampling
-from tutelage.guard.pipeline import Pipeline, open_bundle, open_parts
+from tutelage.guard.pipeline import GuardedGenerator, Pipeline, open_bundle, open_parts
 from tutelage.guard.policy import Category, Defaults, Guard, Policy, PolicyFile, Rule, Taxonomy, When
 from tutelage.guard.request import Ask, Chunk, Finished
 from tutelage.guard.scan import Scanner
-from tutelage.guard.upstream import Delta
+from tutelage.guard.upstream import Delta, TooLong
 from tutelage.judge.judge import WindowedJudge
 
 KEY = b"k" * 32
@@ -298,3 +299,19 @@ def test_guards_in_shadow_speak_and_decide_nothing(small_root: Root, bundled: Ca
     said_by = scanner.shadows((Message(role="user", content=ATTACK),), HELLO)
     assert [direction for direction, _ in said_by] == ["input", "output"]
     assert said_by[0][1].scores["prompt_injection"] > 0.5
+
+
+class Full(Script):
+    async def stream(self, messages: Sequence[Message], sampling: Sampling, sample: int = 0) -> AsyncGenerator[Delta]:
+        raise TooLong("the conversation has 300 tokens, the model's context is 128", key="messages")
+        yield Delta("")
+
+
+def test_a_conversation_that_does_not_fit_says_so_behind_its_guards_too(
+    small_root: Root, small_bundle: Artifact
+) -> None:
+    guarded = GuardedGenerator(
+        lambda: pipeline(small_root, small_bundle, Full("x")), lambda: FakeGenerator("x"), name="guarded"
+    )
+    found = guarded.generate([Example.ask("hello")], Sampling())[0][0]
+    assert found.finish == "error" and found.error == "the conversation has 300 tokens, the model's context is 128"

@@ -249,9 +249,26 @@ def test_what_is_no_model_is_said_so(tmp_path: Path) -> None:
         checkpoint.locate(str(tmp_path / "nowhere"))
 
 
+def test_a_hub_that_is_not_reached_is_said_in_our_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("huggingface_hub")
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(NotFound) as error:
+        checkpoint.locate("hf:no/model")
+    assert "not in this machine's cache, and the hub could not be reached. Check the network" in str(error.value)
+    assert "Error" not in str(error.value)
+
+
 def test_an_import_is_sealed_once(tmp_path: Path) -> None:
-    checkpoint.save(Decoder(DecoderConfig(**SHAPE)), tmp_path / "somewhere", generation={"eos_token_id": [3, 1]})
+    words = learn(["to be or not to be " * 3], 280, 2)
+    words.save(tmp_path / "words")
+    decoder = Decoder(DecoderConfig(**SHAPE | {"vocab_size": words.size}))
     root = Root(tmp_path / "root").create()
+    checkpoint.save(decoder, tmp_path / "mute")
+    with pytest.raises(NotFound, match=r"no tokenizer here.*save_pretrained"):
+        checkpoint.import_model(str(tmp_path / "mute"), root)
+    checkpoint.save(decoder, tmp_path / "somewhere", tmp_path / "words", generation={"eos_token_id": [3, 1]})
     first = checkpoint.import_model(str(tmp_path / "somewhere"), root)
     again = checkpoint.import_model(str(tmp_path / "somewhere"), root)
     assert first.ref == again.ref

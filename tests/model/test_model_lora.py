@@ -15,6 +15,7 @@ from tutelage.core.errors import ConfigError, CorruptArtifact, NotFound, UsageEr
 from tutelage.model import checkpoint, peft
 from tutelage.model.lora import TARGETS, Lora, LoraLinear, adapt, adapters, merge
 from tutelage.model.transformer import Decoder, DecoderConfig
+from tutelage.tokens.tokenizer import learn
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 61,
@@ -235,6 +236,13 @@ def test_damage_is_one_clear_error(change: str, error: type[Exception], message:
 def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
     peft.save_adapter(adapted_of(Lora(4, 8.0)), tmp_path)
     for shape in ({"hidden_size": 64}, {"num_hidden_layers": 1}, {"num_hidden_layers": 3}):
+        with pytest.raises(UsageError, match=r"made for other weights.*Give the model"):
+            peft.load_adapter(tmp_path, Decoder(DecoderConfig(**SHAPE | shape)))
+    with pytest.raises(UsageError, match="made for other weights"):
+        peft.load_adapter(tmp_path, Decoder(DecoderConfig(**SHAPE), seed=1))
+    (tmp_path / peft.BASE).unlink()  # as PEFT saves it: nobody can tell
+    peft.load_adapter(tmp_path, Decoder(DecoderConfig(**SHAPE), seed=1))
+    for shape in ({"hidden_size": 64}, {"num_hidden_layers": 1}, {"num_hidden_layers": 3}):
         with pytest.raises(CorruptArtifact, match=r"Give the model|is missing"):
             peft.load_adapter(tmp_path, Decoder(DecoderConfig(**SHAPE | shape)))
     with pytest.raises(UsageError, match="no adapter"):
@@ -244,8 +252,10 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_imported_adapter_is_a_merged_model_with_its_base_as_input(tmp_path: Path) -> None:
-    base = Decoder(DecoderConfig(**SHAPE))
-    checkpoint.save(base, tmp_path / "base", generation={"eos_token_id": [3, 1]})
+    words = learn(["to be or not to be " * 3], 280, 2)
+    words.save(tmp_path / "words")
+    base = Decoder(DecoderConfig(**SHAPE | {"vocab_size": words.size}))
+    checkpoint.save(base, tmp_path / "base", tmp_path / "words", generation={"eos_token_id": [3, 1]})
     adapted = shaken(adapt(base, Lora(4, 8.0)))
     peft.save_adapter(adapted, tmp_path / "adapter")
     root = Root(tmp_path / "root").create()
@@ -255,7 +265,10 @@ def test_an_imported_adapter_is_a_merged_model_with_its_base_as_input(tmp_path: 
     made = peft.import_adapter(str(tmp_path / "adapter"), root, under.ref, licence="permissive")
     assert peft.import_adapter(str(tmp_path / "adapter"), root, str(tmp_path / "base"), licence="permissive") != made
     assert peft.import_adapter(str(tmp_path / "adapter"), root, under.ref, licence="permissive").ref == made.ref
-    assert made.manifest.inputs == {"base": under.ref}
+    assert made.manifest.inputs == {"base": under.ref} and made.metrics == {"base_known": True}
+    checkpoint.save(Decoder(base.config, seed=1), tmp_path / "wrong", tmp_path / "words")
+    with pytest.raises(UsageError, match="made for other weights"):
+        peft.import_adapter(str(tmp_path / "adapter"), root, str(tmp_path / "wrong"))
     assert made.manifest.licences == ["non-commercial", "permissive"]
     assert checkpoint.stop_ids(made.path) == [3, 1]
     whole = checkpoint.load_decoder(made.path)

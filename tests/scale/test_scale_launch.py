@@ -96,6 +96,12 @@ def test_two_ranks_train_what_one_does(tmp_path, begun):
     assert not list((root / "work").glob("*/"))
 
 
+def test_ranks_that_a_machine_cannot_bear_are_refused(tmp_path, begun):
+    recipe, root = life(tmp_path, begun)
+    done = run(recipe, root, "--ranks", "999")
+    assert done.returncode == 2 and "key '--ranks': 999 ranks are too many for" in done.stderr
+
+
 def test_a_stage_that_the_ranks_do_not_help_in_says_so_once(tmp_path, begun):
     made, root = begun[1], Root(life(tmp_path, begun)[1])
     given = {"corpus": made["corpus"].ref, "tokenizer": made["tokenizer"].ref}

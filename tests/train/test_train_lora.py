@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,13 @@ import torch
 from safetensors.torch import load_file
 from small import COLOURS, NAMES, READ, TAUGHT, ask, dialogue, seal
 
+from tutelage import life
 from tutelage.align.dpo import dpo
 from tutelage.align.rlhf import Rlhf, rlhf
 from tutelage.core.artifact import Root
 from tutelage.core.config import build
-from tutelage.core.errors import ConfigError, DataError, Stopped
+from tutelage.core.errors import ConfigError, Stopped
+from tutelage.core.price import Machine
 from tutelage.core.records import Example, read_jsonl, write_jsonl
 from tutelage.core.stage import run_stage
 from tutelage.generate.generator import Sampling
@@ -22,6 +25,8 @@ from tutelage.judge.reward import RewardJudge, reward
 from tutelage.model.checkpoint import load_decoder
 from tutelage.model.lora import LoraLinear, merge
 from tutelage.model.peft import load_adapter
+from tutelage.plan import plan
+from tutelage.recipe import read_recipe
 from tutelage.tokens.encode import encode
 from tutelage.train import snapshot
 from tutelage.train.finetune import finetune
@@ -156,8 +161,38 @@ def test_what_cannot_be_learned_so_is_named(made):
         finetune(root, **inputs, **TAUGHT, lora=4, lora_targets=["query"])
     with pytest.raises(ConfigError, match=r"pretrain\.lora.*moves them all"):
         pretrain(root, tokens=found["tokens"], tokenizer=found["tokenizer"], **READ, lora=4)
-    with pytest.raises(DataError, match="never met the token that ends an answer"):
-        finetune(root, model=found["pretrain"], tokens=found["tokens"], **TAUGHT, lora=4)
+    with pytest.raises(ConfigError, match=r"key 'lora'.*rank 33 on down_proj, whose smaller side is 32"):
+        finetune(root, **inputs, **TAUGHT, lora=33, lora_targets=["down_proj"])
+
+
+def test_what_cannot_be_learned_so_is_named_by_recipe_and_section(made, tmp_path):
+    """Before anything runs, where the recipe tells enough."""
+    root, found = made
+    file = tmp_path / "mine.yaml"
+
+    def problem(part: dict, *, whole: bool = False) -> str:
+        inputs = {"tokens": found["tokens"].ref, "tokenizer": found["tokenizer"].ref}
+        first = {"pretrain": {**READ, **inputs}} if whole else {}
+        source = "pretrain" if whole else found["finetune"].ref
+        section = {"model": source, "tokens": found["news"].ref, **TAUGHT, **part}
+        file.write_text(json.dumps({**first, "finetune@part": section}))
+        before, begun = len(root.list()), set(root.work.glob("*"))
+        with pytest.raises(ConfigError) as error:
+            recipe = read_recipe(file)
+            life.run(recipe, root, planned=plan(recipe, root, Machine()))
+        assert len(root.list()) == before
+        assert set(root.work.glob("*")) == begun or "model has never met" in str(error.value)
+        return str(error.value)
+
+    for whole in (False, True):
+        told = problem({"freeze": ["layers.9.*"]}, whole=whole)
+        assert told.startswith(f"{file}, key 'finetune@part.freeze': no weight is called 'layers.9.*'. Near it: "), told
+        told = problem({"lora": 9999}, whole=whole)
+        assert f"{file}, key 'finetune@part.lora': an adapter of rank 9999 on" in told
+    told = problem({"lora": 4, "lora_targets": ["q_projj"]})
+    assert "key 'finetune@part.lora_targets.0': " in told and "found 'q_projj'; did you mean 'q_proj'?" in told
+    told = problem({"lora": 4, "model": found["pretrain"].ref})
+    assert told.startswith(f"{file}, key 'finetune@part.lora': the model has never met the token that ends an answer")
 
 
 def test_patterns_name_parameters_and_the_modules_that_hold_them():

@@ -50,7 +50,10 @@ def import_model(
         made = refs.load(refs.SCHEMES["adapter"])(ref, where, made_last(where).get(base, base), licence=licence)
     else:
         made = refs.load(refs.SCHEMES["import"])(ref, where, licence=licence)
-    emit({"model": made.ref}) if as_json else say(made.ref)
+    emit({"model": made.ref, **made.metrics}) if as_json else say(made.ref)
+    if made.metrics.get("base_known") is False:
+        text = "the adapter does not say which weights it was made for: those of --base were taken unchecked"
+        typer.echo(f"note: {text}", err=True)
 
 
 @import_app.command("feedback")

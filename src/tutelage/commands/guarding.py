@@ -172,7 +172,7 @@ def up(
     on: OnOption = None,
     root: RootOption = HERE,
     host: Annotated[str | None, typer.Option(help="Address to listen on; default 127.0.0.1.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port; default 8420.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port; default 8420.")] = None,
 ) -> None:
     """Stand before another's model: its answers leave through these guards (personal data alone, without any)."""
     from tutelage.web.app import serve

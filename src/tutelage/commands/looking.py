@@ -10,6 +10,7 @@ import typer
 
 from tutelage.commands.base import HERE, JsonOption, RootOption, app, artifact_of, emit, known_root, say
 from tutelage.core.artifact import Artifact, Root
+from tutelage.core.errors import CorruptArtifact
 
 
 @app.command("list")
@@ -19,13 +20,17 @@ def list_command(
     as_json: JsonOption = False,
 ) -> None:
     """List the artifacts of a life."""
-    found = known_root(root).list(kind)
+    damaged: list[CorruptArtifact] = []
+    found = known_root(root).list(kind, damaged)
     if as_json:
-        emit([{"ref": each.ref, "stage": each.manifest.stage, "made": each.manifest.made} for each in found])
+        rows = [{"ref": each.ref, "stage": each.manifest.stage, "made": each.manifest.made} for each in found]
+        emit([*rows, *(error.as_dict() for error in damaged)])
         return
     for each in found:
         made, name = each.manifest.made, f"{each.kind}:{each.id[:12]}"
         say(f"{name:<28}{each.manifest.stage:<14}{made.get('at', '')}  {made.get('seconds')} s")
+    for error in damaged:
+        say(f"damaged: {error}")
 
 
 @app.command()

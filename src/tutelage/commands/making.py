@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,7 +28,7 @@ from tutelage.commands.base import (
     typed,
 )
 from tutelage.core.artifact import Artifact, Root
-from tutelage.core.errors import NotFound, Refused, UsageError
+from tutelage.core.errors import NotFound, Refused, TutelageError, UsageError
 from tutelage.core.price import MUON_SHARE
 from tutelage.recipe import LIFE, Recipe
 from tutelage.report.timing import Timed, how_near, predictions, timed
@@ -281,9 +281,20 @@ def evaluate(
     where = Root(root)
     suites = _suites(suite, items, root)
     found = evaluate_reference(made_last(where).get(target, target), suites, root=where)
+    failed = [each.reason or "it failed" for each in found["results"] if each.value is None]
     if as_json:
-        return emit({key: value for key, value in found.items() if key != "results"})
-    for cell in found["cells"]:
+        emit({key: value for key, value in found.items() if key != "results"})
+    else:
+        _tell_cells(found["cells"])
+    if failed and len(failed) == len(found["results"]):
+        raise TutelageError(f"none of {len(failed)} items was measured; the first: {failed[0]}")
+    if failed and not as_json:
+        say(f"{len(failed)} of {len(found['results'])} items were not measured; the first: {failed[0]}")
+
+
+def _tell_cells(cells: Sequence[Mapping[str, Any]]) -> None:
+    """Print the figures of an examination, one to a line."""
+    for cell in cells:
         shown = f"undefined: {cell['reason']}"
         if cell["value"] is not None and cell["low"] is not None:
             shown = f"{cell['value']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]"

@@ -22,6 +22,7 @@ from tutelage.commands.base import (
     sink_of_lines,
 )
 from tutelage.core.artifact import Root
+from tutelage.core.errors import UsageError
 
 
 def _lines() -> Iterator[str]:
@@ -44,29 +45,43 @@ def chat(
     tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 96,
     as_json: JsonOption = False,
 ) -> None:
-    """Talk to a model, line by line; an empty line ends. `release:current` answers through its guards."""
+    """Talk to a model, line by line; an empty line ends. `release:current` answers through its guards.
+
+    Where a line was not answered (the conversation outgrew the model's context, say), the exit code is 1.
+    """
     from tutelage.core.records import Example, Message
-    from tutelage.generate.generator import Sampling
+    from tutelage.generate.generator import Generator, Sampling
 
     generator = open_ref(root, ref)
+    if not isinstance(generator, Generator):
+        what = (
+            "is a judge: it gives verdicts on texts and answers none" if hasattr(generator, "judge") else "answers none"
+        )
+        raise UsageError(f"{ref!r} {what}", todo="Name a model, a bundle, a release or a URL")
     turns: list[Message] = []
+    failed = False
     for text in _lines():
         turns.append(Message(role="user", content=text))
         sampling = Sampling(max_tokens=tokens, temperature=temperature)
         response = generator.generate([Example(messages=tuple(turns))], sampling)[0][0]
         turns.append(response.message)
+        if response.finish == "error":
+            failed = True
+            turns.clear()
         if as_json:
             emit(response.model_dump(mode="json"))
             continue
-        mark = {"blocked": " [withheld by a guard]", "error": " [the conversation is too long, or it failed]"}
+        mark = {"blocked": " [withheld by a guard]", "error": f" [{response.error}; a new conversation begins]"}
         say(f"model> {response.message.content}{mark.get(response.finish, '')}")
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()
 def serve(
     root: RootOption = HERE,
     host: Annotated[str | None, typer.Option(help="Address to listen on; default 127.0.0.1.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port; default 8420.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port; default 8420.")] = None,
     upstream: Annotated[str | None, typer.Option(help="Guard this OpenAI-compatible URL instead of a release.")] = None,
 ) -> None:
     """Start the guarded OpenAI-compatible service and the console on one port."""

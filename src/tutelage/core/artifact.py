@@ -110,6 +110,11 @@ class Artifact:
             raise NotFound(f"{self.ref[:24]} holds no file {name!r}", todo=f"It holds: {have}")
         return self.path / name
 
+    def verified(self) -> Artifact:
+        """Itself, once `verify` has passed: for whoever opens what it holds."""
+        self.verify()
+        return self
+
     def verify(self) -> None:
         """Compare every file with its hash. Raises CorruptArtifact naming the first that differs."""
         if self.manifest.id != self.id:
@@ -122,7 +127,7 @@ class Artifact:
                 raise CorruptArtifact("the file differs from what was sealed", file=file, todo=self._mend())
 
     def _mend(self) -> str:
-        return f"Remove the folder {self.path} and run the same command again: it is made anew"
+        return f"Remove the folder {self.path}, then `tutelage run RECIPE` makes it anew, or import it again"
 
 
 def atomic_write(path: Path, data: bytes, mode: int = 0o644) -> None:
@@ -203,11 +208,20 @@ class Root:
 
     # artifacts
 
-    def list(self, kind: str | None = None) -> list[Artifact]:
-        """All sealed artifacts (of one kind), oldest first."""
+    def list(self, kind: str | None = None, damaged: list[CorruptArtifact] | None = None) -> list[Artifact]:
+        """All sealed artifacts (of one kind), oldest first. Raises CorruptArtifact for a manifest that cannot be read,
+        or puts it into `damaged` and leaves that artifact out."""
         kinds = [self.artifacts / kind] if kind else sorted(self.artifacts.glob("*"))
-        found = [Artifact(path) for folder in kinds for path in folder.glob("*") if (path / "manifest.json").is_file()]
-        return sorted(found, key=lambda each: (str(each.manifest.made.get("at", "")), each.id))
+        found: list[tuple[str, str, Artifact]] = []
+        for path in (path for folder in kinds for path in folder.glob("*") if (path / "manifest.json").is_file()):
+            each = Artifact(path)
+            try:
+                found.append((str(each.manifest.made.get("at", "")), each.id, each))
+            except CorruptArtifact as error:
+                if damaged is None:
+                    raise
+                damaged.append(error)
+        return [each for _, _, each in sorted(found, key=lambda entry: entry[:2])]
 
     def find(self, ref: str) -> Artifact:
         """The artifact `kind:prefix-of-id` (at least 4 hex digits). Raises NotFound, also when several fit."""

@@ -12,6 +12,7 @@ TutelageError                exit 1   something failed
 |- NoSpace                   exit 1   the disk is full
 |- Diverged                  exit 1   training went non-finite too often
 |- UpstreamError             exit 1   a remote endpoint failed for good
+|  `- Unreachable                     it was not even reached
 |- Waiting                   exit 3   people have not answered yet; the same command goes on
 |- Refused                   exit 4   a gate said no
 `- Stopped                   exit 130 stopped on request; the same command goes on
@@ -105,6 +106,10 @@ class Diverged(TutelageError):
 
 class UpstreamError(TutelageError):
     """A remote endpoint failed after all retries."""
+
+
+class Unreachable(UpstreamError):
+    """A remote endpoint was not even reached: no connection, after all retries."""
 
 
 class Waiting(TutelageError):

@@ -5,8 +5,10 @@ Identity is a matter of storage: `digest(record)` is the sha256 of its canonical
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -91,6 +93,8 @@ class Response(Record):
     seed: int | None = None
     tokens: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
+    error: str = ""
+    """Why there is no answer, where `finish` is `error`."""
 
 
 class Ranking(Record):
@@ -200,7 +204,12 @@ def explain(error: ValidationError) -> tuple[str | None, str]:
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"]) or None
     text = first["msg"].removeprefix("Value error, ")
-    return key, text[:1].lower() + text[1:]
+    text = text[:1].lower() + text[1:]
+    if first["type"] == "literal_error" and isinstance(first["input"], str):
+        known = re.findall("'([^']*)'", first["ctx"]["expected"])
+        near = difflib.get_close_matches(first["input"], known, n=1, cutoff=0.5)
+        text += f", found {first['input'][:80]!r}" + "".join(f"; did you mean {each!r}?" for each in near)
+    return key, text
 
 
 def read_jsonl(path: Path, model: type[R]) -> Iterator[R]:

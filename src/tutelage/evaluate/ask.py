@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tutelage.core.errors import Stopped, TutelageError
+from tutelage.core.errors import Stopped, TutelageError, Unreachable
 from tutelage.core.records import Example, Message, Response, digest
 from tutelage.evaluate.suite import Result, item_id, row
 from tutelage.evaluate.suites.answers import HEADLINE, Figure, pick, score, unknown
@@ -82,11 +82,16 @@ def _chunks(items: Sequence[Example]) -> list[list[Example]]:
 
 
 def _said(response: Response) -> dict[str, Any]:
+    if response.error:
+        return {"error": response.error}
     return {"text": response.message.content, "finish": response.finish, "usage": dict(response.usage)}
 
 
 def _one_by_one(ask: Callable[[list[Example]], list[Any]], chunk: list[Example]) -> list[Any]:
-    """Answers of a chunk; when the whole fails, item by item, and those that fail are named as such."""
+    """Answers of a chunk; when the whole fails, item by item, and those that fail are named as such.
+
+    An endpoint that the first item does not reach either is down: the others, a long wait each, are not asked.
+    """
     try:
         return ask(chunk)
     except Stopped:
@@ -99,6 +104,8 @@ def _one_by_one(ask: Callable[[list[Example]], list[Any]], chunk: list[Example])
             except Stopped:
                 raise
             except TutelageError as error:
+                if isinstance(error, Unreachable) and not answers:
+                    return [{"error": str(error)} for _ in chunk]
                 answers.append({"error": str(error)})
         return answers
 

@@ -79,6 +79,11 @@ def seed_of(seed: int, prompt: str | Sequence[int], sample: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{sample}/{what}".encode()).digest()[:8], "big") >> 1
 
 
+def too_long(tokens: int, context: int) -> str:
+    """What is said of a prompt that leaves no room for an answer."""
+    return f"the conversation has {tokens} tokens, the model's context is {context}"
+
+
 def is_text(prompt: Example) -> bool:
     """Whether a prompt is verbatim text rather than a conversation."""
     return all(message.role == "text" for message in prompt.messages)

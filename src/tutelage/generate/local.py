@@ -14,7 +14,7 @@ from tutelage.core.artifact import Root
 from tutelage.core.errors import ConfigError, UsageError
 from tutelage.core.records import Example, Message, Response
 from tutelage.generate.engine import Completion, Engine, Request, complete
-from tutelage.generate.generator import Sampling, Scored, check_choices, is_text, seed_of, split_spaces
+from tutelage.generate.generator import Sampling, Scored, check_choices, is_text, seed_of, split_spaces, too_long
 from tutelage.model import checkpoint
 from tutelage.model.cache import Cache, round_up
 from tutelage.model.kernels import full_width
@@ -36,8 +36,8 @@ class _Choice(NamedTuple):
 class LocalGenerator:
     """A decoder and its tokenizer; implements Generator. The decoder may be in training: its weights are used as is.
 
-    A prompt that leaves no room in the context for an answer gets finish `error`; in `loglikelihood` what is too long
-    loses its beginning, as in lm-evaluation-harness.
+    A prompt that leaves no room in the context for an answer gets finish `error`, and why; in `loglikelihood` what is
+    too long loses its beginning, as in lm-evaluation-harness.
     """
 
     def __init__(
@@ -102,8 +102,13 @@ class LocalGenerator:
         )
 
     def _refusal(self, ids: Sequence[int]) -> Response:
-        usage = {"prompt_tokens": len(ids), "completion_tokens": 0}
-        return Response(message=Message(role="assistant"), finish="error", usage=usage, generator=self.name)
+        return Response(
+            message=Message(role="assistant"),
+            finish="error",
+            usage={"prompt_tokens": len(ids), "completion_tokens": 0},
+            generator=self.name,
+            error=too_long(len(ids), self.decoder.config.max_position_embeddings),
+        )
 
     @torch.no_grad()
     def loglikelihood(self, prompts: Sequence[Example], choices: Sequence[Sequence[str]]) -> list[list[Scored]]:
@@ -207,11 +212,14 @@ def _batches(rows: Sequence[_Choice], most: int, context: int) -> Iterator[list[
 
 
 def open_model(ref: str, root: Root | None = None, **options: Any) -> LocalGenerator:
-    """Open `model:<id>`, `hf:org/name` or a directory of Hugging Face files as a generator."""
+    """Open `model:<id>`, `hf:org/name` or a directory of Hugging Face files as a generator.
+
+    Raises CorruptArtifact where a sealed file is no longer what was sealed.
+    """
     if ref.startswith("model:"):
         if root is None:
             raise UsageError(f"{ref!r} needs a root", todo="Give --root")
-        artifact = refs.resolve_artifact(ref, root)
+        artifact = refs.resolve_artifact(ref, root).verified()
         path, name = artifact.path, artifact.ref
     else:
         path, name = checkpoint.locate(ref), ref

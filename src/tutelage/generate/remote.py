@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from tutelage.core.artifact import Root
-from tutelage.core.errors import NotFound, UpstreamError, UsageError
+from tutelage.core.errors import NotFound, Unreachable, UpstreamError, UsageError
 from tutelage.core.records import Example, Finish, Message, Response, ToolCall
 from tutelage.generate.generator import Sampling, Scored, check_choices, is_text, seed_of, split_spaces
 
@@ -102,6 +102,7 @@ class RemoteGenerator:
             choice = found["choices"][0]
             said = {"content": choice["text"]} if text else choice["message"]
             usage = {name: int(value) for name, value in (found.get("usage") or {}).items() if isinstance(value, int)}
+            finish = FINISHES.get(choice.get("finish_reason") or "stop", "error")
             return Response(
                 message=Message(
                     role="assistant",
@@ -109,10 +110,11 @@ class RemoteGenerator:
                     reasoning=said.get("reasoning_content") or "",
                     tool_calls=tuple(_call(each) for each in said.get("tool_calls") or ()),
                 ),
-                finish=FINISHES.get(choice.get("finish_reason") or "stop", "error"),
+                finish=finish,
                 usage=usage,
                 generator=self.name,
                 seed=seed,
+                error=f"it ended for the reason {choice['finish_reason']!r}" if finish == "error" else "",
             )
         except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
             raise UpstreamError(f"{self.name} gave no completion: {type(error).__name__} {error}") from None
@@ -137,12 +139,12 @@ class RemoteGenerator:
             ) from None
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """POST as JSON; tries again what may pass. Raises UpstreamError."""
+        """POST as JSON; tries again what may pass. Raises UpstreamError, Unreachable."""
         headers = {"content-type": "application/json", "accept": "application/json"}
         if self._key:
             headers["authorization"] = f"Bearer {self._key}"
         data = json.dumps(body).encode()
-        trouble = ""
+        trouble, kind = "", UpstreamError
         for attempt in range(self._retries + 1):
             pause = min(30.0, 0.5 * 2**attempt)
             try:
@@ -152,10 +154,11 @@ class RemoteGenerator:
                 content = answer.read()
             except (OSError, http.client.HTTPException) as error:
                 self._drop()
-                trouble = f"{type(error).__name__}: {error}"
+                trouble, kind = f"{type(error).__name__}: {error}", Unreachable
             else:
                 if answer.status == 200:
                     return self._parsed(content)
+                kind = UpstreamError
                 trouble = f"status {answer.status}: {content[:200].decode(errors='replace')}"
                 if answer.status not in RETRIED:
                     break
@@ -163,7 +166,7 @@ class RemoteGenerator:
                 pause = min(60.0, float(after)) if after.replace(".", "", 1).isdigit() else pause
             if attempt < self._retries:
                 self._sleep(pause)
-        raise UpstreamError(f"{self.name} failed: {trouble}")
+        raise kind(f"{self.name} failed: {trouble}")
 
     def _parsed(self, content: bytes) -> dict[str, Any]:
         try:

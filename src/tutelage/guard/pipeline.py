@@ -330,11 +330,12 @@ class Parts:
 
 
 def open_parts(artifact: Artifact, root: Root) -> Parts:
-    """Open a bundle's classifiers and policy. Raises ConfigError where the policy names what cannot be guarded."""
-    spec = json.loads(artifact.file("bundle.json").read_text(encoding="utf-8"))
+    """Open a bundle's classifiers and policy. Raises ConfigError where the policy names what cannot be guarded,
+    CorruptArtifact where a sealed file is no longer what was sealed."""
+    spec = json.loads(artifact.verified().file("bundle.json").read_text(encoding="utf-8"))
     judges: dict[str, Judge] = {}
     for id_ in spec["classifiers"]:
-        judge = ClassifierJudge(root.find(f"classifier:{id_}").path)
+        judge = ClassifierJudge(root.find(f"classifier:{id_}").verified().path)
         judges[judge.name] = judge
     path = artifact.file("policy.yaml")
     policy = Policy.load(path, [guard_of(judge) for judge in judges.values() if isinstance(judge, ClassifierJudge)])
@@ -392,13 +393,14 @@ class GuardedGenerator:
 
     async def _respond(self, prompt: Example, sampling: Sampling) -> list[Response]:
         texts, ends = [""] * sampling.n, [Chunk(index, "", "error") for index in range(sampling.n)]
+        why = ""
         try:
             async for chunk in self.pipeline.serve(Ask(tuple(prompt.messages), sampling, id="")):
                 texts[chunk.choice] += chunk.text
                 if chunk.finish is not None:
                     ends[chunk.choice] = chunk
-        except TooLong:
-            pass
+        except TooLong as error:
+            why = error.message
         return [
             Response(
                 message=Message(role="assistant", content=text),
@@ -406,6 +408,7 @@ class GuardedGenerator:
                 usage={"prompt_tokens": end.usage[0], "completion_tokens": end.usage[1]},
                 generator=self.name,
                 seed=sampling.seed,
+                error=why if end.finish == "error" else "",
             )
             for text, end in zip(texts, ends, strict=True)
         ]

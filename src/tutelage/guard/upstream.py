@@ -7,6 +7,7 @@ that wait for them; everything else of serving is asyncio.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import json
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -17,7 +18,7 @@ import aiohttp
 
 from tutelage.core.errors import MissingExtra, TutelageError, UpstreamError, UsageError
 from tutelage.core.records import Example, Finish, Message
-from tutelage.generate.generator import Generator, Sampling, seed_of
+from tutelage.generate.generator import Generator, Sampling, seed_of, too_long
 from tutelage.generate.remote import wire_sampling
 
 if TYPE_CHECKING:
@@ -63,7 +64,11 @@ class Waiter(NamedTuple):
 
 
 class EngineThread:
-    """Steps an engine in one thread. Each step's tokens go to their event loops in one call per loop."""
+    """Steps an engine in one thread. Each step's tokens go to their event loops in one call per loop.
+
+    A thread that nobody closed ends with the program, before the interpreter is taken down around it: caught in a
+    product of matrices it would bring the whole process to an abort.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -72,6 +77,7 @@ class EngineThread:
         self._gone: list[list[int]] = []
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        atexit.register(self.close)
         self._thread.start()
 
     def submit(self, request: Any, waiter: Waiter) -> list[int]:
@@ -92,6 +98,7 @@ class EngineThread:
 
     def close(self) -> None:
         """End the thread after the current step."""
+        atexit.unregister(self.close)
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -164,11 +171,8 @@ class EngineUpstream:
         prompt = tuple(render(list(messages), self._tokenizer))
         room = self._engine.capacity - len(prompt)
         if room < 1:
-            raise TooLong(
-                f"the conversation has {len(prompt)} tokens, the model's context is {self._engine.capacity}",
-                key="messages",
-                todo="Shorten it or begin a new one",
-            )
+            todo = "Shorten it or begin a new one"
+            raise TooLong(too_long(len(prompt), self._engine.capacity), key="messages", todo=todo)
         sampling = sampling.model_copy(update={"max_tokens": min(sampling.max_tokens, room), "n": 1})
         queue: asyncio.Queue[Token | BaseException] = asyncio.Queue()
         request = Request(prompt, sampling, seed=seed_of(sampling.seed, prompt, sample), text=True)
@@ -347,7 +351,7 @@ class GeneratorUpstream:
             raise UpstreamError(f"the generator failed: {error}") from error
         response = said[0][0]
         if response.finish == "error":
-            raise TooLong("the conversation leaves no room for an answer in the model's context", key="messages")
+            raise TooLong(response.error or "the generator gave no answer", key="messages")
         usage = response.usage
         counts = usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0)
         yield Delta(response.message.content, response.finish, *counts)

@@ -208,8 +208,7 @@ def direction_of(example: Example) -> str:
 
 def open_classifier(ref: str, root: Root | None = None, **options: Any) -> ClassifierJudge:
     """Open `classifier:<id>`."""
-    artifact = refs.resolve_artifact(ref, root or Root("life"))
-    return ClassifierJudge(artifact.path)
+    return ClassifierJudge(refs.resolve_artifact(ref, root or Root("life")).verified().path)
 
 
 class Row(NamedTuple):

@@ -415,7 +415,7 @@ def open_reward(ref: str, root: Root | None = None, **options: Any) -> RewardJud
     """The judge of `reward:<hash>`."""
     if root is None:
         raise NotFound(f"{ref!r} needs a root to be found in", todo="Give --root")
-    return RewardJudge(root.find(ref).path, name=ref[:19], **options)
+    return RewardJudge(root.find(ref).verified().path, name=ref[:19], **options)
 
 
 class BestOf:

@@ -180,8 +180,8 @@ def stop_ids(path: Path) -> list[int]:
 def import_model(ref: str, root: Root | None, licence: Licence = "not-stated") -> Artifact:
     """Bring a Hugging Face directory or hub name under a root as a `model` artifact; the same files only once.
 
-    `licence` is the class under which the weights were given. Raises UsageError for an unknown one, ConfigError for a
-    tokenizer with more tokens than the model.
+    `licence` is the class under which the weights were given. Raises UsageError for an unknown one, NotFound where
+    there is no tokenizer, ConfigError for one with more tokens than the model.
     """
     if root is None:
         raise UsageError(f"importing {ref!r} needs a root", todo="Give --root")
@@ -190,8 +190,7 @@ def import_model(ref: str, root: Root | None, licence: Licence = "not-stated") -
     if (source / ADAPTER).is_file() and not (source / "config.json").is_file():
         raise UsageError("this is an adapter, no whole model", file=source, todo="Name its model with --base")
     decoder = load_decoder(source)
-    if (source / "tokenizer.json").is_file():
-        _fitting(source, decoder.config.vocab_size)
+    _fitting(source, decoder.config.vocab_size)
     names = [*TOKENIZER_FILES, "config.json", "generation_config.json", WEIGHTS, INDEX, *_shards(source)]
     files = {name: entry.sha256 for name, entry in file_entries(source).items() if name in names}
     key = digest({"import": files} if licence == "not-stated" else {"import": files, "licence": licence})
@@ -245,16 +244,18 @@ def locate(ref: str, files: Sequence[str] = ("*.json", "*.safetensors", "*.jinja
         raise NotFound("no such model folder", file=ref)
     try:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
     except ModuleNotFoundError:
         raise MissingExtra("huggingface_hub", "hf") from None
     try:
         return Path(snapshot_download(name, allow_patterns=list(files)))
     except HFValidationError as error:
         raise NotFound(f"{ref!r} is no name of a model: {error}") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        todo = "Check the name and the network, or give a local folder"
-        raise NotFound(f"{ref!r} could not be fetched: {type(error).__name__}", todo=todo) from None
+    except RepositoryNotFoundError:
+        raise NotFound(f"the hub has no model {name!r}, or not for you", todo="Check the name") from None
+    except (HfHubHTTPError, OSError):
+        problem = f"{ref!r} is not in this machine's cache, and the hub could not be reached"
+        raise NotFound(problem, todo="Check the network, or give a local folder") from None
 
 
 # ------------------------------------------------------------------------------- between our names and Hugging Face's

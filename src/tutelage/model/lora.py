@@ -189,6 +189,18 @@ def adapters(decoder: Decoder) -> dict[str, LoraLinear]:
     return {name: module for name, module in decoder.named_modules() if isinstance(module, LoraLinear)}
 
 
+def below(decoder: Decoder) -> Decoder:
+    """The plain decoder below the adapters, its weights shared."""
+    return _plain(decoder.config, {n: tensor for n, tensor in decoder.state_dict().items() if "lora_" not in n})
+
+
+def sides(config: DecoderConfig) -> dict[str, Span]:
+    """Columns and rows of every matrix that can have an adapter."""
+    width, inner, (query, key, value) = config.hidden_size, config.intermediate_size, config.qkv_sizes
+    found = {"q_proj": (width, query), "k_proj": (width, key), "v_proj": (width, value), "o_proj": (query, width)}
+    return found | {"gate_proj": (width, inner), "up_proj": (width, inner), "down_proj": (inner, width)}
+
+
 def merge(decoder: Decoder) -> Decoder:
     """The plain decoder that does what an adapted one does, within rounding; a plain one is returned as it is.
 
@@ -197,7 +209,7 @@ def merge(decoder: Decoder) -> Decoder:
     found = adapters(decoder)
     if not found:
         return decoder
-    state = {name: tensor for name, tensor in decoder.state_dict().items() if "lora_" not in name}
+    state = below(decoder).state_dict()
     return _plain(decoder.config, state | {f"{name}.weight": layer.merged() for name, layer in found.items()})
 
 

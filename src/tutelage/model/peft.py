@@ -1,4 +1,5 @@
-"""Adapters in and out in PEFT's layout: `adapter_config.json` and `adapter_model.safetensors`.
+"""Adapters in and out in PEFT's layout: `adapter_config.json` and `adapter_model.safetensors`; and beside them
+`base.json`, which says for which weights.
 
 PEFT loads what `save_adapter` writes onto the model in transformers; `load_adapter` reads what PEFT saves. What is
 more than plain LoRA on the matrices of the blocks (DoRA, whole modules, other ranks here and there) is refused by name.
@@ -6,6 +7,7 @@ more than plain LoRA on the matrices of the blocks (DoRA, whole modules, other r
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -29,12 +31,16 @@ from tutelage.model.checkpoint import (
     read_tensors,
     save,
     swap,
+    to_hf,
     write_json,
 )
-from tutelage.model.lora import TARGETS, Lora, adapt, adapters, merge
+from tutelage.model.lora import TARGETS, Lora, adapt, adapters, below, merge
 from tutelage.model.transformer import Decoder
 
 TENSORS = "adapter_model.safetensors"
+BASE = "base.json"
+"""Beside the files that PEFT reads: which weights the adapter was made for, by name and digest."""
+RIGHT = "Give the model that the adapter was made for"
 FOLDER = "adapter"
 """Where an adapter lies inside the model that it was merged into."""
 MORE = (
@@ -61,8 +67,9 @@ MORE = (
 def save_adapter(decoder: Decoder, path: Path, base: str = "", score: Tensor | None = None) -> None:
     """Write the adapter of an adapted decoder into a folder; the same adapter gives the same bytes.
 
-    `base` names the model it was made for. `score` [1, width] is the head of a reward model, which PEFT keeps beside
-    the adapter of a sequence classification. Raises UsageError without an adapter, NoSpace.
+    `base` names the model it was made for; by the digest in `BASE` its weights are known again. `score` [1, width] is
+    the head of a reward model, which PEFT keeps beside the adapter of a sequence classification. Raises UsageError
+    without an adapter, NoSpace.
     """
     found = adapters(decoder)
     if not found:
@@ -98,13 +105,14 @@ def save_adapter(decoder: Decoder, path: Path, base: str = "", score: Tensor | N
         write_json(path / ADAPTER, config)
         plain = {name: tensor.detach().to("cpu").contiguous() for name, tensor in sorted(tensors.items())}
         save_file(plain, path / TENSORS, metadata={"format": "pt"})
+        write_json(path / BASE, {"name": base, "sha256": weights_digest(decoder)})
 
 
 def load_adapter(path: Path, base: Decoder) -> Decoder:
     """`base` with the adapter of a folder in PEFT's layout; `base` itself stays as it is.
 
-    Raises NotFound, ConfigError (not plain LoRA, unknown targets), CorruptArtifact (missing, extra, misshapen,
-    unreadable or non-finite tensors: among them an adapter of another model).
+    Raises NotFound, ConfigError (not plain LoRA, unknown targets), UsageError (it says that it was made for other
+    weights), CorruptArtifact (missing, extra, misshapen, unreadable or non-finite tensors).
     """
     values = read_adapter(path)
     file = path / TENSORS
@@ -112,6 +120,9 @@ def load_adapter(path: Path, base: Decoder) -> Decoder:
         todo = "Save it with PEFT's safe_serialization" if (path / "adapter_model.bin").is_file() else None
         raise NotFound("the adapter's tensors are missing", file=file, todo=todo)
     left = dict(read_tensors(file))
+    if (made_for := base_of(path)) and made_for != weights_digest(base):
+        named = values.get("base_model_name_or_path") or "another one"
+        raise UsageError(f"this adapter was made for other weights, those of {named}", file=file, todo=RIGHT)
     adapted = adapt(base, _settings(values, left, path / ADAPTER))
     half = base.config.head_dim // 2
     for name, mine, rotary in _named(adapted):
@@ -122,7 +133,7 @@ def load_adapter(path: Path, base: Decoder) -> Decoder:
             raise CorruptArtifact(
                 f"the tensor {name} has shape {tuple(tensor.shape)}, this model needs {tuple(mine.shape)}",
                 file=file,
-                todo="Give the model that the adapter was made for",
+                todo=RIGHT,
             )
         if not bool(tensor.isfinite().all()):
             raise CorruptArtifact(f"the tensor {name} holds values that are not finite", file=file)
@@ -130,9 +141,23 @@ def load_adapter(path: Path, base: Decoder) -> Decoder:
         with torch.no_grad():
             mine.copy_(swap(tensor, 2, half) if rotary else tensor)
     if left:
-        todo = "Give the model that the adapter was made for"
-        raise CorruptArtifact(f"the tensor {min(left)} does not belong to this model", file=file, todo=todo)
+        raise CorruptArtifact(f"the tensor {min(left)} does not belong to this model", file=file, todo=RIGHT)
     return adapted
+
+
+def weights_digest(decoder: Decoder) -> str:
+    """sha256 (hex) of a decoder's weights under Hugging Face's names, whichever way they lie in files; of an adapted
+    one, those of the model below it."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(to_hf(below(decoder)).items()):
+        total.update(f"{name}{tuple(tensor.shape)}".encode())
+        total.update(tensor.detach().to("cpu", torch.float32).contiguous().view(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def base_of(path: Path) -> str:
+    """The digest of the weights that the adapter in a folder was made for; empty where its maker wrote none."""
+    return str(read_object(path / BASE, "base").get("sha256", "")) if (path / BASE).is_file() else ""
 
 
 def read_adapter(path: Path) -> dict[str, Any]:
@@ -181,7 +206,8 @@ def _named(decoder: Decoder) -> Iterator[tuple[str, Tensor, bool]]:
 
 def import_adapter(ref: str, root: Root, base: str, licence: Licence = "not-stated") -> Artifact:
     """Bring an adapter (a folder or hub name) under a root as a `model` artifact: merged into `base`, which is its
-    input. The adapter itself lies beside it in `adapter/`; the same files only once.
+    input. The adapter itself lies beside it in `adapter/`; the same files only once. Metric `base_known` says whether
+    the adapter told which weights it was made for, so that these could be compared.
 
     Raises UsageError, and what `load_adapter` raises.
     """
@@ -191,7 +217,7 @@ def import_adapter(ref: str, root: Root, base: str, licence: Licence = "not-stat
     under = refs.resolve_artifact(base, root)
     if under.kind != "model":
         raise UsageError(f"{under.ref[:24]} is of kind {under.kind}, an adapter belongs to a model", key="--base")
-    names = [name for name in (ADAPTER, TENSORS) if (source / name).is_file()]
+    names = [name for name in (ADAPTER, TENSORS, BASE) if (source / name).is_file()]
     files = {name: file_hash(source / name) for name in names}
     key = digest({"import": files, "base": under.ref, "licence": licence})
     if (made := root.by_key(key)) is not None:
@@ -213,6 +239,7 @@ def import_adapter(ref: str, root: Root, base: str, licence: Licence = "not-stat
             config={"ref": ref if ref.startswith("hf:") else source.name},
             inputs={"base": under.ref},
             files=file_entries(folder),
+            metrics={"base_known": bool(base_of(source))},
             licences=sorted({licence, *under.manifest.licences}),
             simulated=under.manifest.simulated,
         )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -29,7 +30,7 @@ from typing import Any
 from tutelage.core import errors
 from tutelage.core.artifact import Root
 from tutelage.core.config import build
-from tutelage.core.errors import TutelageError
+from tutelage.core.errors import TutelageError, UsageError
 from tutelage.core.events import silent
 from tutelage.core.stage import Body, Context, Inputs, Stage, never, open_inputs
 from tutelage.plan import Examiner
@@ -39,6 +40,7 @@ SHARED = ("pretrain", "finetune", "dpo")
 """The stages that several ranks train; rank 0 makes the others alone."""
 GRACE = 20.0
 """Seconds that rank 0 has to end by itself, with an error of its own, when another rank has ended."""
+GO_ON = "Run the same command to go on; where memory ran out, with fewer ranks"
 
 
 # ------------------------------------------------------------------------------------------------ starting the ranks
@@ -48,8 +50,14 @@ def start(ranks: int, arguments: Sequence[str], environment: Mapping[str, str]) 
     """Run `tutelage ARGUMENTS` as so many processes on this machine; returns rank 0's exit code.
 
     When one rank ends, all do. Ctrl-C and SIGTERM go to rank 0, which writes a checkpoint and ends; so do the others.
-    torchrun would do the same, but answers every failure with exit code 1 and a page of its own.
+    torchrun would do the same, but answers every failure with exit code 1 and a page of its own. Raises UsageError for
+    more than two ranks a core: each wants a core and memory of its own.
     """
+    cores = os.cpu_count() or 1
+    most = max(4, 2 * cores)  # a few may always be tried out
+    if ranks > most:
+        todo = f"Give at most {most}; none is faster than one to a core"
+        raise UsageError(f"{ranks} ranks are too many for {cores} cores", key="--ranks", todo=todo)
     meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(ranks)}
     common = {"TORCH_CPP_LOG_LEVEL": "ERROR", **environment, **meet}  # no page of torch's about each rank that ends
     processes = [
@@ -83,7 +91,7 @@ def start(ranks: int, arguments: Sequence[str], environment: Mapping[str, str]) 
     if code is not None and code >= 0:
         return code
     which = "rank 0" if lost is None else f"rank {lost}"
-    raise TutelageError(f"{which} was killed, and all ranks with it", todo="Run the same command to go on")
+    raise TutelageError(f"{which} was killed, and all ranks with it", todo=GO_ON)
 
 
 def _ended(process: subprocess.Popen[bytes], seconds: float) -> int | None:
@@ -164,8 +172,7 @@ class Meeting:
                 self._raise(json.loads(self.store.get("failed")))
             time.sleep(0.05)
         if _broken(error):
-            todo = "Run the same command to go on"
-            raise TutelageError("another rank was killed, and all ranks with it", todo=todo) from None
+            raise TutelageError("another rank was killed, and all ranks with it", todo=GO_ON) from None
 
     def _raise(self, found: Mapping[str, Any]) -> None:
         """Raise another rank's error, as it described it; nothing where it had none."""

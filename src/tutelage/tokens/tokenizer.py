@@ -174,7 +174,8 @@ def load(path: str | Path | Artifact) -> Tokenizer:
     folder = path.path if isinstance(path, Artifact) else Path(path)
     file, settings = folder / "tokenizer.json", folder / "tokenizer_config.json"
     if not file.is_file():
-        raise NotFound("no tokenizer here", file=file)
+        todo = "Put the tokenizer's files beside the model: `AutoTokenizer.save_pretrained` of transformers writes them"
+        raise NotFound("no tokenizer here", file=file, todo=todo)
     try:
         core = Core.from_file(str(file))
     except Exception as error:  # the library raises the bare class

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from tutelage.core.errors import DataError
+from tutelage.core.errors import ConfigError, DataError
 from tutelage.core.price import Cost, Machine, Size
 from tutelage.core.stage import Context, Input, Inputs, stage
 from tutelage.measure.statistics import Floats, plain
@@ -109,7 +109,7 @@ def finetune(config: Finetune, inputs: Inputs, out: Path, context: Context) -> d
     if endless := check_end(dialogues, tokenizer, folder):
         context.say.note(f"{endless} of {len(dialogues.offsets) - 1} dialogues do not end in an end token")
     if config.lora:
-        check_known(base, dialogues, tokenizer.end, inputs.model.path)
+        check_known(base, dialogues, tokenizer.end)
     steps = TokenSteps(
         dialogues,
         longest,
@@ -155,8 +155,8 @@ def finetune(config: Finetune, inputs: Inputs, out: Path, context: Context) -> d
     }
 
 
-def check_known(model: Decoder, dialogues: Source, end: int, path: Path) -> None:
-    """DataError when the end token is less likely than chance where it is due: the model has never met it.
+def check_known(model: Decoder, dialogues: Source, end: int) -> None:
+    """ConfigError when the end token is less likely than chance where it is due: the model has never met it.
 
     An adapter leaves embedding and head as they are, so what was never learned there cannot be said.
     """
@@ -168,10 +168,9 @@ def check_known(model: Decoder, dialogues: Source, end: int, path: Path) -> None
     )
     nats = found.measure(model).value
     if nats is not None and nats > math.log(model.config.vocab_size):
-        raise DataError(
+        raise ConfigError(
             "the model has never met the token that ends an answer, and an adapter leaves its embedding as it is",
-            file=path,
-            key="finetune.lora",
+            key="lora",
             todo="Tune the whole model first (lora: 0), and give its result an adapter",
         )
 

@@ -17,7 +17,7 @@ from tutelage.core.config import Config
 from tutelage.core.errors import ConfigError
 from tutelage.core.price import Learned, Size
 from tutelage.core.stage import Context
-from tutelage.model.lora import TARGETS, Lora, Target, adapt, adapters, merge
+from tutelage.model.lora import TARGETS, Lora, Target, adapt, adapters, merge, sides
 from tutelage.model.peft import FOLDER, save_adapter
 from tutelage.model.transformer import Decoder
 from tutelage.train import snapshot
@@ -90,12 +90,26 @@ class Training(Config):
     def learner(self, decoder: Decoder) -> Decoder:
         """What learns: the decoder itself, or, with `lora`, an adapted one that shares its weights; less `freeze`.
 
-        Raises ConfigError when a pattern of `freeze` meets nothing.
+        Raises ConfigError when a pattern of `freeze` meets nothing, or when the adapter's rank is more than a matrix
+        has: the product could then be no more than the matrix itself, at the price of a larger one.
         """
+        if self.lora and type(decoder) is Decoder:
+            found = sides(decoder.config)
+            most, target = min((min(found[target]), target) for target in self.lora_targets)
+            if self.lora > most:
+                problem = f"an adapter of rank {self.lora} on {target}, whose smaller side is {most}"
+                raise ConfigError(problem, key="lora", todo=f"Give at most {most}, or leave {target} out")
         settings = Lora(self.lora, self.lora_alpha or 2.0 * self.lora, self.lora_targets)
         learner = adapt(decoder, settings, self.seed) if self.lora else decoder
         freeze(learner, self.freeze)
         return learner
+
+    def must_fit(self, size: Size) -> None:
+        """Raise ConfigError, as `learner` does, for what a model of this size does not have; before it is there."""
+        if (self.lora or self.freeze) and not size.foreign:
+            with torch.device("meta"):
+                model = Decoder(shape_of(size), seed=None)
+            self.learner(model)
 
     def learned(self, size: Size) -> Learned:
         """What of a model of this size learns, and how: what its price depends on."""
@@ -202,11 +216,8 @@ def _multiplies(name: str, size: Size) -> bool:
 @functools.lru_cache(maxsize=64)
 def _adapter(size: Size, rank: int, targets: tuple[Target, ...]) -> Learned:
     """An adapter of this rank beside a model that stays as it is."""
-    shape = shape_of(size)
-    width, inner, (query, key, value) = shape.hidden_size, shape.intermediate_size, shape.qkv_sizes
-    sides = {"q_proj": (width, query), "k_proj": (width, key), "v_proj": (width, value), "o_proj": (query, width)}
-    sides |= {"gate_proj": (width, inner), "up_proj": (width, inner), "down_proj": (inner, width)}
-    pairs = [sides[target] for target in targets]
+    found = sides(shape_of(size))
+    pairs = [found[target] for target in targets]
     added = size.layers * rank * sum(sum(pair) for pair in pairs)
     optimizer = size.layers * sum(orthogonal((rank, side)) for pair in pairs for side in pair)
     return Learned(added, 0.0, optimizer, added)

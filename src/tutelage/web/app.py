@@ -21,6 +21,7 @@ from fastapi.responses import JSONResponse, RedirectResponse, Response
 from starlette.exceptions import HTTPException
 
 from tutelage.core.artifact import Root, atomic_write
+from tutelage.core.config import build
 from tutelage.core.errors import TutelageError, UsageError
 from tutelage.store import people
 from tutelage.web import auth, feedback, gateway, operate, redteam, render, review
@@ -183,7 +184,7 @@ def serve(
     say = say or partial(print, flush=True)
     given = read_settings(root)
     changes = {key: value for key, value in (("host", host), ("port", port), ("serve", bundle)) if value is not None}
-    settings = given.model_copy(update=changes)
+    settings = build(Settings, given.model_dump() | changes)
     if upstream and not upstream.startswith(("http://", "https://")):
         raise UsageError(f"an upstream is an address such as https://host/v1, found {upstream!r}", key="--upstream")
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET

@@ -445,6 +445,8 @@ class LifeClock:
         self.predicted, self.real = 0.0, 0.0
 
     def __call__(self, event: Event) -> None:
+        if event.part:  # a stage inside another one: the section is neither begun nor done by it
+            return
         if event.kind == "start":
             self.began[event.stage] = event.at
         if event.kind in ("done", "skip"):
@@ -459,4 +461,5 @@ class LifeClock:
         pace = self.real / self.predicted if self.predicted > 5 else 1.0
         rest = sum(s for name, s in self.expected.items() if name not in self.finished and name != event.stage)
         here = self.expected.get(event.stage, 0.0) * pace - (event.at - self.began.get(event.stage, event.at))
-        return (event.eta if event.eta is not None else max(0.0, here)) + rest * pace
+        own = event.eta if event.eta is not None and not event.part else max(0.0, here)
+        return own + rest * pace

@@ -94,7 +94,7 @@ def life_page(root: Root, artifacts: Mapping[str, Artifact]) -> str:
     """
     return _page(
         "life.html",
-        title=f"The life of {root.path.name}",
+        title=f"A model's life, in {root.path.resolve().name}",
         stages=len(artifacts),
         verdict=sections.verdict(artifacts),
         simulated=any(artifact.manifest.simulated for artifact in artifacts.values()),

@@ -122,8 +122,11 @@ def erase(
 @app.command()
 def stop(root: RootOption = HERE, as_json: JsonOption = False) -> None:
     """Ask a running life to stop; it ends within seconds and goes on with the same command."""
-    (known_root(root).path / "stop").touch()
-    emit({"asked": True}) if as_json else say("asked to stop")
+    where = known_root(root)
+    busy = where.busy()
+    if busy:
+        (where.path / "stop").touch()
+    emit({"asked": busy}) if as_json else say("asked to stop" if busy else "nothing is running here")
 
 
 @app.command()
@@ -139,10 +142,11 @@ def gc(
     gone, kept = collect_garbage(known_root(root), keep=keep, dry_run=dry_run)
     if as_json:
         return emit({"removed": gone, "kept": kept, "dry_run": dry_run})
+    does = "would remove" if dry_run else "removed"
     for ref in gone:
         kind, _, id = ref.partition(":")
-        say(f"{'would remove' if dry_run else 'removed'} {kind}:{id[:12]}")
-    say(f"{len(gone)} of {len(gone) + kept} artifacts")
+        say(f"{does} {kind}:{id[:12]}")
+    say(f"{does} {len(gone)} of {len(gone) + kept} artifacts")
 
 
 @app.command()

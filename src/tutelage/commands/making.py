@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -330,7 +331,19 @@ def release_status(root: RootOption = HERE, as_json: JsonOption = False) -> None
     from tutelage.adapt.release import status
 
     found = status(known_root(root))
-    tell(found, as_json)
+    if as_json:
+        return emit(found)
+    say(f"current: {_cut(found['current']) if found['current'] else 'nothing is served'}")
+    for each in found["history"]:
+        at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(each["at"] / 1000))
+        change = f"{each['before']} -> {each['after']}" if each["before"] else each["after"]
+        say(f"{at}  {_cut(each['bundle']):<21}{change:<22}{each['actor']:<10}{each['reason']}")
+
+
+def _cut(ref: str) -> str:
+    """A reference as a person reads it."""
+    kind, _, id_ = ref.partition(":")
+    return f"{kind}:{id_[:12]}"
 
 
 @release_app.command("promote")

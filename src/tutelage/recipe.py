@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,6 +99,24 @@ class WatchConfig(Config):
     """Examination items each time; 0 turns the watch off."""
     every: int = Field(0, ge=0)
     """Steps between examinations; 0 examines at the beginning and the end only."""
+
+
+@contextmanager
+def faults_of(name: str, file: Path | None) -> Iterator[None]:
+    """What a stage finds wrong in its section (or, without a name, a plan) names it, and the recipe it stands in."""
+    try:
+        yield
+    except NotFound as error:
+        if file is not None and error.file is not None and error.file != file and str(file) not in (error.todo or ""):
+            where = f"The section {name!r} of {file}" if name else f"The recipe {file}"
+            error.todo = ". ".join(filter(None, (error.todo, f"{where} names it")))
+        raise
+    except ConfigError as error:
+        if error.file is None:
+            stage = name.partition("@")[0]
+            own = (error.key or "").removeprefix(name).removeprefix(stage).removeprefix(".")
+            error.file, error.key = file, ".".join(filter(None, (name, own))) or None
+        raise
 
 
 class Section(NamedTuple):
@@ -219,7 +238,8 @@ def _section(name: str, given: Any, names: list[str], file: Path | None, default
             near = nearest(str(key), fields)
             todo = f"Did you mean {near!r}?" if near else f"Known here: {', '.join(sorted(fields))}"
             raise ConfigError("unknown key", file=file, key=f"{name}.{key}", todo=todo)
-    return Section(name, stage, build(stage.config, known | values, file=file, prefix=name), sources)
+    with faults_of(name, file):
+        return Section(name, stage, build(stage.config, known | values, file=file, prefix=name), sources)
 
 
 def _named(source: Any, key: str, file: Path | None) -> Any:

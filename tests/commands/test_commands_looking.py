@@ -53,19 +53,31 @@ def test_help_answers_at_once() -> None:
 
 
 def test_what_a_person_mistypes(tutelage: Any, little: Root, tmp_path: Path) -> None:
-    where = ("--root", little.path)
+    where, here = ("--root", little.path), Path.cwd()
+    recipe, uneven = tmp_path / "recipe.yaml", tmp_path / "uneven.yaml"
+    recipe.write_text('prepare: {sources: ["file:nowhere.jsonl"]}\n')
+    uneven.write_text("prepare:\ntokenizer:\nencode:\npretrain: {width: 65, heads: 2}\n")
     for arguments, said in (
-        (("show", "pretrain", *where), "A reference reads"),
+        (("show", "pretrain", *where), "has no section 'pretrain', and it is no reference"),
         (("show", "corpus:0000", *where), "no artifact"),
         (("list", "--root", tmp_path), "there is no life here yet"),
         (("lineage", "release:current", *where), "nothing has been released yet"),
         (("run", tmp_path / "none.yaml", *where), "no such file"),
+        (("run", tmp_path, *where), "this is a folder. Name a file in it: "),
+        (
+            ("run", recipe, *where),
+            f"nowhere.jsonl, key 'prepare.sources': no such file. It is looked for from {here}. The",
+        ),
+        (("run", uneven, *where), f"{uneven}, key 'pretrain.heads': 2 heads do not divide a width of 65"),
+        (("chat", "prepar", *where), "Did you mean 'prepare'?"),
+        (("chat", "prepare", *where), "'prepare' is of kind corpus: nothing that answers"),
+        (("evaluate", "prepare", *where), "--suite FILE.jsonl"),
         (("pretrain", "dept=3", *where), "Did you mean 'depth'"),
         (("prepare", "scale=2", *where), "scale"),
         (("run", little.recipe_path, "--root", "/proc/x"), "/proc/x: no such file or directory. Check how"),
         (("init", "/proc/x"), "/proc/x: no such file or directory. Check how"),
         (("release", "rollback", *where), "nothing is served"),
-        (("chat", "nobody", *where), "is no reference"),
+        (("chat", "nobody", *where), "it is no reference"),
         (("init", tmp_path / "x", "--from", "gard"), "guard, open-model"),
         (("evaluate", "--suite", tmp_path / "none.jsonl", *where), "name what is to be examined"),
         (("report", "--markdown", __file__, *where), "has no place for the tables"),

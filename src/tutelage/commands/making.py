@@ -272,6 +272,9 @@ def evaluate(
     """Examine a model on a suite of your own, or (without --suite) run the stage `evaluate`."""
     if keys:
         return _list_keys("evaluate", as_json)
+    if suite is None and target and "=" not in target:
+        todo = f"tutelage evaluate {target} --suite FILE.jsonl; without a model it runs the stage `evaluate`"
+        raise UsageError(f"say on what {target!r} is examined", key="--suite", todo=todo)
     if suite is None:
         return _run_stage("evaluate", [*([target] if target else []), *(settings or [])], root, as_json)
     if target is None:

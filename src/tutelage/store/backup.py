@@ -25,7 +25,7 @@ TODO_POSTGRES = "A PostgreSQL store is backed up with pg_dump"
 def backup(root: Root, target: Path) -> int:
     """Copy the store of a root into a new file, and check the copy. Returns its size in bytes.
 
-    Raises NotFound without a store or for a folder that is not there, UsageError when the target is there already, NoSpace.
+    Raises NotFound without a store or for a folder that is not there, UsageError when the target exists, NoSpace.
     """
     if not root.store_path.is_file():
         raise NotFound("there is no store to back up", file=root.store_path, todo=TODO_POSTGRES)

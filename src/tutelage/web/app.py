@@ -186,7 +186,7 @@ def serve(
     changes = {key: value for key, value in (("host", host), ("port", port), ("serve", bundle)) if value is not None}
     settings = given.model_copy(update=changes)
     if upstream and not upstream.startswith(("http://", "https://")):
-        raise UsageError(f"an upstream is an address such as https://host/v1, found {upstream!r}", key="--upstream")
+        raise UsageError(f"an upstream is an address such as https://host/v1#model, found {upstream!r}")
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -159,6 +160,30 @@ def test_a_stage_alone_prints_what_it_made(tutelage: Any, little: Root) -> None:
     assert "vocabulary: 304" in told.out and "all match their hashes" in told.out
     stages = {each["stage"] for each in tutelage("lineage", "encode", "--root", little.path, "--json").json}
     assert stages == {"prepare", "tokenizer", "encode"}
+
+
+def test_keys_are_told_with_what_they_allow(tutelage: Any, little: Root) -> None:
+    lines = tutelage("pretrain", "--keys").out.splitlines()
+    assert not [line for line in lines if line.startswith("lora")], "pre-training always refuses them"
+    assert next(line for line in lines if line.startswith("precision=")).endswith("One of auto, fp32, bf16.")
+    lines = tutelage("finetune", "--keys").out.splitlines()
+    at = next(number for number, line in enumerate(lines) if line.startswith("lora_targets="))
+    assert lines[at].endswith("=q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj")
+    assert lines[at + 1].strip().startswith("Which matrices of every block")
+
+
+def test_a_shown_figure_is_read_at_a_glance(tutelage: Any, little: Root) -> None:
+    out = tutelage("show", "prepare", "--root", little.path).out
+    assert out.index("metrics:") < out.index("config:")
+    told = out[out.index("metrics:") : out.index("config:")]
+    assert not re.search(r"\.[0-9]{6}|[{}]", told), "neither seventeen digits nor nested mappings"
+
+
+def test_doctor_says_what_there_is_and_what_an_extra_would_give(tutelage: Any) -> None:
+    found = tutelage("doctor", "--json").json
+    assert set(found["extras"]) == {"train", "hf", "gguf", "postgres"} and found["extras"]["train"]
+    assert {"memory", "gpu", "engine", "TUTELAGE_DATA"} <= set(found)
+    assert "[postgres]" in tutelage("doctor").out
 
 
 def test_a_plan_stands_beside_what_it_took(tutelage: Any, little: Root, tmp_path: Path) -> None:

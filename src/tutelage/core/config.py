@@ -25,6 +25,9 @@ class Config(BaseModel):
     OUTSIDE_KEY: ClassVar[frozenset[str]] = frozenset()
     """Keys that cannot change what is computed (a folder's place, say); they enter neither key nor manifest."""
 
+    REFUSED_KEY: ClassVar[frozenset[str]] = frozenset()
+    """Keys that this configuration shares with others and always refuses: no help lists them."""
+
     def resolved(self) -> dict[str, Any]:
         """What enters the key and the manifest: every key with its value, as plain JSON."""
         return self.model_dump(mode="json", exclude=set(self.OUTSIDE_KEY))

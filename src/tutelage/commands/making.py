@@ -239,7 +239,9 @@ def _list_keys(name: str, as_json: bool) -> None:
     for key, field in fields.items():
         default, allowed = field.get_default(call_default_factory=True), _allowed(field.annotation)
         text = " ".join(
-            filter(None, (*(field.description or "").split(), allowed and f"One of {', '.join(map(str, allowed))}."))
+            filter(
+                None, (*(field.description or "").split(), f"One of {', '.join(map(str, allowed))}." if allowed else "")
+            )
         )
         given = f"{key}={','.join(map(str, default)) if isinstance(default, tuple) else default}"
         say(f"{given:<24}{text}" if len(given) < 24 else f"{given}\n{'':<24}{text}")

@@ -5,7 +5,6 @@
 The examples are to be run in their order; each goes on in the same folder. What is made already is not made again.
 """
 
-import json
 import sys
 
 import tutelage as tt
@@ -19,8 +18,8 @@ tokens = tt.stages.encode(root=ROOT, corpus=corpus, tokenizer=words)
 
 # An artifact is a folder that never changes: its manifest says what it was made from, and what was measured.
 print(corpus, "made", corpus.metrics["documents"], "documents under", corpus.manifest.licences)
-print("dropped, with reasons:", json.dumps(corpus.metrics["dropped"]))
-print(tokens, "holds", tokens.metrics["tokens"], "tokens, made from", tokens.manifest.inputs)
+print("dropped:", ", ".join(f"{count} {reason}" for reason, count in corpus.metrics["dropped"].items()))
+print(tokens, "holds", tokens.metrics["tokens"], "tokens, made from", corpus, "and", words)
 
 # What is learned from in a dialogue: what the assistant says, nothing else.
 from tutelage.tokens.chat import encode_dialogue, stretches  # noqa: E402

@@ -8,20 +8,25 @@ the console (`tutelage serve`), and the stage `preferences` waits for their answ
 
 import sys
 
+from order import after
+
 import tutelage as tt
+from tutelage.report.markdown import figure
 
 ROOT = sys.argv[1] if len(sys.argv) > 1 else "examples-life"
+after("02_train.py", "finetune", ROOT)
 
 asked = tt.stages.collect(root=ROOT, people="simulated", prompts=120, candidates=3, threads=1)
 print(asked.metrics["tasks"], "tasks,", asked.metrics["receipts"]["answers"], "answers")
 
 preferences = tt.stages.preferences(root=ROOT, collection=asked)
-print("agreement:", preferences.metrics["tau_b"])
-print("unreliable raters that were planted, and found:", preferences.metrics["found"])
+print("agreement, Kendall's tau-b:", figure(preferences.metrics["tau_b"], n=True))
+found = preferences.metrics["found"]["detection"]
+print(f"careless people: {found['planted']} planted, {found['found']} suspected, {found['right']} of them rightly")
 
 reward = tt.stages.reward(root=ROOT, preferences=preferences, steps=10)
-print("right on held-out pairs:", reward.metrics["accuracy"])
-print("and the most that its raters' agreement allows:", reward.metrics["ceiling"])
+print("right on held-out pairs:", figure(reward.metrics["accuracy"], n=True))
+print("and the most that its raters' agreement allows:", figure(reward.metrics["ceiling"], n=True))
 
 # Simulated people are marked in everything that learned from them.
 assert reward.manifest.simulated

@@ -5,17 +5,19 @@ python examples/04_tune.py [ROOT]
 
 import sys
 
+from order import after
+
 import tutelage as tt
+from tutelage.terminal import figures
 
 ROOT = sys.argv[1] if len(sys.argv) > 1 else "examples-life"
+after("03_people.py", "reward", ROOT)
 
 actor = tt.stages.rlhf(root=ROOT, method="grpo", group=4, prompts=8, iterations=2)
 direct = tt.stages.dpo(root=ROOT, steps=4)
 
 for made in (actor, direct):
-    print(
-        made, "from", made.manifest.inputs["model"][:14], {k: v for k, v in made.metrics.items() if k != "forgetting"}
-    )
+    print(made, "from", made.manifest.inputs["model"][:18], figures(made.metrics))
 
 # Lineage leads from either back to the people and the first text.
 todo, seen = [direct], set()

@@ -5,10 +5,13 @@ python examples/06_examine.py [ROOT]
 
 import sys
 
+from order import after
+
 import tutelage as tt
 from tutelage.report.markdown import life_tables
 
 ROOT = sys.argv[1] if len(sys.argv) > 1 else "examples-life"
+after("05_guard.py", "bundle", ROOT)
 
 models = [tt.find(name, root=ROOT) for name in ("pretrain", "finetune", "bundle")]
 examined = tt.stages.evaluate(root=ROOT, of=models, items=4, controls=4, items_of={})

@@ -20,7 +20,7 @@ from tutelage.core.errors import NotFound, Refused, Waiting
 from tutelage.core.events import JsonLines, Reporter, Sink
 from tutelage.core.stage import never, run_stage
 from tutelage.plan import Plan, plan, resolve, walk, watching
-from tutelage.recipe import LIFE, Recipe, Section, read_recipe, stage_of
+from tutelage.recipe import LIFE, Recipe, Section, faults_of, read_recipe, stage_of
 
 
 @contextmanager
@@ -132,7 +132,7 @@ def _run_section(
     say = Reporter(section.name, sinks=(JsonLines(root.events / f"{section.name}.jsonl"), *sinks))
     while True:
         try:
-            with recipe.at(section.name):
+            with faults_of(section.name, recipe.file):
                 return run_stage(
                     section.stage,
                     root,

@@ -23,7 +23,7 @@ from tutelage.core.events import Event
 from tutelage.core.price import Cost, Machine, Size
 from tutelage.core.records import Record
 from tutelage.core.stage import Examination, Inputs, open_inputs, stage_key
-from tutelage.recipe import Recipe, Section, WatchConfig, each_of
+from tutelage.recipe import Recipe, Section, WatchConfig, each_of, faults_of
 
 WATCHED = ("pretrain", "finetune", "rlhf", "dpo")
 """The stages whose model is examined while it trains."""
@@ -67,34 +67,35 @@ def plan(recipe: Recipe, root: Root, machine: Machine | None = None) -> Plan:
     needs more memory than there is, or weights to freeze or adapt that a model does not have; NotFound for a model by
     reference that is not there.
     """
-    root.create()
-    sealed = _sealed(recipe, root)
-    if sealed is None:
-        models = referenced(recipe, root)
-        rates = machine or measure_machine(recipe, models)
-        price = partial(predict, machine=rates, models=models)
-        choices = _choose_shape(recipe, price, rates.memory) if recipe.budget else {}
-        rates = _timed(recipe.with_choices(choices), rates, price)
-        price = partial(predict, machine=rates, models=models)
-        choices = _joined(choices, _settle(recipe.with_choices(choices), rates, price))
-        if recipe.budget:
-            choices = _joined(choices, _fit_horizons(recipe.with_choices(choices), price))
-        costs = price(recipe.with_choices(choices))
-        _must_learn(recipe.with_choices(choices), costs)
-        _must_fit(recipe.with_choices(choices), costs, price, rates.memory)
-        new = Plan(recipe=recipe.mark, budget=recipe.budget, machine=rates, choices=choices)
-        stages = tuple(PlannedStage(name=name, cost=cost) for name, cost in costs.items())
-        sealed = _seal(new.model_copy(update={"stages": stages}), recipe, root)
-    chosen = recipe.with_choices(sealed.choices)
-    # a plan sealed by an earlier version holds no costs
-    costs = {each.name: each.cost for each in sealed.stages}
-    costs = costs or predict(chosen, sealed.machine, referenced(recipe, root))
-    made = walk(chosen, root)
-    stages = tuple(
-        PlannedStage(name=name, cost=costs[name], known=made[name].ref if name in made else None)
-        for name in chosen.sections
-    )
-    return sealed.model_copy(update={"stages": stages})
+    with faults_of("", recipe.file):
+        root.create()
+        sealed = _sealed(recipe, root)
+        if sealed is None:
+            models = referenced(recipe, root)
+            rates = machine or measure_machine(recipe, models)
+            price = partial(predict, machine=rates, models=models)
+            choices = _choose_shape(recipe, price, rates.memory) if recipe.budget else {}
+            rates = _timed(recipe.with_choices(choices), rates, price)
+            price = partial(predict, machine=rates, models=models)
+            choices = _joined(choices, _settle(recipe.with_choices(choices), rates, price))
+            if recipe.budget:
+                choices = _joined(choices, _fit_horizons(recipe.with_choices(choices), price))
+            costs = price(recipe.with_choices(choices))
+            _must_learn(recipe.with_choices(choices), costs)
+            _must_fit(recipe.with_choices(choices), costs, price, rates.memory)
+            new = Plan(recipe=recipe.mark, budget=recipe.budget, machine=rates, choices=choices)
+            stages = tuple(PlannedStage(name=name, cost=cost) for name, cost in costs.items())
+            sealed = _seal(new.model_copy(update={"stages": stages}), recipe, root)
+        chosen = recipe.with_choices(sealed.choices)
+        # a plan sealed by an earlier version holds no costs
+        costs = {each.name: each.cost for each in sealed.stages}
+        costs = costs or predict(chosen, sealed.machine, referenced(recipe, root))
+        made = walk(chosen, root)
+        stages = tuple(
+            PlannedStage(name=name, cost=costs[name], known=made[name].ref if name in made else None)
+            for name in chosen.sections
+        )
+        return sealed.model_copy(update={"stages": stages})
 
 
 def _sealed(recipe: Recipe, root: Root) -> Plan | None:
@@ -210,7 +211,7 @@ def predict(recipe: Recipe, machine: Machine, models: Mapping[str, Sizes] = Mapp
         if section.stage.name in WATCHED and "prepare" in costs:  # as `watching` decides it
             merged["watch"] = {"items": float(recipe.watch.items), "every": float(recipe.watch.every)}
             merged["watch"] |= {k: v for k, v in costs["prepare"].sizes.items() if k == "item_tokens"}
-        with recipe.at(name):
+        with faults_of(name, recipe.file):
             costs[name] = section.stage.cost(section.config, merged, machine) if section.stage.cost else Cost()
     return costs
 
@@ -257,7 +258,7 @@ def _must_learn(recipe: Recipe, costs: Mapping[str, Cost]) -> None:
     for name, section in recipe.sections.items():
         config: Any = section.config
         if section.stage.name in HORIZONS and costs[name].sizes:
-            with recipe.at(name):
+            with faults_of(name, recipe.file):
                 config.must_fit(Size.of(costs[name].sizes))
 
 
@@ -457,6 +458,8 @@ class LifeClock:
         self.predicted, self.real = 0.0, 0.0
 
     def __call__(self, event: Event) -> None:
+        if event.part:  # a stage inside another one: the section is neither begun nor done by it
+            return
         if event.kind == "start":
             self.began[event.stage] = event.at
         if event.kind in ("done", "skip"):
@@ -471,4 +474,5 @@ class LifeClock:
         pace = self.real / self.predicted if self.predicted > 5 else 1.0
         rest = sum(s for name, s in self.expected.items() if name not in self.finished and name != event.stage)
         here = self.expected.get(event.stage, 0.0) * pace - (event.at - self.began.get(event.stage, event.at))
-        return (event.eta if event.eta is not None else max(0.0, here)) + rest * pace
+        own = event.eta if event.eta is not None and not event.part else max(0.0, here)
+        return own + rest * pace

@@ -101,6 +101,24 @@ class WatchConfig(Config):
     """Steps between examinations; 0 examines at the beginning and the end only."""
 
 
+@contextmanager
+def faults_of(name: str, file: Path | None) -> Iterator[None]:
+    """What a stage finds wrong in its section (or, without a name, a plan) names it, and the recipe it stands in."""
+    try:
+        yield
+    except NotFound as error:
+        if file is not None and error.file is not None and error.file != file and str(file) not in (error.todo or ""):
+            where = f"The section {name!r} of {file}" if name else f"The recipe {file}"
+            error.todo = ". ".join(filter(None, (error.todo, f"{where} names it")))
+        raise
+    except ConfigError as error:
+        if error.file is None:
+            stage = name.partition("@")[0]
+            own = (error.key or "").removeprefix(name).removeprefix(stage).removeprefix(".")
+            error.file, error.key = file, ".".join(filter(None, (name, own))) or None
+        raise
+
+
 class Section(NamedTuple):
     """One section of a recipe, ready to run: its stage, its configuration, where each input comes from."""
 
@@ -137,21 +155,6 @@ class Recipe(NamedTuple):
             config = build(section.stage.config, section.config.model_dump() | dict(values))
             sections[name] = section._replace(config=config)
         return self._replace(sections=sections)
-
-    @contextmanager
-    def at(self, name: str) -> Iterator[None]:
-        """What is wrong with a section's key is told with the section's own name, and with the recipe's."""
-        stage = self.sections[name].stage
-        try:
-            yield
-        except ConfigError as error:
-            first, _, rest = (error.key or "").partition(".")
-            if first in stage.config.model_fields:
-                error.key = f"{name}.{error.key}"
-            elif first == stage.name and rest:
-                error.key = f"{name}.{rest}"
-            error.file = error.file or self.file
-            raise
 
     def check(self, name: str) -> None:
         """Raise ConfigError unless the recipe has a section of this name."""
@@ -235,7 +238,8 @@ def _section(name: str, given: Any, names: list[str], file: Path | None, default
             near = nearest(str(key), fields)
             todo = f"Did you mean {near!r}?" if near else f"Known here: {', '.join(sorted(fields))}"
             raise ConfigError("unknown key", file=file, key=f"{name}.{key}", todo=todo)
-    return Section(name, stage, build(stage.config, known | values, file=file, prefix=name), sources)
+    with faults_of(name, file):
+        return Section(name, stage, build(stage.config, known | values, file=file, prefix=name), sources)
 
 
 def _named(source: Any, key: str, file: Path | None) -> Any:

@@ -5,6 +5,7 @@ Away from a terminal (a log, CI) it prints a plain line now and then instead.
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +20,11 @@ from rich.text import Text
 from tutelage.core.events import Event
 
 Remaining = Callable[[Event], float]
+HASH = re.compile(r"\b[0-9a-f]{64}\b")
+LONGEST = 32
+"""Characters of a figure."""
+WIDTH = 18
+"""Characters of a section's name; `finetune@helpful` has 16."""
 
 
 def clock(seconds: float | None) -> str:
@@ -31,15 +37,18 @@ def clock(seconds: float | None) -> str:
 
 
 def figure(value: Any) -> str:
-    """A figure in few characters."""
+    """A figure in few characters; of a hash the first twelve."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1e5 else f"{value:,.0f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else HASH.sub(lambda found: found[0][:12], str(value))
 
 
 def figures(values: dict[str, Any], most: int = 4) -> str:
-    """`loss 2.31 · accuracy 0.74`"""
-    return " · ".join(f"{name.replace('_', ' ')} {figure(value)}" for name, value in list(values.items())[:most])
+    """`loss 2.31 · accuracy 0.74`; a sentence is no figure, and is left out."""
+    shown = {name: text for name, value in values.items() if len(text := figure(value)) <= LONGEST}
+    return " · ".join(f"{name.replace('_', ' ')} {text}" for name, text in list(shown.items())[:most])
 
 
 class Terminal:
@@ -72,32 +81,40 @@ class Terminal:
             case "note":
                 self.console.print(Text(f"    {event.text}", style="dim"))
             case "done":
-                self.finished.add(event.stage)
+                self._ended(event)
                 shown = {name: value for name, value in event.figures.items() if name != "seconds"}
                 took = clock(event.figures.get("seconds"))
-                self._line("✓", "green", event.stage, f"{took:>6}  {figures(shown)}")
+                self._line("✓", "green", event, f"{took:>6}  {figures(shown)}")
             case "skip":
-                self.finished.add(event.stage)
-                self._line("·", "dim", event.stage, "       made already")
-            case "wait":
-                self._line("…", "yellow", event.stage, f"       {event.text}")
+                self._ended(event)
+                self._line("·", "dim", event, f"{'':>6}  made already")
+            case "wait":  # why it waits, or failed, is what the command ends with
+                self._line("…", "yellow", event)
             case "fail":
-                self._line("✗", "red", event.stage, f"       {event.text}")
+                self._line("✗", "red", event)
 
-    def _line(self, mark: str, style: str, stage: str, rest: str) -> None:
-        self.console.print(Text.assemble((f"  {mark} ", style), (f"{stage:<14}", "bold"), rest))
+    def _ended(self, event: Event) -> None:
+        if not event.part:
+            self.finished.add(event.stage)
+
+    def _line(self, mark: str, style: str, event: Event, rest: str = "") -> None:
+        """A line of a section; a stage that runs inside one stands under it by its own name."""
+        name = f"{event.part or event.stage:<{WIDTH}}"
+        indent = "    " if event.part else "  "
+        self.console.print(Text.assemble((f"{indent}{mark} ", style), (name, "" if event.part else "bold"), rest))
 
     def _progress(self, event: Event) -> None:
         left = self.remaining(event) if self.remaining else None
         where = f"{len(self.finished | {event.stage})}/{self.total} " if self.total else ""
+        where += f"{event.stage}, {event.part}" if event.part else event.stage
         share = f"{figure(event.done)}/{figure(event.total)}" if event.total else figure(event.done)
         rate = f"{figure(event.rate)} {event.unit}/s" if event.rate else ""
-        tail = f"{rate}  ETA {clock(event.eta)}" + (f"  life {clock(left)}" if left is not None else "")
+        tail = f"{rate}  ETA {clock(event.eta)}" + (f"  life: {clock(left)} left" if left is not None else "")
         if self._live:
             grid = Table.grid(padding=(0, 1))
             done = event.done / event.total if event.total else 0.0
             grid.add_row(
-                Text(f"  {where}{event.stage}", style="bold"),
+                Text(f"  {where}", style="bold"),
                 ProgressBar(total=1.0, completed=done, width=24),
                 Text(f"{share} {event.unit}  {tail}"),
                 Text(figures(event.figures, 3), style="dim"),
@@ -107,4 +124,4 @@ class Terminal:
         now = time.monotonic()
         if now - self._said >= self.every:
             self._said = now
-            self.console.print(f"    {where}{event.stage}: {share} {event.unit}  {tail}  {figures(event.figures, 3)}")
+            self.console.print(f"    {where}: {share} {event.unit}  {tail}  {figures(event.figures, 3)}")

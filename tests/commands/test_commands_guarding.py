@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -127,9 +128,16 @@ def test_train_a_guard_on_a_file_of_ones_own(tutelage: Any, tmp_path: Path) -> N
     file.write_text("\n".join(map(json.dumps, rows)))
     done = tutelage("guard", "train", file, "bits=13", "--licence", "permissive", "--root", tmp_path / "life", "--json")
     assert done.code == 0, done.err
+    again = tutelage("guard", "train", file, "bits=13", "--licence", "permissive", "--root", tmp_path / "life")
+    head, row = (re.split(r"  +", line) for line in again.out.splitlines()[:2])
+    assert head[0] == "head" and row[0] == "input/harassment" and row[1] == str(_heads(done)["n"])
     judge = Root(tmp_path / "life").find(done.json["classifier"])
     assert "input/harassment" in json.dumps(done.json["metrics"]) or "harassment" in json.dumps(done.json["metrics"])
     assert judge.manifest.licences == ["permissive"]
+
+
+def _heads(done: Any) -> Any:
+    return done.json["metrics"]["heads"]["input/harassment"]
 
 
 def test_train_with_bad_input(tutelage: Any, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def rows(file: Path, query: str) -> list[Any]:
 
 
 def test_backup_and_restore_give_the_same_store(tutelage: Any, root: Root, tmp_path: Path) -> None:
-    copy = tmp_path / "copies" / "store.backup"
+    copy = tmp_path / "store.backup"
     done = tutelage("store", "backup", copy, "--root", root.path)
     assert done.code == 0 and "whole" in done.out and "secret.key" in done.out
     assert copy.stat().st_mode & 0o077 == 0, "people's words are for their owner alone"
@@ -137,6 +137,26 @@ def test_erase_asks_and_erases(tutelage: Any, root: Root) -> None:
     assert not rows(root.store_path, "SELECT body FROM text WHERE body LIKE '%garden%'")
     assert tutelage("erase", "--person", "ann", "--yes", *where).code == 0
     assert tutelage("audit", "verify", *where).code == 0
+
+
+def test_a_backup_is_one_file_in_a_folder_that_is_there(tutelage: Any, root: Root, tmp_path: Path) -> None:
+    done = tutelage("store", "backup", tmp_path / "nowhere/b.db", "--root", root.path)
+    assert done.code == 2 and "no such folder" in done.err and not (tmp_path / "nowhere").exists()
+    (tmp_path / "there").mkdir()
+    assert tutelage("store", "backup", tmp_path / "there/b.db", "--root", root.path).code == 0
+    assert tutelage("store", "restore", tmp_path / "there/b.db", "--replace", "--root", root.path).code == 0
+    assert [each.name for each in (tmp_path / "there").iterdir()] == ["b.db"]
+    assert not list(root.path.glob(".store.db*-*"))
+    assert tutelage("store", "check", "--root", root.path).code == 0
+
+
+def test_stop_asks_only_what_runs(tutelage: Any, little: Root) -> None:
+    assert "nothing is running" in tutelage("stop", "--root", little.path).out
+    assert not (little.path / "stop").exists()
+    with little.lock("a key"):
+        assert tutelage("stop", "--root", little.path, "--json").json == {"asked": True}
+    (little.path / "stop").unlink()
+    assert not little.busy()
 
 
 def test_gc_keeps_the_last_run_and_the_newest(tutelage: Any, little: Root, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -56,19 +57,31 @@ def test_help_answers_at_once() -> None:
 
 
 def test_what_a_person_mistypes(tutelage: Any, little: Root, tmp_path: Path) -> None:
-    where = ("--root", little.path)
+    where, here = ("--root", little.path), Path.cwd()
+    recipe, uneven = tmp_path / "recipe.yaml", tmp_path / "uneven.yaml"
+    recipe.write_text('prepare: {sources: ["file:nowhere.jsonl"]}\n')
+    uneven.write_text("prepare:\ntokenizer:\nencode:\npretrain: {width: 65, heads: 2}\n")
     for arguments, said in (
-        (("show", "pretrain", *where), "A reference reads"),
+        (("show", "pretrain", *where), "has no section 'pretrain', and it is no reference"),
         (("show", "corpus:0000", *where), "no artifact"),
         (("list", "--root", tmp_path), "there is no life here yet"),
         (("lineage", "release:current", *where), "nothing has been released yet"),
         (("run", tmp_path / "none.yaml", *where), "no such file"),
+        (("run", tmp_path, *where), "this is a folder. Name a file in it: "),
+        (
+            ("run", recipe, *where),
+            f"nowhere.jsonl, key 'prepare.sources': no such file. It is looked for from {here}. The",
+        ),
+        (("run", uneven, *where), f"{uneven}, key 'pretrain.heads': 2 heads do not divide a width of 65"),
+        (("chat", "prepar", *where), "Did you mean 'prepare'?"),
+        (("chat", "prepare", *where), "'prepare' is of kind corpus: nothing that answers"),
+        (("evaluate", "prepare", *where), "--suite FILE.jsonl"),
         (("pretrain", "dept=3", *where), "Did you mean 'depth'"),
         (("prepare", "scale=2", *where), "scale"),
         (("run", little.recipe_path, "--root", "/proc/x"), "/proc/x: no such file or directory. Check how"),
         (("init", "/proc/x"), "/proc/x: no such file or directory. Check how"),
         (("release", "rollback", *where), "nothing is served"),
-        (("chat", "nobody", *where), "is no reference"),
+        (("chat", "nobody", *where), "it is no reference"),
         (("init", tmp_path / "x", "--from", "gard"), "guard, open-model"),
         (("evaluate", "--suite", tmp_path / "none.jsonl", *where), "name what is to be examined"),
         (("report", "--markdown", __file__, *where), "has no place for the tables"),
@@ -150,6 +163,30 @@ def test_a_stage_alone_prints_what_it_made(tutelage: Any, little: Root) -> None:
     assert "vocabulary: 304" in told.out and "all match their hashes" in told.out
     stages = {each["stage"] for each in tutelage("lineage", "encode", "--root", little.path, "--json").json}
     assert stages == {"prepare", "tokenizer", "encode"}
+
+
+def test_keys_are_told_with_what_they_allow(tutelage: Any, little: Root) -> None:
+    lines = tutelage("pretrain", "--keys").out.splitlines()
+    assert not [line for line in lines if line.startswith("lora")], "pre-training always refuses them"
+    assert next(line for line in lines if line.startswith("precision=")).endswith("One of auto, fp32, bf16.")
+    lines = tutelage("finetune", "--keys").out.splitlines()
+    at = next(number for number, line in enumerate(lines) if line.startswith("lora_targets="))
+    assert lines[at].endswith("=q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj")
+    assert lines[at + 1].strip().startswith("Which matrices of every block")
+
+
+def test_a_shown_figure_is_read_at_a_glance(tutelage: Any, little: Root) -> None:
+    out = tutelage("show", "prepare", "--root", little.path).out
+    assert out.index("metrics:") < out.index("config:")
+    told = out[out.index("metrics:") : out.index("config:")]
+    assert not re.search(r"\.[0-9]{6}|[{}]", told), "neither seventeen digits nor nested mappings"
+
+
+def test_doctor_says_what_there_is_and_what_an_extra_would_give(tutelage: Any) -> None:
+    found = tutelage("doctor", "--json").json
+    assert set(found["extras"]) == {"train", "hf", "gguf", "postgres"} and found["extras"]["train"]
+    assert {"memory", "gpu", "engine", "TUTELAGE_DATA"} <= set(found)
+    assert "[postgres]" in tutelage("doctor").out
 
 
 def test_a_plan_stands_beside_what_it_took(tutelage: Any, little: Root, tmp_path: Path) -> None:

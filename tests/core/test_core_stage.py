@@ -20,6 +20,7 @@ from tutelage.core.config import Config
 from tutelage.core.errors import Busy, ConfigError, CorruptArtifact, NoSpace, NotFound, TutelageError, UsageError
 from tutelage.core.events import Event, Reporter
 from tutelage.core.stage import Input, run_stage, stage
+from tutelage.plan import LifeClock, Plan
 
 
 class Count(Config):
@@ -54,6 +55,14 @@ def total(config, inputs, out, context):
     lines = [line for each in inputs.numbers for line in each.file("numbers.txt").read_text().split()]
     (out / "total.json").write_text(json.dumps(sum(map(int, lines))))
     return {}
+
+
+@stage(makes="total", config=Total)
+def wheel(config, inputs, out, context):
+    """Count inside itself."""
+    run_stage(count, context.root, config={"upto": 2}, say=context.say)
+    context.say.progress(1, 1)
+    return {"groups": {"right": 2}}
 
 
 @pytest.fixture
@@ -228,6 +237,24 @@ def test_progress_says_rate_and_eta(monkeypatch: pytest.MonkeyPatch) -> None:
     assert last.rate == pytest.approx(100) and last.eta == pytest.approx(5 / 100)
     say.progress(10, 10, "steps")
     assert heard[-1].eta == 0
+
+
+def test_a_stage_inside_another_says_so_and_neither_begins_nor_ends_it(root: Root) -> None:
+    heard: list[Event] = []
+    run_stage(wheel, root, say=Reporter("wheel@two", sinks=(heard.append,)))
+    assert [(each.stage, each.part, each.kind) for each in heard] == [
+        ("wheel@two", "", "start"),
+        ("wheel@two", "count", "start"),
+        ("wheel@two", "count", "done"),
+        ("wheel@two", "", "progress"),
+        ("wheel@two", "", "done"),
+    ]
+    assert heard[3].key == heard[0].key != heard[1].key
+    assert heard[-1].figures["right"] == 2, "of figures in groups alone, the first group"
+    clock = LifeClock(Plan.model_construct(stages=[], choices={}))
+    for event in heard[:4]:
+        clock(event)
+    assert not clock.finished
 
 
 def test_a_misspelt_setting_names_its_neighbour(root: Root) -> None:

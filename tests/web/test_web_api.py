@@ -15,7 +15,7 @@ from tutelage.feedback import api
 from tutelage.feedback.api import Item, Question
 from tutelage.store import answers, people, releases
 from tutelage.web import forms, render, runs
-from tutelage.web.app import create_app, first_start
+from tutelage.web.app import announce, create_app, first_start
 from tutelage.web.feedback import tasks_from
 from tutelage.web.state import Settings
 
@@ -287,6 +287,23 @@ def test_runs_read_what_stages_say(tmp_path: Path) -> None:
     assert found["finetune"].figures == {"loss": 1.5} and found["finetune"].word == "working"
     assert found["release"].word == "waits for people" and "8 of 20" in found["release"].text
     assert runs.stages(Root(tmp_path / "new")) == []
+
+
+def test_a_start_names_what_answers_and_keeps_the_key_to_itself(tmp_path: Path, upstream: str) -> None:
+    import shlex
+
+    from tutelage.core.artifact import Root
+
+    house = create_app(Root(tmp_path / "house"), Settings(serve="release:none"), upstream=upstream).state.house
+    house.reload()
+    key = first_start(house, lambda text: None, "http://here")
+    said: list[str] = []
+    announce(house, said.append, "http://here")
+    text = "\n".join(said)
+    assert upstream in text and "the policy's rules alone" in text and key not in text
+    typed = shlex.split(said[-1].split("First request:")[1])
+    assert typed[:2] == ["curl", "http://here/v1/chat/completions"]
+    assert json.loads(typed[-1])["temperature"] == 0, "the starter's small model strays at 1"
 
 
 def test_the_way_in_is_shown_until_somebody_has_used_it(tmp_path: Path, upstream: str) -> None:

@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from tutelage.core.artifact import Artifact, Root, no_space
+from tutelage.core.config import nearest
 from tutelage.core.errors import NotFound, Stopped, TutelageError, UsageError
 
 app = typer.Typer(
@@ -94,7 +95,17 @@ def artifact_of(root: Root, ref: str) -> Artifact:
         from tutelage.guard.pipeline import bundle_of
 
         ref = f"bundle:{bundle_of(ref, root).removeprefix('bundle:')}"
-    return root.find(made_last(root).get(ref, ref))
+    known = made_last(root)
+    if ref not in known and ":" not in ref:
+        raise _unknown(ref, known)
+    return root.find(known.get(ref, ref))
+
+
+def _unknown(ref: str, known: Iterable[str]) -> NotFound:
+    """What was typed is neither a section nor a reference."""
+    near = nearest(ref, known)
+    todo = f"Did you mean {near!r}?" if near else "`tutelage list` names what there is, as `kind:id`"
+    return NotFound(f"the last run has no section {ref!r}, and it is no reference", todo=todo)
 
 
 def open_ref(path: Path, ref: str) -> Any:
@@ -103,7 +114,15 @@ def open_ref(path: Path, ref: str) -> Any:
     from tutelage.life import made_last
 
     root = Root(path) if ref.startswith(("http:", "https:", "fake:", "rules:")) else known_root(path)
-    return refs.open(made_last(root).get(ref, ref), root)
+    known = made_last(root)
+    if ref not in known and ":" not in ref and not ref.startswith((".", "/", "~")) and not Path(ref).is_dir():
+        raise _unknown(ref, known)
+    wanted = known.get(ref, ref)
+    kind = wanted.partition(":")[0]
+    if kind not in refs.SCHEMES and (root.artifacts / kind).is_dir():
+        todo = f"`tutelage show {ref}` prints it"
+        raise UsageError(f"{ref!r} is of kind {kind}: nothing that answers or judges", todo=todo)
+    return refs.open(wanted, root)
 
 
 def sink_of_lines(event: Any) -> None:

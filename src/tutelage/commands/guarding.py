@@ -132,6 +132,7 @@ def train(
 ) -> None:
     """Train, calibrate and certify a guard on labelled texts of your own."""
     from tutelage.core.config import parse_overrides
+    from tutelage.report.markdown import figure
 
     if direction not in ("input", "output"):
         raise UsageError(f"direction is input or output, found {direction!r}", key="--direction")
@@ -145,8 +146,15 @@ def train(
     made = alone("classifier", {"labels": [corpus.ref], **parse_overrides(settings or [])}, root, as_json)
     if as_json:
         return emit({"classifier": made.ref, "metrics": made.metrics})
-    for name, found in (made.metrics.get("heads") or {}).items():
-        say(f"{name:<28}{json.dumps(found, ensure_ascii=False)[:90]}")
+    if heads := made.metrics.get("heads"):
+        say(
+            f"{'head':<24}{'texts':>7}{'of it':>7}  {'average precision':<20}{'found at 1% false alarms':<26}"
+            "certified: at most"
+        )
+    for name, found in (heads or {}).items():
+        at = found.get("at_0.01") or {}
+        known = f"{figure(found.get('average_precision')):<20}{figure(at.get('recall')):<26}{figure(at.get('bound'))}"
+        say(f"{name:<24}{found.get('n', 0):>7}{found.get('positives', 0):>7}  {known}")
     for name, why in (made.metrics.get("left_out") or {}).items():
         say(f"{name:<28}left out: {why}")
     say(made.ref)

@@ -5,12 +5,24 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import closing
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from tutelage.commands.base import HERE, JsonOption, RootOption, app, emit, group, known_root, say, tell
+from tutelage.commands.base import (
+    HERE,
+    JsonOption,
+    RootOption,
+    app,
+    emit,
+    environment_defaults,
+    group,
+    known_root,
+    say,
+    tell,
+)
 from tutelage.core.artifact import Root
 from tutelage.core.errors import CorruptArtifact, NotFound, UsageError
 
@@ -122,8 +134,11 @@ def erase(
 @app.command()
 def stop(root: RootOption = HERE, as_json: JsonOption = False) -> None:
     """Ask a running life to stop; it ends within seconds and goes on with the same command."""
-    (known_root(root).path / "stop").touch()
-    emit({"asked": True}) if as_json else say("asked to stop")
+    where = known_root(root)
+    busy = where.busy()
+    if busy:
+        (where.path / "stop").touch()
+    emit({"asked": busy}) if as_json else say("asked to stop" if busy else "nothing is running here")
 
 
 @app.command()
@@ -139,10 +154,11 @@ def gc(
     gone, kept = collect_garbage(known_root(root), keep=keep, dry_run=dry_run)
     if as_json:
         return emit({"removed": gone, "kept": kept, "dry_run": dry_run})
+    does = "would remove" if dry_run else "removed"
     for ref in gone:
         kind, _, id = ref.partition(":")
-        say(f"{'would remove' if dry_run else 'removed'} {kind}:{id[:12]}")
-    say(f"{len(gone)} of {len(gone) + kept} artifacts")
+        say(f"{does} {kind}:{id[:12]}")
+    say(f"{does} {len(gone)} of {len(gone) + kept} artifacts")
 
 
 @app.command()
@@ -154,14 +170,48 @@ def doctor(as_json: JsonOption = False) -> None:
     found: dict[str, Any] = {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cores": os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 1e9:.0f} GB",
+        "gpu": _gpu(),
+        "engine": _engine(),
+        "TUTELAGE_DATA": environment_defaults().get("mirror", "not set: public sets come from the Hugging Face hub"),
     }
     for name in ("tutelage", "torch", "transformers", "tokenizers", "pydantic", "sqlalchemy", "fastapi"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = None
+    extras = {name: all(map(find_spec, modules)) for name, (modules, _) in EXTRAS.items()}
     if as_json:
-        return emit(found)
+        return emit({**found, "extras": extras})
     for name, value in found.items():
         say(f"{name:<14}{value if value is not None else 'not installed'}")
+    for name, there in extras.items():
+        state = "installed" if there else f"absent; .venv/bin/pip install -e '.[{name}]'"
+        say(f"{f'[{name}]':<14}{EXTRAS[name][1]}: {state}")
+
+
+EXTRAS = {
+    "train": (("torch", "openai"), "to train, examine and serve a model of one's own"),
+    "hf": (("huggingface_hub", "datasets", "transformers"), "models and sets of the hub"),
+    "gguf": (("gguf",), "export for llama.cpp"),
+    "postgres": (("psycopg",), "a store in PostgreSQL"),
+}
+"""Extra -> the modules that it brings, and what for."""
+
+
+def _gpu() -> str:
+    """The graphics cards that torch can use."""
+    if find_spec("torch") is None:
+        return "unknown without torch"
+    from tutelage.train.device import cards
+
+    return ", ".join(cards()) or "none"
+
+
+def _engine() -> str:
+    """What makes the steps of the engine on the processor."""
+    from tutelage.model.library import identity
+
+    made = identity()
+    return "torch (a C compiler makes it faster)" if made == "torch" else f"built in C for this processor ({made})"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,9 +48,17 @@ def show(
         return
     import yaml
 
+    from tutelage.report.markdown import figure
+    from tutelage.report.pages import dotted
+    from tutelage.terminal import figure as short
+
     marks = ", ".join(manifest.licences) or "none stated"
     say(f"{artifact.ref}\n  {artifact.path}\n  licences: {marks}{'; simulated people' if manifest.simulated else ''}")
-    for title, part in (("config", manifest.config), ("inputs", manifest.inputs), ("metrics", manifest.metrics)):
+    if manifest.metrics:
+        say("metrics:")
+        for name, value in dotted(manifest.metrics).items():
+            say(f"  {name:<40}{figure(value, n=True) if isinstance(value, Mapping) else short(value)}")
+    for title, part in (("inputs", manifest.inputs), ("config", manifest.config)):
         if part:
             text = yaml.safe_dump(part, sort_keys=False, allow_unicode=True).rstrip()
             say(f"{title}:\n  " + text.replace("\n", "\n  "))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import time
+import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -180,8 +182,9 @@ def plan_command(
     if machine.learning:
         told = (machine.learning, machine.reading, machine.writing)
         say("This model:   {:.0f} GFLOP/s learning, {:.0f} reading, {:.0f} writing".format(*(x / 1e9 for x in told)))
-    for name, chosen in planned.choices.items():
-        say(f"Chosen:       {name}: {', '.join(f'{key}={value}' for key, value in chosen.items())}")
+    for name in (each.name for each in planned.stages if each.name in planned.choices):
+        chosen = sorted(planned.choices[name].items())
+        say(f"Chosen:       {name}: {', '.join(f'{key}={value}' for key, value in chosen)}")
     beside = {each.name: f"{clock(each.real):>8}{_ratio(each):>8}" for each in took}
     cost_head = f"{'cost':>9}" if price else ""
     heads = f"{'stage':<16}{'time':>8}{'memory':>10}{'tokens':>14}{'muon':>7}{cost_head}"
@@ -227,15 +230,29 @@ def _list_keys(name: str, as_json: bool) -> None:
 
     found = stage_of(name)
     inputs = {key: f"{' or '.join(spec.kinds)}, from {spec.default}" for key, spec in found.inputs.items()}
-    fields = found.config.model_fields.items()
-    keys = {key: (field.get_default(call_default_factory=True), field.description or "") for key, field in fields}
+    fields = {key: each for key, each in found.config.model_fields.items() if key not in found.config.REFUSED_KEY}
     if as_json:
         emit({"inputs": inputs, "schema": found.config.model_json_schema()})
         return
     for key, text in inputs.items():
         say(f"{key:<24}input: {text}")
-    for key, (default, text) in keys.items():
-        say(f"{f'{key}={default}':<24}{text}")
+    for key, field in fields.items():
+        default, allowed = field.get_default(call_default_factory=True), _allowed(field.annotation)
+        text = " ".join(
+            filter(
+                None, (*(field.description or "").split(), f"One of {', '.join(map(str, allowed))}." if allowed else "")
+            )
+        )
+        given = f"{key}={','.join(map(str, default)) if isinstance(default, tuple) else default}"
+        say(f"{given:<24}{text}" if len(given) < 24 else f"{given}\n{'':<24}{text}")
+
+
+def _allowed(annotation: Any) -> list[Any]:
+    """The values that a `Literal` names, wherever in the annotation it stands."""
+    parts = typing.get_args(annotation)
+    if typing.get_origin(annotation) is typing.Literal:
+        return list(parts)
+    return [value for part in parts for value in _allowed(part)]
 
 
 def _stage_command(name: str) -> Callable[..., None]:
@@ -271,6 +288,9 @@ def evaluate(
     """Examine a model on a suite of your own, or (without --suite) run the stage `evaluate`."""
     if keys:
         return _list_keys("evaluate", as_json)
+    if suite is None and target and "=" not in target:
+        todo = f"tutelage evaluate {target} --suite FILE.jsonl; without a model it runs the stage `evaluate`"
+        raise UsageError(f"say on what {target!r} is examined", key="--suite", todo=todo)
     if suite is None:
         return _run_stage("evaluate", [*([target] if target else []), *(settings or [])], root, as_json)
     if target is None:
@@ -341,7 +361,19 @@ def release_status(root: RootOption = HERE, as_json: JsonOption = False) -> None
     from tutelage.adapt.release import status
 
     found = status(known_root(root))
-    tell(found, as_json)
+    if as_json:
+        return emit(found)
+    say(f"current: {_cut(found['current']) if found['current'] else 'nothing is served'}")
+    for each in found["history"]:
+        at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(each["at"] / 1000))
+        change = f"{each['before']} -> {each['after']}" if each["before"] else each["after"]
+        say(f"{at}  {_cut(each['bundle']):<21}{change:<22}{each['actor']:<10}{each['reason']}")
+
+
+def _cut(ref: str) -> str:
+    """A reference as a person reads it."""
+    kind, _, id_ = ref.partition(":")
+    return f"{kind}:{id_[:12]}"
 
 
 @release_app.command("promote")

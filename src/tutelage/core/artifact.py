@@ -286,6 +286,16 @@ class Root:
             finally:
                 file.truncate(0)
 
+    def busy(self) -> bool:
+        """Whether a process holds a key here."""
+        for path in self.work.glob("*.lock"):
+            with path.open() as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except OSError:
+                    return True
+        return False
+
 
 def file_entries(folder: Path) -> dict[str, FileEntry]:
     """Every file below a folder with hash and size, by its name relative to the folder."""

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tutelage.core.errors import ConfigError, NotFound
+from tutelage.core.errors import ConfigError, NotFound, UsageError
 from tutelage.core.records import explain
 
 
@@ -24,6 +24,9 @@ class Config(BaseModel):
 
     OUTSIDE_KEY: ClassVar[frozenset[str]] = frozenset()
     """Keys that cannot change what is computed (a folder's place, say); they enter neither key nor manifest."""
+
+    REFUSED_KEY: ClassVar[frozenset[str]] = frozenset()
+    """Keys that this configuration shares with others and always refuses: no help lists them."""
 
     def resolved(self) -> dict[str, Any]:
         """What enters the key and the manifest: every key with its value, as plain JSON."""
@@ -63,6 +66,11 @@ def parse_yaml(text: str, file: str | Path | None = None) -> Any:
 
 def load_yaml(path: Path) -> dict[str, Any]:
     """A YAML file that holds one mapping. Raises NotFound or ConfigError."""
+    if path.is_dir():
+        here = sorted(str(each) for each in path.glob("*.y*ml"))
+        raise UsageError(
+            "this is a folder", file=path, todo=f"Name a file in it: {', '.join(here) or 'it has no YAML'}"
+        )
     if not path.is_file():
         raise NotFound("no such file", file=path)
     try:

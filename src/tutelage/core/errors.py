@@ -77,10 +77,10 @@ class NotFound(UsageError):
 class MissingExtra(UsageError):
     """An optional dependency is not installed; names the extra that brings it."""
 
-    def __init__(self, module: str, extra: str) -> None:
+    def __init__(self, module: str, extra: str, todo: str | None = None) -> None:
         super().__init__(
             f"this needs the Python module {module!r}, which is not installed",
-            todo=f"Install it with: pip install 'tutelage[{extra}]', in a clone: .venv/bin/pip install -e '.[{extra}]'",
+            todo=todo or f"Install it where tutelage lies: .venv/bin/pip install -e '.[{extra}]'",
         )
 
 

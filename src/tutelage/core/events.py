@@ -19,6 +19,8 @@ class Event(Record):
 
     at: float
     stage: str
+    part: str = ""
+    """The stage that runs inside this one: of a turn of the wheel `labels`, `classifier` ..."""
     key: str = ""
     kind: Literal["start", "progress", "note", "done", "skip", "fail", "wait"]
     text: str = ""
@@ -49,15 +51,23 @@ class JsonLines:
 class Reporter:
     """What a stage says while it works. Progress is passed on at most every `every` seconds, and always at the end."""
 
-    def __init__(self, stage: str, key: str = "", sinks: tuple[Sink, ...] = (), every: float = 0.25) -> None:
-        self.stage, self.key, self.sinks, self.every = stage, key, sinks, every
+    def __init__(
+        self, stage: str, key: str = "", sinks: tuple[Sink, ...] = (), every: float = 0.25, part: str = ""
+    ) -> None:
+        self.stage, self.key, self.sinks, self.every, self.part = stage, key, sinks, every, part
         self._said = 0.0
         self._unit = ""
         self._seen: deque[tuple[float, float]] = deque(maxlen=40)  # (time, done): rate over the recent past
 
+    def inside(self, name: str) -> Reporter:
+        """What the stage `name` says: this reporter for the section's own, or one for a stage that runs inside it."""
+        if name == self.stage.partition("@")[0]:
+            return self
+        return Reporter(self.stage, sinks=self.sinks, every=self.every, part=name)
+
     def say(self, kind: Any, **fields: Any) -> None:
         """Pass an event to every sink."""
-        event = Event(at=time.time(), stage=self.stage, key=self.key, kind=kind, **fields)
+        event = Event(at=time.time(), stage=self.stage, part=self.part, key=self.key, kind=kind, **fields)
         for sink in self.sinks:
             sink(event)
 

@@ -301,7 +301,7 @@ def run_stage(
     """
     settings = config if isinstance(config, Config) else build(stage.config, dict(config or {}), prefix=stage.name)
     opened = open_inputs(stage, root.create(), inputs or {})
-    report = say or silent()
+    report = say.inside(stage.name) if say else silent()
     with _store(stage, root, settings, opened) as (store, mark):
         key = stage_key(stage, settings, opened, mark["watermark"] if mark else None, watch)
         report.key = key
@@ -335,7 +335,8 @@ def _run(
         context.say.say("wait", text=str(error), done=error.have, total=error.need)
         raise
     except BaseException as error:
-        context.say.say("fail", text=f"{type(error).__name__}: {error}")
+        named = "" if isinstance(error, TutelageError) else f"{type(error).__name__}: "
+        context.say.say("fail", text=f"{named}{error}")
         raise
     if context.rows:
         _seal_rows(context.rows, out / "rows.parquet")
@@ -367,7 +368,11 @@ def _run(
 
 
 def _headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in metrics.items() if isinstance(value, int | float | str)}
+    """What one line can say: plain figures, of an estimate its value; where there are none, the first group of them."""
+    values = {name: each.get("value") if isinstance(each, Mapping) else each for name, each in metrics.items()}
+    told = {name: each for name, each in values.items() if isinstance(each, int | float | str)}
+    groups = (each for each in metrics.values() if isinstance(each, Mapping))
+    return told or next((found for each in groups if (found := _headline(each))), {})
 
 
 @contextmanager

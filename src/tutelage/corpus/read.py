@@ -367,7 +367,9 @@ def _hub_rows(where: str, split: str, renamed: Mapping[str, str]) -> Iterator[tu
     try:
         import datasets
     except ImportError:
-        raise MissingExtra("datasets", "hf") from None
+        todo = "Point TUTELAGE_DATA at a folder that mirrors the sets, or let the hub answer: "
+        todo += ".venv/bin/pip install -e '.[hf]'"
+        raise MissingExtra("datasets", "hf", todo) from None
     path, _, revision = where.partition("@")
     name, _, configuration = path.partition(":")
     try:

@@ -34,7 +34,8 @@ def local_files(path: Path) -> list[Path]:
             raise DataError(f"the folder holds no data file ({', '.join(ENDINGS)})", file=path)
         return found
     if not path.is_file():
-        raise NotFound("no such file", file=path)
+        todo = None if path.is_absolute() else f"It is looked for from {Path.cwd()}"
+        raise NotFound("no such file", file=path, key="prepare.sources", todo=todo)
     if not _ending(path):
         raise DataError(f"expected one of {', '.join(ENDINGS)}, also packed as .gz or .zst", file=path)
     return [path]

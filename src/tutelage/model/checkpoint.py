@@ -156,7 +156,7 @@ def read_config(path: Path) -> dict[str, Any]:
     values = read_object(file, "model")
     kind = values.get("model_type")
     if not isinstance(kind, str) or (kind not in ARCHITECTURES and find_spec("transformers") is None):
-        others = "others through transformers: pip install 'tutelage[hf]'"
+        others = "others through transformers: .venv/bin/pip install -e '.[hf]'"
         raise ConfigError(
             f"the architecture {kind!r} is not supported",
             file=file,

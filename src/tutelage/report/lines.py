@@ -24,6 +24,13 @@ def _figure(cell: Mapping[str, Any] | None) -> str:
     return f"{cell['value']:.2f}{'*' if cell.get('learned') else ' '}"
 
 
+NOTES = {
+    "help": "the useful answer or a refusal: who never learned to refuse is right, who was taught it refuses too much",
+    "opposites": "read about and never tuned: what reading alone teaches to answer",
+}
+"""What the starter's suites ask, where their figures surprise."""
+
+
 def learned(artifacts: Mapping[str, Artifact]) -> list[str]:
     """What the model can do after each stage: a row per suite and cell, a column per stage."""
     cells = [cell for cell in _summary(artifacts, "evaluation").get("cells", []) if cell.get("headline")]
@@ -43,7 +50,9 @@ def learned(artifacts: Mapping[str, Artifact]) -> list[str]:
         simple = "–" if base.get("value") is None else f"{base['value']:.2f}"
         figures = "".join(f"{_figure(found.get(target)):>{width}}" for target in targets)
         lines.append(f"{suite:<16}{mark:<6}{figures}{chance:>9}{simple:>13}{some.get('n', 0):>6}")
-    return [*lines, "* surely above chance and above the best simple rule (lower end of the 95% interval)"]
+    lines.append("* surely above chance and above the best simple rule (lower end of the 95% interval)")
+    asked = {suite for suite, _ in rows}
+    return lines + [f"{suite}: {note}" for suite, note in NOTES.items() if suite in asked]
 
 
 def attacked(artifacts: Mapping[str, Artifact]) -> list[str]:
@@ -75,7 +84,7 @@ def turned(artifacts: Mapping[str, Artifact]) -> list[str]:
             (f"later, {now}", "missed_after"),
         ):
             found = metrics.get(key) or {}
-            lines.append(f"{what:<42}{_between(found)}  n={found.get('n', 0)}")
+            lines.append(f"{what:<43}{_between(found)}  n={found.get('n', 0)}")
         lines += [f"{name}: {metrics.get(name, '')}" for name in ("careless", "retrained")]
         lines.append(f"alarms in the week without change: {metrics.get('quiet_week_triggers', '–')}")
     return lines

@@ -94,7 +94,7 @@ def life_page(root: Root, artifacts: Mapping[str, Artifact]) -> str:
     """
     return _page(
         "life.html",
-        title=f"The life of {root.path.name}",
+        title=f"A model's life, in {root.path.resolve().name}",
         stages=len(artifacts),
         verdict=sections.verdict(artifacts),
         simulated=any(artifact.manifest.simulated for artifact in artifacts.values()),
@@ -103,18 +103,18 @@ def life_page(root: Root, artifacts: Mapping[str, Artifact]) -> str:
     )
 
 
-def _dotted(value: Any, prefix: str = "") -> dict[str, Any]:
+def dotted(value: Any, prefix: str = "") -> dict[str, Any]:
     """Nested settings or metrics as dotted names; figures stay whole."""
     if is_figure(value) or not isinstance(value, Mapping):
         return {prefix: value}
     found: dict[str, Any] = {}
     for key, each in value.items():
-        found.update(_dotted(each, f"{prefix}.{key}" if prefix else str(key)))
+        found.update(dotted(each, f"{prefix}.{key}" if prefix else str(key)))
     return found
 
 
 def _beside(left: Mapping[str, Any], right: Mapping[str, Any], *, only_changed: bool) -> Markup:
-    one, two = _dotted(left), _dotted(right)
+    one, two = dotted(left), dotted(right)
     lines = []
     for key in dict.fromkeys([*one, *two]):
         if not key or (only_changed and one.get(key) == two.get(key)):

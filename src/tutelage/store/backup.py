@@ -25,18 +25,21 @@ TODO_POSTGRES = "A PostgreSQL store is backed up with pg_dump"
 def backup(root: Root, target: Path) -> int:
     """Copy the store of a root into a new file, and check the copy. Returns its size in bytes.
 
-    Raises NotFound without a store, UsageError when the target is there already, NoSpace.
+    Raises NotFound without a store or for a folder that is not there, UsageError when the target exists, NoSpace.
     """
     if not root.store_path.is_file():
         raise NotFound("there is no store to back up", file=root.store_path, todo=TODO_POSTGRES)
     if target.exists():
         raise UsageError("it exists already and is left as it is", file=target, todo="Name a new file")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    if not target.parent.is_dir():
+        raise NotFound("no such folder", file=target.parent, todo="Make it first, or name another place")
     aside = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         with disk_errors(target):
             os.close(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
             _copy(root.store_path, aside)
+            with _open(aside, write=True) as copied:  # one file by itself: its reader needs no log beside it
+                copied.execute("PRAGMA journal_mode=DELETE")
             if faults := check(aside):
                 raise DataError(f"the store is damaged: {faults[0]}", file=root.store_path)
             with aside.open("rb") as file:

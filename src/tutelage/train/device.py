@@ -25,6 +25,11 @@ THREADS = 2
 """Default of every training stage: the smallest machine the project promises anything for."""
 
 
+def cards() -> list[str]:
+    """The names of the graphics cards that torch can use."""
+    return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+
+
 def setup(*, threads: int = THREADS, device: str = "cpu", seed: int = 0) -> torch.device:
     """Prepare this process for a stage whose result may depend on nothing but its key.
 

@@ -30,6 +30,8 @@ from tutelage.train.validation import LIMIT, Validation
 class Pretrain(Scalable):
     """How a fresh model is shaped and how long it reads."""
 
+    REFUSED_KEY = frozenset({"lora", "lora_alpha", "lora_targets"})
+
     depth: int = Field(default=4, ge=1)
     """Layers."""
     width: int = Field(default=160, ge=8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shlex
 import socket
 import threading
 import time
@@ -158,7 +159,7 @@ def first_start(state: State, say: Callable[[str], None], address: str) -> str:
     if not any(people.has_password(state.store, each.id) for each in owners):  # an unused link may have been lost
         owner = owners[0] if owners else people.create(state.store, "owner", roles=("owner",))
         token = people.invite(state.store, owner.id)
-        say(f"Sign in once at   {address}/welcome/{token}   (name: {owner.name})")
+        say(f"Sign in once:     {address}/welcome/{token}   (name: {owner.name})")
     file = state.root.path / "api.key"
     if not file.exists():
         service = people.create(state.store, "local", kind="service", roles=("service",))
@@ -186,7 +187,7 @@ def serve(
     changes = {key: value for key, value in (("host", host), ("port", port), ("serve", bundle)) if value is not None}
     settings = build(Settings, given.model_dump() | changes)
     if upstream and not upstream.startswith(("http://", "https://")):
-        raise UsageError(f"an upstream is an address such as https://host/v1, found {upstream!r}", key="--upstream")
+        raise UsageError(f"an upstream is an address such as https://host/v1#model, found {upstream!r}")
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -199,19 +200,30 @@ def serve(
     state: State = app.state.house
     name = f"[{settings.host}]" if ":" in settings.host else settings.host
     address = f"http://{name}:{listening.getsockname()[1]}"
-    key = first_start(state, say, address)
-    announce(state, say, address, key)
+    first_start(state, say, address)
+    announce(state, say, address)
     loop = "uvloop" if find_spec("uvloop") else "asyncio"
     config = uvicorn.Config(app, log_level="warning", access_log=False, loop=loop, timeout_graceful_shutdown=30)
     with suppress(KeyboardInterrupt):
         uvicorn.Server(config).run([listening])
 
 
-def announce(state: State, say: Callable[[str], None], address: str, key: str) -> None:
+STANDING = {
+    "rules": "the policy's rules alone, no classifier",
+    "demo": "a demonstration, learned from simulated people",
+    "trained": "classifiers trained on people's labels",
+}
+FIRST = "Name the feeling. The bread at the market is excellent."
+
+
+def announce(state: State, say: Callable[[str], None], address: str) -> None:
     """What stands behind the door, and the first request as it can be typed."""
-    answers = state.pipeline.release[:24] if state.pipeline else f"nothing yet ({state.problem})"
-    say(f"Console: {address}   OpenAI base URL: {address}/v1   guards: {state.standing}   answers: {answers}")
+    say(f"Console:          {address}")
+    say(f"OpenAI base URL:  {address}/v1   (the key lies in {state.root.path / 'api.key'})")
+    say(f"Answers:          {state.answering}")
+    say(f"Guards:           {STANDING[state.standing]}")
     if state.pipeline:
-        body = json.dumps({"model": "tutelage", "messages": [{"role": "user", "content": "Hello"}]})
-        head = f"-H 'authorization: Bearer {key}' -H 'content-type: application/json'"
-        say(f"First request: curl {address}/v1/chat/completions {head} -d '{body}'")
+        asked = {"model": "tutelage", "temperature": 0, "messages": [{"role": "user", "content": FIRST}]}
+        key = f"$(cat {shlex.quote(str(state.root.path / 'api.key'))})"
+        head = f"-H \"authorization: Bearer {key}\" -H 'content-type: application/json'"
+        say(f"First request:    curl {address}/v1/chat/completions {head} -d '{json.dumps(asked)}'")

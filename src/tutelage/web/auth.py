@@ -149,7 +149,9 @@ def asker(request: Request) -> Asker:
     if session is not None:
         checked(request)
         return Asker("console", session.person)
-    raise HTTPException(401, "send `Authorization: Bearer` with an API key", headers={"www-authenticate": "Bearer"})
+    given = request.headers.get("authorization")
+    said = "this API key is not known, or was revoked" if given else "send `Authorization: Bearer` with an API key"
+    raise HTTPException(401, said, headers={"www-authenticate": "Bearer"})
 
 
 def checked(request: Request, given: str | None = None) -> None:

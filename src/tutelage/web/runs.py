@@ -48,8 +48,9 @@ def plan_of(root: Root) -> Plan | None:
 
 
 def _last_run(path: Path) -> list[Event]:
-    """The events since the section was last started."""
-    events = read_events(path)
+    """The events since the section was last started; a stage that runs inside it only moves it."""
+    inner = ("start", "skip", "done", "fail", "wait")
+    events = [each for each in read_events(path) if not (each.part and each.kind in inner)]
     starts = [at for at, event in enumerate(events) if event.kind in ("start", "skip")]
     return events[starts[-1] :] if starts else events
 

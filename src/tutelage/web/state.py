@@ -227,6 +227,15 @@ class State:
         artifact = self.root.find(bundle if ":" in bundle else f"bundle:{bundle}")
         return "demo" if artifact.manifest.simulated else "trained"
 
+    @property
+    def answering(self) -> str:
+        """What answers, in words: an address, a release's bundle, or a bundle to try out."""
+        if self.pipeline is None:
+            return f"nothing yet: {self.problem}"
+        release, _, bundle = self._serving.partition("|")
+        named = f"bundle:{bundle.removeprefix('bundle:')[:12]}"
+        return self._url() or (f"{named}, the release that is live" if release else f"{named}, to try it out")
+
     @contextlib.contextmanager
     def lease(self) -> Iterator[Pipeline]:
         """The pipeline that answers, for one request. Raises NotFound when there is none."""

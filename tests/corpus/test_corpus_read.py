@@ -166,7 +166,7 @@ def test_evaluation_only_sets_are_refused_for_training(tmp_path: Path):
 
 def test_the_hub_needs_its_extra(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(MissingExtra, match=r"tutelage\[hf\]"):
+    with pytest.raises(MissingExtra, match=r"pip install -e '\.\[hf\]'"):
         read(Source(source="hf:organisation/name"))
     with pytest.raises(NotFound, match="not on the Hugging Face hub"):
         read(Source(source="catalog:pretrain_speeches"))

@@ -69,6 +69,7 @@ def _norm(x: Tensor, weight: Tensor, eps: float, rounded: bool) -> tuple[Tensor,
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, rounded: bool = False) -> Tensor:
     """Root-mean-square norm over the last dimension (Zhang and Sennrich, 2019); `rounded`: handed on as bfloat16."""
+    x = x.contiguous()  # queries and keys lie between each other; one copy costs less than several strided passes
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         return _RMSNorm.apply(x, weight, eps, rounded)  # type: ignore[no-untyped-call, no-any-return]
     return _norm(x, weight, eps, rounded)[0]

@@ -88,9 +88,13 @@ def test_a_model_loads(tmp_path: Path) -> None:
     from tutelage.model.transformer import Decoder, DecoderConfig
 
     shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
-    config = DecoderConfig.from_hf({"model_type": "llama", "vocab_size": 64, "intermediate_size": 64, **shape})
-    save(Decoder(config), tmp_path / "theirs")
     from tutelage.core.refs import resolve_artifact
+    from tutelage.tokens.tokenizer import learn
+
+    words = learn(["to be or not to be " * 3], 280)
+    words.save(tmp_path / "words")
+    config = DecoderConfig.from_hf({"model_type": "llama", "vocab_size": words.size, "intermediate_size": 64, **shape})
+    save(Decoder(config), tmp_path / "theirs", tmp_path / "words")
 
     artifact = resolve_artifact(str(tmp_path / "theirs"), Root(tmp_path / "life"))
     assert isinstance(tt.load(artifact), Decoder)

@@ -169,7 +169,11 @@ def test_it_is_trained_saved_and_read_again(pair: tuple[Any, Path], tmp_path: Pa
 
 
 def test_an_import_is_sealed(tmp_path: Path) -> None:
-    write(tmp_path / "theirs", "olmo2")
+    from tutelage.tokens.tokenizer import learn
+
+    words = learn(["to be or not to be " * 3], 280)
+    write(tmp_path / "theirs", "olmo2", vocab_size=words.size)
+    words.save(tmp_path / "theirs")
     made = checkpoint.import_model(str(tmp_path / "theirs"), Root(tmp_path / "root").create())
     assert isinstance(checkpoint.load_decoder(made.path), ForeignDecoder)
     with pytest.raises(ConfigError, match="a reward model needs one of our architectures, not 'olmo2'"):
@@ -213,7 +217,7 @@ def test_no_decoder_and_no_known_architecture(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(ConfigError, match="transformers cannot open this architecture"):
         checkpoint.load(tmp_path)
     monkeypatch.setattr(checkpoint, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"'nobody' is not supported.*pip install 'tutelage\[hf\]'"):
+    with pytest.raises(ConfigError, match=r"'nobody' is not supported.*pip install -e '\.\[hf\]'"):
         checkpoint.load(tmp_path)
 
 

@@ -421,10 +421,11 @@ def test_guarding_an_upstream_needs_no_torch(behind: str, tmp_path: Path) -> Non
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         try:
-            link, told, example = (process.stdout.readline() for _ in range(3))
-            assert "/welcome/" in link and "guards: rules" in told, (link, told, process.stdout.read(2000))
-            address = told.split()[1]
-            key = example.partition("Bearer ")[2].partition("'")[0]
+            told = [process.stdout.readline() for _ in range(6)]
+            link, console, _, _, guards, example = told
+            assert "/welcome/" in link and "rules alone" in guards and "api.key" in example, told
+            address = console.split()[-1]
+            key = (tmp_path / "bare" / "api.key").read_text().strip()
             caller = openai.OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=2)
             answer = chat(caller, "please say:I write to ann@example.org, not to you")
             assert answer.choices[0].message.content == "I write to ann@example.org, not to you"

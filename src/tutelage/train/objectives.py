@@ -49,7 +49,7 @@ class NextToken:
 
     def __call__(self, model: Any, batch: TokenBatch) -> Sums:
         hidden = model(batch.ids, lengths=batch.lengths)[0]
-        found, _ = logprobs(model, hidden[batch.at], batch.targets, rounded=model.rounds)
+        found, _ = logprobs(model, hidden[batch.at], batch.targets, rounded=getattr(model, "rounds", False))
         return Sums({"tokens": -found.sum()}, {})
 
 

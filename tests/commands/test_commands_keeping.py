@@ -150,11 +150,11 @@ def test_a_backup_is_one_file_in_a_folder_that_is_there(tutelage: Any, root: Roo
     assert tutelage("store", "check", "--root", root.path).code == 0
 
 
-def test_stop_asks_only_what_runs(tutelage: Any, little: Root) -> None:
-    assert "nothing is running" in tutelage("stop", "--root", little.path).out
-    assert not (little.path / "stop").exists()
+def test_stop_says_whether_a_stage_is_at_work(tutelage: Any, little: Root) -> None:
+    assert "no stage is at work" in tutelage("stop", "--root", little.path).out
+    assert (little.path / "stop").exists(), "a life may be planning, or waiting for people"
     with little.lock("a key"):
-        assert tutelage("stop", "--root", little.path, "--json").json == {"asked": True}
+        assert tutelage("stop", "--root", little.path, "--json").json == {"asked": True, "busy": True}
     (little.path / "stop").unlink()
     assert not little.busy()
 

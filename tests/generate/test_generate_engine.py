@@ -178,6 +178,20 @@ def test_logprobs_are_the_trainers(temperature: float) -> None:
         torch.testing.assert_close(torch.tensor(done.logprobs), found[-len(done.tokens) :], rtol=0, atol=1e-5)
 
 
+def test_the_coldest_draw_is_the_likeliest() -> None:
+    decoder = make()
+    cold = complete(Engine(decoder), [Request([5, 6, 7], Sampling(max_tokens=12, temperature=1e-40), seed=3)])
+    greedy = complete(Engine(decoder), [Request([5, 6, 7], GREEDY)])
+    assert cold[0].tokens == greedy[0].tokens
+
+
+def test_unknown_layers_are_refused_with_the_request() -> None:
+    engine = Engine(make())
+    with pytest.raises(UsageError, match="no layer 4"):
+        engine.submit(Request([1, 2]), layers=[4])
+    assert not engine.busy
+
+
 def test_equal_prompts_are_read_once(steps: str, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = make()
     read = []

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tutelage.core.errors import UsageError
 from tutelage.model import library, lora, native
 from tutelage.model.native import Native
 from tutelage.model.sample import Draw, draw
@@ -74,12 +75,12 @@ def test_logits_and_states_are_the_decoders(name: str) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["llama", "qwen2"])
-def test_company_changes_no_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "int8"), [("llama", False), ("qwen2", True), ("qwen3", False)])
+def test_company_changes_no_bit(name: str, int8: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = make(name)
     ids, (slots, positions) = texts(decoder, LENGTHS), places(LENGTHS)
-    together = Native(decoder, 5, 70).forward(ids, slots, positions, torch.arange(len(ids)))[0]
-    alone = Native(decoder, 5, 70)
+    together = Native(decoder, 5, 70, int8=int8).forward(ids, slots, positions, torch.arange(len(ids)))[0]
+    alone = Native(decoder, 5, 70, int8=int8)
     for start, length in zip([0, 70, 75, 106], LENGTHS, strict=True):  # one token at a time, another slot
         for place in range(start, start + length):
             here = slice(place, place + 1)
@@ -89,7 +90,7 @@ def test_company_changes_no_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     threads = torch.get_num_threads()
     torch.set_num_threads(2 if threads == 1 else 1)
     try:
-        several = Native(decoder, 5, 70).forward(ids, slots, positions, torch.arange(len(ids)).flip(0))[0]
+        several = Native(decoder, 5, 70, int8=int8).forward(ids, slots, positions, torch.arange(len(ids)).flip(0))[0]
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(several.flip(0), together)
@@ -174,6 +175,35 @@ def test_draws_as_torch_draws(vocabulary: int, rows: int, seed: int) -> None:
     assert torch.equal(ids[greedy], logits[greedy].argmax(-1))
 
 
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_what_is_not_finite_is_no_draw(odd: float, everywhere: bool) -> None:
+    engine = Native(make("llama"), 1, 8)
+    logits = torch.randn(3, 96)
+    logits[1, slice(0, 77) if everywhere else slice(40, 41)] = odd
+    ids, logprobs = engine.choose(logits, torch.ones(3), torch.rand(3))
+    assert logprobs.isnan().tolist() == [False, True, False]
+    assert bool((ids < 77).all())
+
+
+def test_the_end_of_the_distribution_is_a_token_that_has_weight() -> None:
+    config = DecoderConfig(50_000, 8, 8, 1, 1, 1, max_position_embeddings=8)
+    engine = Native(Decoder(config, seed=0), 1, 8)
+    logits = 0.1 * torch.randn(64, 50_016)
+    logits[:, 49_997:] = -300.0
+    ids, logprobs = engine.choose(logits, torch.ones(64), torch.full((64,), 1.0))
+    assert int(ids.max()) < 49_997 and float(logprobs.min()) > -20
+
+
+def test_layers_that_are_not_there_are_refused() -> None:
+    decoder = make("llama")
+    zeros = (torch.tensor([0]),) * 4
+    with pytest.raises(UsageError, match="no layer 9"):
+        Native(decoder, 1, 8).forward(*zeros, [9])
+    twice, once = (Native(decoder, 1, 8).forward(*zeros, taps)[1] for taps in ([2, 2, 0], [2]))
+    assert set(twice) == {0, 2} and torch.equal(twice[2], once[2])
+
+
 # ------------------------------------------------------------------------------------------------------ the library
 
 
@@ -206,6 +236,24 @@ def test_without_a_compiler_there_is_none(compiler: str, anew: Path, monkeypatch
     monkeypatch.setenv("CC", compiler)
     assert library.load() is None
     assert not native.usable(make("llama"))
+
+
+def test_nowhere_to_keep_it_is_no_error(anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    anew.mkdir()
+    anew.chmod(0o777)
+    assert library.load() is None, "others could put their code there"
+    monkeypatch.setenv("XDG_CACHE_HOME", "here")
+    assert library.load() is None
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    assert library.load() is None
+
+
+def test_a_compiler_without_threads_will_do(anew: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = tmp_path / "plain"
+    plain.write_text(f'#!/bin/sh\ncase "$*" in *-fopenmp*) exit 1;; esac\nexec {shutil.which("cc")} "$@"\n')
+    plain.chmod(0o755)
+    monkeypatch.setenv("CC", str(plain))
+    assert library.load() is not None
 
 
 def test_it_can_be_switched_off(anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:

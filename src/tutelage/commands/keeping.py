@@ -135,10 +135,10 @@ def erase(
 def stop(root: RootOption = HERE, as_json: JsonOption = False) -> None:
     """Ask a running life to stop; it ends within seconds and goes on with the same command."""
     where = known_root(root)
+    (where.path / "stop").touch()  # a life that begins later heeds no earlier mark
     busy = where.busy()
-    if busy:
-        (where.path / "stop").touch()
-    emit({"asked": busy}) if as_json else say("asked to stop" if busy else "nothing is running here")
+    told = "asked to stop" if busy else "no stage is at work here; a life that plans or waits stops before its next"
+    emit({"asked": True, "busy": busy}) if as_json else say(told)
 
 
 @app.command()

@@ -71,7 +71,10 @@ def chat(
         if as_json:
             emit(response.model_dump(mode="json"))
             continue
-        mark = {"blocked": " [withheld by a guard]", "error": f" [{response.error}; a new conversation begins]"}
+        mark = {
+            "blocked": " [withheld by a guard]",
+            "error": f" [{response.error or 'no answer'}; a new conversation begins]",
+        }
         say(f"model> {response.message.content}{mark.get(response.finish, '')}")
     if failed:
         raise typer.Exit(1)

@@ -195,7 +195,7 @@ class Learned(NamedTuple):
         return machine.learn(operations) * (1 - saved)
 
     def _layers(self, size: Size) -> float:
-        """The layers' share of a forward; the rest is the head, in fp32 and never run again."""
+        """The layers' share of a forward; the rest is the head, never run again and priced in fp32."""
         return 1 - size.head / size.flops
 
 

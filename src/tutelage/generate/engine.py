@@ -2,8 +2,10 @@
 
 Every step reads one new token of each running sequence, takes in waiting prompts (equal prompts are read once), and
 draws one token for each. Running sequences always lie in the first slots of the cache: one that ends is replaced by
-the last. What a request gets depends on its prompt and seed: in C (model/native.py) on nothing else, in torch its
-neighbours enter through the rounding of matrix products of another size.
+the last. What a request gets depends on its prompt and seed.
+
+Neighbours enter through rounding alone: in torch by the size of the products; in C (model/native.py) logits are a row's
+own to the bit, and only a neighbour that asks for a cut or a penalty changes how all are drawn.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ from tutelage.model.steps import steps_for
 from tutelage.model.transformer import Decoder
 from tutelage.tokens.tokenizer import StreamDecoder, Tokenizer
 
+COLDEST = 1e-6
+"""Lower temperatures count as this one, which takes the likeliest token as surely and overflows nothing."""
 _NONE: Mapping[int, Tensor] = MappingProxyType({})
 
 
@@ -83,7 +87,8 @@ class _Row:
 class Engine:
     """Continuous batching over a cache of `max_batch` slots of `capacity` tokens (default: the model's context).
 
-    `int8`: on a CPU, with its matrices rounded to int8: faster for few rows, and another model by a little.
+    The weights may change while nothing runs. `int8`: on a CPU, with its matrices rounded to int8: faster for few rows,
+    and another model by a little.
     """
 
     def __init__(
@@ -124,9 +129,11 @@ class Engine:
     def submit(self, request: Request, layers: Sequence[int] = ()) -> int:
         """Queue a request; returns its number. `layers`: hidden states wanted with each token.
 
-        Raises UsageError for a prompt that is empty, longer than the context, or not of this vocabulary.
+        Raises UsageError for a prompt that is empty, longer than the context, or not of this vocabulary, and for a
+        layer that is not there.
         """
         prompt, sampling = tuple(request.prompt), request.sampling
+        self.decoder.check_layers(layers)
         if not prompt:
             raise UsageError("a prompt needs at least one token")
         if len(prompt) > self.capacity:
@@ -223,7 +230,7 @@ class Engine:
         greedy = [each.temperature == 0 for each in asked]
         self._how = Draw(
             uniforms=None if all(greedy) else self._noise,
-            cold=column([1 / (each.temperature or 1.0) for each in asked], 1.0, self._dtype),
+            cold=column([1 / max(each.temperature or 1.0, COLDEST) for each in asked], 1.0, self._dtype),
             greedy=torch.tensor(greedy, device=device) if any(greedy) and not all(greedy) else None,
             top_k=column([each.top_k for each in asked], 0, torch.long),
             top_p=column([each.top_p for each in asked], 1.0, self._dtype),

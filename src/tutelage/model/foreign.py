@@ -106,7 +106,7 @@ class ForeignDecoder(Decoder):
             positions = positions_of(lengths if lengths is not None else [time] * batch).to(ids.device)
         self._current.places = places
         tapped: dict[int, Tensor] = {}
-        with _tapping(self.layers, self._checked(taps), tapped):
+        with _tapping(self.layers, self.check_layers(taps), tapped):
             read = self.model.base_model(ids.view(1, -1), position_ids=positions[None], use_cache=False)
         hidden: Tensor = read.last_hidden_state.view(batch, time, -1)
         if taps is None:

@@ -15,10 +15,12 @@ from torch import Tensor
 from tutelage.model import library
 
 
-def usable(x: Tensor) -> bool:
-    """Whether a tensor can be read here: on a CPU, in one piece, of numbers that C knows."""
-    known = x.dtype in (torch.float32, torch.bfloat16)
-    return known and x.device.type == "cpu" and x.is_contiguous() and library.load() is not None
+def usable(x: Tensor, weight: Tensor | None = None) -> bool:
+    """Whether a tensor can be read here: on a CPU, in one piece, of numbers that C knows; beside a weight float32."""
+    known = x.dtype in (torch.float32, torch.bfloat16) if weight is None else x.dtype == weight.dtype == torch.float32
+    whole = x.is_contiguous() and (weight is None or weight.is_contiguous())
+    usual = x.device.type == "cpu" and torch.get_default_dtype() == torch.float32
+    return known and whole and usual and library.load() is not None
 
 
 def norm(x: Tensor, weight: Tensor, eps: float, rounded: bool) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from tutelage.model import fused
 from tutelage.model.cache import Extended, Group, Written
@@ -40,10 +41,11 @@ class _RMSNorm(torch.autograd.Function):
         return result
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         x, weight, scale = ctx.saved_tensors
         width = x.shape[-1]
-        if fused.usable(x) and x.dtype == torch.float32:
+        if fused.usable(x, weight):
             return *fused.norm_back(grads[0], x, weight, scale), None, None
         product = (grads[0] * x).reshape(-1, width)
         rows = scale.view(-1)
@@ -60,7 +62,7 @@ def _inverse_rms(x: Tensor, eps: float) -> Tensor:
 
 def _norm(x: Tensor, weight: Tensor, eps: float, rounded: bool) -> tuple[Tensor, Tensor]:
     """The norm and 1 / rms(x), [rows] from C and [.., 1] from torch."""
-    if fused.usable(x) and x.dtype == torch.float32:
+    if fused.usable(x, weight):
         return fused.norm(x, weight, eps, rounded)
     scale = _inverse_rms(x, eps)
     result = (x * scale).mul_(weight)
@@ -84,6 +86,7 @@ class _SwiGLU(torch.autograd.Function):
         return _gated(gate_up)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (gate_up,) = ctx.saved_tensors
         if fused.usable(gate_up):

@@ -1,5 +1,5 @@
 /* One forward of the decoder for the engine, on a CPU, in float32: the same mathematics as transformer.py without
- * autograd, in one call. Weights lie in panels of PANEL outputs, so that a product keeps a tile of results in registers
+ * autograd, in one call; and, at the end, what lies between the products of training. Weights lie in panels of PANEL outputs, so that a product keeps a tile of results in registers
  * and reads every weight once; what lies between products never leaves the cache.
  *
  * Every number is made by the same operations in the same order however many tokens come along: a sequence's results
@@ -452,8 +452,20 @@ void choose(int rows, int vocabulary, int64_t step, float *logits, const float *
         const int full = (vocabulary + LANES - 1) / LANES;
         for (int i = vocabulary; i < full * LANES; i++) row[i] = -INFINITY;
         vec top = all(-INFINITY), total = {0};
-        for (int i = 0; i < full; i++) top = larger(top, *(vec *)(row + i * LANES));
+        ints odd = {0};
+        for (int i = 0; i < full; i++) {
+            const vec x = *(vec *)(row + i * LANES);
+            top = larger(top, x);
+            odd |= x != x;
+        }
         const float peak = most(top);
+        int sound = peak > -INFINITY && peak < INFINITY;
+        for (int i = 0; i < LANES; i++) sound &= odd[i] == 0;
+        if (!sound) { /* a broken model must not look like one that draws */
+            ids[r] = 0;
+            logprobs[r] = NAN;
+            continue;
+        }
         int likeliest = 0;
         while (likeliest < vocabulary - 1 && row[likeliest] != peak) likeliest++;
         for (int i = 0; i < full; i++)
@@ -471,8 +483,10 @@ void choose(int rows, int vocabulary, int64_t step, float *logits, const float *
                 if (before + weight > aim) break;
                 before += weight;
             }
-            for (chosen = i * LANES; chosen < vocabulary - 1; chosen++) {
-                before += row[chosen];
+            chosen = likeliest; /* where rounding leads past the end: the last token that has any weight */
+            for (int j = i * LANES; j < vocabulary; j++) {
+                before += row[j];
+                if (row[j] > 1e-30f) chosen = j;
                 if (before > aim) break;
             }
         }

@@ -1,6 +1,7 @@
 """The engine's forward in C (`native.c`): the same mathematics as `transformer.py`, in float32, on a CPU.
 
-The weights are laid out anew as C reads them. Only the engine uses it; training and likelihoods run on torch.
+The weights are laid out anew as C reads them. The engine alone runs it; training's forward is torch's, with the norm
+and the gate of `fused.py`.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ def usable(decoder: torch.nn.Module) -> bool:
     """Whether a model's steps can run in C: one of our own families, float32, on a CPU."""
     return (
         type(decoder) is Decoder
-        and decoder.device.type == "cpu"
-        and decoder.head_weight.dtype == torch.float32
+        and all(each.dtype == torch.float32 and each.device.type == "cpu" for each in decoder.parameters())
+        and torch.get_default_dtype() == torch.float32
         and library.load() is not None
     )
 
@@ -143,8 +144,13 @@ class Native:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Take over weights that have changed."""
+        """Take over weights that have changed; all of a model that learns, since some optimizers mark nothing.
+
+        While requests run the weights must stay as they are.
+        """
         decoder = self.decoder
+        if any(each.requires_grad for each in decoder.parameters()):
+            self._packed.clear()
         self._memory.embedding = self._vector("embedding", decoder.embed_tokens.weight)
         self._memory.norm = self._vector("norm", decoder.norm.weight)
         self._memory.head = self._matrix("head", decoder.head_weight, None)
@@ -195,7 +201,8 @@ class Native:
             flat.shape[1],
             flat.shape[0],
         )
-        self._packed[name] = (state, (matrix, panels, scales, added))
+        kept_alive = (panels, scales, added, sources)  # C reads them, and no source's address is used again
+        self._packed[name] = (state, (matrix, *kept_alive))
         return matrix
 
     def _rows(self, weight: Tensor, halves: bool) -> Tensor:
@@ -225,7 +232,7 @@ class Native:
         Returns of the tokens `rows` [m], in that order, the logits [m, vocabulary and some room, as `choose` wants
         them], and {layer: states [m, width]} of `taps`.
         """
-        layers, width = sorted(taps), self.decoder.config.hidden_size
+        layers, width = sorted(set(self.decoder.check_layers(taps))), self.decoder.config.hidden_size
         places = torch.tensor(layers, dtype=torch.long)
         logits, tapped = torch.empty(len(rows), self._vocabulary), torch.empty(len(layers), len(rows), width)
         self._use(torch.get_num_threads())

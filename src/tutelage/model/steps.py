@@ -64,7 +64,7 @@ def _ends(prompts: Prompts, running: int) -> Tensor:
 
 
 class NativeSteps:
-    """Steps in C. What a row gets is the same to the bit in any company."""
+    """Steps in C. A row's logits are the same to the bit in any company."""
 
     def __init__(self, decoder: Decoder, slots: int, capacity: int, *, int8: bool = False) -> None:
         self._native = native.Native(decoder, slots, capacity, int8=int8)

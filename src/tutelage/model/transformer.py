@@ -320,7 +320,7 @@ class Decoder(nn.Module):
         batch, time = ids.shape
         places = self._places(ids, lengths, cache)
         x = self.embed_tokens(ids.reshape(-1))
-        tapped, wanted = {}, self._checked(taps)
+        tapped, wanted = {}, self.check_layers(taps)
         for index, block in enumerate(self.layers):
             if index in wanted:
                 tapped[index] = x.view(batch, time, -1)
@@ -334,7 +334,7 @@ class Decoder(nn.Module):
         hidden: Tensor = self.norm(x).view(batch, time, -1)
         return hidden if taps is None else (hidden, tapped)
 
-    def _checked(self, taps: Sequence[int] | None) -> Sequence[int]:
+    def check_layers(self, taps: Sequence[int] | None) -> Sequence[int]:
         """The layers asked for. UsageError for one that is not there."""
         if unknown := set(taps or ()) - set(range(len(self.layers) + 1)):
             raise UsageError(f"no layer {min(unknown)} in a model of {len(self.layers)} layers")

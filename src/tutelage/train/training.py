@@ -143,8 +143,8 @@ class Scalable(Training):
     """Training of a decoder that may be large."""
 
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
-    """What the layers multiply in; weights, optimizer, residual stream and head stay fp32. `auto`: what the plan
-    measured to be faster on this machine, fp32 where nothing was planned."""
+    """What the layers multiply in, and with them Muon and the head of a language-model loss; weights and residual
+    stream stay fp32. `auto`: what the plan measured to be faster on this machine, fp32 where nothing was planned."""
     activations: Literal["auto", "keep", "recompute"] = "keep"
     """What the forward leaves for the backward: everything, or each layer's input alone, at the price of a second
     forward. `auto`: recompute where the plan finds that everything would not fit; keep where nothing was planned."""

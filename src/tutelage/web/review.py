@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -161,6 +163,9 @@ def router(state: Any) -> APIRouter:
         try:
             said = Thumb.model_validate(json.loads(await request.body() or b"null"))
             fields = said.model_dump(exclude={"request", "kind"})
+            until = time.monotonic() + 2.0  # an answer is read a moment before it is on disk
+            while not traffic.requests(store, ids=[said.request]) and time.monotonic() < until:
+                await asyncio.sleep(0.05)
             made = traffic.add_feedback(store, said.request, said.kind, actor=person.pseudonym, **fields)
         except ValidationError as error:
             key, message = explain(error)

@@ -37,8 +37,8 @@ def measure(settings: Settings) -> list[Part]:
         options = {"folder": str(folder), "repeat": 3 if settings.quick else 10}
         runs = side.alternate("bench.decode", settings, python_of(ENVIRONMENT), options, options)
         parts += [runs.part(name, "tokens/s", "tokens", target=target), runs.memory(f"{name}: memory")]
-        parts.append(runs.part(f"{name}: ours in int8, peer as before", "tokens/s", "tokens"))
-        parts[-1] = replace(parts[-1], ours=side.median(runs.ours, "int8"))
+        int8 = runs.part(f"{name}: ours in int8, peer as before", "tokens/s", "tokens")
+        parts.append(replace(int8, ours=side.median(runs.ours, "int8")))
     return parts
 
 

@@ -259,7 +259,7 @@ def _must_learn(recipe: Recipe, costs: Mapping[str, Cost]) -> None:
         config: Any = section.config
         if section.stage.name in HORIZONS and costs[name].sizes:
             with faults_of(name, recipe.file):
-                config.must_fit(Size.of(costs[name].sizes))
+                config.must_learn(Size.of(costs[name].sizes))
 
 
 def _must_fit(recipe: Recipe, costs: Mapping[str, Cost], price: Price, memory: float) -> None:

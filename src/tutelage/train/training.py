@@ -104,7 +104,7 @@ class Training(Config):
         freeze(learner, self.freeze)
         return learner
 
-    def must_fit(self, size: Size) -> None:
+    def must_learn(self, size: Size) -> None:
         """Raise ConfigError, as `learner` does, for what a model of this size does not have; before it is there."""
         if (self.lora or self.freeze) and not size.foreign:
             with torch.device("meta"):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import time
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -12,6 +10,7 @@ from fastapi import APIRouter, Form, HTTPException, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from markupsafe import Markup
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.concurrency import run_in_threadpool
 
 from tutelage.core.errors import DataError, NotFound, TutelageError
 from tutelage.core.records import Message, explain
@@ -93,7 +92,7 @@ def _cell(each: Estimate) -> Markup:
 
 
 def router(state: Any) -> APIRouter:
-    """The pages of this file; `state` has `store`."""
+    """The pages of this file; `state` has `store` and `flush`."""
     routes = APIRouter()
     store = state.store
 
@@ -163,9 +162,7 @@ def router(state: Any) -> APIRouter:
         try:
             said = Thumb.model_validate(json.loads(await request.body() or b"null"))
             fields = said.model_dump(exclude={"request", "kind"})
-            until = time.monotonic() + 2.0  # an answer is read a moment before it is on disk
-            while not traffic.requests(store, ids=[said.request]) and time.monotonic() < until:
-                await asyncio.sleep(0.05)
+            await run_in_threadpool(state.flush)  # an answer is read a moment before it is on disk
             made = traffic.add_feedback(store, said.request, said.kind, actor=person.pseudonym, **fields)
         except ValidationError as error:
             key, message = explain(error)

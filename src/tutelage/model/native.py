@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tutelage.model import library
-from tutelage.model.lora import LoraLinear
+from tutelage.model.lora import merge
 from tutelage.model.transformer import Decoder
 
 PASS = 512
@@ -148,8 +148,8 @@ class Native:
 
         While requests run the weights must stay as they are.
         """
-        decoder = self.decoder
-        if any(each.requires_grad for each in decoder.parameters()):
+        decoder = merge(self.decoder)
+        if any(each.requires_grad for each in self.decoder.parameters()):
             self._packed.clear()
         self._memory.embedding = self._vector("embedding", decoder.embed_tokens.weight)
         self._memory.norm = self._vector("norm", decoder.norm.weight)
@@ -164,7 +164,7 @@ class Native:
             matrices = {"qkv": attention.qkv_proj, "o": attention.o_proj}
             matrices |= {"gate_up": mlp.gate_up_proj, "down": mlp.down_proj}
             for name, linear in matrices.items():
-                setattr(layer, name, self._linear(f"{index}.{name}", linear))
+                setattr(layer, name, self._matrix(f"{index}.{name}", linear.weight, linear.bias))
 
     def _vector(self, name: str, weight: Tensor | None) -> int | None:
         if weight is None:
@@ -173,21 +173,14 @@ class Native:
         self._packed[name] = ((), weight)  # read where it lies; kept alive
         return weight.data_ptr()
 
-    def _linear(self, name: str, linear: Any) -> _Matrix:
-        if isinstance(linear, LoraLinear):
-            return self._matrix(name, linear.weight, linear.bias, linear)
-        return self._matrix(name, linear.weight, linear.bias)
-
-    def _matrix(self, name: str, weight: Tensor, bias: Tensor | None, adapted: LoraLinear | None = None) -> _Matrix:
+    def _matrix(self, name: str, weight: Tensor, bias: Tensor | None) -> _Matrix:
         sources = [weight, *([] if bias is None else [bias])]
-        sources += [] if adapted is None else [adapted.lora_A, adapted.lora_B]
         state = tuple(number for each in sources for number in (each.data_ptr(), each._version))
         kept = self._packed.get(name)
         if kept is not None and kept[0] == state:
             return kept[1][0]  # type: ignore[no-any-return]
-        whole = weight.detach() if adapted is None else adapted.merged()
         halves = name.endswith("gate_up")
-        flat = self._rows(whole, halves)
+        flat = self._rows(weight.detach(), halves)
         added = None if bias is None else self._rows(bias.detach()[:, None], halves).flatten()
         scales = None
         if self.int8:

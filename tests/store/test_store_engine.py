@@ -14,7 +14,7 @@ from alembic.migration import MigrationContext
 
 from tutelage.core.artifact import Root
 from tutelage.core.errors import TutelageError, UsageError
-from tutelage.store import engine, keys, ledger, people, schema, slots, tasks, texts
+from tutelage.store import engine, keys, ledger, people, schema, slots, texts
 
 
 def test_migrations_give_exactly_the_tables_of_the_schema(tmp_path):
@@ -207,23 +207,34 @@ def test_accounts_tokens_sessions(tmp_path):
 
 
 @pytest.mark.parametrize("column", ["priority", "turn"])
-def test_an_earlier_store_is_brought_up_with_its_data(tmp_path, column):
+def test_an_earlier_store_is_brought_up_with_its_data(tmp_path, monkeypatch, column):
     """Schema 0002 with slots in it, as it was shipped and as it was for a while; the order of tasks must hold."""
-    store = engine.open(tmp_path)
-    person = people.create(store, "anna")
-    where = tasks.make_project(store, "p", kind="tag", questions=[])
-    new = [
-        tasks.NewTask(name, "tag", (), priority=priority) for name, priority in (("low", 1), ("high", 9), ("none", 0))
-    ]
-    ids = tasks.add(store, where, new)
-    with store._words.begin() as connection:
-        if column == "priority":
-            connection.exec_driver_sql("ALTER TABLE slot RENAME COLUMN turn TO priority")
-            connection.exec_driver_sql("UPDATE slot SET priority = -priority")
-        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0002'")
+    with monkeypatch.context() as earlier:
+        earlier.setattr(engine, "HEAD", "0002")
+        store = engine.open(tmp_path)
+    with store.write() as connection:
+        if column == "turn":
+            connection.exec_driver_sql("ALTER TABLE slot RENAME COLUMN priority TO turn")
+        there = sql.MetaData()
+        there.reflect(connection)
+
+        def put(table, **values):
+            connection.execute(sql.insert(there.tables[table]).values(at=1, **values))
+
+        put("person", id="anna", name="anna", pseudonym="l-1", languages="[]")
+        put("project", id="p", name="p", kind="tag", settings="{}")
+        put("form", id="f", project_id="p", version=1, questions="[]", guideline="")
+        connection.execute(sql.insert(there.tables["text"]).values(id="t", body="[]"))
+        for position, (name, priority) in enumerate((("low", 1), ("high", 9), ("none", 0))):
+            put("task", id=name, project_id="p", position=position, kind="tag", form_id="f", prompt_id="t",
+                priority=priority, language="de", meta="{}")  # fmt: skip
+            values = {"id": name, "task_id": name, "project_id": "p", "position": position}
+            values[column] = priority if column == "priority" else -priority
+            connection.execute(sql.insert(there.tables["slot"]).values(**values))
     store.close()
     again = engine.open(tmp_path)
-    held = slots.claim(again, person.id, [where.id], 3, 60_000)
-    assert [each.task for each in held] == [ids[1], ids[0], ids[2]]
+    held = slots.claim(again, "anna", ["p"], 3, 60_000)
+    assert [each.task for each in held] == ["high", "low", "none"]
     with again.read() as connection:
         assert compare_metadata(MigrationContext.configure(connection), schema.metadata) == []
+        assert set(connection.execute(sql.select(schema.slot.c.language)).scalars()) == {"de"}

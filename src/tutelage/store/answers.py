@@ -262,14 +262,15 @@ def _settle(connection: sql.Connection, fresh: Sequence[tuple[int, NewAnnotation
         state = "skipped" if each.status == "skipped" else "flagged"
         connection.execute(sql.update(slot).where(slot.c.id == row.id).values(state=state))
         numbers = connection.execute(
-            sql.select(sql.func.max(slot.c.no), task.c.required, task.c.position, task.c.priority)
+            sql.select(sql.func.max(slot.c.no), task.c.required, task.c.position, task.c.priority, task.c.language)
             .select_from(slot)
             .join(task, task.c.id == slot.c.task_id)
             .where(slot.c.task_id == row.task_id)
-            .group_by(task.c.required, task.c.position, task.c.priority)
+            .group_by(task.c.required, task.c.position, task.c.priority, task.c.language)
         ).one()
         if row.reserved_for == "" and numbers[0] + 1 < numbers.required + EXTRA_SLOTS:
-            made = tasks.slot_row(row.task_id, numbers[0] + 1, row.project_id, numbers.priority, numbers.position, "")
+            place = (numbers.priority, numbers.position, "", numbers.language)
+            made = tasks.slot_row(row.task_id, numbers[0] + 1, row.project_id, *place)
             connection.execute(sql.insert(slot).values(**made))
     touched = sorted({row.task_id for _, _, row in fresh})
     for some in texts.chunks(touched):

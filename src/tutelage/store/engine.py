@@ -26,7 +26,7 @@ from tutelage.store.keys import Keys, derived_id, now, uuid7
 
 __all__ = ["HEAD", "Reader", "Snapshot", "Store", "derived_id", "now", "open", "open_store", "uuid7"]
 
-HEAD = "0003"
+HEAD = "0004"
 """The schema version this code reads and writes: the last file in migrations/versions."""
 
 WAIT_MS = 15_000

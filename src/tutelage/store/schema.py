@@ -103,6 +103,22 @@ invitation = table(
     moment("expires_at"),
     moment("used_at", optional=True),
 )
+identity = table(
+    "identity",
+    Column("issuer", String(300), primary_key=True),
+    Column("subject", String(200), primary_key=True),
+    link("person_id", "person.id"),
+    moment(),
+)
+"""Who signs in through an OpenID provider, by the provider's own name for them."""
+qualification = table(
+    "qualification",
+    link("person_id", "person.id", primary=True),
+    Column("name", String(60), primary_key=True),
+    words("by"),
+    moment(),
+)
+"""What a person has shown to be able to judge; a project may ask for some of them."""
 profile = table(
     "profile",
     link("person_id", "person.id", primary=True),
@@ -185,6 +201,7 @@ slot = table(
     Column("position", BigInteger, nullable=False),
     words("purpose", 20, "normal"),
     words("reserved_for", 36),
+    words("language", 20),
     Column("person_id", Id, ForeignKey("person.id")),
     words("state", 20, "open"),
     Column("lease_until", BigInteger, nullable=False, server_default="0"),
@@ -197,7 +214,8 @@ slot = table(
 )
 """One place for one person's answer: a task has as many as it wants people, so overlap is a fact, not a count.
 
-`turn` is minus the task's priority: the lowest turn and position is next, in the order of the index."""
+`reserved_for` is a person's id, or a role (`adjudicator`), or empty: anybody's. `turn` is minus the task's priority:
+the lowest turn and position is next, in the order of the index."""
 draft = table(
     "draft",
     link("slot_id", "slot.id", primary=True),
@@ -505,18 +523,23 @@ job = table(
     moment(),
     sql.Index("ix_job_next", "state", "run_after"),
 )
-outbox = table(
-    "outbox",
-    key(),
-    words("event", 80),
-    document("payload"),
-    count("attempts"),
-    moment(),
-    moment("sent_at", optional=True),
-)
 webhook = table(
     "webhook", key(), words("url", 500), Column("secret", LargeBinary), document("events"), words("state", 20), moment()
 )
+outbox = table(
+    "outbox",
+    key(),
+    link("webhook_id", "webhook.id"),
+    words("event", 80),
+    document("payload"),
+    count("attempts"),
+    Column("run_after", BigInteger, nullable=False, server_default="0"),
+    words("error", 500),
+    moment(),
+    moment("sent_at", optional=True),
+    sql.Index("ix_outbox_next", "sent_at", "run_after"),
+)
+"""What is to be told to a webhook: written with the change it tells of, sent at least once."""
 audit = table(
     "audit",
     Column("seq", BigInteger, primary_key=True, autoincrement=False),

@@ -240,10 +240,19 @@ def _collect(
     )
     for no in range(max(new.required, len(new.people))):
         reserved = new.people[no] if no < len(new.people) else ""
-        rows["slot"].append(slot_row(id, no, where.id, new.priority, position, reserved))
+        rows["slot"].append(slot_row(id, no, where.id, new.priority, position, reserved, new.language))
 
 
-def slot_row(id: str, no: int, project_id: str, priority: int, position: int, reserved: str) -> dict[str, Any]:
+def slot_row(
+    id: str,
+    no: int,
+    project_id: str,
+    priority: int,
+    position: int,
+    reserved: str = "",
+    language: str = "",
+    purpose: str = "normal",
+) -> dict[str, Any]:
     """The row of a fresh slot; one transaction makes it for a task that has no slot of this number yet."""
     return {
         "id": derived_id("slot", id, no),
@@ -253,8 +262,9 @@ def slot_row(id: str, no: int, project_id: str, priority: int, position: int, re
         "turn": -priority,
         "position": position,
         "reserved_for": reserved,
+        "language": language,
         "state": "open",
-        "purpose": "normal",
+        "purpose": purpose,
     }
 
 

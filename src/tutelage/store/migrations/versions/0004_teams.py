@@ -28,7 +28,8 @@ def upgrade() -> None:
     )
     op.add_column("slot", sa.Column("language", sa.String(length=20), server_default="", nullable=False))
     op.execute("UPDATE slot SET language = COALESCE((SELECT language FROM task WHERE task.id = slot.task_id), '')")
-    with op.batch_alter_table("outbox") as outbox:  # nothing was ever written to it
+    op.execute("DELETE FROM outbox")  # nothing was ever written to it, and whom it was for was not noted
+    with op.batch_alter_table("outbox") as outbox:
         outbox.add_column(sa.Column("webhook_id", sa.String(length=36), nullable=False))
         outbox.add_column(sa.Column("run_after", sa.BigInteger(), server_default="0", nullable=False))
         outbox.add_column(sa.Column("error", sa.String(length=500), server_default="", nullable=False))

@@ -140,6 +140,8 @@ def open(root: str | Path | Root, writable: bool = True, url: str = "") -> Store
     place = root if isinstance(root, Root) else Root(root)
     place.path.mkdir(parents=True, exist_ok=True)
     target = sql.make_url(url) if url else sql.URL.create("sqlite+pysqlite", database=str(place.store_path))
+    if target.get_backend_name() == "postgresql":
+        target = target.set(drivername="postgresql+psycopg")
     store = Store(target, Keys(place.secret), place.store_path, writable)
     version = _version(store)
     if version != HEAD:

@@ -221,8 +221,8 @@ def test_an_earlier_store_is_brought_up_with_its_data(tmp_path, monkeypatch, col
         def put(table, **values):
             connection.execute(sql.insert(there.tables[table]).values(at=1, **values))
 
-        put("person", id="anna", name="anna", pseudonym="l-1", languages="[]")
-        put("project", id="p", name="p", kind="tag", settings="{}")
+        put("person", id="anna", name="anna", pseudonym="l-1", languages=["de"])
+        put("project", id="p", name="p", kind="tag", settings={})
         put("form", id="f", project_id="p", version=1, questions="[]", guideline="")
         connection.execute(sql.insert(there.tables["text"]).values(id="t", body="[]"))
         for position, (name, priority) in enumerate((("low", 1), ("high", 9), ("none", 0))):

@@ -176,6 +176,18 @@ def _hash(*parts: object) -> int:
     return int.from_bytes(total[:8], "big")
 
 
+def given(connection: sql.Connection, person: str, project_id: str) -> int:
+    """How many gold tasks a person was given in a project, with those they gave back."""
+    met = sql.and_(slot.task_id == gold.task_id, slot.person_id == person, slot.purpose == PURPOSE)
+    answered = sql.select(sql.func.count()).select_from(schema.gold).join(schema.slot, met)
+    back = sql.select(sql.func.count()).where(
+        slot.project_id == project_id, slot.state == "leased", slot.reserved_for == person, slot.person_id.is_(None)
+    )
+    mine = answered.where(slot.project_id == project_id)
+    both = (mine, back.where(slot.purpose == PURPOSE))
+    return sum(connection.execute(each).scalar_one() for each in both)
+
+
 def serve(
     connection: sql.Connection,
     person: str,
@@ -186,7 +198,10 @@ def serve(
     lease_until: int,
 ) -> tuple[str, str] | None:
     """Give a person a gold task they have not met, in the place (turn, position) before an ordinary one: the ids of
-    slot and task, or None when there is none for them."""
+    slot and task, or None when there is none for them.
+
+    A task that still waits for ordinary answers is not given as gold: who met it so could not give one.
+    """
     other = schema.slot.alias("other")
     met = sql.exists().where(
         other.c.task_id == gold.task_id, sql.or_(other.c.person_id == person, other.c.reserved_for == person)
@@ -196,6 +211,7 @@ def serve(
         .join(schema.task, task.id == gold.task_id)
         .where(
             task.project_id == project_id,
+            task.state != "open",
             gold.retired_at.is_(None),
             gold.shown < exposure,
             task.language.in_(list(languages)),

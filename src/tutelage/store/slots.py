@@ -165,13 +165,11 @@ def _take(
             tried.add(row.id)
             if row.task_id in met or len(taken) == count:
                 continue
-            if gold.due(who.id, project_id, served, rules.gold_share):
-                place, most = (row.turn, row.position), rules.gold_exposure
-                if found := gold.serve(connection, who.id, who.languages, project_id, most, place, until):
-                    served += 1
-                    taken.append(Slot(*found, project_id, 1, until, gold.PURPOSE))
-                    if len(taken) == count:
-                        break
+            while len(taken) < count and (found := _golden(connection, who, project_id, rules, served, row, until)):
+                served += 1
+                taken.append(found)
+            if len(taken) == count:
+                break
             epoch = _taken(connection, who.id, row.id, moment, until)
             if epoch is not None:
                 served += 1
@@ -180,6 +178,26 @@ def _take(
         if not rows:
             break
     return taken
+
+
+def _golden(
+    connection: sql.Connection,
+    who: _Claimant,
+    project_id: str,
+    rules: ProjectSettings,
+    served: int,
+    before: Any,
+    until: int,
+) -> Slot | None:
+    """A gold task in the place before an ordinary slot, where one is due; not once more when somebody comes to the same
+    number by giving tasks back."""
+    if not gold.due(who.id, project_id, served, rules.gold_share):
+        return None
+    if gold.given(connection, who.id, project_id) > int(served * rules.gold_share):
+        return None
+    place = (before.turn, before.position)
+    found = gold.serve(connection, who.id, who.languages, project_id, rules.gold_exposure, place, until)
+    return Slot(*found, project_id, 1, until, gold.PURPOSE) if found else None
 
 
 def _taken(connection: sql.Connection, person: str, id: str, moment: int, until: int) -> int | None:

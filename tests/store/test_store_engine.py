@@ -231,8 +231,8 @@ def test_the_order_of_tasks_is_brought_up(fresh, monkeypatch, column):
         def put(table, **values):
             connection.execute(sql.insert(there.tables[table]).values(at=1, **values))
 
-        put("person", id="anna", name="anna", pseudonym="l-1", languages="[]")
-        put("project", id="p", name="p", kind="tag", settings="{}")
+        put("person", id="anna", name="anna", pseudonym="l-1", languages=["de"])
+        put("project", id="p", name="p", kind="tag", settings={})
         put("form", id="f", project_id="p", version=1, questions="[]", guideline="")
         connection.execute(sql.insert(there.tables["text"]).values(id="t", body="[]"))
         for position, (name, priority) in enumerate((("low", 1), ("high", 9), ("none", 0))):

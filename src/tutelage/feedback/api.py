@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from tutelage.core.errors import DataError, NotFound, TutelageError, UsageError
 from tutelage.core.records import explain
-from tutelage.feedback import assign, check
+from tutelage.feedback import assign, check, quality
 from tutelage.feedback.check import OpenForm, checked
 from tutelage.feedback.wire import (
     Answer,
@@ -24,19 +24,24 @@ from tutelage.feedback.wire import (
     Claimed,
     Draft,
     Form,
+    GoldView,
+    GoldViews,
     History,
     Item,
     Kept,
     MarkedSpan,
     NewCandidate,
+    NewGold,
     NewProject,
     NewTask,
     NewTasks,
     Progress,
     Projects,
     ProjectView,
+    Qualifications,
     Question,
     Receipt,
+    Settings,
     Shown,
     Submitted,
     TaskIds,
@@ -46,6 +51,7 @@ from tutelage.store import slots as desk
 from tutelage.store.answers import WHOLE, NewAnnotation
 from tutelage.store.engine import Store
 from tutelage.store.people import Person
+from tutelage.store.settings import ProjectSettings
 from tutelage.text import pii
 
 __all__ = [
@@ -104,7 +110,7 @@ def create_project(store: Store, person: Person, new: NewProject) -> ProjectView
         questions=[each.model_dump(mode="json") for each in new.form.questions],
         guideline=new.form.guideline,
         per_task=new.per_task,
-        settings=new.settings,
+        settings=new.settings.model_dump(mode="json", exclude_defaults=True),
         by=person.id,
     )
     return _project_view(made)
@@ -125,7 +131,7 @@ def add_tasks(store: Store, person: Person, project: str, new: Sequence[NewTask]
     _need(person, (*LEADERS, "service"), where.id)
     names = {name for each in new for name in each.people or ()}
     ids = _person_ids(store, sorted(names))
-    mask = bool(where.settings.get("mask_pii", True))
+    mask = ProjectSettings.of(where.settings).mask_pii
     return tasks.add(store, where, [_stored(each, ids, where.per_task, mask) for each in new])
 
 
@@ -276,6 +282,7 @@ def progress(store: Store, person: Person, project: str) -> Progress:
     leads = person.has(*LEADERS, "auditor", project=where.id)
     if not leads:
         _need(person, _answerers(where), where.id)
+    near = 10 if ProjectSettings.of(where.settings).gold_share and not leads else 1
     counts = desk.counts(store, where.id)
     tallies = answers.tallies(store, where.name)
     by_kind: dict[str, int] = {}
@@ -286,20 +293,19 @@ def progress(store: Store, person: Person, project: str) -> Progress:
     )
     rate = counts.answered / hours if hours > 0 and counts.answered > 1 else None
     left = counts.slots - counts.answered
+    mine = ByPerson(person=person.pseudonym, people=person.kind, answers=desk.answered(store, person.id, where.id))
     return Progress(
         project=where.name,
         tasks=counts.tasks,
-        done=counts.done,
+        done=counts.done - counts.done % near,
         stuck=counts.stuck,
-        answers=counts.answered,
+        answers=counts.answered - counts.answered % near,
         needed=counts.slots,
-        in_hand=counts.leased,
-        people=by_kind,
-        per_person=[
-            ByPerson(person=each.pseudonym, people=each.people, answers=each.answers)
-            for each in tallies
-            if leads or each.person == person.id
-        ],
+        in_hand=counts.leased - counts.leased % near,
+        people={kind: many - many % near for kind, many in by_kind.items()},
+        per_person=[ByPerson(person=each.pseudonym, people=each.people, answers=each.answers) for each in tallies]
+        if leads
+        else [mine],
         per_hour=rate,
         hours_left=left / rate if rate else None,
     )
@@ -307,18 +313,30 @@ def progress(store: Store, person: Person, project: str) -> Progress:
 
 def history(store: Store, person: Person, project: str = "", limit: int = 50) -> list[dict[str, Any]]:
     """One's own answers, newest first."""
-    mine = answers.read(store, project or None, person=person.id, status=None, limit=min(limit, 500))
+    mine = answers.read(store, project or None, person=person.id, status=None, own=True, limit=min(limit, 500))
     return [dict(answers.details(each)) | {"slot": each.slot} for each in reversed(mine)]
 
 
 def _answerers(project: tasks.Project) -> tuple[str, ...]:
-    wanted = project.settings.get("roles")
-    return tuple(wanted) if wanted else ANSWERERS
+    return ProjectSettings.of(project.settings).roles or ANSWERERS
 
 
 def _need(person: Person, roles: Sequence[str], project: str = "") -> None:
     if not person.has(*roles, project=project):
         raise Forbidden(f"this needs the role {' or '.join(roles)}", key="role", todo="Ask a lead to grant it")
+
+
+def _led(store: Store, person: Person, project: str) -> tasks.Project:
+    """A project that this person leads."""
+    where = tasks.get_project(store, project)
+    _need(person, LEADERS, where.id)
+    return where
+
+
+def _leading(person: Person) -> Person:
+    """A person who leads everywhere: what is granted holds in all projects."""
+    _need(person, LEADERS)
+    return person
 
 
 def _project_view(project: tasks.Project) -> ProjectView:
@@ -445,6 +463,74 @@ ROUTES: tuple[Route, ...] = (
         ),
         History,
         summary="Your own answers, newest first (query: project, limit)",
+    ),
+    Route(
+        "PUT",
+        f"{BASE}/projects/{{project}}/settings",
+        "feedback:lead",
+        lambda store, who, at, body: _project_view(
+            quality.change(store, who, _led(store, who, at["project"]), body.settings)
+        ),
+        ProjectView,
+        Settings,
+        "Change some settings of a project",
+    ),
+    Route(
+        "GET",
+        f"{BASE}/projects/{{project}}/gold",
+        "feedback:lead",
+        lambda store, who, at, body: quality.view_gold(store, _led(store, who, at["project"])),
+        GoldViews,
+        summary="The gold tasks, and how everybody did on them",
+    ),
+    Route(
+        "POST",
+        f"{BASE}/projects/{{project}}/gold",
+        "feedback:lead",
+        lambda store, who, at, body: quality.mark_gold(store, who, _led(store, who, at["project"]), body),
+        GoldView,
+        NewGold,
+        "Make a task gold, or say anew what is expected of it",
+    ),
+    Route(
+        "POST",
+        f"{BASE}/projects/{{project}}/gold/{{task}}/retire",
+        "feedback:lead",
+        lambda store, who, at, body: quality.retire_gold(store, who, _led(store, who, at["project"]), at["task"]),
+        Kept,
+        summary="Give a gold task to nobody any more",
+    ),
+    Route(
+        "POST",
+        f"{BASE}/projects/{{project}}/people/{{person}}/lift",
+        "feedback:lead",
+        lambda store, who, at, body: quality.lift(store, who, _led(store, who, at["project"]), at["person"]),
+        Kept,
+        summary="Let somebody go on whose answers you have looked at",
+    ),
+    Route(
+        "GET",
+        f"{BASE}/people/{{person}}/qualifications",
+        "feedback:lead",
+        lambda store, who, at, body: quality.qualified(store, _leading(who), at["person"]),
+        Qualifications,
+        summary="What somebody has shown to be able to judge",
+    ),
+    Route(
+        "PUT",
+        f"{BASE}/people/{{person}}/qualifications/{{name}}",
+        "feedback:lead",
+        lambda store, who, at, body: quality.qualify(store, _leading(who), at["person"], at["name"]),
+        Qualifications,
+        summary="Grant a qualification",
+    ),
+    Route(
+        "DELETE",
+        f"{BASE}/people/{{person}}/qualifications/{{name}}",
+        "feedback:lead",
+        lambda store, who, at, body: quality.disqualify(store, _leading(who), at["person"], at["name"]),
+        Qualifications,
+        summary="Take a qualification away",
     ),
 )
 

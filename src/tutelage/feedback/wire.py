@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tutelage.core.records import Message
 from tutelage.feedback import assign
 from tutelage.store.answers import WHOLE
+from tutelage.store.settings import ProjectSettings
 
 Kind = Literal["ranking", "scoring", "ranking+scoring", "pair", "tag", "review", "rewrite"]
 RANKED: tuple[str, ...] = ("ranking", "ranking+scoring", "pair")
@@ -55,7 +56,7 @@ class NewProject(Wire):
     kind: Kind = "ranking"
     form: Form = Form()
     per_task: int = Field(default=3, ge=1, le=1000)
-    settings: dict[str, Any] = Field(default_factory=dict)
+    settings: ProjectSettings = ProjectSettings()
 
 
 class ProjectView(Wire):
@@ -239,7 +240,11 @@ class ByPerson(Wire):
 
 
 class Progress(Wire):
-    """Where a project stands. `hours_left` is None until the rate can be told."""
+    """Where a project stands. `hours_left` is None until the rate can be told.
+
+    Where gold tasks are given, people who do not lead see their own number exactly and all others in tens, or a
+    number that stands still would tell them which task was gold.
+    """
 
     project: str
     tasks: int
@@ -258,3 +263,75 @@ class History(Wire):
     """One's own answers, newest first."""
 
     answers: list[dict[str, Any]]
+
+
+class Settings(Wire):
+    """Settings of a project to be changed; what is not named stays."""
+
+    settings: dict[str, Any]
+
+
+class Expected(Wire):
+    """The answer that a gold task should get, in the words of an answer. Texts are not compared."""
+
+    tiers: tuple[tuple[int, ...], ...] | None = None
+    unrankable: tuple[int, ...] = ()
+    all_bad: bool = False
+    scores: dict[str, dict[int, float]] = Field(default_factory=dict)
+    values: dict[str, Any] = Field(default_factory=dict)
+    flags: dict[int, list[str]] = Field(default_factory=dict)
+    spans: tuple[MarkedSpan, ...] = ()
+    rewrite: str | None = None
+
+
+class NewGold(Wire):
+    """A task to be given blind, now and then, to see whether people answer it as expected."""
+
+    task: str
+    answer: Expected | None = None
+    """None: what was adjudicated."""
+    rationale: str = Field(min_length=1, max_length=5000)
+    """Why this is the right answer, for whoever talks it over with somebody who was wrong."""
+    tolerance: float = Field(default=0.0, ge=0)
+    """How far a number may be off."""
+    enough: float = Field(default=0.8, gt=0, le=1)
+    """Share of what is expected from which an answer is right: of the pairs of a ranking, say."""
+    reserve: bool = False
+    """The task is for this alone: its open places are closed."""
+
+
+class GoldView(Wire):
+    """A gold task and how it went."""
+
+    task: str
+    expected: dict[str, Any]
+    rationale: str
+    retired: bool
+    shown: int
+    answered: int
+    right: int
+
+
+class StandingView(Wire):
+    """How one person did on gold tasks since a lead last looked. For a talk, never for pay."""
+
+    person: str
+    right: int
+    n: int
+    probability: float
+    """Posterior probability that they are right more rarely than the project's threshold."""
+    paused: bool
+
+
+class GoldViews(Wire):
+    """The gold tasks of a project, and the people who answered them."""
+
+    tasks: list[GoldView]
+    people: list[StandingView]
+
+
+class Qualifications(Wire):
+    """What one person has shown to be able to judge."""
+
+    person: str
+    names: list[str]

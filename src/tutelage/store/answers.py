@@ -9,7 +9,7 @@ from typing import Any, Literal
 import sqlalchemy as sql
 
 from tutelage.core.records import digest
-from tutelage.store import ledger, schema, tasks, texts
+from tutelage.store import gold, ledger, schema, tasks, texts
 from tutelage.store.engine import Reader, Store, derived_id, next_numbers, now
 
 WHOLE = -1
@@ -107,8 +107,8 @@ def submit(store: Store, person: str, people: str, new: Sequence[NewAnnotation])
     """
     receipts: dict[int, Receipt] = {}
     with store.write() as connection:
+        rows = _slots(connection, [each.slot for each in new])  # locked: what is found holds until all is stored
         known = _known(connection, [each.key for each in new])
-        rows = _slots(connection, [each.slot for each in new])
         fresh: list[tuple[int, NewAnnotation, Any]] = []
         keys: set[str] = set()
         for at, each in enumerate(new):
@@ -143,8 +143,9 @@ def _known(connection: sql.Connection, keys: Sequence[str]) -> dict[str, str]:
 def _slots(connection: sql.Connection, ids: Sequence[str]) -> dict[str, Any]:
     slot, task = schema.slot, schema.task
     found: dict[str, Any] = {}
-    for some in texts.chunks(list(dict.fromkeys(ids))):
+    for some in texts.chunks(sorted(set(ids))):
         query = sql.select(slot, task.c.form_id).join(task, task.c.id == slot.c.task_id).where(slot.c.id.in_(some))
+        query = query.order_by(slot.c.id).with_for_update(of=slot)
         found.update((row.id, row) for row in connection.execute(query))
     return found
 
@@ -223,6 +224,13 @@ def _write(
     for name, made in rows.items():
         if made:
             connection.execute(sql.insert(schema.metadata.tables[name]), made)
+    golden = [
+        (_annotation_id(each.key), row.task_id, said(each))
+        for _, each, row in fresh
+        if row.purpose == gold.PURPOSE and each.status == "submitted"
+    ]
+    if golden:
+        gold.judge(connection, store, person, golden)
     _settle(connection, fresh)
     ledger.append(
         connection,
@@ -235,6 +243,16 @@ def _write(
     connection.execute(
         sql.delete(drafts).where(drafts.c.person_id == person, drafts.c.slot_id.in_([row.id for _, _, row in fresh]))
     )
+
+
+def said(given: NewAnnotation) -> gold.Said:
+    """What of an answer can be compared with another one."""
+    values = {
+        (each.question, each.candidate): each.number if each.number is not None else each.value
+        for each in given.values
+        if each.text is None
+    }
+    return gold.Said(dict(given.ranks), values, given.spans)
 
 
 def _revisions(connection: sql.Connection, slots: Sequence[str], person: str) -> dict[str, tuple[int, str | None]]:
@@ -258,25 +276,28 @@ def _settle(connection: sql.Connection, fresh: Sequence[tuple[int, NewAnnotation
     passed = [(each, row) for _, each, row in fresh if each.status != "submitted"]
     if done:
         connection.execute(sql.update(slot).where(slot.c.id.in_(done)).values(state="done"))
+    ordinary = slot.c.purpose != gold.PURPOSE
     for each, row in passed:
         state = "skipped" if each.status == "skipped" else "flagged"
         connection.execute(sql.update(slot).where(slot.c.id == row.id).values(state=state))
-        numbers = connection.execute(
-            sql.select(sql.func.max(slot.c.no), task.c.required, task.c.position, task.c.priority, task.c.language)
-            .select_from(slot)
-            .join(task, task.c.id == slot.c.task_id)
-            .where(slot.c.task_id == row.task_id)
-            .group_by(task.c.required, task.c.position, task.c.priority, task.c.language)
+        if row.reserved_for:
+            continue
+        number = tasks.next_place(connection, row.task_id)
+        many = sql.select(sql.func.count()).where(slot.c.task_id == row.task_id, ordinary).scalar_subquery()
+        wants = connection.execute(
+            sql.select(task.c.required, many.label("many")).where(task.c.id == row.task_id)
         ).one()
-        if row.reserved_for == "" and numbers[0] + 1 < numbers.required + EXTRA_SLOTS:
-            place = (numbers.priority, numbers.position, "", numbers.language)
-            made = tasks.slot_row(row.task_id, numbers[0] + 1, row.project_id, *place)
+        if wants.many < wants.required + EXTRA_SLOTS:
+            made = tasks.slot_row(row.task_id, number, row.project_id, -row.turn, row.position, "", row.language)
+            made["state"] = "leased"  # and its lease has run out: it comes back before the open ones
             connection.execute(sql.insert(slot).values(**made))
-    touched = sorted({row.task_id for _, _, row in fresh})
+    touched = sorted({row.task_id for _, _, row in fresh if row.purpose != gold.PURPOSE})
     for some in texts.chunks(touched):
-        waiting = sql.exists().where(slot.c.task_id == task.c.id, slot.c.state.in_(("open", "leased")))
+        waiting = sql.exists().where(slot.c.task_id == task.c.id, ordinary, slot.c.state.in_(("open", "leased")))
         answered = (
-            sql.select(sql.func.count()).where(slot.c.task_id == task.c.id, slot.c.state == "done").scalar_subquery()
+            sql.select(sql.func.count())
+            .where(slot.c.task_id == task.c.id, ordinary, slot.c.state == "done")
+            .scalar_subquery()
         )
         connection.execute(
             sql.update(task)
@@ -291,22 +312,29 @@ def read(
     *,
     person: str | None = None,
     task: str | None = None,
+    slot: str | None = None,
     people: str | None = None,
     status: str | None = "submitted",
     newest: bool = True,
+    own: bool = False,
     limit: int | None = None,
 ) -> list[Annotation]:
     """Answers in the order they were given, up to a snapshot's watermark; of revisions only the newest one.
 
-    `project` is a name, `person` and `task` are ids, `people` live | simulated | replayed; `status` None reads
-    skipped and flagged ones as well. `limit` keeps the last ones.
+    `project` is a name, `person`, `task` and `slot` are ids, `people` live | simulated | replayed; `status` None reads
+    skipped and flagged ones as well. `limit` keeps the last ones. Answers to gold tasks that people were given on the
+    way are no data and left out; `own` reads them as well: to whoever gave them they look like all others.
     """
     table, who = schema.annotation, schema.person
     query = sql.select(table, who.c.pseudonym, who.c.name).join(who, who.c.id == table.c.person_id)
     if project is not None:
         query = query.join(schema.project, schema.project.c.id == table.c.project_id)
         query = query.where(schema.project.c.name == project)
-    for column, wanted in ((table.c.person_id, person), (table.c.task_id, task), (table.c.people, people)):
+    if not own:
+        query = query.join(schema.slot, schema.slot.c.id == table.c.slot_id)
+        query = query.where(schema.slot.c.purpose != gold.PURPOSE)
+    columns = (table.c.person_id, table.c.task_id, table.c.slot_id, table.c.people)
+    for column, wanted in zip(columns, (person, task, slot, people), strict=True):
         if wanted is not None:
             query = query.where(column == wanted)
     later = table.alias("later")
@@ -390,7 +418,7 @@ class Tally:
 
 
 def tallies(store: Reader, project: str, status: str = "submitted") -> list[Tally]:
-    """Answers per person in a project, most first."""
+    """Answers per person in a project, most first; without those to gold tasks."""
     table, who = schema.annotation, schema.person
     count = sql.func.count(sql.distinct(table.c.slot_id))
     query = (
@@ -404,7 +432,8 @@ def tallies(store: Reader, project: str, status: str = "submitted") -> list[Tall
         )
         .join(who, who.c.id == table.c.person_id)
         .join(schema.project, schema.project.c.id == table.c.project_id)
-        .where(schema.project.c.name == project, table.c.status == status)
+        .join(schema.slot, schema.slot.c.id == table.c.slot_id)
+        .where(schema.project.c.name == project, table.c.status == status, schema.slot.c.purpose != gold.PURPOSE)
         .group_by(table.c.person_id, who.c.pseudonym, table.c.people)
         .order_by(count.desc(), who.c.pseudonym)
     )
@@ -423,7 +452,9 @@ def how_many(store: Reader, projects: Sequence[str], people: str | None = None) 
     query = (
         sql.select(table.c.task_id, sql.func.count(sql.distinct(table.c.slot_id)).label("n"))
         .join(schema.project, schema.project.c.id == table.c.project_id)
+        .join(schema.slot, schema.slot.c.id == table.c.slot_id)
         .where(schema.project.c.name.in_(list(projects)), table.c.status == "submitted")
+        .where(schema.slot.c.purpose != gold.PURPOSE)
         .group_by(table.c.task_id)
     )
     if people is not None:

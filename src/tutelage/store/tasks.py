@@ -8,10 +8,12 @@ from typing import Any
 
 import sqlalchemy as sql
 
+from tutelage.core.config import build
 from tutelage.core.errors import NotFound
 from tutelage.core.records import Message, digest
 from tutelage.store import ledger, schema, texts
 from tutelage.store.engine import Reader, Store, derived_id, next_numbers, now
+from tutelage.store.settings import ProjectSettings
 
 task, form, project = schema.task.c, schema.form.c, schema.project.c
 
@@ -171,6 +173,17 @@ def close_project(store: Store, name: str, by: str, state: str = "closed") -> No
         ledger.append(connection, by, f"project.{state}", derived_id("project", name))
 
 
+def change_settings(store: Store, name: str, settings: Mapping[str, Any], by: str) -> Project:
+    """Change some settings of a project; the others stay. Raises NotFound, and ConfigError for what is no setting."""
+    found = get_project(store, name)
+    changed = build(ProjectSettings, {**ProjectSettings.of(found.settings).model_dump(mode="json"), **settings})
+    kept = changed.model_dump(mode="json", exclude_defaults=True)
+    with store.write() as connection:
+        connection.execute(sql.update(schema.project).where(project.id == found.id).values(settings=kept))
+        ledger.append(connection, by, "project.settings", found.id, {"changed": sorted(settings)})
+    return get_project(store, name)
+
+
 # tasks
 
 
@@ -240,7 +253,8 @@ def _collect(
     )
     for no in range(max(new.required, len(new.people))):
         reserved = new.people[no] if no < len(new.people) else ""
-        rows["slot"].append(slot_row(id, no, where.id, new.priority, position, reserved, new.language))
+        language = "" if reserved else new.language
+        rows["slot"].append(slot_row(id, no, where.id, new.priority, position, reserved, language))
 
 
 def slot_row(
@@ -253,7 +267,10 @@ def slot_row(
     language: str = "",
     purpose: str = "normal",
 ) -> dict[str, Any]:
-    """The row of a fresh slot; one transaction makes it for a task that has no slot of this number yet."""
+    """The row of a fresh slot; one transaction makes it for a task that has no slot of this number yet.
+
+    `reserved` is a person's id or a role; who is named by id is not asked for the task's language.
+    """
     return {
         "id": derived_id("slot", id, no),
         "task_id": id,
@@ -266,6 +283,13 @@ def slot_row(
         "state": "open",
         "purpose": purpose,
     }
+
+
+def next_place(connection: sql.Connection, id: str) -> int:
+    """The number of a task's next slot, the caller's until the transaction ends."""
+    connection.execute(sql.select(task.id).where(task.id == id).with_for_update(key_share=True))
+    last = connection.execute(sql.select(sql.func.max(schema.slot.c.no)).where(schema.slot.c.task_id == id)).scalar()
+    return 0 if last is None else int(last) + 1
 
 
 def load(

@@ -18,7 +18,7 @@ from tutelage.core.records import explain
 from tutelage.feedback import api
 from tutelage.feedback.api import Answers, Claim, NewProject, NewTask
 from tutelage.review import queue
-from tutelage.store import answers, tasks
+from tutelage.store import answers, slots, tasks
 from tutelage.store.engine import uuid7
 from tutelage.store.people import Person
 from tutelage.web import forms, render
@@ -199,7 +199,6 @@ def router(state: Any) -> APIRouter:
     def _task_page(
         request: Request, person: Person, item: api.Item, told: dict[str, str] | None = None, again: str = ""
     ) -> HTMLResponse:
-        moment = api.progress(store, person, item.project)
         return render.page(
             request,
             "task.html",
@@ -208,8 +207,8 @@ def router(state: Any) -> APIRouter:
             key=uuid7(),
             told=told,
             draft=again or (json.dumps(item.draft) if item.draft else ""),
-            mine=sum(each.answers for each in moment.per_person if each.person == person.pseudonym),
-            left=moment.needed - moment.answers,
+            mine=slots.answered(store, person.id, tasks.get_project(store, item.project).id),
+            left=None,  # counting a large project would make everybody wait for it
             again=bool(again),
         )
 
@@ -220,7 +219,7 @@ def router(state: Any) -> APIRouter:
             item = api.held_item(store, person, slot)
         except TutelageError as error:
             raise failure(error) from None
-        before = [each for each in answers.read(store, person=person.id, task=item.task) if each.slot == slot]
+        before = answers.read(store, person=person.id, slot=slot, own=True)
         again = json.dumps(forms.fields_of(before[-1])) if before else ""
         return _task_page(request, person, item, again=again)
 
@@ -262,7 +261,7 @@ def router(state: Any) -> APIRouter:
     @routes.get("/history", include_in_schema=False)
     def history(request: Request, project: str = "") -> HTMLResponse:
         person = render.signed_in(request)
-        mine = answers.read(store, project or None, person=person.id, status=None, limit=100)[::-1]
+        mine = answers.read(store, project or None, person=person.id, status=None, own=True, limit=100)[::-1]
         known = tasks.load(store, sorted({each.task for each in mine}), masked=True)
         names = {each.id: each.name for each in tasks.projects(store)}
         rows = [

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -15,7 +16,8 @@ from pydantic import BaseModel, ValidationError
 from tutelage.core.errors import DataError, NotFound, TutelageError, UsageError
 from tutelage.core.records import explain
 from tutelage.feedback import assign, check
-from tutelage.feedback.check import OpenForm, checked
+from tutelage.feedback.check import OpenForm, Texts, checked
+from tutelage.feedback.taxonomy import Taxonomy
 from tutelage.feedback.wire import (
     Answer,
     Answers,
@@ -41,7 +43,7 @@ from tutelage.feedback.wire import (
     Submitted,
     TaskIds,
 )
-from tutelage.store import answers, people, tasks, texts
+from tutelage.store import answers, people, tasks, taxonomies, texts
 from tutelage.store import slots as desk
 from tutelage.store.answers import WHOLE, NewAnnotation
 from tutelage.store.engine import Store
@@ -105,18 +107,33 @@ def create_project(store: Store, person: Person, new: NewProject) -> ProjectView
         guideline=new.form.guideline,
         per_task=new.per_task,
         settings=new.settings,
+        taxonomy=_tree(new.form.taxonomy),
         by=person.id,
     )
-    return _project_view(made)
+    return _project_view(made, taxonomies.of_forms(store, [made.form]))
+
+
+def _tree(taxonomy: Taxonomy | None) -> taxonomies.NewTree | None:
+    """A taxonomy as the store keeps it; one that forgets nodes of the version before is refused."""
+    if taxonomy is None:
+        return None
+    made = taxonomy
+    nodes = [node.model_dump(mode="json") for node in made.nodes]
+    return taxonomies.NewTree(nodes, made.migration, lambda before: made.follows(opened(before)))
+
+
+def opened(tree: taxonomies.Tree) -> Taxonomy:
+    """A stored taxonomy, ready to check labels against."""
+    return Taxonomy.model_validate({"nodes": tree.nodes, "migration": tree.migration})
 
 
 def projects(store: Store, person: Person) -> list[ProjectView]:
     """The projects this person may answer in or lead."""
-    return [
-        _project_view(each)
-        for each in tasks.projects(store)
-        if person.has(*_answerers(each), *LEADERS, "auditor", project=each.id)
+    mine = [
+        each for each in tasks.projects(store) if person.has(*_answerers(each), *LEADERS, "auditor", project=each.id)
     ]
+    trees = taxonomies.of_forms(store, [each.form for each in mine if each.taxonomy])
+    return [_project_view(each, trees) for each in mine]
 
 
 def add_tasks(store: Store, person: Person, project: str, new: Sequence[NewTask]) -> list[str]:
@@ -219,6 +236,8 @@ def _items(store: Store, person: Person, slots: Sequence[desk.Slot], where: Mapp
                 lease_until=slot.lease_until,
                 draft=dict(draft) if draft is not None else None,
                 language=task.language,
+                taxonomy=form.taxonomy,
+                taxonomy_version=form.taxonomy_version,
             )
         )
     return items
@@ -230,8 +249,11 @@ _forms_seen: dict[str, OpenForm] = {}  # forms never change, so what was read on
 def _forms(store: Store, ids: set[str]) -> dict[str, OpenForm]:
     missing = [id for id in ids if (key := f"{store.where}/{id}") not in _forms_seen and key]
     if missing:
+        trees = taxonomies.of_forms(store, missing)
         for id, (version, questions, guideline) in tasks.forms(store, missing).items():
             made = OpenForm(version, tuple(Question.model_validate(each) for each in questions), guideline)
+            if tree := trees.get(id):
+                made = replace(made, taxonomy=opened(tree), taxonomy_version=tree.version)
             _forms_seen[f"{store.where}/{id}"] = made
     return {id: _forms_seen[f"{store.where}/{id}"] for id in ids}
 
@@ -242,17 +264,27 @@ def submit(store: Store, person: Person, given: Answers) -> Submitted:
     sound: list[tuple[int, NewAnnotation]] = []
     briefs = desk.briefs(store, [each.slot for each in given.answers])
     forms = _forms(store, {brief.form for brief in briefs.values()})
+    shown: dict[str, Texts] = {}
+
+    def texts_of(task: str) -> Texts:
+        if task not in shown:
+            asked = tasks.load(store, [task], masked=True)[task]
+            shown[task] = Texts([each.content for each in asked.messages], asked.candidates)
+        return shown[task]
+
     for at, each in enumerate(given.answers):
         brief = briefs.get(each.slot)
         try:
             if brief is None:
                 raise NotFound("there is no such slot", key="slot")
-            sound.append((at, checked(person, each, brief, forms[brief.form])))
+            row = checked(person, each, brief, forms[brief.form], partial(texts_of, brief.task))
+            sound.append((at, row))
         except TutelageError as error:
             receipts[at] = Receipt(slot=each.slot, status="refused", error=str(error))
     stored = answers.submit(store, person.id, person.kind, [each for _, each in sound]) if sound else []
     for (at, _), made in zip(sound, stored, strict=True):
-        why = "the place went to somebody else; nothing was stored" if made.status == "stale" else ""
+        lost = "the place went to somebody else; nothing was stored"
+        why = made.why or lost if made.status == "stale" else ""
         receipts[at] = Receipt(slot=made.slot, annotation=made.annotation, status=made.status, error=why)
     following = claim(store, person, given.claim) if given.claim else None
     return Submitted(receipts=[receipts[at] for at in range(len(given.answers))], next=following)
@@ -321,14 +353,17 @@ def _need(person: Person, roles: Sequence[str], project: str = "") -> None:
         raise Forbidden(f"this needs the role {' or '.join(roles)}", key="role", todo="Ask a lead to grant it")
 
 
-def _project_view(project: tasks.Project) -> ProjectView:
+def _project_view(project: tasks.Project, trees: Mapping[str, taxonomies.Tree]) -> ProjectView:
+    tree = trees.get(project.form)
     return ProjectView(
         name=project.name,
         kind=project.kind,
         state=project.state,
         per_task=project.per_task,
         form=Form(
-            questions=tuple(Question.model_validate(each) for each in project.questions), guideline=project.guideline
+            questions=tuple(Question.model_validate(each) for each in project.questions),
+            guideline=project.guideline,
+            taxonomy=opened(tree) if tree else None,
         ),
         form_version=project.version,
         settings=dict(project.settings),

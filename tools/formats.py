@@ -20,7 +20,7 @@ from tutelage.core.events import Event
 from tutelage.core.records import Example, Preference
 from tutelage.corpus.read import Source
 from tutelage.evaluate.suite import Result
-from tutelage.feedback.wire import Answer, Item
+from tutelage.feedback.wire import Answer, Item, NewProject
 from tutelage.guard.bundle import Bundle
 from tutelage.guard.policy import PolicyFile, Taxonomy
 from tutelage.guard.scan import ScanLine
@@ -54,6 +54,11 @@ FORMATS: tuple[tuple[str, str, Any], ...] = (
         Example,
     ),
     ("Comparisons and preferences", "`comparisons.jsonl`, `preferences.jsonl`.", Preference),
+    (
+        "Projects",
+        "What a labelling effort asks (`POST /api/feedback/projects`): questions, guideline, and a tree of tags.",
+        NewProject,
+    ),
     ("Tasks", "What the feedback API hands to a person.", Item),
     ("Answers", "What a person gives back, one row each (`POST /api/answers`).", Answer),
     ("Results", "`results.jsonl` of evaluations and red teams.", Result),

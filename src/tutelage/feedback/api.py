@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -15,7 +16,8 @@ from pydantic import BaseModel, ValidationError
 from tutelage.core.errors import DataError, NotFound, TutelageError, UsageError
 from tutelage.core.records import explain
 from tutelage.feedback import assign, check, quality
-from tutelage.feedback.check import OpenForm, checked
+from tutelage.feedback.check import Texts, checked, open_forms
+from tutelage.feedback.taxonomy import Taxonomy
 from tutelage.feedback.wire import (
     Answer,
     Answers,
@@ -46,7 +48,7 @@ from tutelage.feedback.wire import (
     Submitted,
     TaskIds,
 )
-from tutelage.store import answers, people, tasks, texts
+from tutelage.store import answers, people, tasks, taxonomies, texts
 from tutelage.store import slots as desk
 from tutelage.store.answers import WHOLE, NewAnnotation
 from tutelage.store.engine import Store
@@ -111,18 +113,27 @@ def create_project(store: Store, person: Person, new: NewProject) -> ProjectView
         guideline=new.form.guideline,
         per_task=new.per_task,
         settings=new.settings.model_dump(mode="json", exclude_defaults=True),
+        taxonomy=_tree(new.form.taxonomy),
         by=person.id,
     )
-    return _project_view(made)
+    return _views(store, [made])[0]
+
+
+def _tree(taxonomy: Taxonomy | None) -> taxonomies.NewTree | None:
+    """A taxonomy as the store keeps it; one that forgets nodes of the version before is refused."""
+    if taxonomy is None:
+        return None
+    made = taxonomy
+    nodes = [node.model_dump(mode="json") for node in made.nodes]
+    return taxonomies.NewTree(nodes, made.migration, lambda before: made.follows(check.opened(before)))
 
 
 def projects(store: Store, person: Person) -> list[ProjectView]:
     """The projects this person may answer in or lead."""
-    return [
-        _project_view(each)
-        for each in tasks.projects(store)
-        if person.has(*_answerers(each), *LEADERS, "auditor", project=each.id)
+    mine = [
+        each for each in tasks.projects(store) if person.has(*_answerers(each), *LEADERS, "auditor", project=each.id)
     ]
+    return _views(store, mine)
 
 
 def add_tasks(store: Store, person: Person, project: str, new: Sequence[NewTask]) -> list[str]:
@@ -203,7 +214,7 @@ def held_item(store: Store, person: Person, slot: str) -> Item:
 def _items(store: Store, person: Person, slots: Sequence[desk.Slot], where: Mapping[str, tasks.Project]) -> list[Item]:
     found = tasks.load(store, [slot.task for slot in slots], masked=True)
     kept = desk.drafts(store, person.id, [slot.id for slot in slots])
-    forms = _forms(store, {task.form for task in found.values()})
+    forms = open_forms(store, {task.form for task in found.values()})
     items = []
     for slot in slots:
         task = found[slot.task]
@@ -225,21 +236,11 @@ def _items(store: Store, person: Person, slots: Sequence[desk.Slot], where: Mapp
                 lease_until=slot.lease_until,
                 draft=dict(draft) if draft is not None else None,
                 language=task.language,
+                taxonomy=form.taxonomy,
+                taxonomy_version=form.taxonomy_version,
             )
         )
     return items
-
-
-_forms_seen: dict[str, OpenForm] = {}  # forms never change, so what was read once holds
-
-
-def _forms(store: Store, ids: set[str]) -> dict[str, OpenForm]:
-    missing = [id for id in ids if (key := f"{store.where}/{id}") not in _forms_seen and key]
-    if missing:
-        for id, (version, questions, guideline) in tasks.forms(store, missing).items():
-            made = OpenForm(version, tuple(Question.model_validate(each) for each in questions), guideline)
-            _forms_seen[f"{store.where}/{id}"] = made
-    return {id: _forms_seen[f"{store.where}/{id}"] for id in ids}
 
 
 def submit(store: Store, person: Person, given: Answers) -> Submitted:
@@ -247,18 +248,28 @@ def submit(store: Store, person: Person, given: Answers) -> Submitted:
     receipts: dict[int, Receipt] = {}
     sound: list[tuple[int, NewAnnotation]] = []
     briefs = desk.briefs(store, [each.slot for each in given.answers])
-    forms = _forms(store, {brief.form for brief in briefs.values()})
+    forms = open_forms(store, {brief.form for brief in briefs.values()})
+    shown: dict[str, Texts] = {}
+
+    def texts_of(task: str) -> Texts:
+        if task not in shown:
+            asked = tasks.load(store, [task], masked=True)[task]
+            shown[task] = Texts([each.content for each in asked.messages], asked.candidates)
+        return shown[task]
+
     for at, each in enumerate(given.answers):
         brief = briefs.get(each.slot)
         try:
             if brief is None:
                 raise NotFound("there is no such slot", key="slot")
-            sound.append((at, checked(person, each, brief, forms[brief.form])))
+            row = checked(person, each, brief, forms[brief.form], partial(texts_of, brief.task))
+            sound.append((at, row))
         except TutelageError as error:
             receipts[at] = Receipt(slot=each.slot, status="refused", error=str(error))
     stored = answers.submit(store, person.id, person.kind, [each for _, each in sound]) if sound else []
     for (at, _), made in zip(sound, stored, strict=True):
-        why = "the place went to somebody else; nothing was stored" if made.status == "stale" else ""
+        lost = "the place went to somebody else; nothing was stored"
+        why = made.why or lost if made.status == "stale" else ""
         receipts[at] = Receipt(slot=made.slot, annotation=made.annotation, status=made.status, error=why)
     following = claim(store, person, given.claim) if given.claim else None
     return Submitted(receipts=[receipts[at] for at in range(len(given.answers))], next=following)
@@ -339,18 +350,25 @@ def _leading(person: Person) -> Person:
     return person
 
 
-def _project_view(project: tasks.Project) -> ProjectView:
-    return ProjectView(
-        name=project.name,
-        kind=project.kind,
-        state=project.state,
-        per_task=project.per_task,
-        form=Form(
-            questions=tuple(Question.model_validate(each) for each in project.questions), guideline=project.guideline
-        ),
-        form_version=project.version,
-        settings=dict(project.settings),
-    )
+def _views(store: Store, found: Sequence[tasks.Project]) -> list[ProjectView]:
+    """Projects as they travel, each with its newest form and that form's taxonomy."""
+    trees = taxonomies.of_forms(store, [each.form for each in found if each.taxonomy])
+    return [
+        ProjectView(
+            name=each.name,
+            kind=each.kind,
+            state=each.state,
+            per_task=each.per_task,
+            form=Form(
+                questions=tuple(Question.model_validate(asked) for asked in each.questions),
+                guideline=each.guideline,
+                taxonomy=check.opened(trees[each.form]) if each.form in trees else None,
+            ),
+            form_version=each.version,
+            settings=dict(each.settings),
+        )
+        for each in found
+    ]
 
 
 # routes
@@ -468,9 +486,9 @@ ROUTES: tuple[Route, ...] = (
         "PUT",
         f"{BASE}/projects/{{project}}/settings",
         "feedback:lead",
-        lambda store, who, at, body: _project_view(
-            quality.change(store, who, _led(store, who, at["project"]), body.settings)
-        ),
+        lambda store, who, at, body: _views(
+            store, [quality.change(store, who, _led(store, who, at["project"]), body.settings)]
+        )[0],
         ProjectView,
         Settings,
         "Change some settings of a project",

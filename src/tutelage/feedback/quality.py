@@ -17,7 +17,6 @@ from tutelage.feedback.wire import (
     Kept,
     NewGold,
     Qualifications,
-    Question,
     StandingView,
 )
 from tutelage.store import answers, gold, people, qualifications, slots, tasks
@@ -48,12 +47,15 @@ def _task(store: Store, project: Project, id: str) -> Task:
 
 
 def _expected(store: Store, person: Person, task: Task, answer: Expected) -> gold.Said:
-    version, questions, guideline = tasks.forms(store, [task.form])[task.form]
-    form = check.OpenForm(version, tuple(Question.model_validate(each) for each in questions), guideline)
+    form = check.open_forms(store, [task.form])[task.form]
     given = Answer(slot="gold", epoch=0, key="expected", **answer.model_dump())
-    return answers.said(
-        check.checked(person, given, slots.Brief(task.id, task.kind, task.form, len(task.candidates)), form)
-    )
+    brief = slots.Brief(task.id, task.kind, task.form, len(task.candidates))
+
+    def shown() -> check.Texts:
+        seen = tasks.load(store, [task.id], masked=True)[task.id]
+        return check.Texts([each.content for each in seen.messages], seen.candidates)
+
+    return answers.said(check.checked(person, given, brief, form, shown))
 
 
 def _adjudicated(store: Store, task: Task) -> gold.Said:

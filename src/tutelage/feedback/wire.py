@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tutelage.core.records import Message
 from tutelage.feedback import assign
+from tutelage.feedback.taxonomy import Taxonomy
 from tutelage.store.answers import WHOLE
 from tutelage.store.settings import ProjectSettings
 
@@ -21,21 +22,31 @@ class Wire(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 
+PICKED: tuple[str, ...] = ("choice", "choices", "tags")
+"""Kinds of question that are answered by naming some of what there is to choose from."""
+TAKEN: tuple[str, ...] = ("flag", "all_bad", "rewrite", "as_is")
+"""Names of answers that need no question: no question may bear them."""
+
+
 class Question(Wire):
     """One question of a form. The scale's points may carry words (`anchors`)."""
 
     key: str = Field(pattern=r"^[a-z][a-z0-9_:.-]{0,60}$")
-    kind: Literal["scale", "choice", "choices", "boolean", "text"] = "scale"
+    kind: Literal["scale", "choice", "choices", "boolean", "text", "tags", "spans", "strength"] = "scale"
+    """`tags` chooses nodes of the form's taxonomy; `spans` marks characters with them, or with one of `choices`;
+    `strength` says how much better the better one of a pair is, in the words of `choices`, weakest first."""
     prompt: str = ""
     scale: tuple[float, float] = (1, 5)
     anchors: dict[str, str] = Field(default_factory=dict)
+    """Point of the scale -> the word beside it."""
     choices: tuple[str, ...] = ()
     per_candidate: bool = False
     required: bool = True
+    """Of `choices` and `tags`: that none applies must then be said by an empty list."""
 
     @model_validator(mode="after")
     def _sound(self) -> Question:
-        if self.kind in ("choice", "choices") and not self.choices:
+        if self.kind in ("choice", "choices", "strength") and not self.choices:
             raise ValueError(f"question {self.key!r} needs choices")
         if self.kind == "scale" and not self.scale[0] < self.scale[1]:
             raise ValueError(f"question {self.key!r}: the scale must go up, found {self.scale}")
@@ -43,10 +54,11 @@ class Question(Wire):
 
 
 class Form(Wire):
-    """What is asked, and the guideline (Markdown) that stands beside each task."""
+    """What is asked, the guideline (Markdown) that stands beside each task, and the tags there are."""
 
     questions: tuple[Question, ...] = ()
     guideline: str = ""
+    taxonomy: Taxonomy | None = None
 
 
 class NewProject(Wire):
@@ -57,6 +69,25 @@ class NewProject(Wire):
     form: Form = Form()
     per_task: int = Field(default=3, ge=1, le=1000)
     settings: ProjectSettings = ProjectSettings()
+
+    @model_validator(mode="after")
+    def _answerable(self) -> NewProject:
+        seen: set[str] = set()
+        for each in self.form.questions:
+            if each.key in seen or each.key in TAKEN:
+                raise ValueError(f"question {each.key!r}: the name is taken")
+            seen.add(each.key)
+            if len(set(each.choices)) < len(each.choices) or not all(words.strip() for words in each.choices):
+                raise ValueError(f"question {each.key!r}: each choice needs words of its own")
+            if each.kind in ("text", "spans", "strength") and each.per_candidate:
+                raise ValueError(f"question {each.key!r}: {each.kind} is asked about the whole task")
+            if each.kind == "tags" and self.form.taxonomy is None:
+                raise ValueError(f"question {each.key!r} needs a taxonomy in the form")
+            if each.kind == "spans" and self.form.taxonomy is None and not each.choices:
+                raise ValueError(f"question {each.key!r} needs choices, or a taxonomy in the form")
+            if each.kind == "strength" and self.kind != "pair":
+                raise ValueError(f"question {each.key!r}: only a pair has a strength")
+        return self
 
 
 class ProjectView(Wire):
@@ -108,6 +139,8 @@ class NewTask(Wire):
             raise ValueError(f"a task of kind {self.kind} needs at least two candidates")
         if self.kind == "pair" and len(self.candidates) != 2:
             raise ValueError("a pair has two candidates")
+        if self.kind == "scoring" and not self.candidates:
+            raise ValueError("a task of kind scoring needs a candidate")
         return self
 
 
@@ -154,6 +187,9 @@ class Item(Wire):
     lease_until: int
     draft: dict[str, Any] | None = None
     language: str = ""
+    taxonomy: Taxonomy | None = None
+    taxonomy_version: int = 0
+    """0 where the form has none."""
 
 
 class Claimed(Wire):
@@ -164,12 +200,15 @@ class Claimed(Wire):
 
 
 class MarkedSpan(Wire):
-    """A label on characters `start` to `end` of a field ("prompt" or "candidate")."""
+    """A label on characters `start` to `end` (exclusive; Unicode code points) of a text as it was shown.
 
-    field: str = "candidate"
+    `field` is `candidate`, `prompt` (its last message) or `prompt:N` (message N of the prompt, from 0).
+    """
+
+    field: str = Field(default="candidate", pattern=r"^(candidate|prompt(:\d{1,4})?)$")
     candidate: int = WHOLE
-    start: int = Field(ge=0)
-    end: int = Field(ge=0)
+    start: int = Field(ge=0, le=2**31 - 1)
+    end: int = Field(ge=0, le=2**31 - 1)
     label: str = Field(min_length=1, max_length=120)
 
 
@@ -179,7 +218,9 @@ class Answer(Wire):
     slot: str
     epoch: int
     key: str = Field(min_length=8, max_length=120)
-    status: Literal["submitted", "skipped", "flagged"] = "submitted"
+    status: Literal["submitted", "skipped", "flagged", "withdrawn"] = "submitted"
+    """`withdrawn` takes one's own answer back (it stays on record): the place is one's own again, to be answered anew
+    or given back."""
     reason: str = Field(default="", max_length=500)
     tiers: tuple[tuple[int, ...], ...] | None = None
     """Candidate numbers, best tier first; candidates of one tier are tied."""
@@ -188,10 +229,18 @@ class Answer(Wire):
     scores: dict[str, dict[int, float]] = Field(default_factory=dict)
     """Question -> candidate number -> score."""
     values: dict[str, Any] = Field(default_factory=dict)
-    """Question -> answer about the whole task: a number, a choice, a list of choices, or a text."""
+    """Question -> answer about the whole task: a number, a choice, a list of choices or of tags, or a text."""
+    picks: dict[str, dict[int, list[str]]] = Field(default_factory=dict)
+    """Question -> candidate number -> what was chosen for it: choices or tags."""
     flags: dict[int, list[str]] = Field(default_factory=dict)
-    spans: tuple[MarkedSpan, ...] = ()
+    """Candidate number -> what is wrong with it: tags where the form has a taxonomy, else short words."""
+    spans: tuple[MarkedSpan, ...] = Field(default=(), max_length=1000)
     rewrite: str | None = None
+    """A better text than candidate `rewritten`, or an answer to a prompt that has none."""
+    rewritten: int | None = None
+    """The candidate that was rewritten or left as it is; needed where there are several."""
+    as_is: bool = False
+    """The candidate needs no rewriting: it is a good answer as it stands."""
     active_ms: int = Field(default=0, ge=0)
 
 

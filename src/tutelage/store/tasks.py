@@ -11,7 +11,7 @@ import sqlalchemy as sql
 from tutelage.core.config import build
 from tutelage.core.errors import NotFound
 from tutelage.core.records import Message, digest
-from tutelage.store import ledger, schema, texts
+from tutelage.store import ledger, schema, taxonomies, texts
 from tutelage.store.engine import Reader, Store, derived_id, next_numbers, now
 from tutelage.store.settings import ProjectSettings
 
@@ -32,6 +32,8 @@ class Project:
     version: int
     questions: Sequence[Mapping[str, Any]]
     guideline: str
+    taxonomy: str | None = None
+    """The id of the taxonomy that the form uses."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,14 @@ def make_project(
     guideline: str = "",
     per_task: int = 1,
     settings: Mapping[str, Any] | None = None,
+    taxonomy: taxonomies.NewTree | None = None,
     by: str = "system",
 ) -> Project:
-    """Make a project, or return the one of this name; other questions or guideline become a new form version."""
+    """Make a project, or return the one of this name.
+
+    Other questions, another guideline or another taxonomy become a new version of the form; tasks that are there keep
+    the version they were made under.
+    """
     id = derived_id("project", name)
     content = {"questions": [dict(each) for each in questions], "guideline": guideline}
     with store.write() as connection:
@@ -103,16 +110,16 @@ def make_project(
             )
             .on_conflict_do_nothing()
         )
+        connection.execute(sql.select(project.id).where(project.id == id).with_for_update())  # one version at a time
+        tree = taxonomies.publish(connection, id, taxonomy, by) if taxonomy else None
         newest = connection.execute(
             sql.select(schema.form).where(form.project_id == id).order_by(form.version.desc()).limit(1)
         ).first()
-        if not newest or digest({"questions": newest.questions, "guideline": newest.guideline}) != digest(content):
+        same = newest and digest({"questions": newest.questions, "guideline": newest.guideline}) == digest(content)
+        if not newest or not same or newest.taxonomy_id != tree:
             version = newest.version + 1 if newest else 1
-            connection.execute(
-                sql.insert(schema.form).values(
-                    id=derived_id("form", id, version), project_id=id, version=version, at=now(), **content
-                )
-            )
+            row = {"id": derived_id("form", id, version), "project_id": id, "version": version, "at": now()}
+            connection.execute(sql.insert(schema.form).values(**row, taxonomy_id=tree, **content))
             ledger.append(connection, by, "form.publish", id, {"version": version, "digest": digest(content)})
         if made.rowcount:
             ledger.append(connection, by, "project.create", id, {"name": name, "kind": kind})
@@ -132,7 +139,9 @@ def projects(store: Reader, name: str | None = None) -> list[Project]:
     each = schema.form.alias("each")
     newest = sql.select(sql.func.max(each.c.version)).where(each.c.project_id == project.id).scalar_subquery()
     query = (
-        sql.select(schema.project, form.id.label("form_id"), form.version, form.questions, form.guideline)
+        sql.select(
+            schema.project, form.id.label("form_id"), form.version, form.questions, form.guideline, form.taxonomy_id
+        )
         .select_from(schema.project)
         .join(schema.form, sql.and_(form.project_id == project.id, form.version == newest))
         .order_by(project.at, project.name)
@@ -152,6 +161,7 @@ def projects(store: Reader, name: str | None = None) -> list[Project]:
                 row.version,
                 row.questions,
                 row.guideline,
+                row.taxonomy_id,
             )
             for row in connection.execute(query)
         ]

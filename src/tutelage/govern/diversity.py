@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tutelage.core.records import Record
-from tutelage.store import answers, people
+from tutelage.store import answers, profiles
 from tutelage.store.engine import Reader
 
 ATTRIBUTES = ("gender", "ethnicity", "native_language", "age_band", "region")
@@ -58,7 +58,7 @@ def report(
         by_person.setdefault(each.person, []).append(each)
     found = []
     for attribute in attributes:
-        members = people.groups(store, attribute, k, kind)
+        members = profiles.groups(store, attribute, k, kind)
         present = {value: [p for p in ids if p in by_person] for value, ids in members.items()}
         shown = _large(present, k)
         total = sum(len(by_person[p]) for ids in shown.values() for p in ids)

@@ -21,7 +21,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tutelage.guard.limits import Denied, Limiter, Limits
-from tutelage.store import people
+from tutelage.store import access, people
 from tutelage.web.state import State
 
 COOKIE = "tutelage"
@@ -114,7 +114,7 @@ class Doors:
             if tenant is not None:
                 known["tenant"] = tenant
                 return
-            known["caller"] = await self._remembered(f"key/{mark}", people.by_token, token)
+            known["caller"] = await self._remembered(f"key/{mark}", access.by_token, token)
             if known["caller"] is not None:
                 scopes = known["caller"].scopes
                 named = sorted(scope.partition(":")[2] for scope in scopes if scope.startswith("tenant:"))
@@ -123,7 +123,7 @@ class Doors:
         cookie = _cookie(headers.get(b"cookie", b"").decode("latin-1"))
         if cookie:
             mark = hashlib.sha256(cookie.encode()).hexdigest()
-            known["session"] = await self._remembered(f"session/{mark}", people.by_session, cookie)
+            known["session"] = await self._remembered(f"session/{mark}", access.by_session, cookie)
 
     async def _remembered(self, key: str, look: Callable[..., Any], value: str) -> Any:
         found = self._recent.get(key)
@@ -182,7 +182,7 @@ def router(state: State, page: Page) -> APIRouter:
             error = "Too many tries; wait a minute."
             return page(request, "login.html", status=429, next=local(next), error=error)
         try:
-            person = people.check_password(state.store, name[:120], password[:1000])
+            person = access.check_password(state.store, name[:120], password[:1000])
         finally:
             limiter.settle(grant, TRIES, 0, time.monotonic())
         if person is None or person.status != "active":
@@ -193,7 +193,7 @@ def router(state: State, page: Page) -> APIRouter:
     @routes.post("/logout")
     def logout(request: Request, csrf: str = Form("")) -> Response:
         checked(request, csrf)
-        people.close_session(state.store, request.cookies.get(COOKIE, ""))
+        access.close_session(state.store, request.cookies.get(COOKIE, ""))
         gone = RedirectResponse("/login", status_code=303)
         gone.delete_cookie(COOKIE)
         return gone
@@ -207,18 +207,18 @@ def router(state: State, page: Page) -> APIRouter:
         if len(password) < 10 or len(password) > 1000 or password != again:
             error = "Give the same password twice, of at least 10 characters."
             return page(request, "welcome.html", status=422, name="", error=error)
-        person = people.redeem(state.store, token)
+        person = access.redeem(state.store, token)
         if person is None:
             title, text = "This link is used up", "It works once and for a day; ask a lead for another."
             return page(request, "problem.html", status=410, title=title, text=text)
-        people.set_password(state.store, person.id, password)
+        access.set_password(state.store, person.id, password)
         return _enter(state, request, person.id, "/")
 
     return routes
 
 
 def _enter(state: State, request: Request, person: str, next: str) -> Response:
-    cookie, _ = people.open_session(state.store, person)
+    cookie, _ = access.open_session(state.store, person)
     going = RedirectResponse(next, status_code=303)
     secure = request.url.scheme == "https"
     going.set_cookie(COOKIE, cookie, max_age=12 * 3600, httponly=True, samesite="lax", secure=secure, path="/")

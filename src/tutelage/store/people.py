@@ -29,6 +29,10 @@ KINDS = ("live", "simulated", "replayed", "service")
 """Who stands behind a name. Figures of the first three are never pooled."""
 
 
+JUNIOR = ("annotator", "reviewer", "adjudicator", "red_teamer")
+"""Roles of those who work for a lead."""
+
+
 @dataclass(frozen=True)
 class Person:
     """An account. `pseudonym` is what leaves the store; `roles` are (role, project id or "" for everywhere)."""
@@ -148,6 +152,27 @@ def every(store: Reader, kind: str | None = None) -> list[Person]:
     return _load(store, query.where(schema.person.c.kind == kind) if kind else query)
 
 
+def may_grant(by: Person, role: str, project: str = "") -> bool:
+    """Whether somebody may give and take a role there (project id, "" = everywhere).
+
+    An owner every role; a lead, where they lead, those of their people, and lead and auditor.
+    """
+    if by.has("owner", project=project):
+        return True
+    return role in (*JUNIOR, "lead", "auditor") and by.has("lead", project=project)
+
+
+def may_manage(by: Person, person: Person) -> bool:
+    """Whether somebody may make a way in for a person, or shut them out: whoever could would be able to act as them.
+
+    An owner may; a lead, for people who hold nothing but roles that work for this lead.
+    """
+    if by.has("owner"):
+        return True
+    works_for = all(role in JUNIOR and by.has("lead", project=where) for role, where in person.roles)
+    return works_for and bool(person.roles or by.has("lead"))
+
+
 def grant(store: Store, person: str, role: str, project: str | None = None, by: str = "system") -> None:
     """Give a role, in one project (by name) or everywhere."""
     with store.write() as connection:
@@ -155,10 +180,12 @@ def grant(store: Store, person: str, role: str, project: str | None = None, by: 
 
 
 def revoke(store: Store, person: str, role: str, project: str | None = None, by: str = "system") -> None:
-    """Take a role away."""
+    """Take a role away. Raises DataError for the owner's of the last owner who can sign in."""
     table = schema.role_grant
     with store.write() as connection:
         where = project_id(connection, project)
+        if role == "owner" and not where:
+            _keep_an_owner(connection, person)
         connection.execute(
             sql.delete(table).where(table.c.person_id == person, table.c.role == role, table.c.project_id == where)
         )
@@ -174,6 +201,8 @@ def set_status(store: Store, person: str, status: str, by: str) -> None:
     if status not in ("active", "inactive"):
         raise DataError(f"{status!r} is no status", key="status", todo="One of: active, inactive")
     with store.write() as connection:
+        if status != "active":
+            _keep_an_owner(connection, person)
         held = sql.update(table).where(table.c.id == person, table.c.status != "erased")
         if not connection.execute(held.values(status=status)).rowcount:
             raise NotFound("there is no such person", key="person")
@@ -181,6 +210,19 @@ def set_status(store: Store, person: str, status: str, by: str) -> None:
             for way in (schema.session, schema.invitation):
                 connection.execute(sql.delete(way).where(way.c.person_id == person))
         ledger.append(connection, by, f"person.{status}", person)
+
+
+def _keep_an_owner(connection: sql.Connection, person: str) -> None:
+    """Refuse what would leave nobody who may do everything, if this person is an owner."""
+    table, grants = schema.person.c, schema.role_grant.c
+    owners = (
+        sql.select(table.id)
+        .join(schema.role_grant, grants.person_id == table.id)
+        .where(grants.role == "owner", grants.project_id == "", table.status == "active", table.kind == "live")
+    )
+    left = set(connection.execute(owners).scalars())
+    if left == {person}:
+        raise DataError("this is the last owner", key="person", todo="Make another person an owner first")
 
 
 def project_id(connection: sql.Connection, name: str | None) -> str:

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 from starlette.exceptions import HTTPException
@@ -25,11 +25,12 @@ from tutelage.core.artifact import Root, atomic_write
 from tutelage.core.config import build
 from tutelage.core.errors import TutelageError, UsageError
 from tutelage.store import access, people
-from tutelage.web import auth, feedback, gateway, operate, redteam, render, review
+from tutelage.web import account, auth, feedback, gateway, operate, redteam, render, review
+from tutelage.web import people as people_pages
 from tutelage.web.state import Settings, State, read_settings
 from tutelage.web.wire import Fault
 
-PAGES = (feedback, review, redteam, operate)
+PAGES = (feedback, review, redteam, operate, account, people_pages)
 JSON_PATHS = ("/v1/", "/guard/", "/api/", "/health", "/metrics")
 
 
@@ -54,7 +55,9 @@ def create_app(
                 await following
             await state.close()
 
-    app = FastAPI(title="tutelage", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(
+        title="tutelage", docs_url=None, redoc_url=None, lifespan=lifespan, dependencies=[Depends(auth.may_write)]
+    )
     app.state.house = state
     app.add_middleware(auth.Doors, state=state)
     app.include_router(gateway.router(state))

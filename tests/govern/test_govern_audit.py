@@ -14,8 +14,8 @@ from tutelage.core.artifact import Artifact, Manifest, Root, file_entries
 from tutelage.core.errors import NotFound, UsageError
 from tutelage.core.records import Message
 from tutelage.feedback import api
-from tutelage.govern import audit, card, diversity, erase
-from tutelage.store import answers, engine, ledger, people, releases, slots, tasks, traces, traffic
+from tutelage.govern import audit, card, erase
+from tutelage.store import access, answers, engine, ledger, people, profiles, releases, slots, tasks, traces, traffic
 from tutelage.store.engine import Store
 
 
@@ -123,8 +123,9 @@ def test_a_ledger_cut_at_its_end_shows_by_what_was_noted(store: Store, root: Roo
 
 
 def test_erasing_a_judge_takes_the_words_and_names_what_learned_from_them(store: Store, root: Root) -> None:
-    ana, ben = (people.create(store, name, password="long enough 1") for name in ("ana", "ben"))
-    people.set_profile(store, ana.id, {"region": "north"})
+    ana, ben = (people.create(store, name) for name in ("ana", "ben"))
+    access.set_password(store, ana.id, "long enough 1")
+    profiles.set_profile(store, ana.id, {"region": "north"})
     judged(store, [ana, ben])
     mine = [each.id for each in answers.read(store, "desk", person=ana.id)]
     theirs = [each.id for each in answers.read(store, "desk", person=ben.id)]
@@ -143,8 +144,8 @@ def test_erasing_a_judge_takes_the_words_and_names_what_learned_from_them(store:
     left = answers.read(store, "desk", person=ana.id)
     assert len(left) == 1 and left[0].value("note") is None and left[0].scores()["right"] == {0: 1.0}
     assert answers.read(store, "desk", person=ben.id)[0].value("note") == "secret of ben"
-    assert people.find(store, "ana") is None and people.check_password(store, "ana", "long enough 1") is None
-    assert people.profile(store, ana.id) == {}
+    assert people.find(store, "ana") is None and access.check_password(store, "ana", "long enough 1") is None
+    assert not profiles.profile(store, ana.id).attributes
     assert audit.verify(store).ok and raw
     assert erase.erase(store, root, person=ana.id, by="lea").texts == 0, "twice is harmless"
 
@@ -176,22 +177,6 @@ def test_erasing_nobody_is_a_clear_error(store: Store, root: Root) -> None:
         erase.erase(store, root, person="nobody", by="lea")
     with pytest.raises(UsageError):
         erase.erase(store, root, by="lea")
-
-
-def test_small_groups_stay_hidden(store: Store) -> None:
-    who = people.create_many(store, [f"p{at}" for at in range(13)])
-    for at, person in enumerate(who):
-        people.set_profile(store, person.id, {"region": "north" if at < 6 else "south" if at < 11 else "west"})
-    judged(store, who)
-    found = {each.attribute: each for each in diversity.report(store, "desk", targets={"region": {"north": 0.5}})}
-    region = found["region"]
-    # west (2 people) is too small; south goes with it, or 13 - 6 - 5 would tell
-    assert [(g.value, g.people) for g in region.groups] == [("north", 6)]
-    assert region.groups[0].target == 0.5 and region.hidden_people == 7
-    assert region.groups[0].means["right"] == pytest.approx((1 + 2 + 3 + 4 + 5 + 1) / 6)
-    assert found["gender"].groups == () and found["gender"].reason is not None
-    assert diversity.report(store, "desk", kind="simulated")[0].hidden_answers == 0
-    assert diversity.as_rows(list(found.values()))[0]["value"] == "north"
 
 
 def test_a_card_says_what_is_not_known(root: Root) -> None:

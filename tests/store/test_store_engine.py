@@ -14,7 +14,7 @@ from alembic.migration import MigrationContext
 
 from tutelage.core.artifact import Root
 from tutelage.core.errors import DataError, TutelageError, UsageError
-from tutelage.store import engine, keys, ledger, people, schema, slots, texts
+from tutelage.store import engine, keys, ledger, schema, slots, texts
 
 
 def test_migrations_give_exactly_the_tables_of_the_schema(home):
@@ -169,51 +169,6 @@ def test_sealed_bytes_open_only_with_the_same_key_and_place(home):
     for purpose, where in (("profile", "row1"), ("vault", "row2")):
         with pytest.raises(TutelageError, match="does not open"):
             store.keys.unseal(purpose, sealed, where)
-
-
-def test_profiles_are_encrypted_and_small_groups_hidden(home):
-    store = engine.open(home)
-    for number in range(12):
-        person = people.create(store, f"n{number}")
-        language = "German" if number < 6 else "Velic" if number < 11 else "Basque"
-        people.set_profile(store, person.id, {"native_language": language})
-    with store.read() as connection:
-        raw = b"".join(connection.execute(sql.select(schema.profile.c.sealed)).scalars())
-    if store.dialect == "sqlite":
-        raw += (home / "store.db").read_bytes() + (home / "store.db-wal").read_bytes()
-    assert raw and b"German" not in raw and b"Basque" not in raw
-    assert list(people.groups(store, "native_language", k=5)) == ["German"]  # Velic would tell Basque by subtraction
-    people.withdraw(store, people.get(store, "n0").id, by="n0")
-    assert people.profile(store, people.get(store, "n0").id) == {}
-
-
-def test_accounts_tokens_sessions(home):
-    store = engine.open(home)
-    lead = people.create(store, "lena", roles=["lead"], password="long enough")
-    assert people.create(store, "lena", roles=["lead"]).id == lead.id
-    assert people.check_password(store, "lena", "long enough") == lead
-    assert people.check_password(store, "lena", "wrong") is None
-    assert people.check_password(store, "nobody", "wrong") is None
-    token = people.issue_token(store, lead.id, ["feedback"])
-    caller = people.by_token(store, token)
-    assert caller is not None and caller.person.has("lead") and not caller.person.has("safety")
-    people.revoke_token(store, token)
-    assert people.by_token(store, token) is None
-    assert people.by_token(store, people.issue_token(store, lead.id, days=-1)) is None
-    cookie, csrf = people.open_session(store, lead.id)
-    session = people.by_session(store, cookie)
-    assert session is not None and session.csrf == csrf
-    people.set_password(store, lead.id, "another long one")
-    assert people.by_session(store, cookie) is None
-    link = people.invite(store, lead.id)
-    assert people.redeem(store, link) == lead and people.redeem(store, link) is None
-    with store.read() as connection:
-        stored = " ".join(connection.execute(sql.select(schema.api_token.c.hash)).scalars())
-    assert token not in stored
-    with pytest.raises(UsageError, match="role"):
-        people.create(store, "x", roles=["king"])
-    with pytest.raises(UsageError, match="live"):
-        people.create(store, "lena", kind="simulated")
 
 
 @pytest.mark.parametrize("column", ["priority", "turn"])

@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from tutelage.core.events import JsonLines, Reporter
 from tutelage.feedback import api
 from tutelage.feedback.api import Item, Question
-from tutelage.store import answers, people, releases
+from tutelage.store import access, answers, people, releases
 from tutelage.web import forms, render, runs
 from tutelage.web.app import announce, create_app, first_start
 from tutelage.web.feedback import tasks_from
@@ -35,7 +35,7 @@ def site(tmp_path: Path, filled: Any, upstream: str) -> Iterator[Any]:
         def sign_in(name: str = "") -> TestClient:
             client.cookies.clear()
             if name:
-                cookie, token = people.open_session(store, filled.people[name].id)
+                cookie, token = access.open_session(store, filled.people[name].id)
                 client.cookies.set("tutelage", cookie)
                 client.headers["x-csrf-token"] = token
             return client
@@ -95,7 +95,7 @@ def test_a_forged_form_changes_nothing(site: Any, path: str, fields: dict[str, s
 def test_the_api_needs_a_token_with_the_scope(site: Any) -> None:
     client = site()
     assert client.get("/api/feedback/projects").status_code == 401
-    reader = people.issue_token(site.store, site.people["ana"].id, scopes=("feedback:read",))
+    reader = access.issue_token(site.store, site.people["ana"].id, scopes=("feedback:read",))
     told = client.get("/api/feedback/projects", headers={"authorization": f"Bearer {reader}"})
     assert told.status_code == 200 and {p["name"] for p in told.json()["projects"]} >= {"desk ranking"}
     refused = client.post("/api/feedback/claim", json={}, headers={"authorization": f"Bearer {reader}"})
@@ -104,7 +104,7 @@ def test_the_api_needs_a_token_with_the_scope(site: Any) -> None:
 
 def test_the_whole_flow_over_the_api(site: Any) -> None:
     client = site()
-    token = people.issue_token(site.store, site.people["ana"].id, scopes=("feedback",))
+    token = access.issue_token(site.store, site.people["ana"].id, scopes=("feedback",))
     client.headers["authorization"] = f"Bearer {token}"
     item = client.post("/api/feedback/claim", json={"project": "desk ranking"}).json()["items"][0]
     numbers = [shown["no"] for shown in item["candidates"]]
@@ -315,9 +315,10 @@ def test_the_way_in_is_shown_until_somebody_has_used_it(tmp_path: Path, upstream
     keys = {first_start(house, said.append, "http://here") for _ in range(2)}
     assert len(said) == 2 and all("/welcome/" in line and "name: owner" in line for line in said)
     assert len(keys) == 1 and len(people.every(house.store, "live")) == 1
-    token = said[0].split("/welcome/")[1].split()[0]
-    owner = people.redeem(house.store, token)
+    first, token = (line.split("/welcome/")[1].split()[0] for line in said)
+    assert access.redeem(house.store, first) is None, "a newer link ends the one before"
+    owner = access.redeem(house.store, token)
     assert owner is not None
-    people.set_password(house.store, owner.id, "a long enough password")
+    access.set_password(house.store, owner.id, "a long enough password")
     first_start(house, said.append, "http://here")
     assert len(said) == 2

@@ -23,7 +23,7 @@ from tutelage.feedback import api, assign, candidates, replayed, simulated
 from tutelage.feedback.client import Client, Direct, Http, Transport
 from tutelage.generate.generator import Sampling
 from tutelage.starter import people as starter
-from tutelage.store import people
+from tutelage.store import access, people, profiles
 from tutelage.store.engine import Store
 from tutelage.tokens.chat import encode_dialogue
 from tutelage.tokens.tokenizer import load
@@ -202,8 +202,8 @@ def _ask(config: Collect, inputs: Inputs, base: str, context: Context) -> dict[s
     }
     if raters:
         knowledge = {id: pool.prompt for id, pool in zip(ids, pools, strict=True)}
-        profiles = {person.id: each.profile for person, each in zip(persons, raters, strict=True) if each.profile}
-        people.set_profiles(context.store, profiles, consent="simulated")
+        said = {person.id: each.profile for person, each in zip(persons, raters, strict=True) if each.profile}
+        profiles.set_profiles(context.store, said, consent="simulated")
         answering = [simulated.rater(each, knowledge, seed=config.seed, scale=config.scale) for each in raters]
         summary["receipts"] = _answer(config, context, persons, answering, base, summary["expected"])
         summary["planted"] = {
@@ -410,9 +410,9 @@ def _transports(
         yield lambda at: Direct(context.store, persons[at])
         return
     scopes = ("feedback:answer", "feedback:read")
-    tokens = people.issue_tokens(context.store, [each.id for each in persons], scopes, f"collect {context.key[:8]}", 1)
+    tokens = access.issue_tokens(context.store, [each.id for each in persons], scopes, f"collect {context.key[:8]}", 1)
     try:
         with refs.open("app:", context.root) as server:
             yield lambda at: Http(server.url, tokens[at])
     finally:
-        people.revoke_tokens(context.store, tokens)
+        access.revoke_tokens(context.store, tokens)

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 from starlette.exceptions import HTTPException
@@ -24,12 +24,13 @@ from starlette.exceptions import HTTPException
 from tutelage.core.artifact import Root, atomic_write
 from tutelage.core.config import build
 from tutelage.core.errors import TutelageError, UsageError
-from tutelage.store import people
-from tutelage.web import auth, feedback, gateway, operate, redteam, render, review
+from tutelage.store import access, people
+from tutelage.web import account, auth, feedback, gateway, operate, redteam, render, review
+from tutelage.web import people as people_pages
 from tutelage.web.state import Settings, State, read_settings
 from tutelage.web.wire import Fault
 
-PAGES = (feedback, review, redteam, operate)
+PAGES = (feedback, review, redteam, operate, account, people_pages)
 JSON_PATHS = ("/v1/", "/guard/", "/api/", "/health", "/metrics")
 
 
@@ -54,7 +55,9 @@ def create_app(
                 await following
             await state.close()
 
-    app = FastAPI(title="tutelage", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(
+        title="tutelage", docs_url=None, redoc_url=None, lifespan=lifespan, dependencies=[Depends(auth.may_write)]
+    )
     app.state.house = state
     app.add_middleware(auth.Doors, state=state)
     app.include_router(gateway.router(state))
@@ -124,7 +127,7 @@ class Server:
     def key(self, name: str = "service", *, kind: str = "service", scopes: tuple[str, ...] = ("chat",)) -> str:
         """A fresh API key of an account with this name, which is made if it is not there."""
         person = people.create(self.state.store, name, kind=kind, roles=("service",))
-        return people.issue_token(self.state.store, person.id, scopes=scopes, label=name)
+        return access.issue_token(self.state.store, person.id, scopes=scopes, label=name)
 
     def close(self) -> None:
         """Finish what is under way, write what waits, end."""
@@ -156,14 +159,14 @@ def background(ref: str = "app:", root: Root | None = None, **options: Any) -> S
 def first_start(state: State, say: Callable[[str], None], address: str) -> str:
     """Print how to get in: a one-time link when nobody can sign in yet, and the API key in ROOT/api.key."""
     owners = [each for each in people.every(state.store, "live") if each.has("owner")]
-    if not any(people.has_password(state.store, each.id) for each in owners):  # an unused link may have been lost
+    if not any(access.has_password(state.store, each.id) for each in owners):  # an unused link may have been lost
         owner = owners[0] if owners else people.create(state.store, "owner", roles=("owner",))
-        token = people.invite(state.store, owner.id)
+        token = access.invite(state.store, owner.id)
         say(f"Sign in once:     {address}/welcome/{token}   (name: {owner.name})")
     file = state.root.path / "api.key"
     if not file.exists():
         service = people.create(state.store, "local", kind="service", roles=("service",))
-        key = people.issue_token(state.store, service.id, scopes=("chat",), label="api.key")
+        key = access.issue_token(state.store, service.id, scopes=("chat",), label="api.key")
         atomic_write(file, key.encode(), 0o600)
     return file.read_text(encoding="utf-8").strip()
 

@@ -50,6 +50,7 @@ LINKS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
     ("/runs", "Runs", ("lead", "operator", "safety", "auditor")),
     ("/reports", "Reports", ("lead", "operator", "safety", "auditor", "reviewer")),
     ("/operate", "Operate", ("lead", "operator", "safety", "auditor")),
+    ("/people", "People", ("lead", "auditor")),
 )
 """The pages and the roles that see them; none = everybody."""
 
@@ -120,7 +121,7 @@ def page(request: Request, template: str, status: int = 200, **values: Any) -> H
     links = [
         (href, label, href == request.url.path or (href != "/" and request.url.path.startswith(href)))
         for href, label, roles in LINKS
-        if person is not None and (not roles or person.has(*roles))
+        if person is not None and (not roles or (person.anywhere if href == "/people" else person.has)(*roles))
     ]
     html = environment().get_template(template).render(
         request=request, person=person, csrf=getattr(session, "csrf", ""), links=links, path=request.url.path, **values
@@ -128,14 +129,21 @@ def page(request: Request, template: str, status: int = 200, **values: Any) -> H
     return HTMLResponse(html, status_code=status, headers=SECURITY)
 
 
-def signed_in(request: Request, *roles: str, project: str = "") -> Person:
-    """Who asks. Sends a visitor to the log-in page; refuses (403) a person without any of these roles."""
-    session = getattr(request.state, "session", None) or getattr(request.state, "caller", None)
-    if session is None:
+def signed_in(request: Request, *roles: str, project: str = "", scope: str = "") -> Person:
+    """Who asks. Sends a visitor to the log-in page; refuses (403) a person without any of these roles.
+
+    Pages are for people who signed in. An API token gets in where a `scope` is named that it has.
+    """
+    session: Any = getattr(request.state, "session", None)
+    caller: Any = getattr(request.state, "caller", None)
+    if session is None and caller is not None and not {scope or "*", "*"} & caller.scopes:
+        needs = f"this token lacks the scope {scope!r}" if scope else "this is a page for people who signed in"
+        raise HTTPException(403, needs)
+    if session is None and caller is None:
         where = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         target = f"/login?next={quote(where)}" if request.method == "GET" else "/login"
         raise HTTPException(303, "sign in first", headers={"location": target})
-    person: Person = session.person
+    person: Person = session.person if session is not None else caller.person
     if roles and not person.has(*roles, project=project):
         raise HTTPException(403, f"this needs the role {' or '.join(roles)}")
     return person

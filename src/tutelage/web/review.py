@@ -157,7 +157,7 @@ def router(state: Any) -> APIRouter:
 
     @routes.post("/api/thumbs", summary="Say something about an answer: thumb, comment or appeal")
     async def thumb(request: Request) -> JSONResponse:
-        person = render.signed_in(request)
+        person = render.signed_in(request, scope="chat")
         render.checked(request, request.headers.get("x-csrf-token"))
         try:
             said = Thumb.model_validate(json.loads(await request.body() or b"null"))

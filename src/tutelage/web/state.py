@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tutelage.core.artifact import Root
 from tutelage.core.config import Config, build, load_yaml, secret
@@ -31,6 +32,7 @@ from tutelage.guard.upstream import Upstream, open_upstream
 from tutelage.guard.vault import Vault
 from tutelage.store import engine, releases, review, traces
 from tutelage.store.keys import derived_id
+from tutelage.store.people import JUNIOR
 from tutelage.text.pii import redact
 
 
@@ -52,6 +54,43 @@ class UpstreamSettings(Config):
     model: str = "default"
     key: str = ""
     """`env:NAME` or `file:PATH`."""
+
+
+class Oidc(Config):
+    """Signing in through an OpenID provider (needs the extra `oidc`)."""
+
+    issuer: str
+    """The provider's address, as its tokens name it."""
+    client_id: str
+    client_secret: str = ""
+    """`env:NAME` or `file:PATH`; none for a public client."""
+    name: str = "your organisation"
+    """What the button says: Sign in with ..."""
+    domains: tuple[str, ...] = ()
+    """E-mail domains whose people get an account when they first sign in, if the provider has verified the address.
+    Everybody else needs a one-time link."""
+    roles: tuple[str, ...] = ("annotator",)
+    """What they may do then, everywhere."""
+    scopes: tuple[str, ...] = ("openid", "email", "profile")
+    address: str = ""
+    """This service as browsers call it, behind a proxy. The provider must know `ADDRESS/login/return`."""
+    timeout_s: float = Field(10.0, gt=0)
+    """How long the provider may take to answer."""
+
+    @field_validator("issuer")
+    @classmethod
+    def _is_safe(cls, issuer: str) -> str:
+        where = urlsplit(issuer)
+        if where.scheme != "https" and not (where.scheme == "http" and where.hostname in ("localhost", "127.0.0.1")):
+            raise ValueError("a provider's address begins with https://")
+        return issuer
+
+    @field_validator("roles")
+    @classmethod
+    def _are_roles(cls, roles: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := [role for role in roles if role not in JUNIOR]:
+            raise ValueError(f"{wrong[0]!r} is not given to whoever comes; one of {', '.join(JUNIOR)}")
+        return roles
 
 
 class Settings(Config):
@@ -77,6 +116,8 @@ class Settings(Config):
     weights: Literal["float32", "int8"] = "float32"
     """`int8` rounds the embedded model's matrices: up to four times faster for a few answers at once, on a CPU with a C
     compiler. What was evaluated and released are the unrounded ones."""
+    oidc: Oidc | None = None
+    """Signing in through an OpenID provider."""
     follow_seconds: float = Field(1.0, gt=0)
     """How often the service looks whether another release is live."""
 

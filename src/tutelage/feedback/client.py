@@ -1,4 +1,4 @@
-"""The client of the feedback API: over HTTP with one kept connection, or straight into `api.dispatch`.
+"""The client of the feedback API: over HTTP with one kept connection, or straight into `rest.dispatch`.
 
 Simulated and replayed people go through it like anybody else, so what they prove holds for live ones.
 """
@@ -10,13 +10,13 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeVar
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, unquote, urlencode, urlsplit
 
 from pydantic import BaseModel, ValidationError
 
 from tutelage.core.errors import DataError, NotFound, UpstreamError
 from tutelage.core.records import explain
-from tutelage.feedback import api
+from tutelage.feedback import api, rest
 from tutelage.feedback.api import Answer, Answers, Claim, Claimed, NewProject, NewTask, Progress, ProjectView, Submitted
 from tutelage.feedback.wire import History, Kept, NewTasks, Projects, TaskIds
 from tutelage.store.engine import Store
@@ -40,9 +40,9 @@ class Direct:
         self.store, self.person = store, person
 
     def send(self, method: str, path: str, query: Mapping[str, str], body: str | None) -> tuple[int, Any]:
-        """Answer through `api.dispatch`."""
+        """Answer through `rest.dispatch`."""
         parsed = json.loads(body) if body is not None else None
-        return api.dispatch(self.store, self.person, method, path, parsed, query)
+        return rest.dispatch(self.store, self.person, method, unquote(path), parsed, query)
 
     def close(self) -> None:
         """Nothing to close."""

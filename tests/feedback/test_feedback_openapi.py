@@ -129,6 +129,18 @@ def test_a_body_without_end_is_refused(running: Running, monkeypatch: pytest.Mon
         )
 
 
+def test_a_file_comes_in_a_form_that_is_described(running: Running) -> None:
+    described = rest.document()["paths"]["/api/feedback/projects/{project}/export/{consumer}.{format}"]["get"]
+    for form in ("jsonl", "parquet", "zip"):
+        path = f"/api/feedback/projects/help/export/dpo.{form}?accept=not-stated"
+        request = urllib.request.Request(
+            running.server.url + path, headers={"authorization": f"Bearer {running.token}"}
+        )
+        with urllib.request.urlopen(request, timeout=10) as told:
+            assert told.headers["content-type"] in described["responses"]["200"]["content"]
+            assert told.headers["x-people"] == "live" and int(told.headers["x-rows"]) > 0 and told.read()
+
+
 def tried(running: Running, examples: int, phases: list[Phase]) -> dict[str, int]:
     """Call every operation with generated requests, good and bad ones; how often each was called."""
     schema = schemathesis.openapi.from_url(f"{running.server.url}/api/feedback/openapi.json")

@@ -18,6 +18,8 @@ from tutelage.core.errors import DataError, NotFound, UpstreamError
 from tutelage.core.records import explain
 from tutelage.feedback import api, rest
 from tutelage.feedback.api import Answer, Answers, Claim, Claimed, NewProject, NewTask, Progress, ProjectView, Submitted
+from tutelage.feedback.export import By, Consumer
+from tutelage.feedback.layout import Format
 from tutelage.feedback.wire import History, Kept, NewTasks, Projects, TaskIds
 from tutelage.store.engine import Store
 from tutelage.store.people import Person
@@ -26,7 +28,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class Transport(Protocol):
-    """Carries one request: (status, parsed JSON)."""
+    """Carries one request: (status, parsed JSON, or the bytes of a file)."""
 
     def send(self, method: str, path: str, query: Mapping[str, str], body: str | None) -> tuple[int, Any]: ...
 
@@ -42,7 +44,8 @@ class Direct:
     def send(self, method: str, path: str, query: Mapping[str, str], body: str | None) -> tuple[int, Any]:
         """Answer through `rest.dispatch`."""
         parsed = json.loads(body) if body is not None else None
-        return rest.dispatch(self.store, self.person, method, unquote(path), parsed, query)
+        status, told = rest.dispatch(self.store, self.person, method, unquote(path), parsed, query)
+        return status, told.body if isinstance(told, api.File) else told
 
     def close(self) -> None:
         """Nothing to close."""
@@ -82,6 +85,8 @@ class Http:
             if answer.status in (429, 502, 503, 504):
                 problem = f"status {answer.status}"
                 continue
+            if answer.status == 200 and answer.getheader("content-disposition"):
+                return 200, raw
             try:
                 return answer.status, json.loads(raw) if raw else None
             except ValueError:
@@ -166,6 +171,34 @@ class Client:
         """One's own answers, newest first."""
         return self._call("GET", "/history", History, query={"project": project, "limit": str(limit)}).answers
 
+    def export(
+        self,
+        project: str,
+        consumer: Consumer,
+        *,
+        people: Sequence[str] = (),
+        by: By = "task",
+        accept: Sequence[str] = (),
+    ) -> list[dict[str, Any]]:
+        """Answers as rows for a consumer; see `tutelage.feedback.export`."""
+        raw = self.export_file(project, consumer, "jsonl", people=people, by=by, accept=accept)
+        return [json.loads(line) for line in raw.splitlines()]
+
+    def export_file(
+        self,
+        project: str,
+        consumer: Consumer,
+        format: Format = "parquet",
+        *,
+        people: Sequence[str] = (),
+        by: By = "task",
+        accept: Sequence[str] = (),
+    ) -> bytes:
+        """The same as a file: JSON lines, Parquet, or a zip of a Hugging Face data set's folder."""
+        path = f"/projects/{quote(project, safe='')}/export/{quote(consumer, safe='')}.{quote(format, safe='')}"
+        found = self._send("GET", path, query={"people": ",".join(people), "by": by, "accept": ",".join(accept)})
+        return bytes(found)
+
     def _call(
         self,
         method: str,
@@ -175,10 +208,15 @@ class Client:
         body: BaseModel | None = None,
         query: Mapping[str, str] | None = None,
     ) -> M:
+        return model.model_validate(self._send(method, path, body=body, query=query))
+
+    def _send(
+        self, method: str, path: str, *, body: BaseModel | None = None, query: Mapping[str, str] | None = None
+    ) -> Any:
         sent = body.model_dump_json() if body is not None else None
         status, found = self._transport.send(method, api.BASE + path, query or {}, sent)
         if status == 200:
-            return model.model_validate(found)
+            return found
         told = found if isinstance(found, dict) else {}
         message = str(told.get("message") or told.get("detail") or f"status {status}")
         if status == 404:

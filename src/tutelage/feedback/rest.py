@@ -2,20 +2,67 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from tutelage.feedback import api
-from tutelage.feedback.api import BASE, File, Route
-from tutelage.feedback.wire import Problem
+from tutelage.core.errors import DataError
+from tutelage.feedback import api, layout
+from tutelage.feedback.api import BASE, LEADERS, File, Forbidden, Route
+from tutelage.feedback.export import CONSUMERS, By, export
+from tutelage.feedback.wire import Problem, Wire
+from tutelage.store import tasks
 from tutelage.store.engine import Store
 from tutelage.store.people import Person
 
-ROUTES: tuple[Route, ...] = api.ROUTES
+
+class Wanted(Wire):
+    """Whose answers are exported, and how."""
+
+    people: str = ""
+    """Kinds of people, with commas between them: `live`, `simulated`, `replayed`. Empty takes the only kind there is;
+    naming several pools them."""
+    by: By = "task"
+    """`task` joins everybody's answers, `person` keeps each person's apart."""
+    accept: str = ""
+    """Internal licence classes that may be passed on, with commas between them; recorded."""
+
+
+def _export(store: Store, person: Person, at: Mapping[str, Any], _: Any) -> File:
+    where = tasks.get_project(store, at["project"])
+    if not person.has(*LEADERS, "auditor", project=where.id):
+        raise Forbidden("answers are exported by a lead", key="role", todo="Ask one of them")
+    form = at["format"]
+    if form not in get_args(layout.Format):
+        todo = f"One of: {', '.join(get_args(layout.Format))}"
+        raise DataError(f"there is no format {form!r}", key="format", todo=todo)
+    people, accept = _listed(at["people"]), _listed(at["accept"])
+    made = export(store, where.name, at["consumer"], people=people, by=at["by"], accept=accept, actor=person.id)
+    facts = {"rows": str(len(made.rows)), "people": made.people, "licences": ",".join(made.licences)}
+    facts["dropped"] = json.dumps(made.dropped)
+    return File(f"{made.consumer}.{form}", layout.MEDIA[form], layout.packed(made, form), facts)
+
+
+def _listed(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+ROUTES: tuple[Route, ...] = (
+    *api.ROUTES,
+    Route(
+        "GET",
+        f"{BASE}/projects/{{project}}/export/{{consumer}}.{{format}}",
+        "feedback:lead",
+        _export,
+        File,
+        summary=f"Answers as rows for one of {', '.join(CONSUMERS)}; zip holds a Hugging Face data set's folder",
+        query=Wanted,
+    ),
+)
 
 SCOPES: Mapping[str, str] = {
     "feedback:read": "see projects and where they stand",
@@ -40,6 +87,8 @@ Send `Authorization: Bearer TOKEN`. Scopes of a token:
 
 A page of the console sends its session's cookie instead, and the session's token in `x-csrf-token`."""
 
+NAMED: Mapping[str, Sequence[str]] = {"consumer": tuple(CONSUMERS), "format": tuple(layout.MEDIA)}
+"""Parts of paths that have few values."""
 REF = "#/components/schemas/{model}"
 
 
@@ -89,7 +138,7 @@ def _operation(route: Route, known: Mapping[Any, Any], schemas: Mapping[str, Any
     problem = {"application/json": {"schema": known[Problem, "serialization"]}}
     found["responses"] |= {str(code): {"description": text, "content": problem} for code, text in ERRORS.items()}
     parameters = [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+        {"name": name, "in": "path", "required": True, "schema": _part(name)}
         for name in re.findall(r"\{(\w+)\}", route.path)
     ]
     if route.query:
@@ -107,9 +156,14 @@ def _operation(route: Route, known: Mapping[Any, Any], schemas: Mapping[str, Any
     return found
 
 
+def _part(name: str) -> dict[str, Any]:
+    return {"type": "string", "enum": list(NAMED[name])} if name in NAMED else {"type": "string", "minLength": 1}
+
+
 def _answered(route: Route, known: Mapping[Any, Any]) -> dict[str, Any]:
     if issubclass(route.answer, File):
-        return {"description": "The file", "content": {"application/octet-stream": {"schema": {}}}}
+        raw = {"schema": {"type": "string", "format": "binary"}}
+        return {"description": "The file", "content": dict.fromkeys(layout.MEDIA.values(), raw)}
     schema = known[route.answer, "serialization"]
     return {"description": (route.answer.__doc__ or "").strip(), "content": {"application/json": {"schema": schema}}}
 

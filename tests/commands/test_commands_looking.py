@@ -30,7 +30,7 @@ SECTION_7 = (
     *("guard scan", "guard train", "guard up", "policy check", "policy diff", "policy replay"),
     *("release make", "release status", "release promote", "release rollback"),
     *("store backup", "store restore", "store check", "import model", "import feedback", "export feedback"),
-    *("export model", "export data", "audit verify", "erase", "gc", "stop", "doctor"),
+    *("export model", "export data", "export feedback", "audit verify", "erase", "gc", "stop", "doctor"),
 )
 
 

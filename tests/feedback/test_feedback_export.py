@@ -20,7 +20,8 @@ from tutelage.core.records import Example, Message
 from tutelage.evaluate.suite import KINDS
 from tutelage.feedback import api, layout
 from tutelage.feedback.client import Client, Direct
-from tutelage.feedback.export import CONSUMERS, export
+from tutelage.feedback.export import export
+from tutelage.feedback.rows import CONSUMERS
 from tutelage.feedback.wire import Answer, Form, MarkedSpan, NewCandidate, NewProject, NewTask, Question
 from tutelage.store import engine, ledger, people
 from tutelage.store.people import Person

@@ -18,8 +18,9 @@ from tutelage.core.errors import DataError, NotFound, UpstreamError
 from tutelage.core.records import explain
 from tutelage.feedback import api, rest
 from tutelage.feedback.api import Answer, Answers, Claim, Claimed, NewProject, NewTask, Progress, ProjectView, Submitted
-from tutelage.feedback.export import By, Consumer
+from tutelage.feedback.export import By
 from tutelage.feedback.layout import Format
+from tutelage.feedback.rows import Consumer
 from tutelage.feedback.wire import History, Kept, NewTasks, Projects, TaskIds
 from tutelage.store.engine import Store
 from tutelage.store.people import Person

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import yaml
 
 from tutelage.core.errors import DataError
-from tutelage.feedback.export import CONSUMERS, Exported, jsonl
+from tutelage.feedback.export import Exported, jsonl
+from tutelage.feedback.rows import CONSUMERS
 
 if TYPE_CHECKING:
     import pyarrow
@@ -139,7 +140,7 @@ def card(made: Exported, whole: pyarrow.Table, sizes: Mapping[str, tuple[int, in
                   "- `weight`: one item's pairs weigh one over the number of its other responses"]  # fmt: skip
     if made.consumer == "reward":
         lines += ["- `margin`: difference of the mean scores (0 to 1) where both were scored and it is positive, else",
-                  "  the share of people for less the share against"]  # fmt: skip
+                  "  how much better people said it is (0 to 1), else the share for less the share against"]  # fmt: skip
     lines += ["", "`annotations` are the ids of the answers a row was made of; they lead back into the store.", ""]
     return "\n".join(lines)
 

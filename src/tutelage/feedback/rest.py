@@ -13,7 +13,8 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 from tutelage.core.errors import DataError
 from tutelage.feedback import api, layout
 from tutelage.feedback.api import BASE, LEADERS, File, Forbidden, Route
-from tutelage.feedback.export import CONSUMERS, By, export
+from tutelage.feedback.export import By, export
+from tutelage.feedback.rows import CONSUMERS
 from tutelage.feedback.wire import Problem, Wire
 from tutelage.store import tasks
 from tutelage.store.engine import Store

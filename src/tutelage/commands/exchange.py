@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import typer
 
@@ -164,3 +164,47 @@ def export_data(
     from tutelage.govern.export import DATA
 
     _export(DATA, ref, folder, accept, root, as_json)
+
+
+@export_app.command("feedback")
+def export_feedback(
+    project: Annotated[str, typer.Argument(help="The labelling effort whose answers are taken.")],
+    target: Annotated[
+        Path, typer.Argument(help="A new file (.jsonl, .parquet, .zip), or a new folder for `datasets`.")
+    ],
+    consumer: Annotated[
+        str, typer.Option("--for", help="sft, reward, dpo, kto, classifier, evaluation, or annotations (all as it is).")
+    ],
+    people: Annotated[
+        list[str] | None, typer.Option("--people", help="live, simulated or replayed; named twice, they are pooled.")
+    ] = None,
+    by: Annotated[
+        Literal["task", "person"], typer.Option(help="Join everybody's answers, or keep them apart.")
+    ] = "task",
+    accept: AcceptOption = None,
+    root: RootOption = HERE,
+    as_json: JsonOption = False,
+) -> None:
+    """Write people's answers as rows for a trainer, with pseudonyms and origin; refused while texts are internal."""
+    from tutelage.core.artifact import atomic_write
+    from tutelage.feedback import layout
+    from tutelage.feedback.export import export
+    from tutelage.store import engine
+
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise UsageError("it is there already and is left as it is", file=target, todo="Name a new file or folder")
+    with closing(engine.open(known_root(root))) as store:
+        made = export(store, project, cast(Any, consumer), people=people or (), by=by, accept=accept or ())
+    form = target.suffix.removeprefix(".")
+    files = {"": layout.packed(made, cast(Any, form))} if form in layout.MEDIA else layout.folder(made)
+    for name, body in files.items():
+        place = target / name if name else target
+        place.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(place, body)
+    told = {"rows": len(made.rows), "people": made.people, "simulated": made.simulated, "dropped": dict(made.dropped)}
+    if as_json:
+        names = sorted(str(target / name) if name else str(target) for name in files)
+        return emit(told | {"files": names, "licences": list(made.licences), "accepted": list(made.accepted)})
+    say(f"{target}: {len(made.rows)} rows of {made.people} people; licences: {', '.join(made.licences)}")
+    for reason, count in made.dropped.items():
+        say(f"left out, {reason}: {count}")

@@ -6,7 +6,7 @@ The web mounts ROUTES, tests and in-process clients call `dispatch`: both go thr
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -28,6 +28,7 @@ from tutelage.feedback.wire import (
     Form,
     GoldView,
     GoldViews,
+    Held,
     History,
     Item,
     Kept,
@@ -47,6 +48,8 @@ from tutelage.feedback.wire import (
     Shown,
     Submitted,
     TaskIds,
+    Which,
+    storable,
 )
 from tutelage.store import answers, people, tasks, taxonomies, texts
 from tutelage.store import slots as desk
@@ -374,31 +377,37 @@ def _views(store: Store, found: Sequence[tasks.Project]) -> list[ProjectView]:
 # routes
 
 
-Call = Callable[[Store, Person, Mapping[str, str], Any], BaseModel]
+Call = Callable[[Store, Person, Mapping[str, Any], Any], Any]
+
+
+@dataclass(frozen=True)
+class File:
+    """An answer that is a file and no JSON. `facts` (plain text) travel in headers `x-NAME`."""
+
+    name: str
+    media: str
+    body: bytes
+    facts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Route:
-    """One request that can be made. `call(store, person, parameters of path and query, body)` answers it."""
+    """One request that can be made. `call(store, person, parameters of path and query, body)` answers it with a model
+    of the wire, or (`answer` is File) with a file."""
 
     method: str
     path: str
     scope: str
     call: Call
-    answer: type[BaseModel]
+    answer: type[BaseModel] | type[File]
     body: type[BaseModel] | None = None
     summary: str = ""
+    query: type[BaseModel] | None = None
     pattern: re.Pattern[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "pattern", re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", self.path) + "$"))
-
-
-def _whole(text: str | None, default: int, key: str) -> int:
-    try:
-        return int(text) if text else default
-    except ValueError:
-        raise DataError(f"expected a whole number, found {text!r}", key=key) from None
+        named = re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/]+)", re.escape(self.path))
+        object.__setattr__(self, "pattern", re.compile(named + r"\Z"))
 
 
 BASE = "/api/feedback"
@@ -468,19 +477,19 @@ ROUTES: tuple[Route, ...] = (
         "POST",
         f"{BASE}/slots/{{slot}}/return",
         "feedback:answer",
-        lambda store, who, at, body: Kept(ok=give_back(store, who, at["slot"], _whole(at.get("epoch"), 0, "epoch"))),
+        lambda store, who, at, body: Kept(ok=give_back(store, who, at["slot"], at["epoch"])),
         Kept,
-        summary="Return a task unanswered (query: epoch)",
+        summary="Return a task unanswered",
+        query=Held,
     ),
     Route(
         "GET",
         f"{BASE}/history",
         "feedback:answer",
-        lambda store, who, at, body: History(
-            answers=history(store, who, at.get("project", ""), _whole(at.get("limit"), 50, "limit"))
-        ),
+        lambda store, who, at, body: History(answers=history(store, who, at["project"], at["limit"])),
         History,
-        summary="Your own answers, newest first (query: project, limit)",
+        summary="Your own answers, newest first",
+        query=Which,
     ),
     Route(
         "PUT",
@@ -565,20 +574,31 @@ def status_of(error: TutelageError) -> int:
 
 
 def dispatch(
-    store: Store, person: Person, method: str, path: str, body: Any = None, query: Mapping[str, str] | None = None
-) -> tuple[int, dict[str, Any]]:
-    """Answer a request without a web framework: (status, JSON). The body is parsed JSON."""
-    for route in ROUTES:
+    store: Store,
+    person: Person,
+    method: str,
+    path: str,
+    body: Any = None,
+    query: Mapping[str, str] | None = None,
+    routes: Iterable[Route] | None = None,
+) -> tuple[int, Any]:
+    """Answer a request without a web framework: (status, JSON or File). The body is parsed JSON, the path is not
+    encoded; `routes` are those of this file unless others are given."""
+    for route in ROUTES if routes is None else routes:
         found = route.pattern.match(path)
         if route.method != method or not found:
             continue
         try:
+            at: dict[str, Any] = found.groupdict()
+            storable([at, dict(query or {}), body])
+            if route.query:
+                at |= route.query.model_validate(dict(query or {})).model_dump()
             sent = route.body.model_validate(body) if route.body else None
-            made = route.call(store, person, {**(query or {}), **found.groupdict()}, sent)
+            made = route.call(store, person, at, sent)
         except ValidationError as error:
             key, message = explain(error)
             return 422, DataError(message, key=key).as_dict()
         except TutelageError as error:
             return status_of(error), error.as_dict()
-        return 200, made.model_dump(mode="json")
+        return 200, made if isinstance(made, File) else made.model_dump(mode="json")
     return 404, NotFound(f"there is no {method} {path}").as_dict()

@@ -1,4 +1,4 @@
-"""The client of the feedback API: over HTTP with one kept connection, or straight into `api.dispatch`.
+"""The client of the feedback API: over HTTP with one kept connection, or straight into `rest.dispatch`.
 
 Simulated and replayed people go through it like anybody else, so what they prove holds for live ones.
 """
@@ -10,14 +10,17 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeVar
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, unquote, urlencode, urlsplit
 
 from pydantic import BaseModel, ValidationError
 
 from tutelage.core.errors import DataError, NotFound, UpstreamError
 from tutelage.core.records import explain
-from tutelage.feedback import api
+from tutelage.feedback import api, rest
 from tutelage.feedback.api import Answer, Answers, Claim, Claimed, NewProject, NewTask, Progress, ProjectView, Submitted
+from tutelage.feedback.export import By
+from tutelage.feedback.layout import Format
+from tutelage.feedback.rows import Consumer
 from tutelage.feedback.wire import History, Kept, NewTasks, Projects, TaskIds
 from tutelage.store.engine import Store
 from tutelage.store.people import Person
@@ -26,7 +29,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class Transport(Protocol):
-    """Carries one request: (status, parsed JSON)."""
+    """Carries one request: (status, parsed JSON, or the bytes of a file)."""
 
     def send(self, method: str, path: str, query: Mapping[str, str], body: str | None) -> tuple[int, Any]: ...
 
@@ -40,9 +43,10 @@ class Direct:
         self.store, self.person = store, person
 
     def send(self, method: str, path: str, query: Mapping[str, str], body: str | None) -> tuple[int, Any]:
-        """Answer through `api.dispatch`."""
+        """Answer through `rest.dispatch`."""
         parsed = json.loads(body) if body is not None else None
-        return api.dispatch(self.store, self.person, method, path, parsed, query)
+        status, told = rest.dispatch(self.store, self.person, method, unquote(path), parsed, query)
+        return status, told.body if isinstance(told, api.File) else told
 
     def close(self) -> None:
         """Nothing to close."""
@@ -82,6 +86,8 @@ class Http:
             if answer.status in (429, 502, 503, 504):
                 problem = f"status {answer.status}"
                 continue
+            if answer.status == 200 and answer.getheader("content-disposition"):
+                return 200, raw
             try:
                 return answer.status, json.loads(raw) if raw else None
             except ValueError:
@@ -166,6 +172,34 @@ class Client:
         """One's own answers, newest first."""
         return self._call("GET", "/history", History, query={"project": project, "limit": str(limit)}).answers
 
+    def export(
+        self,
+        project: str,
+        consumer: Consumer,
+        *,
+        people: Sequence[str] = (),
+        by: By = "task",
+        accept: Sequence[str] = (),
+    ) -> list[dict[str, Any]]:
+        """Answers as rows for a consumer; see `tutelage.feedback.export`."""
+        raw = self.export_file(project, consumer, "jsonl", people=people, by=by, accept=accept)
+        return [json.loads(line) for line in raw.splitlines()]
+
+    def export_file(
+        self,
+        project: str,
+        consumer: Consumer,
+        format: Format = "parquet",
+        *,
+        people: Sequence[str] = (),
+        by: By = "task",
+        accept: Sequence[str] = (),
+    ) -> bytes:
+        """The same as a file: JSON lines, Parquet, or a zip of a Hugging Face data set's folder."""
+        path = f"/projects/{quote(project, safe='')}/export/{quote(consumer, safe='')}.{quote(format, safe='')}"
+        found = self._send("GET", path, query={"people": ",".join(people), "by": by, "accept": ",".join(accept)})
+        return bytes(found)
+
     def _call(
         self,
         method: str,
@@ -175,10 +209,15 @@ class Client:
         body: BaseModel | None = None,
         query: Mapping[str, str] | None = None,
     ) -> M:
+        return model.model_validate(self._send(method, path, body=body, query=query))
+
+    def _send(
+        self, method: str, path: str, *, body: BaseModel | None = None, query: Mapping[str, str] | None = None
+    ) -> Any:
         sent = body.model_dump_json() if body is not None else None
         status, found = self._transport.send(method, api.BASE + path, query or {}, sent)
         if status == 200:
-            return model.model_validate(found)
+            return found
         told = found if isinstance(found, dict) else {}
         message = str(told.get("message") or told.get("detail") or f"status {status}")
         if status == 404:

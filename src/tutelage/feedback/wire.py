@@ -2,18 +2,46 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from tutelage.core.errors import DataError
 from tutelage.core.records import Message
 from tutelage.feedback import assign
 from tutelage.feedback.taxonomy import Taxonomy
 from tutelage.store.answers import WHOLE
+from tutelage.store.people import ROLES
 from tutelage.store.settings import ProjectSettings
 
 Kind = Literal["ranking", "scoring", "ranking+scoring", "pair", "tag", "review", "rewrite"]
 RANKED: tuple[str, ...] = ("ranking", "ranking+scoring", "pair")
+MOST = 2**31 - 1
+"""The highest whole number that every database keeps."""
+DEEPEST = 40
+"""How deep what is sent may be nested."""
+
+
+def storable(value: Any) -> None:
+    """Refuse, before anything is read further, what parsed JSON may hold and no database keeps the same: half a
+    surrogate pair, NUL, numbers that are no finite ones or that JSON's readers round. Raises DataError."""
+    waiting = [(value, 0)]
+    while waiting:
+        each, depth = waiting.pop()
+        if depth > DEEPEST:
+            raise DataError(f"what is sent is nested more than {DEEPEST} deep")
+        match each:
+            case str() if "\x00" in each or any("\ud800" <= letter <= "\udfff" for letter in each):
+                raise DataError("a text holds NUL or half a surrogate pair, which no database keeps")
+            case int() if abs(each) > 2**53:
+                raise DataError(f"{each} is larger than JSON's readers keep exactly")
+            case float() if not math.isfinite(each):
+                raise DataError("a number is not finite")
+            case dict():
+                waiting += [(inner, depth + 1) for pair in each.items() for inner in pair]
+            case list() | tuple():
+                waiting += [(inner, depth + 1) for inner in each]
 
 
 class Wire(BaseModel):
@@ -89,6 +117,13 @@ class NewProject(Wire):
                 raise ValueError(f"question {each.key!r}: only a pair has a strength")
         return self
 
+    @field_validator("settings")
+    @classmethod
+    def _roles(cls, settings: ProjectSettings) -> ProjectSettings:
+        if unknown := sorted(set(settings.roles) - set(ROLES)):
+            raise ValueError(f"roles lists who may answer, of {', '.join(ROLES)}; found {unknown[0]!r}")
+        return settings
+
 
 class ProjectView(Wire):
     """A labelling effort."""
@@ -113,7 +148,7 @@ class NewCandidate(Wire):
     """One thing to be judged, and who made it (which annotators never see)."""
 
     content: str
-    producer: str = ""
+    producer: str = Field(default="", max_length=300)
     meta: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -126,12 +161,12 @@ class NewTask(Wire):
     candidates: tuple[NewCandidate, ...] = ()
     people: tuple[str, ...] | None = None
     required: int | None = Field(default=None, ge=1, le=1000)
-    priority: int = 0
+    priority: int = Field(default=0, ge=-1_000_000, le=1_000_000)
     cluster: str = Field(default="", max_length=120)
     language: str = Field(default="", max_length=20)
     meta: dict[str, Any] = Field(default_factory=dict)
-    decision: str | None = None
-    draw: str | None = None
+    decision: str | None = Field(default=None, max_length=36)
+    draw: str | None = Field(default=None, max_length=36)
 
     @model_validator(mode="after")
     def _sound(self) -> NewTask:
@@ -206,9 +241,9 @@ class MarkedSpan(Wire):
     """
 
     field: str = Field(default="candidate", pattern=r"^(candidate|prompt(:\d{1,4})?)$")
-    candidate: int = WHOLE
-    start: int = Field(ge=0, le=2**31 - 1)
-    end: int = Field(ge=0, le=2**31 - 1)
+    candidate: int = Field(default=WHOLE, ge=WHOLE, le=MOST)
+    start: int = Field(ge=0, le=MOST)
+    end: int = Field(ge=0, le=MOST)
     label: str = Field(min_length=1, max_length=120)
 
 
@@ -241,7 +276,7 @@ class Answer(Wire):
     """The candidate that was rewritten or left as it is; needed where there are several."""
     as_is: bool = False
     """The candidate needs no rewriting: it is a good answer as it stands."""
-    active_ms: int = Field(default=0, ge=0)
+    active_ms: int = Field(default=0, ge=0, le=MOST)
 
 
 class Answers(Wire):
@@ -278,6 +313,36 @@ class Kept(Wire):
     """Whether it worked; False when the place is no longer one's own."""
 
     ok: bool
+
+
+class Held(Wire):
+    """Which holding of a slot is meant."""
+
+    epoch: int = Field(default=0, le=MOST)
+
+
+class Which(Wire):
+    """Of which project (empty: of all), and how many at most."""
+
+    project: str = ""
+    limit: int = Field(default=50, ge=1, le=500)
+
+
+class Problem(Wire):
+    """Why a request was not answered."""
+
+    error: str
+    """Its kind: DataError, NotFound, Forbidden, Busy ..."""
+    message: str
+    """What was found, in a sentence."""
+    key: str | None = None
+    """The key of the request that is meant."""
+    row: int | None = None
+    file: str | None = None
+    todo: str | None = None
+    """What to do next."""
+    exit_code: int = 1
+    """Of the command that would have met this."""
 
 
 class ByPerson(Wire):

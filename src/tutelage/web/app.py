@@ -24,6 +24,7 @@ from starlette.exceptions import HTTPException
 from tutelage.core.artifact import Root, atomic_write
 from tutelage.core.config import build
 from tutelage.core.errors import TutelageError, UsageError
+from tutelage.feedback import rest
 from tutelage.store import access, people
 from tutelage.web import account, auth, feedback, gateway, operate, redteam, render, review
 from tutelage.web import people as people_pages
@@ -67,7 +68,19 @@ def create_app(
         app.include_router(page.router(state))
     for kind in (Fault, HTTPException, TutelageError, RequestValidationError, Exception):
         app.add_exception_handler(kind, _failed)
+    setattr(app, "openapi", partial(_described, app))  # noqa: B010 (a method of the class, as FastAPI's own guide does)
     return app
+
+
+def _described(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document: the gateway's routes as FastAPI sees them, the feedback API's as it describes itself."""
+    if not app.openapi_schema:
+        found, own = FastAPI.openapi(app), rest.document()
+        found["paths"] |= own["paths"]
+        for kind, known in own["components"].items():
+            found.setdefault("components", {}).setdefault(kind, {}).update(known)
+        app.openapi_schema = found
+    return app.openapi_schema
 
 
 async def _follow(state: State) -> None:
@@ -90,7 +103,9 @@ async def _failed(request: Request, error: Exception) -> Response:
     if path.startswith(JSON_PATHS) or "text/html" not in request.headers.get("accept", ""):
         if path.startswith("/api/") and isinstance(error, TutelageError):
             return JSONResponse(error.as_dict(), fault.status)
-        return gateway.respond(fault)
+        told = gateway.respond(fault)
+        told.headers.update(error.headers or {} if isinstance(error, HTTPException) else {})
+        return told
     text = error.detail if isinstance(error, HTTPException) else fault.body["error"]["message"]
     title = {403: "Not allowed", 404: "Not found"}.get(fault.status, "That did not work")
     return render.page(request, "problem.html", status=fault.status, title=title, text=str(text))

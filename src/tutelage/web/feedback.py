@@ -15,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 
 from tutelage.core.errors import DataError, NotFound, TutelageError
 from tutelage.core.records import explain
-from tutelage.feedback import api
+from tutelage.feedback import api, rest
 from tutelage.feedback.api import Answers, Claim, NewProject, NewTask
 from tutelage.review import queue
 from tutelage.store import answers, slots, tasks
@@ -26,6 +26,8 @@ from tutelage.web import forms, render
 LEADERS = ("lead", "operator", "auditor")
 MOST_UPLOAD = 20_000_000
 """Bytes of a file with tasks."""
+MOST_BODY = 32_000_000
+"""Bytes of one request to the API."""
 
 
 def failure(error: TutelageError) -> HTTPException:
@@ -175,8 +177,12 @@ def router(state: Any) -> APIRouter:
     """The pages and the API of this file; `state` has `store`."""
     routes = APIRouter()
     store = state.store
-    for route in api.ROUTES:
+    for route in rest.ROUTES:
         _mount(routes, state, route)
+
+    @routes.get(f"{api.BASE}/openapi.json", include_in_schema=False)
+    def described() -> dict[str, Any]:
+        return rest.document()
 
     @routes.get("/", include_in_schema=False)
     def home(request: Request) -> HTMLResponse:
@@ -347,35 +353,37 @@ def router(state: Any) -> APIRouter:
 def _mount(routes: APIRouter, state: Any, route: api.Route) -> None:
     """One route of the feedback API. Tokens need its scope; sessions need their token in `x-csrf-token`."""
 
-    async def call(request: Request) -> JSONResponse:
-        person = _caller(request, route.scope)
-        body: Any = None
-        if route.body is not None:
-            try:
-                body = json.loads(await request.body() or b"null")
-            except ValueError as error:
-                return JSONResponse(DataError(f"the body is no JSON: {error}").as_dict(), 422)
+    async def call(request: Request) -> Response:
+        try:
+            person = _caller(request, route.scope)
+            body = await _body(request) if route.body is not None else None
+        except HTTPException as error:
+            kind = {401: "Unauthorized", 403: "Forbidden", 413: "TooLarge"}.get(error.status_code, "DataError")
+            told = {"error": kind, "message": str(error.detail), "exit_code": 2}
+            return JSONResponse(told, error.status_code, headers=error.headers)
         query = {key: value for key, value in request.query_params.items()}
-        path = request.url.path
-        status, told = await run_in_threadpool(api.dispatch, state.store, person, route.method, path, body, query)
+        path = request.scope["path"]
+        status, told = await run_in_threadpool(rest.dispatch, state.store, person, route.method, path, body, query)
+        if isinstance(told, api.File):
+            headers = {f"x-{name}": value for name, value in told.facts.items()}
+            headers |= {"content-disposition": f'attachment; filename="{told.name}"', "cache-control": "no-store"}
+            return Response(told.body, media_type=told.media, headers=headers)
         return JSONResponse(told, status)
 
-    extra: dict[str, Any] = {}
-    if route.body is not None:
-        extra["requestBody"] = {
-            "required": True,
-            "content": {"application/json": {"schema": route.body.model_json_schema()}},
-        }
-    routes.add_api_route(
-        route.path,
-        call,
-        methods=[route.method],
-        summary=route.summary,
-        response_model=None,
-        responses={200: {"model": route.answer}},
-        openapi_extra=extra or None,
-        name=f"{route.method} {route.path}",
-    )
+    routes.add_api_route(route.path, call, methods=[route.method], include_in_schema=False, response_model=None)
+
+
+async def _body(request: Request) -> Any:
+    """The body as JSON. Raises HTTPException 413 for one that is too large, 422 for one that is no JSON."""
+    held = bytearray()
+    async for part in request.stream():
+        held += part
+        if len(held) > MOST_BODY:
+            raise HTTPException(413, f"the body is larger than {MOST_BODY // 1_000_000} MB; send it in parts")
+    try:
+        return json.loads(bytes(held) or b"null")
+    except (ValueError, RecursionError) as error:
+        raise HTTPException(422, f"the body is no JSON: {error}") from None
 
 
 def _caller(request: Request, scope: str) -> Person:

@@ -11,7 +11,7 @@ import tutelage as tt
 from tutelage.core.records import Message
 from tutelage.feedback import rest
 from tutelage.feedback.client import Client
-from tutelage.feedback.wire import NewProject, NewTask
+from tutelage.feedback.wire import NewGold, NewProject, NewTask
 
 
 class Heard(Exception):
@@ -40,6 +40,14 @@ CALLS: dict[str, Any] = {
     "save_draft": lambda client: client.save_draft("s", 1, {}),
     "give_back": lambda client: client.give_back("s", 1),
     "history": lambda client: client.history(),
+    "change_settings": lambda client: client.change_settings("p", {"gold_share": 0.1}),
+    "gold": lambda client: client.gold("p"),
+    "mark_gold": lambda client: client.mark_gold("p", NewGold(task="t", rationale="why")),
+    "retire_gold": lambda client: client.retire_gold("p", "t"),
+    "lift": lambda client: client.lift("p", "anna"),
+    "qualifications": lambda client: client.qualifications("anna"),
+    "qualify": lambda client: client.qualify("anna", "law"),
+    "disqualify": lambda client: client.disqualify("anna", "law"),
     "export": lambda client: client.export("p", "dpo"),
     "export_file": lambda client: client.export_file("p", "dpo"),
 }

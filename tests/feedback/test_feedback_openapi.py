@@ -29,7 +29,7 @@ from tutelage.core.records import Message
 from tutelage.feedback import api, rest
 from tutelage.feedback.client import Client
 from tutelage.feedback.wire import Claim
-from tutelage.store import people
+from tutelage.store import access, people
 from tutelage.web import feedback
 from tutelage.web.app import Server, create_app
 from tutelage.web.state import Settings
@@ -61,7 +61,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
             answer(each) for each in api.claim(store, person, Claim(project="help", count=5)).items
         ]))  # fmt: skip
     people.grant(store, lead.id, "owner")
-    token = people.issue_token(store, lead.id, ("feedback",))
+    token = access.issue_token(store, lead.id, ("feedback",))
     store.close()
     with Server(create_app(root, Settings())) as server:
         yield Running(server, token)

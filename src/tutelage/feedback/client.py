@@ -21,7 +21,18 @@ from tutelage.feedback.api import Answer, Answers, Claim, Claimed, NewProject, N
 from tutelage.feedback.export import By
 from tutelage.feedback.layout import Format
 from tutelage.feedback.rows import Consumer
-from tutelage.feedback.wire import History, Kept, NewTasks, Projects, TaskIds
+from tutelage.feedback.wire import (
+    GoldView,
+    GoldViews,
+    History,
+    Kept,
+    NewGold,
+    NewTasks,
+    Projects,
+    Qualifications,
+    Settings,
+    TaskIds,
+)
 from tutelage.store.engine import Store
 from tutelage.store.people import Person
 
@@ -171,6 +182,41 @@ class Client:
     def history(self, project: str = "", limit: int = 50) -> list[dict[str, Any]]:
         """One's own answers, newest first."""
         return self._call("GET", "/history", History, query={"project": project, "limit": str(limit)}).answers
+
+    def change_settings(self, project: str, settings: Mapping[str, Any]) -> ProjectView:
+        """Change some settings of a project; what is not named stays."""
+        wanted = _made(Settings, settings=dict(settings))
+        return self._call("PUT", f"/projects/{quote(project, safe='')}/settings", ProjectView, body=wanted)
+
+    def gold(self, project: str) -> GoldViews:
+        """The gold tasks of a project, and how everybody did on them."""
+        return self._call("GET", f"/projects/{quote(project, safe='')}/gold", GoldViews)
+
+    def mark_gold(self, project: str, new: NewGold) -> GoldView:
+        """Make a task gold, or say anew what is expected of it."""
+        return self._call("POST", f"/projects/{quote(project, safe='')}/gold", GoldView, body=new)
+
+    def retire_gold(self, project: str, task: str) -> bool:
+        """Give a gold task to nobody any more."""
+        return self._call("POST", f"/projects/{quote(project, safe='')}/gold/{quote(task, safe='')}/retire", Kept).ok
+
+    def lift(self, project: str, person: str) -> bool:
+        """Let somebody go on whose answers a lead has looked at."""
+        return self._call("POST", f"/projects/{quote(project, safe='')}/people/{quote(person, safe='')}/lift", Kept).ok
+
+    def qualifications(self, person: str) -> list[str]:
+        """What somebody has shown to be able to judge."""
+        return self._call("GET", f"/people/{quote(person, safe='')}/qualifications", Qualifications).names
+
+    def qualify(self, person: str, name: str) -> list[str]:
+        """Grant a qualification."""
+        path = f"/people/{quote(person, safe='')}/qualifications/{quote(name, safe='')}"
+        return self._call("PUT", path, Qualifications).names
+
+    def disqualify(self, person: str, name: str) -> list[str]:
+        """Take a qualification away."""
+        path = f"/people/{quote(person, safe='')}/qualifications/{quote(name, safe='')}"
+        return self._call("DELETE", path, Qualifications).names
 
     def export(
         self,

@@ -18,12 +18,13 @@ from tutelage.web import auth
 
 
 @pytest.fixture
-def root(tmp_path, monkeypatch) -> Root:
+def root(home, monkeypatch) -> Root:
     monkeypatch.setitem(refs.SCHEMES, "speaker", "test_feedback_stages:open_speaker")
-    return Root(tmp_path / "life").create()
+    return Root(home).create()
 
 
 def test_simulated_people_answer_over_http_exactly_as_in_process(root, tmp_path):
+    """And in PostgreSQL exactly as in SQLite: the other root is always SQLite, what is sealed has one id."""
     made = []
     for where, over in ((root, "http"), (Root(tmp_path / "other").create(), "direct")):
         corpus = seal(where, "corpus", {"dialogues.jsonl": [dialogue(n) for n in range(40)]}, "c")

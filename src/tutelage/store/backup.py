@@ -157,13 +157,16 @@ def check_root(root: Root) -> list[str]:
             changes = compare_metadata(MigrationContext.configure(connection), schema.metadata)
             if changes:
                 return [f"its tables are not those of schema {HEAD}: {len(changes)} differ"]
-            guards = connection.exec_driver_sql(
-                "SELECT DISTINCT relname FROM pg_trigger JOIN pg_class ON pg_class.oid = tgrelid "
+            awake = connection.exec_driver_sql(
+                "SELECT tgname FROM pg_trigger "
                 "WHERE NOT tgisinternal AND tgenabled IN ('O', 'A') AND pg_table_is_visible(tgrelid)"
             )
-            guarded = set(guards.scalars())
-            tables = (*schema.APPEND_ONLY, "text")
-            faults += [f"{name} has lost its append-only triggers" for name in tables if name not in guarded]
+            names = set(awake.scalars())
+            ends = {name: ("append_only", "no_truncate") for name in schema.APPEND_ONLY}
+            ends["text"] = ("erase_only", "keep", "no_truncate")
+            for name in ends:
+                if not {f"{name}_{end}" for end in ends[name]} <= names:
+                    faults.append(f"{name} has lost its append-only triggers")
             for table in schema.metadata.sorted_tables:  # every row is read, with what is stored beside it
                 connection.exec_driver_sql(f'SELECT count("{table.name}"::text) FROM "{table.name}"')
                 for key in table.foreign_keys:

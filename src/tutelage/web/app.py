@@ -60,7 +60,7 @@ def create_app(
         title="tutelage", docs_url=None, redoc_url=None, lifespan=lifespan, dependencies=[Depends(auth.may_write)]
     )
     app.state.house = state
-    app.add_middleware(auth.Doors, state=state)
+    app.add_middleware(auth.Doors, state=state, failed=_failed)
     app.include_router(gateway.router(state))
     app.include_router(auth.router(state, render.page))
     app.include_router(render.router())

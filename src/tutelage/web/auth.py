@@ -21,6 +21,7 @@ from fastapi.responses import RedirectResponse, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tutelage.core.errors import TutelageError
 from tutelage.guard.limits import Denied, Grant, Limits
 from tutelage.store import access, people
 from tutelage.web.state import State
@@ -81,8 +82,8 @@ class _Recent:
 class Doors:
     """ASGI: fills `request.state.session`, `.caller` and `.tenant`, checks the host, adds security headers."""
 
-    def __init__(self, app: ASGIApp, state: State) -> None:
-        self.app, self.state = app, state
+    def __init__(self, app: ASGIApp, state: State, failed: Callable[[Request, Exception], Awaitable[Response]]) -> None:
+        self.app, self.state, self._failed = app, state, failed
         self._recent = _Recent()
         self._hosts = {"localhost", "127.0.0.1", "[::1]", state.settings.host.lower(), *state.settings.hosts}
         self._check_host = _loopback(state.settings.host)
@@ -100,7 +101,12 @@ class Doors:
             return
         known = scope.setdefault("state", {})
         known.update(session=None, caller=None, tenant=None)
-        await self._recognise(known, headers)
+        try:
+            await self._recognise(known, headers)
+        except TutelageError as error:  # a store that does not answer: nobody can be recognised
+            response = await self._failed(Request(scope), error)
+            await response(scope, receive, send)
+            return
 
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":

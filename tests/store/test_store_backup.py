@@ -11,7 +11,7 @@ import sqlalchemy as sql
 from tutelage.core.artifact import Root
 from tutelage.core.errors import DataError, UsageError
 from tutelage.core.records import Message, Verdict
-from tutelage.store import answers, engine, ledger, people, releases, review, schema, slots, tasks, traces
+from tutelage.store import answers, engine, ledger, people, profiles, releases, review, schema, slots, tasks, traces
 from tutelage.store.backup import ROWS, backup, check_root, restore
 
 
@@ -19,7 +19,7 @@ def fill(root: Root) -> None:
     """Something of every kind: accounts, answers, traffic with verdicts, sealed bytes, numbers, nulls."""
     with engine.open(root) as store:
         anna = people.create(store, "anna", languages=["de"])
-        people.set_profile(store, anna.id, {"native_language": "German"})
+        profiles.set_profile(store, anna.id, {"native_language": "German"})
         project = tasks.make_project(store, "p", kind="ranking", questions=[{"key": "q", "b": 1, "a": None}])
         asked = Message(role="user", content="grüß Gott\n")
         new = tasks.NewTask("t", "ranking", (asked,), (("a", "", {}), ("b", "", {})))
@@ -84,7 +84,7 @@ def test_a_store_moves_to_postgres_and_back(tmp_path, postgres_empty):
     (tmp_path / "service.yaml").unlink()
     assert restore(root, tmp_path / "back.db", replace=True) is not None and rows(root) == before
     with engine.open(root) as store:
-        assert people.profile(store, people.get(store, "anna").id) == {"native_language": "German"}
+        assert profiles.profile(store, people.get(store, "anna").id) == {"native_language": "German"}
 
 
 def test_a_backup_of_an_earlier_schema_is_brought_up_in_postgres(tmp_path, postgres, monkeypatch):

@@ -15,7 +15,7 @@ from tests.postgres import Server as Postgres
 from tests.postgres import demand
 from tutelage.core.artifact import Root
 from tutelage.core.errors import Busy
-from tutelage.store import answers, people, tasks
+from tutelage.store import access, answers, people, tasks
 from tutelage.web import auth
 from tutelage.web.app import Server, create_app
 from tutelage.web.state import Settings
@@ -48,7 +48,7 @@ def test_annotators_work_through_a_database_that_goes_away(tmp_path, postgres, m
     with Server(create_app(root, Settings(serve="release:none"))) as server:
         store = server.state.store
         crew = people.create_many(store, [f"p{n}" for n in range(3)])
-        tokens = [people.issue_token(store, each.id, ("feedback:answer",)) for each in crew]
+        tokens = [access.issue_token(store, each.id, ("feedback:answer",)) for each in crew]
         where = tasks.make_project(store, "p", kind="ranking", questions=[])
         pair = (("a", "", {}), ("b", "", {}))
         new = [tasks.NewTask(f"t{n}", "ranking", (), pair, required=3) for n in range(60)]

@@ -64,7 +64,7 @@ def test_nothing_that_an_annotator_can_read_tells_which_task_is_gold(house):
 
 
 def test_a_lead_sees_how_it_went_and_lifts_a_pause(house):
-    store, lead, crew, ids = house
+    store, lead, crew, _ids = house
     anna = crew[0]
     send(store, lead, "PUT", "/projects/help/settings", {"settings": {"gold_doubt": 0.6}})
     assert len(work(store, anna, 9, [[2], [1], [0]])) < 9

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from types import SimpleNamespace
 
@@ -65,7 +66,7 @@ def test_the_share_is_kept_and_nobody_can_count_on_where(store):
 def test_every_run_of_items_holds_one(share):
     found = [n for n in range(3000) if gold.due("anna", "p", n, share)]
     assert abs(len(found) - 3000 * share) <= 1
-    assert max(after - before for before, after in zip(found, found[1:], strict=False)) <= 2 * math.ceil(1 / share)
+    assert max(after - before for before, after in itertools.pairwise(found)) <= 2 * math.ceil(1 / share)
     assert found != [n for n in range(3000) if gold.due("bert", "p", n, share)]
     assert not any(gold.due("anna", "p", n, 0.0) for n in range(50))
 
@@ -148,7 +149,7 @@ def test_who_is_wrong_too_often_is_paused_until_a_lead_has_looked(store):
 
 
 def test_a_revision_of_an_answer_is_what_counts(store):
-    where, golden, (anna,) = house(store, gold_share=0.5)
+    where, _golden, (anna,) = house(store, gold_share=0.5)
     held = take(store, anna, where, 2)
     answers.submit(store, anna, "live", [wrong(each) for each in held])
     better = [answers.NewAnnotation(each.id, each.epoch, f"again-{each.id}", ranks=[(0, 0), (1, 1)]) for each in held]
@@ -206,7 +207,7 @@ def test_how_far_an_answer_is_the_expected_one(expected, given, reached):
 
 
 def test_simulated_people_are_judged_as_well(store):
-    where, golden, _ = house(store, gold_share=0.5)
+    where, _golden, _ = house(store, gold_share=0.5)
     bot = people.create(store, "bot", kind="simulated")
     held = take(store, bot.id, where, 2)
     answers.submit(store, bot.id, bot.kind, [said(each) for each in held])

@@ -62,7 +62,9 @@ class Outcome:
     seconds: float
 
 
-def prepare(root: Path, url: str, *, clients: int, tasks_: int, per_task: int, lease_ms: int) -> tuple[Crowd, list[str]]:
+def prepare(
+    root: Path, url: str, *, clients: int, tasks_: int, per_task: int, lease_ms: int
+) -> tuple[Crowd, list[str]]:
     """A project and its people: what they work on, and their ids."""
     with engine.open(root, url=url) as store:
         where = tasks.make_project(store, NAME, kind="ranking", questions=[], per_task=per_task)

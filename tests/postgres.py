@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,13 @@ class Server:
             connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
         return self.url(name)
 
+    def drop(self, url: str) -> None:
+        """Remove a database, whoever is still connected to it."""
+        import psycopg
+
+        with psycopg.connect(self._conninfo(), autocommit=True) as connection:
+            connection.execute(f'DROP DATABASE "{url.partition("@/")[2].partition("?")[0]}" WITH (FORCE)')
+
 
 @pytest.fixture(scope="session")
 def postgres_server():
@@ -156,15 +164,27 @@ def postgres_template(postgres_server, tmp_path_factory) -> str:
 
 
 @pytest.fixture
-def postgres_empty(postgres_server) -> str:
+def postgres_empty(postgres_server) -> Iterator[str]:
     """The address of a database that holds nothing."""
-    return postgres_server.create()
+    url = postgres_server.create()
+    yield url
+    postgres_server.drop(url)
 
 
 @pytest.fixture
-def postgres(postgres_server, postgres_template) -> str:
+def postgres(postgres_server, postgres_template) -> Iterator[str]:
     """The address of a database of this test alone, with our tables in it."""
-    return postgres_server.create(template=postgres_template)
+    url = postgres_server.create(template=postgres_template)
+    yield url
+    postgres_server.drop(url)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def fresh(request, tmp_path) -> Path:
+    """A root's folder that nobody has opened: the database it names is empty."""
+    if request.param == "postgresql":
+        (tmp_path / "service.yaml").write_text(f"database: {request.getfixturevalue('postgres_empty')}\n")
+    return tmp_path
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -174,9 +194,17 @@ def database(request) -> str:
 
 
 @pytest.fixture
-def store(tmp_path, database):
+def home(tmp_path, database) -> Path:
+    """A root's folder whose store lies in SQLite, and again in PostgreSQL: service.yaml says so."""
+    if database:
+        (tmp_path / "service.yaml").write_text(f"database: {database}\n")
+    return tmp_path
+
+
+@pytest.fixture
+def store(home):
     """An open store, once in SQLite and once in PostgreSQL."""
     from tutelage.store import engine
 
-    with engine.open(tmp_path, url=database) as made:
+    with engine.open(home) as made:
         yield made

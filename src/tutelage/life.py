@@ -233,9 +233,9 @@ def collect_garbage(root: Root, keep: int = 1, dry_run: bool = False) -> tuple[l
     for each in every:
         by_stage.setdefault(each.manifest.stage, []).append(each)
     needed += [each for group in by_stage.values() for each in group[len(group) - keep :] if keep]
-    if root.store_path.is_file():
-        from tutelage.store import engine, releases
+    from tutelage.store import engine, releases
 
+    if engine.exists(root):
         with engine.open(root, writable=False) as store:
             served = {each.bundle for each in releases.every(store)}
         needed += [each for each in every if each.kind == "bundle" and (each.ref in served or each.id in served)]

@@ -18,9 +18,9 @@ from tutelage.commands.base import (
     emit,
     group,
     known_root,
+    root_at,
     say,
 )
-from tutelage.core.artifact import Root
 from tutelage.core.errors import DataError, NotFound, UsageError
 
 import_app = group("import", "Bring a model, or recorded answers of people, into a life.")
@@ -45,7 +45,7 @@ def import_model(
     from tutelage.core import refs
     from tutelage.life import made_last
 
-    where = Root(root).create()
+    where = root_at(root).create()
     if base:
         made = refs.load(refs.SCHEMES["adapter"])(ref, where, made_last(where).get(base, base), licence=licence)
     else:

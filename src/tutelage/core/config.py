@@ -152,3 +152,23 @@ def build(model: type[C], values: Any, *, file: str | Path | None = None, prefix
         near = nearest(str(first["loc"][-1]), known)
         todo = f"Did you mean {near!r}?" if near else f"Known here: {', '.join(known)}"
         raise ConfigError("unknown key", file=file, key=full, todo=todo) from None
+
+
+def secret(value: str, environment: Mapping[str, str], where: str, folder: Path = Path()) -> str:
+    """The secret that `env:NAME` or `file:PATH` (a path beside the file that names it, in `folder`) stands for.
+
+    Raises ConfigError; a secret in clear text is refused.
+    """
+    kind, _, name = value.partition(":")
+    if kind == "env":
+        found = environment.get(name, "")
+        problem = f"the environment has no variable {name}"
+    elif kind == "file":
+        path = folder / name
+        found = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+        problem = f"the file {path} is missing or empty"
+    else:
+        found, problem = "", "a secret is given as `env:NAME` or `file:PATH`, never in the file itself"
+    if not found:
+        raise ConfigError(problem, key=where)
+    return found

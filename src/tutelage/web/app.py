@@ -138,7 +138,7 @@ def background(ref: str = "app:", root: Root | None = None, **options: Any) -> S
 
     `requests_per_minute` overrides what one tenant may ask (0: no limit), for a stage that sends a week in a minute.
     """
-    where = root or Root("life")
+    where = root or Root("life", os.environ)
     settings = options.pop("settings", None) or read_settings(where)
     if "requests_per_minute" in options:
         pace = {"requests_per_minute": options.pop("requests_per_minute")}

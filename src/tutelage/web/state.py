@@ -14,14 +14,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from tutelage.core.artifact import Root
-from tutelage.core.config import Config, build, load_yaml
-from tutelage.core.errors import ConfigError, NotFound, TutelageError
+from tutelage.core.config import Config, build, load_yaml, secret
+from tutelage.core.errors import NotFound, TutelageError
 from tutelage.core.records import Message
 from tutelage.guard.limits import Limiter, Limits
 from tutelage.guard.pipeline import Pipeline, bundle_of, open_parts
@@ -62,6 +61,9 @@ class Settings(Config):
     port: int = Field(8420, ge=0, le=65535)
     hosts: tuple[str, ...] = ()
     """Names by which browsers may call the service, beside its address."""
+    database: str = ""
+    """Where the store lies: "" is ROOT/store.db; for a team, the address of a PostgreSQL database as `env:NAME` or
+    `file:PATH`, or in clear text without a password."""
     serve: str = "release:current"
     """What answers: `release:current`, or a bundle to try out."""
     upstream: UpstreamSettings | None = None
@@ -77,23 +79,6 @@ class Settings(Config):
     compiler. What was evaluated and released are the unrounded ones."""
     follow_seconds: float = Field(1.0, gt=0)
     """How often the service looks whether another release is live."""
-
-
-def secret(value: str, environment: Mapping[str, str], where: str) -> str:
-    """The secret that `env:NAME` or `file:PATH` names. Raises ConfigError; a secret in clear text is refused."""
-    kind, _, name = value.partition(":")
-    if kind == "env":
-        found = environment.get(name, "")
-        problem = f"the environment has no variable {name}"
-    elif kind == "file":
-        path = Path(name)
-        found = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
-        problem = f"the file {name} is missing or empty"
-    else:
-        found, problem = "", "a secret is given as `env:NAME` or `file:PATH`, never in the file itself"
-    if not found:
-        raise ConfigError(problem, key=where)
-    return found
 
 
 def read_settings(root: Root) -> Settings:
@@ -143,7 +128,7 @@ class State:
         found: dict[str, str] = {}
         for name, tenant in self.settings.tenants.items():
             for number, key in enumerate(tenant.keys):
-                value = secret(key, self.environment, f"tenants.{name}.keys.{number}")
+                value = secret(key, self.environment, f"tenants.{name}.keys.{number}", self.root.path)
                 found[hashlib.sha256(value.encode()).hexdigest()] = name
         return found
 
@@ -213,7 +198,9 @@ class State:
         if source not in self._upstreams:
             given = self.settings.upstream
             named = given.key if given and not self._upstream_url else ""
-            key = secret(named, self.environment, "upstream.key") if named else self.environment.get("OPENAI_API_KEY")
+            key = self.environment.get("OPENAI_API_KEY")
+            if named:
+                key = secret(named, self.environment, "upstream.key", self.root.path)
             how: Any = {"max_batch": self.settings.workers, "int8": self.settings.weights == "int8"}
             self._upstreams[source] = open_upstream(source, self.root, key=key, **how)
         return self._upstreams[source]

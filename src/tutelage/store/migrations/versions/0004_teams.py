@@ -48,7 +48,8 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["project_id"], ["project.id"], name="fk_pause_project_id"),
         sa.PrimaryKeyConstraint("person_id", "project_id", name="pk_pause"),
     )
-    with op.batch_alter_table("outbox") as outbox:  # nothing was ever written to it
+    op.execute("DELETE FROM outbox")  # nothing was ever written to it, and whom it was for was not noted
+    with op.batch_alter_table("outbox") as outbox:
         outbox.add_column(sa.Column("webhook_id", sa.String(length=36), nullable=False))
         outbox.add_column(sa.Column("run_after", sa.BigInteger(), server_default="0", nullable=False))
         outbox.add_column(sa.Column("error", sa.String(length=500), server_default="", nullable=False))

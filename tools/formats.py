@@ -27,6 +27,7 @@ from tutelage.guard.scan import ScanLine
 from tutelage.judge.certificate import Certificate
 from tutelage.plan import Plan
 from tutelage.recipe import LIFE, WatchConfig, stage_of
+from tutelage.store.settings import ProjectSettings
 from tutelage.web.state import Settings
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "formats.md"
@@ -54,6 +55,7 @@ FORMATS: tuple[tuple[str, str, Any], ...] = (
         Example,
     ),
     ("Comparisons and preferences", "`comparisons.jsonl`, `preferences.jsonl`.", Preference),
+    ("Project settings", "`settings` of a project: what it asks of the people who work in it.", ProjectSettings),
     ("Tasks", "What the feedback API hands to a person.", Item),
     ("Answers", "What a person gives back, one row each (`POST /api/answers`).", Answer),
     ("Results", "`results.jsonl` of evaluations and red teams.", Result),

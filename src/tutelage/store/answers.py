@@ -114,8 +114,8 @@ def submit(store: Store, person: str, people: str, new: Sequence[NewAnnotation])
     """
     receipts: dict[int, Receipt] = {}
     with store.write() as connection:
-        rows = _slots(connection, [each.slot for each in new])  # locked: what is found holds until all is stored
         known = _known(connection, [each.key for each in new])
+        rows = _slots(connection, [each.slot for each in new])
         fresh: list[tuple[int, NewAnnotation, Any]] = []
         keys: set[str] = set()
         moved: set[str] = set()
@@ -192,9 +192,8 @@ def _known(connection: sql.Connection, keys: Sequence[str]) -> dict[str, str]:
 def _slots(connection: sql.Connection, ids: Sequence[str]) -> dict[str, Any]:
     slot, task = schema.slot, schema.task
     found: dict[str, Any] = {}
-    for some in texts.chunks(sorted(set(ids))):
+    for some in texts.chunks(list(dict.fromkeys(ids))):
         query = sql.select(slot, task.c.form_id).join(task, task.c.id == slot.c.task_id).where(slot.c.id.in_(some))
-        query = query.order_by(slot.c.id).with_for_update(of=slot)
         found.update((row.id, row) for row in connection.execute(query))
     return found
 

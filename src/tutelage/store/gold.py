@@ -178,12 +178,16 @@ def _hash(*parts: object) -> int:
 
 def given(connection: sql.Connection, person: str, project_id: str) -> int:
     """How many gold tasks a person was given in a project, with those they gave back."""
-    met = sql.and_(slot.task_id == gold.task_id, slot.person_id == person, slot.purpose == PURPOSE)
-    answered = sql.select(sql.func.count()).select_from(schema.gold).join(schema.slot, met)
+    met = sql.exists().where(
+        slot.task_id == gold.task_id,
+        slot.person_id == person,
+        slot.project_id == project_id,
+        slot.purpose == PURPOSE,
+    )
+    mine = sql.select(sql.func.count()).select_from(schema.gold).where(met)
     back = sql.select(sql.func.count()).where(
         slot.project_id == project_id, slot.state == "leased", slot.reserved_for == person, slot.person_id.is_(None)
     )
-    mine = answered.where(slot.project_id == project_id)
     both = (mine, back.where(slot.purpose == PURPOSE))
     return sum(connection.execute(each).scalar_one() for each in both)
 
@@ -206,22 +210,20 @@ def serve(
     met = sql.exists().where(
         other.c.task_id == gold.task_id, sql.or_(other.c.person_id == person, other.c.reserved_for == person)
     )
+    fits = sql.exists().where(  # and no join: a planner might begin with all tasks of the project
+        task.id == gold.task_id,
+        task.project_id == project_id,
+        task.state != "open",
+        task.language.in_(list(languages)),
+    )
     query = (
         sql.select(gold.task_id)
-        .join(schema.task, task.id == gold.task_id)
-        .where(
-            task.project_id == project_id,
-            task.state != "open",
-            gold.retired_at.is_(None),
-            gold.shown < exposure,
-            task.language.in_(list(languages)),
-            ~met,
-        )
-        .order_by(gold.shown, task.position)
+        .where(gold.retired_at.is_(None), gold.shown < exposure, fits, ~met)
+        .order_by(gold.shown, gold.task_id)
         .limit(CHOICE)
     )
     some = sorted(connection.execute(query).scalars(), key=lambda id: _hash(person, id))
-    for id in some:
+    for id in some:  # whoever counts up holds the row, and with it the number of the slot, until the transaction ends
         taken = connection.execute(
             sql.update(schema.gold)
             .where(gold.task_id == id, gold.shown < exposure)

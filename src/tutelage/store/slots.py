@@ -170,7 +170,8 @@ def _take(
                 taken.append(found)
             if len(taken) == count:
                 break
-            epoch = _taken(connection, who.id, row.id, moment, until)
+            taking = {"which": row.id, "person": who.id, "moment": moment, "until": until}
+            epoch = connection.execute(_TAKE, taking).scalar()
             if epoch is not None:
                 served += 1
                 met.add(row.task_id)
@@ -200,97 +201,132 @@ def _golden(
     return Slot(*found, project_id, 1, until, gold.PURPOSE) if found else None
 
 
-def _taken(connection: sql.Connection, person: str, id: str, moment: int, until: int) -> int | None:
-    """Take one slot if it is still free; its new epoch."""
-    some = schema.slot.alias("some").c
-    ran_out = sql.and_(some.state == "leased", some.lease_until < moment)
-    free = sql.select(some.id).where(some.id == id, sql.or_(some.state == "open", ran_out))
-    return connection.execute(
-        sql.update(schema.slot)
-        .where(slot.id.in_(free.with_for_update(skip_locked=True)))
-        .values(person_id=person, state="leased", lease_until=until, lease_epoch=slot.lease_epoch + 1)
-        .returning(slot.lease_epoch)
-    ).scalar()
+# The statements of a claim are built once: building them at every claim took longer than running them.
+
+_some, _other = schema.slot.alias("some").c, schema.slot.alias("other").c
+_PLACE = (slot.id, slot.task_id, slot.turn, slot.position, slot.purpose)
+_MET = sql.exists().where(_other.task_id == slot.task_id, _other.person_id == sql.bindparam("person"))
+_RAN_OUT = sql.and_(slot.state == "leased", slot.lease_until < sql.bindparam("moment"))
+
+_TAKE = (
+    sql.update(schema.slot)
+    .where(
+        slot.id.in_(
+            sql.select(_some.id)
+            .where(
+                _some.id == sql.bindparam("which"),
+                sql.or_(
+                    _some.state == "open",
+                    sql.and_(_some.state == "leased", _some.lease_until < sql.bindparam("moment")),
+                ),
+            )
+            .with_for_update(skip_locked=True)
+        )
+    )
+    .values(
+        person_id=sql.bindparam("person"),
+        state="leased",
+        lease_until=sql.bindparam("until"),
+        lease_epoch=slot.lease_epoch + 1,
+    )
+    .returning(slot.lease_epoch)
+)
+"""Takes one slot if it is still free; its new epoch."""
+
+_BACK = (
+    sql.select(*_PLACE)
+    .where(slot.project_id == sql.bindparam("project"), _RAN_OUT, ~_MET)
+    .where(slot.reserved_for.in_(sql.bindparam("names", expanding=True)))
+    .where(slot.language.in_(sql.bindparam("languages", expanding=True)))
+    .order_by(slot.turn, slot.position)
+    .limit(sql.bindparam("most"))
+)
+"""Slots that came back or whose lease ran out."""
+
+_KIND = sql.and_(
+    slot.project_id == sql.bindparam("project"),
+    slot.state == "open",
+    slot.reserved_for == sql.bindparam("reserved"),
+    slot.language == sql.bindparam("language"),
+)
+_BEHIND = (
+    sql.select(*_PLACE)
+    .where(_KIND, sql.tuple_(slot.turn, slot.position) > sql.tuple_(sql.bindparam("turn"), sql.bindparam("position")))
+    .order_by(slot.turn, slot.position)
+)
+_window = _BEHIND.limit(sql.bindparam("window")).subquery()
+_LOOK = (
+    sql.select(_window)
+    .where(~sql.exists().where(_other.task_id == _window.c.task_id, _other.person_id == sql.bindparam("person")))
+    .order_by(_window.c.turn, _window.c.position)
+    .limit(sql.bindparam("most"))
+)
+"""Open slots of one kind behind a place, of tasks the person has not met; `window` of them are looked at."""
+_END = _BEHIND.limit(1).offset(sql.bindparam("window"))
+_ALL = sql.select(*_PLACE).where(_KIND, ~_MET).order_by(slot.turn, slot.position).limit(sql.bindparam("most"))
+_LAST = (
+    sql.select(slot.position)
+    .where(
+        slot.person_id == sql.bindparam("person"),
+        slot.project_id == sql.bindparam("project"),
+        slot.state == sql.bindparam("state"),
+        slot.turn == sql.bindparam("turn"),
+    )
+    .order_by(slot.position.desc())
+    .limit(1)
+)
+_RESERVED = sql.select(
+    *(
+        sql.exists()
+        .where(slot.project_id == sql.bindparam("project"), slot.state == "open", slot.reserved_for == role)
+        .label(role)
+        for role in ROLES
+    )
+)
+"""Whether a project has open slots reserved for a role, for each role."""
 
 
 def _free(connection: sql.Connection, who: _Claimant, project_id: str, limit: int, moment: int) -> list[Any]:
     """The next slots that a person may take, in the order of priority and position; some may be of one task."""
-    here = slot.project_id == project_id
     roles = who.roles(project_id)
-    if roles:  # most reserve nothing for a role: one look instead of a walk for each
-        waits = [sql.exists().where(here, slot.state == "open", slot.reserved_for == role) for role in roles]
-        roles = tuple(
-            role for role, there in zip(roles, connection.execute(sql.select(*waits)).one(), strict=True) if there
-        )
-    other = schema.slot.alias("other")
-    met = sql.exists().where(other.c.task_id == slot.task_id, other.c.person_id == who.id)
-    ran_out = (
-        sql.select(*_PLACE)
-        .where(here, slot.state == "leased", slot.lease_until < moment)
-        .where(slot.reserved_for.in_(("", who.id, *roles)), slot.language.in_(who.languages), ~met)
-        .order_by(slot.turn, slot.position)
-        .limit(limit)
-    )
-    rows = list(connection.execute(ran_out))
-    rows += _walk(connection, who.id, project_id, who.id, "", limit)
+    if roles != ("annotator",):  # most reserve nothing for a role: one look instead of a walk for each
+        there = connection.execute(_RESERVED, {"project": project_id}).one()._mapping
+        roles = tuple(role for role in roles if there[role])
+    asked = {"project": project_id, "person": who.id, "most": limit}
+    names = ("", who.id, *roles)
+    rows = list(connection.execute(_BACK, {**asked, "moment": moment, "names": names, "languages": who.languages}))
+    rows += _walk(connection, {**asked, "reserved": who.id, "language": ""})
     for reserved in ("", *roles):
         for language in who.languages:
-            rows += _walk(connection, who.id, project_id, reserved, language, limit)
+            rows += _walk(connection, {**asked, "reserved": reserved, "language": language})
     return sorted(rows, key=lambda row: (row.turn, row.position))[:limit]
 
 
-_PLACE = (slot.id, slot.task_id, slot.turn, slot.position, slot.purpose)
-
-
-def _walk(
-    connection: sql.Connection, person: str, project_id: str, reserved: str, language: str, limit: int
-) -> list[Any]:
+def _walk(connection: sql.Connection, asked: Mapping[str, Any]) -> list[Any]:
     """Open slots of one kind in the order of the index, of tasks the person has not met.
 
     Whoever works through a project has met the tasks before their last one, and walking over those at every claim
     would take longer with every answer: after a window of them the walk goes on behind the last one of its turn. What
     was given back before it is not among the open ones; what else may be there is found when nothing is left behind.
     """
-    kind = sql.and_(
-        slot.project_id == project_id, slot.state == "open", slot.reserved_for == reserved, slot.language == language
-    )
-    order = sql.tuple_(slot.turn, slot.position)
     found: list[Any] = []
-    after: tuple[int, int] | None = None
-    jumped = False
-    while len(found) < limit:
-        window = sql.select(*_PLACE).where(kind).order_by(slot.turn, slot.position)
-        if after:
-            window = window.where(order > sql.tuple_(*after))
-        found += connection.execute(_unmet(window.limit(WINDOW), person).limit(limit - len(found)))
-        if len(found) == limit:
-            break
-        end = connection.execute(window.offset(WINDOW - 1).limit(1)).first()
+    after, jumped = {"turn": -(2**31), "position": -1}, False
+    while True:
+        here = {**asked, **after}
+        found += connection.execute(_LOOK, {**here, "window": WINDOW, "most": asked["most"] - len(found)})
+        if len(found) >= asked["most"]:
+            return found
+        end = connection.execute(_END, {**here, "window": WINDOW - 1}).first()
         if end is None:
             break
-        after = (end.turn, end.position)
-        last = _last(connection, person, project_id, end.turn)
-        if last > end.position:
-            after, jumped = (end.turn, last), True
-    if jumped and not found:
-        whole = sql.select(*_PLACE).where(kind).order_by(slot.turn, slot.position)
-        found += connection.execute(_unmet(whole, person).limit(limit))
-    return found
-
-
-def _unmet(rows: sql.Select[Any], person: str) -> sql.Select[Any]:
-    """Those of some slots whose task a person has not met, in their order."""
-    some, other = rows.subquery(), schema.slot.alias("other")
-    met = sql.exists().where(other.c.task_id == some.c.task_id, other.c.person_id == person)
-    return sql.select(some).where(~met).order_by(some.c.turn, some.c.position)
-
-
-def _last(connection: sql.Connection, person: str, project_id: str, turn: int) -> int:
-    """The position of the last slot of a turn that a person has answered or holds; -1 without one."""
-    mine = sql.select(slot.position).where(slot.person_id == person, slot.project_id == project_id, slot.turn == turn)
-    mine = mine.order_by(slot.position.desc()).limit(1)
-    both = (connection.execute(mine.where(slot.state == state)).scalar() for state in ("done", "leased"))
-    return max((at for at in both if at is not None), default=-1)
+        mine = (
+            connection.execute(_LAST, {**asked, "turn": end.turn, "state": state}).scalar()
+            for state in ("done", "leased")
+        )
+        last = max((at for at in mine if at is not None), default=-1)
+        jumped = jumped or last > end.position
+        after = {"turn": end.turn, "position": max(end.position, last)}
+    return found or (list(connection.execute(_ALL, asked)) if jumped else [])
 
 
 def held(store: Reader, slot_id: str) -> Any:

@@ -296,8 +296,7 @@ def slot_row(
 
 
 def next_place(connection: sql.Connection, id: str) -> int:
-    """The number of a task's next slot, the caller's until the transaction ends."""
-    connection.execute(sql.select(task.id).where(task.id == id).with_for_update(key_share=True))
+    """The number of a task's next slot."""
     last = connection.execute(sql.select(sql.func.max(schema.slot.c.no)).where(schema.slot.c.task_id == id)).scalar()
     return 0 if last is None else int(last) + 1
 

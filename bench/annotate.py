@@ -32,7 +32,7 @@ from tutelage.core.errors import TutelageError
 from tutelage.core.records import Message
 from tutelage.feedback import api
 from tutelage.feedback.client import Client
-from tutelage.store import engine, gold, people, qualifications, schema, slots, tasks
+from tutelage.store import access, engine, gold, people, qualifications, schema, slots, tasks
 from tutelage.store.engine import Store
 
 NAME = "desk"
@@ -258,9 +258,9 @@ def answering(root: Path, *, annotators: int, seconds: float, think: float, cons
     with engine.open(root) as store:
         crew = [each for each in people.every(store, "live") if re.fullmatch(r"p\d+", each.name)][:annotators]
         if console:
-            doors = [people.open_session(store, each.id) for each in crew]
+            doors = [access.open_session(store, each.id) for each in crew]
         else:
-            doors = [(token, "") for token in people.issue_tokens(store, [each.id for each in crew])]
+            doors = [(token, "") for token in access.issue_tokens(store, [each.id for each in crew])]
     with Service(root) as service:
         options = {"url": service.url, "doors": doors, "seconds": seconds, "think": think, "console": console}
         return side.run(Path(sys.executable), "bench.annotate", "ours", options)

@@ -12,7 +12,7 @@ from bench.serving import Service
 from tutelage.core.errors import UpstreamError
 from tutelage.feedback.api import Answer
 from tutelage.feedback.client import Client, Http
-from tutelage.store import answers, engine, people, tasks
+from tutelage.store import access, answers, engine, people, tasks
 
 
 def prepare(root, clients, per_client):
@@ -22,7 +22,7 @@ def prepare(root, clients, per_client):
         two = (("a", "", {}), ("b", "", {}))
         tasks.add(store, where, [tasks.NewTask(f"t{n}", "ranking", (), two) for n in range(clients * per_client)])
         crew = people.create_many(store, [f"client {n}" for n in range(clients)], kind="simulated")
-        return people.issue_tokens(store, [each.id for each in crew], ("feedback:answer",))
+        return access.issue_tokens(store, [each.id for each in crew], ("feedback:answer",))
 
 
 def insist(call):

@@ -103,7 +103,8 @@ def recipe() -> str:
     """The recipe: a section per stage with its inputs and keys, and what stands beside the sections."""
     parts = [
         "## Recipe\n\n`recipe.yaml`. A top-level key is a stage, or `stage@name` for a second one; beside them stand "
-        "`budget` (a length of time: `90s`, `10m`, `1.5h`) and `watch`. A section holds its stage's inputs (the name "
+        "`budget` (a length of time: `90s`, `10m`, `1.5h`), `watch`, and `simulated` (`refuse`, the default, or `allow`: "
+        "whether stages may learn from simulated people's words). A section holds its stage's inputs (the name "
         "of a section, or a reference such as `model:3fa9`) and keys.\n\n### watch\n\n"
         + block(WatchConfig.model_json_schema())
     ]

@@ -96,7 +96,7 @@ def run_alone(
     """Run one stage by itself, neither planned nor remembered: the root's recipe, plan and last run stay as they are.
 
     An input that `settings` does not name is that of the last run, or else the newest that its stage has made here.
-    `simulated: allow` among them lets the stage learn from simulated people; not named, it is as the root's recipe says.
+    `simulated: allow` among them lets the stage learn from simulated people; else it is as the root's recipe says.
     """
     root.create()
     given = dict(settings)

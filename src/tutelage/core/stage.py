@@ -119,8 +119,8 @@ LEARNED = frozenset({"preferences", "labels", "reward", "model", "classifier", "
 def refuse_simulated(stage: str, source: str) -> UsageError:
     """What is said where a stage would learn from simulated people and nobody wrote that it may."""
     todo = (
-        "Ask people (`collect.people: none`); where it is meant, as in a demonstration, write `simulated: allow` at the "
-        "top of the recipe, or give `simulated=allow` to a stage that runs by itself"
+        "Ask people (`collect.people: none`); where it is meant, as in a demonstration, write `simulated: allow` at "
+        "the top of the recipe, or give `simulated=allow` to a stage that runs by itself"
     )
     return UsageError(f"{stage} would learn from simulated people ({source})", key="simulated", todo=todo)
 

@@ -48,10 +48,10 @@ FORMATS: tuple[tuple[str, str, Any], ...] = (
     ),
     (
         "Examples: dialogues, labels, suite items, findings",
-        "`dialogues.jsonl`, `labels.jsonl`, `items.jsonl`, `findings.jsonl`, and a suite of one's own. What a row is "
-        "for stands in `tags`: a dialogue has `family`, `split`; a label `direction`, `categories` (category -> 0 to "
-        "1), `cluster`, `split`; an item `id`, `suite`, `kind`, `cell`, `cluster`, `slices`; a finding is a label with "
-        "`attack`, `rule`, `goal`, `target`. All have `source` and `licence`.",
+        "`dialogues.jsonl`, `labels.jsonl`, `items.jsonl`, `findings.jsonl`, `near.jsonl`, and a suite of one's own. "
+        "What a row is for stands in `tags`: a dialogue has `family`, `split`; a label `direction`, `categories` "
+        "(category -> 0 to 1), `cluster`, `split`; an item `id`, `suite`, `kind`, `cell`, `cluster`, `slices`; a "
+        "finding is a label with `attack`, `rule`, `goal`, `target`. All have `source` and `licence`.",
         Example,
     ),
     ("Comparisons and preferences", "`comparisons.jsonl`, `preferences.jsonl`.", Preference),
@@ -109,8 +109,9 @@ def recipe() -> str:
     """The recipe: a section per stage with its inputs and keys, and what stands beside the sections."""
     parts = [
         "## Recipe\n\n`recipe.yaml`. A top-level key is a stage, or `stage@name` for a second one; beside them stand "
-        "`budget` (a length of time: `90s`, `10m`, `1.5h`) and `watch`. A section holds its stage's inputs (the name "
-        "of a section, or a reference such as `model:3fa9`) and keys.\n\n### watch\n\n"
+        "`budget` (a length of time: `90s`, `10m`, `1.5h`), `watch`, and `simulated` (`refuse`, the default, or "
+        "`allow`: whether stages may learn from simulated people's words). A section holds its stage's inputs (the "
+        "name of a section, or a reference such as `model:3fa9`) and keys.\n\n### watch\n\n"
         + block(WatchConfig.model_json_schema())
     ]
     for name in LIFE:

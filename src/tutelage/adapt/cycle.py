@@ -90,6 +90,11 @@ class Cycle(Gated):
     """When the monitor asks for a turn."""
     seed: int = 0
 
+    @property
+    def simulated(self) -> bool:
+        """The starter world's reviewers are."""
+        return self.traffic == "starter"
+
 
 def _cost(config: Cycle, inputs: Mapping[str, Mapping[str, float]], machine: Machine) -> Cost:
     """Five weeks of requests with their reviews, guards trained again, three bundles examined and attacked."""

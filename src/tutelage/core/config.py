@@ -28,6 +28,11 @@ class Config(BaseModel):
     REFUSED_KEY: ClassVar[frozenset[str]] = frozenset()
     """Keys that this configuration shares with others and always refuses: no help lists them."""
 
+    @property
+    def simulated(self) -> bool:
+        """Whether it asks for the words of simulated people: known before anything runs."""
+        return getattr(self, "people", "") == "simulated"
+
     def resolved(self) -> dict[str, Any]:
         """What enters the key and the manifest: every key with its value, as plain JSON."""
         return self.model_dump(mode="json", exclude=set(self.OUTSIDE_KEY))

@@ -61,11 +61,14 @@ def words_of(store: Reader, *, person: str = "", subject: str = "") -> Words:
                         connection.execute(sql.select(column).where(key.in_(some), column.is_not(None))).scalars()
                     )
                 decided = sql.select(schema.decision.c.id).where(schema.decision.c.request_id.in_(some))
-                found.update(
-                    connection.execute(
-                        sql.select(schema.task.c.prompt_id).where(schema.task.c.decision_id.in_(decided))
-                    ).scalars()
-                )
+                asked = sql.select(schema.task.c.id).where(schema.task.c.decision_id.in_(decided))
+                for wanted in (
+                    sql.select(schema.task.c.prompt_id).where(schema.task.c.id.in_(asked)),
+                    sql.select(schema.candidate.c.text_id).where(
+                        schema.candidate.c.task_id.in_(asked)
+                    ),  # may repeat it
+                ):
+                    found.update(connection.execute(wanted).scalars())
     return Words(tuple(annotations), tuple(requests), tuple(sorted(conversations)), tuple(sorted(found)))
 
 

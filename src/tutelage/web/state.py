@@ -45,6 +45,10 @@ class Tenant(Config):
     """Of the policy's messages."""
     keys: tuple[str, ...] = ()
     """API keys beside those of the store, each as `env:NAME` or `file:PATH`."""
+    collect: bool = False
+    """Whether people may be asked about its requests (stage `collect`, personal data masked). It is noted with each
+    request, so it holds for those that come in from then on; set back, it holds for none. A request says no for itself
+    with `metadata: {"collect": "no"}`."""
 
 
 class UpstreamSettings(Config):
@@ -121,11 +125,20 @@ class Settings(Config):
     follow_seconds: float = Field(1.0, gt=0)
     """How often the service looks whether another release is live."""
 
+    def tenant(self, name: str) -> Tenant:
+        """A tenant's settings; those of `default` when it has none of its own."""
+        return self.tenants.get(name) or self.tenants.get("default") or Tenant()
+
 
 def read_settings(root: Root) -> Settings:
     """The settings of a root; the defaults when there is no file."""
     path = root.service_path
     return build(Settings, load_yaml(path), file=path) if path.is_file() else Settings()
+
+
+def open_settings(ref: str, root: Root | None = None) -> Settings:
+    """Open `settings:`: what the service of a root is told, for stages that must know what its tenants allow."""
+    return read_settings(root or Root("life"))
 
 
 BARE = PolicyFile(
@@ -174,8 +187,8 @@ class State:
         return found
 
     def tenant(self, name: str) -> Tenant:
-        """A tenant's settings; those of `default` when it has none of its own."""
-        return self.settings.tenants.get(name) or self.settings.tenants.get("default") or Tenant()
+        """A tenant's settings."""
+        return self.settings.tenant(name)
 
     # what answers
 
@@ -329,6 +342,9 @@ class State:
         ask = done.ask
         pipeline = self.pipeline
         conversation = pipeline.conversation(ask) if pipeline else ask.id
+        allowed = self.tenant(ask.tenant).collect and ask.meta.get("collect", "yes") != "no"
+        meta = {name: value for name, value in ask.meta.items() if name != "collect"}
+        meta |= {"collect": True} if allowed else {}
         asked = traces.Decided(
             direction="input",
             channel=done.input.channel,
@@ -356,7 +372,7 @@ class State:
                 usage={"prompt_tokens": answer.usage[0], "completion_tokens": answer.usage[1]},
                 latency_ms=round(done.milliseconds, 3),
                 stream=ask.stream,
-                meta={**ask.meta, **({"error": done.error} if done.error else {}), "choice": answer.index},
+                meta={**meta, **({"error": done.error} if done.error else {}), "choice": answer.index},
                 decisions=((asked,) if answer.index == 0 else ()) + _decided(answer),
             )
             for answer in done.answers

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from tutelage.core.errors import DataError, NotFound, TutelageError, UsageError
 from tutelage.core.records import explain
-from tutelage.feedback import assign, check, quality
+from tutelage.feedback import assign, check, leads
 from tutelage.feedback.check import Texts, checked, open_forms
 from tutelage.feedback.taxonomy import Taxonomy
 from tutelage.feedback.wire import (
@@ -496,7 +496,7 @@ ROUTES: tuple[Route, ...] = (
         f"{BASE}/projects/{{project}}/settings",
         "feedback:lead",
         lambda store, who, at, body: _views(
-            store, [quality.change(store, who, _led(store, who, at["project"]), body.settings)]
+            store, [leads.change(store, who, _led(store, who, at["project"]), body.settings)]
         )[0],
         ProjectView,
         Settings,
@@ -506,7 +506,7 @@ ROUTES: tuple[Route, ...] = (
         "GET",
         f"{BASE}/projects/{{project}}/gold",
         "feedback:lead",
-        lambda store, who, at, body: quality.view_gold(store, _led(store, who, at["project"])),
+        lambda store, who, at, body: leads.view_gold(store, _led(store, who, at["project"])),
         GoldViews,
         summary="The gold tasks, and how everybody did on them",
     ),
@@ -514,7 +514,7 @@ ROUTES: tuple[Route, ...] = (
         "POST",
         f"{BASE}/projects/{{project}}/gold",
         "feedback:lead",
-        lambda store, who, at, body: quality.mark_gold(store, who, _led(store, who, at["project"]), body),
+        lambda store, who, at, body: leads.mark_gold(store, who, _led(store, who, at["project"]), body),
         GoldView,
         NewGold,
         "Make a task gold, or say anew what is expected of it",
@@ -523,7 +523,7 @@ ROUTES: tuple[Route, ...] = (
         "POST",
         f"{BASE}/projects/{{project}}/gold/{{task}}/retire",
         "feedback:lead",
-        lambda store, who, at, body: quality.retire_gold(store, who, _led(store, who, at["project"]), at["task"]),
+        lambda store, who, at, body: leads.retire_gold(store, who, _led(store, who, at["project"]), at["task"]),
         Kept,
         summary="Give a gold task to nobody any more",
     ),
@@ -531,7 +531,7 @@ ROUTES: tuple[Route, ...] = (
         "POST",
         f"{BASE}/projects/{{project}}/people/{{person}}/lift",
         "feedback:lead",
-        lambda store, who, at, body: quality.lift(store, who, _led(store, who, at["project"]), at["person"]),
+        lambda store, who, at, body: leads.lift(store, who, _led(store, who, at["project"]), at["person"]),
         Kept,
         summary="Let somebody go on whose answers you have looked at",
     ),
@@ -539,7 +539,7 @@ ROUTES: tuple[Route, ...] = (
         "GET",
         f"{BASE}/people/{{person}}/qualifications",
         "feedback:lead",
-        lambda store, who, at, body: quality.qualified(store, _leading(who), at["person"]),
+        lambda store, who, at, body: leads.qualified(store, _leading(who), at["person"]),
         Qualifications,
         summary="What somebody has shown to be able to judge",
     ),
@@ -547,7 +547,7 @@ ROUTES: tuple[Route, ...] = (
         "PUT",
         f"{BASE}/people/{{person}}/qualifications/{{name}}",
         "feedback:lead",
-        lambda store, who, at, body: quality.qualify(store, _leading(who), at["person"], at["name"]),
+        lambda store, who, at, body: leads.qualify(store, _leading(who), at["person"], at["name"]),
         Qualifications,
         summary="Grant a qualification",
     ),
@@ -555,7 +555,7 @@ ROUTES: tuple[Route, ...] = (
         "DELETE",
         f"{BASE}/people/{{person}}/qualifications/{{name}}",
         "feedback:lead",
-        lambda store, who, at, body: quality.disqualify(store, _leading(who), at["person"], at["name"]),
+        lambda store, who, at, body: leads.disqualify(store, _leading(who), at["person"], at["name"]),
         Qualifications,
         summary="Take a qualification away",
     ),

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tutelage.feedback import agreement, consensus, votes
+from tutelage.feedback import agreement, votes
+from tutelage.feedback import quality as judging
 from tutelage.measure.statistics import Interval, plain, undefined
 from tutelage.store.answers import Annotation
 from tutelage.store.tasks import Task
@@ -35,7 +36,7 @@ def stated_agreement(
     words: Read,
     table: votes.Table,
     pairs: Floats,
-    quality: Sequence[consensus.Quality],
+    quality: Sequence[judging.Quality],
     kind: str,
     seed: int,
 ) -> dict[str, Any]:
@@ -104,7 +105,7 @@ def _ceiling(table: votes.Table, pairs: Floats, seed: int) -> Interval:
 
 
 def stated_people(
-    words: Read, quality: Sequence[consensus.Quality], planted: Mapping[str, str | None] | None
+    words: Read, quality: Sequence[judging.Quality], planted: Mapping[str, str | None] | None
 ) -> dict[str, Any]:
     """Everybody's quality by pseudonym, and how well the unreliable were found where that is known."""
     found = {
@@ -125,9 +126,7 @@ def stated_people(
     unreliable = sorted(name for name, each in found.items() if each["finding"])
     told: dict[str, Any] = {"value": None, "reason": "the truth about these people is not known"}
     if planted is not None:
-        scored = consensus.detection(
-            {name: str(each["finding"] or "") or None for name, each in found.items()}, planted
-        )
+        scored = judging.detection({name: str(each["finding"] or "") or None for name, each in found.items()}, planted)
         told = asdict(scored)
         for name, each in found.items():
             each["planted"] = planted.get(name)

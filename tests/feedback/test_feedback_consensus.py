@@ -117,8 +117,20 @@ def test_mace_says_who_does_not_look_and_what_they_say():
     found = mace(things, people, said, 4)
     assert found.competence[skill == 0].max() < 0.1 < 0.3 < found.competence[skill > 0].min()
     assert found.strategies.sum(1) == pytest.approx(1)
-    inside = np.abs(found.competence - skill) < 1.96 * found.standard_errors
-    assert inside[skill > 0].mean() >= 0.8 and (found.standard_errors > 0).all()
+    assert (found.standard_errors > 0).all() and found.standard_errors.max() < 0.1
+
+
+@pytest.mark.slow
+def test_competences_are_recovered_with_the_stated_coverage():
+    """60 crowds of 25 people, 500 things of 4 classes by 5 people each: 95% intervals of the competence of those who
+    look hold 92 to 98 times in 100 (who never knows lies on the edge, where no interval is symmetric)."""
+    held = []
+    for seed in range(60):
+        things, people, said, _, skill = spammed(seed)
+        found = mace(things, people, said, 4, restarts=2)
+        held += list((np.abs(found.competence - skill) < 1.96 * found.standard_errors)[skill > 0])
+    print(f"coverage of 95% intervals of competence: {np.mean(held):.3f} of {len(held)}")
+    assert 0.92 <= np.mean(held) <= 0.98
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -171,11 +171,13 @@ def test_what_everybody_says_is_no_straight_line():
 
 
 def test_patterns_are_gestures_on_the_screen():
-    look = careless.pattern
-    assert look(answer("a", 1, 0, tiers=[[2], [0], [1]], shown=[2, 0, 1])) == "as shown"
-    assert look(answer("a", 1, 0, tiers=[[1], [0]], shown=[0, 1])) == "as shown, turned round"
-    assert look(answer("a", 1, 0, tiers=[[0, 1, 2]], shown=[2, 0, 1])) == "all tied"
-    assert look(answer("a", 1, 0, scores=[3, 3, 3])) == look(answer("a", 2, 0, scores=[3, 3])) == ("quality", 3)
+    look = careless.patterns
+    assert look(answer("a", 1, 0, tiers=[[2], [0], [1]], shown=[2, 0, 1])) == {"ranking": "as shown"}
+    assert look(answer("a", 1, 0, tiers=[[1], [0]], shown=[0, 1])) == {"ranking": "as shown, turned round"}
+    assert look(answer("a", 1, 0, tiers=[[0, 1, 2]], shown=[2, 0, 1])) == {"ranking": "all tied"}
+    assert look(answer("a", 1, 0, scores=[3, 3, 3])) == look(answer("a", 2, 0, scores=[3, 3])) == {"quality": 3}
+    both = look(answer("a", 1, 0, tiers=[[1], [0]], shown=[1, 0], scores=[2, 4]))
+    assert both == {"ranking": "as shown", "quality": (4, 2)}
 
 
 def timed(stream, people, tasks=60, per_task=4, fast=()):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -42,6 +42,7 @@ class Straight:
     """How far one person gives the same answer to everything.
 
     Attributes:
+        question: on which question (`ranking`: the order) it is worst.
         share: of their answers that are their commonest one, with its interval.
         expected: share of that same answer among the others on the same tasks; None where nobody else answered.
         answer: which it is, in words.
@@ -50,6 +51,7 @@ class Straight:
         flagged: whether it is a finding, and why.
     """
 
+    question: str
     share: Interval
     expected: float | None
     answer: str
@@ -70,60 +72,77 @@ class Speed:
     reason: str
 
 
-def pattern(given: Annotation) -> Hashable:
-    """An answer as it looked on the screen, so that the same gesture is the same pattern whatever was judged.
+def patterns(given: Annotation) -> dict[str, Hashable]:
+    """Question (`ranking` for the order) -> the answer as it looked on the screen, so that the same gesture is the same
+    pattern whatever was judged.
 
     The extremes are the same for tasks of any size: everything tied, everything scored alike, everything as it was
     shown or the other way round.
     """
     order = list(given.shown) or sorted({no for tier in given.tiers for no in tier} | set(given.unrankable))
     place = {no: at for at, no in enumerate(order)}
-    parts: list[Hashable] = []
+    found: dict[str, Hashable] = {}
     if given.tiers:
         tiers = [sorted(place.get(no, no) for no in tier) for tier in given.tiers]
         flat = [at for tier in tiers for at in tier]
+        strict = all(len(tier) == 1 for tier in tiers)
         if len(tiers) == 1:
-            parts.append("all tied")
-        elif all(len(tier) == 1 for tier in tiers) and flat == sorted(flat):
-            parts.append("as shown")
-        elif all(len(tier) == 1 for tier in tiers) and flat == sorted(flat, reverse=True):
-            parts.append("as shown, turned round")
+            found["ranking"] = "all tied"
+        elif strict and flat == sorted(flat):
+            found["ranking"] = "as shown"
+        elif strict and flat == sorted(flat, reverse=True):
+            found["ranking"] = "as shown, turned round"
         else:
-            parts.append(tuple(map(tuple, tiers)))
+            found["ranking"] = tuple(map(tuple, tiers))
     for criterion, scores in sorted(given.scores().items()):
         values = tuple(score for _, score in sorted(scores.items(), key=lambda each: place.get(each[0], each[0])))
-        parts.append((criterion, values[0] if len(set(values)) == 1 else values))
+        found[criterion] = values[0] if len(set(values)) == 1 else values
     for value in given.values:
         if value.candidate == WHOLE and value.text is None:
             said = value.number if value.number is not None else value.value
-            parts.append((value.question, tuple(said) if isinstance(said, list) else said))
-    return parts[0] if len(parts) == 1 else tuple(parts)
+            found[value.question] = tuple(said) if isinstance(said, list) else said
+    return found
 
 
 def straight_lining(answers: Sequence[Annotation], rules: Habits | None = None) -> dict[str, Straight]:
-    """For each person (pseudonym) how far they give the same answer to everything; answers in the order given."""
+    """For each person (pseudonym) how far they give the same answer to everything, on the question where it is
+    worst."""
     rules = rules or Habits()
-    seen: dict[str, Counter[Hashable]] = {}
-    by_person: dict[str, list[tuple[str, Hashable]]] = {}
+    seen: dict[tuple[str, str], Counter[Hashable]] = {}
+    given: dict[str, dict[str, list[tuple[str, Hashable]]]] = {}
     for each in sorted(answers, key=lambda each: (each.at, each.seq)):
-        look = pattern(each)
-        seen.setdefault(each.task, Counter())[look] += 1
-        by_person.setdefault(each.pseudonym, []).append((each.task, look))
-    alarms = rules.alarms / (2 * max(1, len(by_person)))
-    return {name: _straight(rows, seen, rules, alarms) for name, rows in sorted(by_person.items())}
+        mine = given.setdefault(each.pseudonym, {})
+        for question, look in patterns(each).items():
+            seen.setdefault((question, each.task), Counter())[look] += 1
+            mine.setdefault(question, []).append((each.task, look))
+    alarms = rules.alarms / (2 * max(1, sum(len(mine) for mine in given.values())))
+    found = {}
+    for name, mine in sorted(given.items()):
+        lines = [_straight(question, rows, seen, rules, alarms) for question, rows in sorted(mine.items())]
+        nothing = Straight("", undefined(0, "nothing was answered"), None, "", 0, 1.0, False, "nothing was answered")
+        found[name] = max(lines, key=lambda each: (each.flagged, _excess(each)), default=nothing)
+    return found
+
+
+def _excess(line: Straight) -> float:
+    return (line.share.value or 0.0) - (line.expected or 0.0)
 
 
 def _straight(
-    rows: Sequence[tuple[str, Hashable]], seen: Mapping[str, Counter[Hashable]], rules: Habits, alarms: float
+    question: str,
+    rows: Sequence[tuple[str, Hashable]],
+    seen: Mapping[tuple[str, str], Counter[Hashable]],
+    rules: Habits,
+    alarms: float,
 ) -> Straight:
     n = len(rows)
     counts = Counter(look for _, look in rows)
     common, hits = min(counts.items(), key=lambda each: (-each[1], str(each[0])))
     share = clopper_pearson(hits, n)
     beside = [
-        (seen[task][common] - (look == common)) / (seen[task].total() - 1)
+        (seen[question, task][common] - (look == common)) / (seen[question, task].total() - 1)
         for task, look in rows
-        if seen[task].total() > 1
+        if seen[question, task].total() > 1
     ]
     expected = float(np.mean(beside)) if beside else None
     longest, run = 0, 0
@@ -131,7 +150,7 @@ def _straight(
         run = run + 1 if at and rows[at - 1][1] == look else 1
         longest = max(longest, run)
     chance = min(1.0, n * sum((count / n) ** longest for count in counts.values()))
-    found = Straight(share, expected, _told(common), longest, chance, False, "")
+    found = Straight(question, share, expected, _told(common), longest, chance, False, "")
     if n < rules.least:
         return _with(found, False, f"fewer than {rules.least} answers")
     if longest >= rules.run and chance < alarms:
@@ -145,7 +164,7 @@ def _straight(
 
 
 def _with(found: Straight, flagged: bool, reason: str) -> Straight:
-    return Straight(found.share, found.expected, found.answer, found.longest, found.chance, flagged, reason)
+    return replace(found, flagged=flagged, reason=f"{found.question}: {reason}" if flagged else reason)
 
 
 def _told(look: Hashable) -> str:

@@ -30,6 +30,8 @@ class Read:
     """Pseudonyms, sorted."""
     scales: Mapping[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
     """(form, criterion) -> lowest and highest score."""
+    questions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Key -> question, of the newest form that asks it."""
 
 
 def stated_agreement(
@@ -51,6 +53,7 @@ def stated_agreement(
             by_pair.setdefault(int(pair), []).append(int(choice))
     choices = np.full((len(words.people), len(table.pairs)), np.nan)
     choices[table.votes.people, table.votes.pairs] = table.votes.choice
+    within = [task for task, _, _ in table.pairs]
     return {
         "people": kind,
         "answers": len(words.given),
@@ -60,14 +63,12 @@ def stated_agreement(
             "tau_b": plain(agreement.mean_tau(ranked, seed=seed)),
             "kendall_w": plain(agreement.mean_w(ranked, seed=seed)),
         },
-        "scoring": {
-            name: {
-                "alpha_ordinal": plain(_scored(words, sizes, name, "ordinal", seed)),
-                "alpha_interval": plain(_scored(words, sizes, name, "interval", seed)),
-            }
-            for name in criteria
+        "scoring": {name: _scored(words, sizes, name, seed) for name in criteria},
+        "pairs": {
+            "alpha_nominal": plain(agreement.alpha(choices, "nominal", clusters=within, seed=seed)),
+            "ac1": plain(agreement.ac1(choices, classes=3, clusters=within, seed=seed)),
+            "n": len(table.pairs),
         },
-        "pairs": {"alpha_nominal": plain(agreement.alpha(choices, "nominal", seed=seed)), "n": len(table.pairs)},
         "ceiling": plain(_ceiling(table, pairs, seed)),
         "ceiling_single": plain(agreement.majority_ceiling(list(by_pair.values()), seed=seed)),
         "notes": {
@@ -77,8 +78,13 @@ def stated_agreement(
     }
 
 
-def _scored(words: Read, sizes: Mapping[str, int], name: str, level: agreement.Level, seed: int) -> Interval:
-    return agreement.alpha(votes.score_table(words.given, sizes, words.people, name), level, seed=seed)
+def _scored(words: Read, sizes: Mapping[str, int], name: str, seed: int) -> dict[str, Any]:
+    """Agreement on one criterion of candidates: those of one task belong together."""
+    scores, tasks = votes.score_table(words.given, sizes, words.people, name)
+    return {
+        f"alpha_{level}": plain(agreement.alpha(scores, level, clusters=tasks, seed=seed))
+        for level in ("ordinal", "interval")
+    }
 
 
 def _ceiling(table: votes.Table, pairs: Floats, seed: int) -> Interval:

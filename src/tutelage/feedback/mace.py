@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from scipy import sparse
 from scipy.special import digamma
 
 from tutelage.feedback.consensus import TINY, Codes, Crowd, Floats, normalised
@@ -19,6 +20,8 @@ from tutelage.feedback.consensus import TINY, Codes, Crowd, Floats, normalised
 Learn = Callable[[Floats, Floats, tuple[float, ...]], tuple[Floats, Floats, Floats]]
 """Counts of knowing [people] and of guesses [people, classes] as chances to know, to guess, and strategies."""
 
+DENSE = 4_000
+"""Numbers fitted up to which standard errors are computed."""
 TRIAL_STEPS = 10
 """Steps of a restart before the best of them goes on (short runs of EM: Biernacki, Celeux and Govaert 2003)."""
 
@@ -30,7 +33,8 @@ class Trusted:
     Attributes:
         posteriors: probability of each class for each thing [things, classes].
         competence: probability that a person knows [people], the mean of its Beta posterior where method is `vb`.
-        standard_errors: of the competence [people]: of a Beta posterior, given the classes.
+        standard_errors: of the competence [people], classes and guesses not known; NaN where more than `DENSE` numbers
+            were fitted.
         strategies: what a person says who does not know [people, classes].
         log_likelihood: of all votes, at what was reached; `vb` raises a bound of it, so it may end a little lower.
         tried: the log-likelihood that each restart had reached when the best was chosen.
@@ -100,11 +104,12 @@ def mace(
     first, second = knows + priors[0], guesses.sum(axis=1) + priors[1]
     total = first + second
     strategies = guesses + priors[2]
+    strategies /= strategies.sum(axis=1, keepdims=True)
     return Trusted(
         posteriors=posterior,
         competence=first / total,
-        standard_errors=np.sqrt(first * second / (total**2 * (total + 1))),
-        strategies=strategies / strategies.sum(axis=1, keepdims=True),
+        standard_errors=_errors(crowd, posterior, first / total, strategies, priors[2] * classes),
+        strategies=strategies,
         log_likelihood=likelihood,
         tried=reached,
         steps=taken,
@@ -141,6 +146,36 @@ class _State:
         self.knowing, self.guessing, self.strategies = learn(*self.counts(crowd, posterior), priors)
 
 
+def _errors(crowd: Crowd, posterior: Floats, knowing: Floats, strategies: Floats, held: float) -> Floats:
+    """Standard errors of competences, from products of the things' slopes by competences and strategies (Louis 1982;
+    Berndt, Hall, Hall and Hausman 1974). `held` pseudo-answers of the prior steady a person's strategy."""
+    people, classes = strategies.shape
+    if people * classes > DENSE:
+        return np.full(people, np.nan)
+    votes = crowd.table.tocoo()
+    person, said = votes.col // classes, votes.col % classes
+    know = np.clip(knowing, 1e-3, 1 - 1e-3)[person]
+    guess, share = strategies[person, said], posterior[votes.row, said]
+    right = know + (1 - know) * guess
+    slope = share * (1 - guess) / right - (1 - share) / (1 - know)
+    by_guess = share * (1 - know) * guess / right + (1 - share)  # how far a vote speaks of the person's guesses
+    columns, values = [person * classes], [slope * votes.data]
+    for each in range(classes - 1):  # strategies as log-odds to the last class
+        columns.append(person * classes + 1 + each)
+        values.append(by_guess * ((said == each) - strategies[person, each]) * votes.data)
+    rows = np.tile(votes.row, classes)
+    slopes = sparse.csr_matrix(
+        (np.concatenate(values), (rows, np.concatenate(columns))), shape=(crowd.things, people * classes)
+    )
+    whole = np.asarray((slopes.T @ slopes).toarray())
+    block = held * (np.eye(classes - 1) / classes - 1 / classes**2)
+    for at in range(people):
+        mine = slice(at * classes + 1, (at + 1) * classes)
+        whole[mine, mine] += block + 1e-6 * np.eye(classes - 1)
+    whole[np.arange(people) * classes, np.arange(people) * classes] += 1e-6
+    return np.asarray(np.sqrt(np.clip(np.diag(np.linalg.inv(whole))[::classes], 0, None)))
+
+
 def _expected_of(crowd: Crowd, posterior: Floats, knew: Floats | float) -> tuple[Floats, Floats]:
     """`knew` [people, classes] is the chance that who said the true class knew it."""
     counts = crowd.counts(posterior)
@@ -164,6 +199,7 @@ def _shares(knows: Floats, guesses: Floats, priors: tuple[float, ...]) -> tuple[
     guessed = guesses.sum(axis=1)
     whole = knows + guessed + priors[0] + priors[1]
     strategies = guesses + priors[2]
+    strategies /= strategies.sum(axis=1, keepdims=True)
     return (
         (knows + priors[0]) / whole,
         (guessed + priors[1]) / whole,

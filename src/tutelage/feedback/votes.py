@@ -149,8 +149,8 @@ def rank_tables(answers: Sequence[Annotation], sizes: Mapping[str, int]) -> list
 
 def score_table(
     answers: Sequence[Annotation], sizes: Mapping[str, int], people: Sequence[str], criterion: str
-) -> Floats:
-    """Scores [people, task x candidate] on one criterion, NaN where nobody scored."""
+) -> tuple[Floats, list[str]]:
+    """Scores [people, task x candidate] on one criterion, NaN where nobody scored, and the task of each column."""
     order = {name: at for at, name in enumerate(people)}
     scored = [each for each in answers if criterion in each.scores()]
     start: dict[str, int] = {}
@@ -162,7 +162,7 @@ def score_table(
     for each in scored:
         for candidate, score in each.scores()[criterion].items():
             found[order[each.pseudonym], start[each.task] + candidate] = score
-    return found
+    return found, [task for task in start for _ in range(sizes[task])]
 
 
 def _sign(value: float) -> int:

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path, PurePath
 from typing import Any, ClassVar, Literal
 
@@ -90,6 +91,8 @@ class Collect(Config):
     """Overlap of character trigrams from which two responses count as one."""
     comparisons: int = Field(default=300, ge=1)
     """Recorded comparisons to replay (people: replayed)."""
+    labels: bool = False
+    """Replay labelled texts with the people who labelled them as well, as tasks of tagging."""
     sources: tuple[str, ...] = ()
     """Sets to replay; empty takes all with named annotators."""
     mask_pii: bool = True
@@ -345,9 +348,9 @@ def _generators(config: Collect, inputs: Inputs, context: Context) -> list[candi
 # recorded people
 
 
-def _readable(rows: Iterable[Preference], inputs: Inputs) -> tuple[list[Preference], int]:
-    """Comparisons with named people that fit into the model's context, and how many do not: nothing could be learned
-    from an answer about a text that the model cannot read to its end."""
+def _readable(rows: Iterable[Preference | Example], inputs: Inputs) -> tuple[list[Preference | Example], int]:
+    """Comparisons and texts with named people that fit into the model's context, and how many do not: nothing could be
+    learned from an answer about a text that the model cannot read to its end."""
     named = [row for row in rows if row.tags.get("people")]
     reads = next((each for each in inputs.model if each.kind == "model"), None)
     if reads is None:
@@ -355,8 +358,12 @@ def _readable(rows: Iterable[Preference], inputs: Inputs) -> tuple[list[Preferen
     shape = json.loads(reads.file("config.json").read_text(encoding="utf-8"))
     tokenizer, longest = load(reads.path), int(shape.get("max_position_embeddings", 1 << 31))
 
-    def fits(row: Preference) -> bool:
-        every = (Example(messages=(*row.prompt, candidate)) for candidate in row.candidates)
+    def fits(row: Preference | Example) -> bool:
+        every = (
+            (Example(messages=(*row.prompt, candidate)) for candidate in row.candidates)
+            if isinstance(row, Preference)
+            else (row,)
+        )
         return all(len(encode_dialogue(each, tokenizer)[0]) <= longest for each in every)
 
     kept = [row for row in named if fits(row)]
@@ -367,7 +374,9 @@ def _replay(config: Collect, inputs: Inputs, base: str, context: Context) -> dic
     if inputs.corpus is None:
         raise ConfigError("recorded comparisons are replayed and no corpus is named", key="collect.corpus")
     source = inputs.corpus.file("comparisons.jsonl")
-    fit, left_out = _readable(read_jsonl(source, Preference), inputs)
+    texts = inputs.corpus.file("labels.jsonl")
+    every = chain(read_jsonl(source, Preference), read_jsonl(texts, Example) if config.labels else ())
+    fit, left_out = _readable(every, inputs)
     there = {str(row.tags.get("source", "")) for row in fit}
     if unknown := sorted(set(config.sources) - there):
         todo = f"There are those of {', '.join(sorted(there)) or 'no source'}"

@@ -19,7 +19,8 @@ from tutelage.core.errors import DataError, Waiting
 from tutelage.core.price import Cost, Machine
 from tutelage.core.records import Message, Preference, read_jsonl, write_jsonl
 from tutelage.core.stage import Context, Input, Inputs, stage
-from tutelage.feedback import consensus, votes
+from tutelage.feedback import quality as judging
+from tutelage.feedback import rankings, votes
 from tutelage.feedback.figures import LEFT, RIGHT, TIE, Read, stated_agreement, stated_people
 from tutelage.store import answers, tasks
 from tutelage.store.answers import Annotation
@@ -103,7 +104,7 @@ def preferences(config: Preferences, inputs: Inputs, out: Path, context: Context
     context.simulated = kind == "simulated"
     texts = {id: task.candidates for id, task in words.tasks.items()}
     table = votes.table(words.given, texts, words.people)
-    quality = consensus.judge_people(table.votes) if len(table.votes) else []
+    quality = judging.judge_people(table.votes) if len(table.votes) else []
     trust = np.ones(len(words.people))
     for each in quality:
         trust[each.person] = each.weight
@@ -223,7 +224,7 @@ def _by_task(
             Preference(
                 prompt=task.messages,
                 candidates=tuple(Message(role="assistant", content=text) for text in task.candidates),
-                tiers=consensus.order(better, tied),
+                tiers=rankings.order(better, tied),
                 scores=scores,
                 weight=round(max(0.05, float(np.mean(certain))), 6) if certain else 1.0,
                 rows=tuple(sorted(each.id for each in given)),
@@ -350,7 +351,7 @@ def _unnamed(inputs: Inputs) -> list[Preference]:
     return rows
 
 
-def _unheard(quality: Sequence[consensus.Quality]) -> str:
+def _unheard(quality: Sequence[judging.Quality]) -> str:
     """Why nobody's answers count; empty where somebody's do.
 
     Whoever made too few choices beside others is trusted as those are on average who made enough: where all of these

@@ -96,7 +96,10 @@ ROOMS: dict[str, str] = {
     "fastapi": r"web/",
     "starlette": r"web/",
     "uvicorn": r"web/",
-    "aiohttp": r"corpus/read\.py|generate/remote\.py|feedback/client\.py|scale/|web/gateway\.py|guard/upstream\.py",
+    "aiohttp": r"corpus/read\.py|generate/remote\.py|feedback/client\.py|scale/|web/gateway\.py|guard/upstream\.py|"
+    r"web/oidc\.py",
+    "joserfc": r"web/oidc\.py",
+    "argon2": r"store/access\.py",
     "urllib.request": r"corpus/read\.py|generate/remote\.py|feedback/client\.py|scale/",
     "http.client": r"corpus/read\.py|generate/remote\.py|feedback/client\.py|scale/",
     "requests": r"$^",

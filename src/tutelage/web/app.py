@@ -26,7 +26,7 @@ from tutelage.core.config import build
 from tutelage.core.errors import TutelageError, UsageError
 from tutelage.feedback import rest
 from tutelage.store import access, people
-from tutelage.web import account, auth, feedback, gateway, operate, redteam, render, review
+from tutelage.web import account, auth, feedback, gateway, oidc, operate, redteam, render, review
 from tutelage.web import people as people_pages
 from tutelage.web.state import Settings, State, read_settings
 from tutelage.web.wire import Fault
@@ -63,6 +63,7 @@ def create_app(
     app.add_middleware(auth.Doors, state=state, failed=_failed)
     app.include_router(gateway.router(state))
     app.include_router(auth.router(state, render.page))
+    app.include_router(oidc.router(state, render.page))
     app.include_router(render.router())
     for page in PAGES:
         app.include_router(page.router(state))

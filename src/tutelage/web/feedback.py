@@ -97,7 +97,7 @@ def _project_rows(state: Any, project: str, limit: int = 40) -> list[dict[str, A
     for each in answers.read(state.store, project, status=None, limit=400):
         by_task.setdefault(each.task, []).append(each)
     newest = list(by_task)[::-1][:limit]
-    known = tasks.load(state.store, newest)
+    known = tasks.load(state.store, newest, masked=True)
     return [{"task": known[id], "answers": [_said(each) for each in by_task[id]]} for id in newest if id in known]
 
 

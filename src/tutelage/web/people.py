@@ -8,13 +8,15 @@ from urllib.parse import quote
 from fastapi import APIRouter, Form, HTTPException, Request
 from fastapi.responses import HTMLResponse, Response
 
-from tutelage.core.errors import TutelageError
+from tutelage.core.errors import ConfigError, NotFound, TutelageError
 from tutelage.feedback import api
-from tutelage.store import access, people, tasks
+from tutelage.govern import diversity
+from tutelage.store import access, people, profiles, reveal, tasks
 from tutelage.store.people import Person
 from tutelage.web import render
 
 READERS = ("lead", "auditor")
+REVEALERS = ("lead", "reviewer")
 Field = Annotated[str, Form()]
 
 
@@ -123,6 +125,14 @@ def router(state: Any) -> APIRouter:
     def _place(project: str) -> str:
         return tasks.get_project(store, project).id if project else ""
 
+    @routes.get("/people/reveals")
+    def reveals(request: Request) -> HTMLResponse:
+        render.signed_in(request, *READERS)
+        found = reveal.reveals(store)
+        who = {each.id: each.name for each in people.every(store)}
+        names = {each.id: each.name for each in tasks.projects(store)}
+        return render.page(request, "reveals.html", rows=found, who=who, names=names)
+
     @routes.get("/people/{id}")
     def one(request: Request, id: str, told: str = "") -> HTMLResponse:
         person, found = account(request, id)
@@ -206,5 +216,90 @@ def router(state: Any) -> APIRouter:
         if not access.end_token(store, found.id, token, by=person.id):
             raise HTTPException(404, "this token has ended already")
         return render.see(f"/people/{id}?told={quote('The token is revoked')}")
+
+    # by groups
+
+    def project_of(request: Request, name: str, *roles: str) -> tuple[Person, tasks.Project]:
+        person = render.signed_in(request)
+        try:
+            found = tasks.get_project(store, name)
+        except TutelageError as error:
+            raise HTTPException(404, str(error)) from None
+        if not person.has(*roles, project=found.id):
+            raise HTTPException(403, f"this needs the role {' or '.join(roles)}")
+        return person, found
+
+    @routes.get("/projects/{name}/people")
+    def groups(request: Request, name: str, kind: str = "live", told: str = "") -> HTMLResponse:
+        person, project = project_of(request, name, *READERS)
+        kind = kind if kind in people.KINDS else "live"
+        made = diversity.latest(store, name, kind)
+        problem_ = ""
+        try:
+            diversity.targets(project.settings)
+        except ConfigError as error:
+            problem_ = str(error)
+        about = tasks.load(store, sorted({each.task for each in made.winners}), masked=True) if made else {}
+        return render.page(
+            request,
+            "groups.html",
+            told=told[:300],
+            project=project,
+            kind=kind,
+            kinds=[each for each in people.KINDS if each != "service"],
+            report=made,
+            about=about,
+            problem=problem_,
+            leads=person.has("lead", project=project.id),
+            questions=profiles.QUESTIONS,
+            k=diversity.K,
+        )
+
+    @routes.post("/projects/{name}/people")
+    def publish(request: Request, name: str, kind: Field = "live", csrf: Field = "") -> Response:
+        person, _ = project_of(request, name, "lead")
+        render.checked(request, csrf)
+        kind = kind if kind in people.KINDS else "live"
+        back = f"/projects/{quote(name)}/people?kind={kind}"
+        try:
+            before = diversity.latest(store, name, kind)
+            made = diversity.publish(store, name, person.id, kind)
+        except TutelageError as error:
+            return problem(request, error, back)
+        told = "Nothing has happened since this report was made" if made == before else "The report is made"
+        return render.see(f"{back}&told={quote(told)}")
+
+    # what is masked
+
+    def masked_in(request: Request, task: str) -> tuple[Person, list[reveal.Masked], str]:
+        person = render.signed_in(request)
+        try:
+            project, found = reveal.masked(store, task)
+        except NotFound as error:
+            raise HTTPException(404, str(error)) from None
+        if not person.has(*REVEALERS, project=project):
+            raise HTTPException(403, f"this needs the role {' or '.join(REVEALERS)}")
+        name = next((each.name for each in tasks.projects(store) if each.id == project), "")
+        return person, found, name
+
+    def masked_page(request: Request, task: str, status: int = 200, **values: Any) -> HTMLResponse:
+        _, found, name = masked_in(request, task)
+        shown = {"error": "", "text": "", "uncovered": "", **values}
+        limits = {"shortest": reveal.SHORTEST, "longest": reveal.LONGEST}
+        return render.page(request, "masked.html", status, task=task, rows=found, project=name, **limits, **shown)
+
+    @routes.get("/tasks/{task}/masked")
+    def masked(request: Request, task: str) -> HTMLResponse:
+        return masked_page(request, task)
+
+    @routes.post("/tasks/{task}/masked")
+    def uncover(request: Request, task: str, text: Field = "", reason: Field = "", csrf: Field = "") -> Response:
+        person, _, _ = masked_in(request, task)
+        render.checked(request, csrf)
+        try:
+            found = reveal.reveal(store, task, text, reason, by=person.id)
+        except TutelageError as error:
+            return masked_page(request, task, api.status_of(error), error=str(error), text=text)
+        return masked_page(request, task, uncovered=found, text=text)
 
     return routes

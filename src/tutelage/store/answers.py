@@ -487,6 +487,22 @@ def tallies(store: Reader, project: str, status: str = "submitted") -> list[Tall
         ]
 
 
+def filled(store: Reader, project_id: str, person: str) -> int:
+    """How many places of a project this person has filled."""
+    slot = schema.slot.c
+    mine = (slot.person_id == person, slot.project_id == project_id, slot.state == "done")
+    with store.read() as connection:
+        return int(connection.execute(sql.select(sql.func.count()).select_from(schema.slot).where(*mine)).scalar_one())
+
+
+def unfilled(store: Reader, project_id: str) -> int:
+    """How many places of a project still wait for an answer."""
+    slot = schema.slot.c
+    wait = (slot.project_id == project_id, slot.state.in_(("open", "leased")))
+    with store.read() as connection:
+        return int(connection.execute(sql.select(sql.func.count()).select_from(schema.slot).where(*wait)).scalar_one())
+
+
 def how_many(store: Reader, projects: Sequence[str], people: str | None = None) -> dict[str, int]:
     """Task id -> number of people who have answered it, in these projects (by name)."""
     table = schema.annotation

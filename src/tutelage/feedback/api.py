@@ -274,7 +274,12 @@ def submit(store: Store, person: Person, given: Answers) -> Submitted:
         lost = "the place went to somebody else; nothing was stored"
         why = made.why or lost if made.status == "stale" else ""
         receipts[at] = Receipt(slot=made.slot, annotation=made.annotation, status=made.status, error=why)
-    following = claim(store, person, given.claim) if given.claim else None
+    following = None
+    if given.claim:
+        try:
+            following = claim(store, person, given.claim)
+        except TutelageError as error:  # what was answered is stored, whatever becomes of the next
+            following = Claimed(items=[], reason=str(error))
     return Submitted(receipts=[receipts[at] for at in range(len(given.answers))], next=following)
 
 

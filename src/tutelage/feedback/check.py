@@ -78,6 +78,7 @@ def checked(
     values: list[Value] = []
     if given.status == "submitted":
         values = _values(given, brief, form)
+        values += _rewritten(given, brief, shown)
         if brief.kind in RANKED or given.tiers:
             ranks = _ranks(given, brief)
     elif given.status != "withdrawn" and not given.reason.strip():
@@ -86,7 +87,6 @@ def checked(
         values += [*_strength(given, brief, form, ranks), *_flags(given, brief, form)]
         if given.all_bad:
             values.append(Value("all_bad", number=1.0))
-        values += _rewritten(given, brief, shown)
     return NewAnnotation(
         slot=given.slot,
         epoch=given.epoch,
@@ -164,7 +164,7 @@ def _flags(given: Answer, brief: slots.Brief, form: OpenForm) -> list[Value]:
 
 def _rewritten(given: Answer, brief: slots.Brief, shown: Callable[[], Texts]) -> list[Value]:
     if given.rewrite is None and not given.as_is:
-        if brief.kind == "rewrite" and given.status == "submitted":
+        if brief.kind == "rewrite":
             raise DataError("a rewrite is missing", key="rewrite", todo="Or say that the answer is good `as_is`")
         return []
     if given.rewrite is not None and given.as_is:
@@ -181,7 +181,7 @@ def _rewritten(given: Answer, brief: slots.Brief, shown: Callable[[], Texts]) ->
         return [Value("as_is", no, number=1.0)]
     if not text.strip():
         raise DataError("the rewrite is empty", key="rewrite")
-    if no != WHOLE and text.strip() == shown().candidates[no].strip():
+    if no != WHOLE and text.strip() == shown().candidates[no].replace("\r\n", "\n").strip():
         raise DataError("the text is as it was", key="rewrite", todo="Change it, or say that it is good `as_is`")
     return [Value("rewrite", no, text=text)]
 

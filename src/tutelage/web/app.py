@@ -26,12 +26,12 @@ from tutelage.core.config import build
 from tutelage.core.errors import TutelageError, UsageError
 from tutelage.feedback import rest
 from tutelage.store import access, people
-from tutelage.web import account, auth, feedback, gateway, oidc, operate, redteam, render, review
+from tutelage.web import account, auth, feedback, gateway, oidc, operate, redteam, render, review, tasks
 from tutelage.web import people as people_pages
 from tutelage.web.state import Settings, State, read_settings
 from tutelage.web.wire import Fault
 
-PAGES = (feedback, review, redteam, operate, account, people_pages)
+PAGES = (feedback, tasks, review, redteam, operate, account, people_pages)
 JSON_PATHS = ("/v1/", "/guard/", "/api/", "/health", "/metrics")
 
 

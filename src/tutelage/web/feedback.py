@@ -1,4 +1,4 @@
-"""Pages of the people who judge: home, next task, own answers, projects; and the JSON API of the feedback rooms."""
+"""Home, the pages of projects, and the JSON API of the feedback rooms."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingRes
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from tutelage.core.errors import DataError, NotFound, TutelageError
+from tutelage.core.errors import DataError, TutelageError
 from tutelage.core.records import explain
 from tutelage.feedback import api, rest
-from tutelage.feedback.api import Answers, Claim, NewProject, NewTask
+from tutelage.feedback.api import NewProject, NewTask
 from tutelage.review import queue
-from tutelage.store import answers, slots, tasks
-from tutelage.store.engine import uuid7
+from tutelage.store import answers, tasks
 from tutelage.store.people import Person
 from tutelage.web import forms, render
 
@@ -72,25 +71,6 @@ def _card(state: Any, person: Person, view: api.ProjectView) -> dict[str, Any]:
     }
 
 
-def _told(state: Any, person: Person, slot: str, stale: bool) -> dict[str, str] | None:
-    """What the last answer came to: of a review, what the guards had decided; blind first, revealed later."""
-    if stale:
-        return {"tone": "warn", "text": "Your time for that task ran out and somebody else holds it now."}
-    found = queue.reveal(state.store, person.id, slot) if slot else None
-    if found is None:
-        return None
-    score = "" if found.score is None else f", highest score {found.score:.2f} for {found.category or 'no category'}"
-    did = {"block": "blocked it", "review": "held it for a person", "redact": "masked parts of it"}
-    text = f"Stored. You said {found.said}; the guards {did.get(found.action, 'let it through')}{score}."
-    return {"tone": "good" if found.agrees is not False else "warn", "text": text}
-
-
-def _next(project: str, slot: str = "", stale: bool = False) -> str:
-    wanted = [("project", project), ("after", slot), ("stale", "1" if stale else "")]
-    query = "&".join(f"{name}={quote(value)}" for name, value in wanted if value)
-    return f"/task/next{'?' if query else ''}{query}"
-
-
 def _project_rows(state: Any, project: str, limit: int = 40) -> list[dict[str, Any]]:
     """The last tasks that were answered, with all answers side by side."""
     by_task: dict[str, list[answers.Annotation]] = {}
@@ -102,25 +82,9 @@ def _project_rows(state: Any, project: str, limit: int = 40) -> list[dict[str, A
 
 
 def _said(each: answers.Annotation) -> dict[str, Any]:
-    parts = []
-    if each.tiers or each.unrankable:
-        order = " > ".join("=".join(str(no + 1) for no in tier) for tier in each.tiers)
-        parts.append(
-            order + (f" (not rankable: {', '.join(str(no + 1) for no in each.unrankable)})" * bool(each.unrankable))
-        )
-    for value in each.values:
-        shown = value.number if value.number is not None else value.value if value.value is not None else value.text
-        if shown == [] or shown == "":
-            continue
-        where = f" of {value.candidate + 1}" if value.candidate >= 0 else ""
-        parts.append(
-            f"{value.question.replace('_', ' ')}{where}: {shown:g}"
-            if isinstance(shown, float)
-            else f"{value.question}: {shown}"
-        )
-    if each.status != "submitted":
-        parts.append(f"{each.status}: {each.reason}")
-    return {"person": each.pseudonym, "people": each.people, "text": "; ".join(parts), "seconds": each.active_ms / 1000}
+    return {
+        "person": each.pseudonym, "people": each.people, "text": forms.said(each), "seconds": each.active_ms / 1000
+    }  # fmt: skip
 
 
 def tasks_from(data: bytes, kind: str) -> list[NewTask]:
@@ -166,7 +130,7 @@ STANDARD: dict[str, list[dict[str, Any]]] = {
          "anchors": {"1": "confusing", "5": "clear"}},
     ],
     "pair": [],
-    "tag": [{"key": "categories", "kind": "choices", "choices": list(queue.CATEGORIES), "required": False,
+    "tag": [{"key": "categories", "kind": "choices", "choices": list(queue.CATEGORIES),
              "prompt": "Which of these does the text contain?"}],
     "rewrite": [],
 }  # fmt: skip
@@ -189,99 +153,6 @@ def router(state: Any) -> APIRouter:
         person = render.signed_in(request)
         cards = [_card(state, person, view) for view in api.projects(store, person)]
         return render.page(request, "home.html", projects=cards, any_open=any(card["open"] for card in cards))
-
-    @routes.get("/task/next", include_in_schema=False)
-    def next_task(request: Request, project: str = "", after: str = "", stale: str = "") -> Response:
-        person = render.signed_in(request)
-        told = _told(state, person, after, bool(stale))
-        try:
-            claimed = api.claim(store, person, Claim(project=project))
-        except TutelageError as error:
-            raise failure(error) from None
-        if claimed.items:
-            return _task_page(request, person, claimed.items[0], told)
-        return render.page(request, "nothing.html", reason=claimed.reason, project=project, told=told)
-
-    def _task_page(
-        request: Request, person: Person, item: api.Item, told: dict[str, str] | None = None, again: str = ""
-    ) -> HTMLResponse:
-        return render.page(
-            request,
-            "task.html",
-            item=item,
-            view=forms.view(item),
-            key=uuid7(),
-            told=told,
-            draft=again or (json.dumps(item.draft) if item.draft else ""),
-            mine=slots.answered(store, person.id, tasks.get_project(store, item.project).id),
-            left=None,  # counting a large project would make everybody wait for it
-            again=bool(again),
-        )
-
-    @routes.get("/task/{slot}", include_in_schema=False)
-    def task(request: Request, slot: str) -> Response:
-        person = render.signed_in(request)
-        try:
-            item = api.held_item(store, person, slot)
-        except TutelageError as error:
-            raise failure(error) from None
-        before = answers.read(store, person=person.id, slot=slot, own=True)
-        again = json.dumps(forms.fields_of(before[-1])) if before else ""
-        return _task_page(request, person, item, again=again)
-
-    @routes.post("/task/{slot}", include_in_schema=False)
-    async def answer(request: Request, slot: str) -> Response:
-        person = render.signed_in(request)
-        fields = await fields_of(request)
-        render.checked(request, request.headers.get("x-csrf-token") or one(fields, "csrf"))
-        wants_json = "application/json" in request.headers.get("accept", "")
-
-        def reply(status: int, error: str, where: str = "") -> Response:
-            if wants_json:
-                return JSONResponse({"error": error, "next": where} if where else {"error": error}, status)
-            if where:
-                return render.see(where)
-            return render.page(request, "problem.html", status, title="Not stored", text=error, back=f"/task/{slot}")
-
-        try:
-            item = api.held_item(store, person, slot)
-            status = one(fields, "status", "submitted")
-            epoch = int(one(fields, "epoch", "0"))
-            given = forms.answer_of(item, fields, key=one(fields, "key"), epoch=epoch, status=status)
-            receipt = api.submit(store, person, Answers(answers=(given,))).receipts[0]
-        except NotFound:
-            return reply(409, "this task is no longer yours", _next(one(fields, "project"), stale=True))
-        except TutelageError as error:
-            return reply(api.status_of(error), str(error))
-        except ValidationError as error:
-            return reply(422, explain(error)[1])
-        except (ValueError, OverflowError):
-            return reply(422, "a field holds no number where one is due")
-        if receipt.status == "refused":
-            return reply(422, receipt.error)
-        if receipt.status == "stale":
-            return reply(409, receipt.error, _next(item.project, stale=True))
-        where = _next(item.project, slot)
-        return JSONResponse({"next": where, "status": receipt.status}) if wants_json else render.see(where)
-
-    @routes.get("/history", include_in_schema=False)
-    def history(request: Request, project: str = "") -> HTMLResponse:
-        person = render.signed_in(request)
-        mine = answers.read(store, project or None, person=person.id, status=None, own=True, limit=100)[::-1]
-        known = tasks.load(store, sorted({each.task for each in mine}), masked=True)
-        names = {each.id: each.name for each in tasks.projects(store)}
-        rows = [
-            {
-                "slot": each.slot,
-                "at": each.at,
-                "project": names.get(each.project, ""),
-                "said": _said(each)["text"],
-                "revision": each.revision,
-                "prompt": known[each.task].messages[-1].content[:200] if known[each.task].messages else "(erased)",
-            }
-            for each in mine
-        ]
-        return render.page(request, "history.html", rows=rows, project=project)
 
     # leads
 

@@ -84,6 +84,11 @@ def prose(text: str) -> Markup:
     return Markup("").join(blocks)
 
 
+def verbatim(text: str) -> Markup:
+    """A text so that a browser counts its characters as we do: it would make other line ends into plain ones."""
+    return Markup(str(escape(text)).replace("\r", "&#13;").replace("\x00", "&#0;"))
+
+
 @cache
 def environment() -> Environment:
     """The console's templates."""
@@ -92,7 +97,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )  # fmt: skip
     made.filters.update(
-        prose=prose, when=when, words=tables.words, number=charts.number, share=charts.share,
+        prose=prose, verbatim=verbatim, when=when, words=tables.words, number=charts.number, share=charts.share,
         duration=tables.duration, figure=tables.figure, json=lambda value: json.dumps(value, ensure_ascii=False),
     )  # fmt: skip
     made.globals.update(badge=tables.badge, static=static_url)

@@ -98,7 +98,7 @@ ROOMS: dict[str, str] = {
     "uvicorn": r"web/",
     "aiohttp": r"corpus/read\.py|generate/remote\.py|feedback/client\.py|scale/|web/gateway\.py|guard/upstream\.py",
     "urllib.request": r"corpus/read\.py|generate/remote\.py|feedback/client\.py|scale/",
-    "http.client": r"corpus/read\.py|generate/remote\.py|feedback/client\.py|scale/",
+    "http.client": r"corpus/read\.py|generate/remote\.py|feedback/(client|webhooks)\.py|scale/",
     "requests": r"$^",
     "httpx": r"$^",
     "datasets": r"corpus/read\.py",

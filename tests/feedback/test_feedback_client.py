@@ -41,6 +41,10 @@ CALLS: dict[str, Any] = {
     "give_back": lambda client: client.give_back("s", 1),
     "history": lambda client: client.history(),
     "export": lambda client: client.export("p", "dpo"),
+    "webhooks": lambda client: client.webhooks(),
+    "add_webhook": lambda client: client.add_webhook("https://host/hook", ["task.done"]),
+    "remove_webhook": lambda client: client.remove_webhook("w"),
+    "retry_webhook": lambda client: client.retry_webhook("w"),
     "export_file": lambda client: client.export_file("p", "dpo"),
 }
 

@@ -140,7 +140,7 @@ def card(made: Exported, whole: pyarrow.Table, sizes: Mapping[str, tuple[int, in
                   "- `weight`: one item's pairs weigh one over the number of its other responses"]  # fmt: skip
     if made.consumer == "reward":
         lines += ["- `margin`: difference of the mean scores (0 to 1) where both were scored and it is positive, else",
-                  "  how much better people said it is (0 to 1), else the share for less the share against"]  # fmt: skip
+                  "  how much better people said it is (0 to 1), else the share for less that against"]  # fmt: skip
     lines += ["", "`annotations` are the ids of the answers a row was made of; they lead back into the store.", ""]
     return "\n".join(lines)
 

@@ -101,7 +101,7 @@ ROOMS: dict[str, str] = {
     "joserfc": r"web/oidc\.py",
     "argon2": r"store/access\.py",
     "urllib.request": r"corpus/read\.py|generate/remote\.py|feedback/client\.py|scale/",
-    "http.client": r"corpus/read\.py|generate/remote\.py|feedback/client\.py|scale/",
+    "http.client": r"corpus/read\.py|generate/remote\.py|feedback/(client|webhooks)\.py|scale/",
     "requests": r"$^",
     "httpx": r"$^",
     "datasets": r"corpus/read\.py",

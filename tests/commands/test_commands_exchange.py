@@ -161,7 +161,7 @@ def test_recorded_answers_come_in_as_replayed(tutelage: Any, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [('{"prompt": "a"}', "no comparisons"), ("[]", "no comparisons"), ("{torn", "not JSON"), ("", "not JSON")],
+    [('{"prompt": "a"}', "no tasks or answers"), ("[]", "no row"), ("{torn", "not JSON"), ("", "no row")],
 )
 def test_a_file_that_is_no_feedback(tutelage: Any, tmp_path: Path, text: str, said: str) -> None:
     file = tmp_path / "rows.jsonl"

@@ -49,6 +49,10 @@ CALLS: dict[str, Any] = {
     "qualify": lambda client: client.qualify("anna", "law"),
     "disqualify": lambda client: client.disqualify("anna", "law"),
     "export": lambda client: client.export("p", "dpo"),
+    "webhooks": lambda client: client.webhooks(),
+    "add_webhook": lambda client: client.add_webhook("https://host/hook", ["task.done"]),
+    "remove_webhook": lambda client: client.remove_webhook("w"),
+    "retry_webhook": lambda client: client.retry_webhook("w"),
     "export_file": lambda client: client.export_file("p", "dpo"),
 }
 

@@ -21,6 +21,7 @@ from tutelage.feedback.api import Answer, Answers, Claim, Claimed, NewProject, N
 from tutelage.feedback.export import By
 from tutelage.feedback.layout import Format
 from tutelage.feedback.rows import Consumer
+from tutelage.feedback.webhooks import NewWebhook, Retried, WebhookMade, Webhooks, WebhookView
 from tutelage.feedback.wire import (
     GoldView,
     GoldViews,
@@ -245,6 +246,23 @@ class Client:
         path = f"/projects/{quote(project, safe='')}/export/{quote(consumer, safe='')}.{quote(format, safe='')}"
         found = self._send("GET", path, query={"people": ",".join(people), "by": by, "accept": ",".join(accept)})
         return bytes(found)
+
+    def webhooks(self) -> list[WebhookView]:
+        """The addresses that are told of events, and how far they were told."""
+        return self._call("GET", "/webhooks", Webhooks).webhooks
+
+    def add_webhook(self, url: str, events: Sequence[str], insecure: bool = False) -> WebhookMade:
+        """Tell an address of events; `secret` of the answer signs them and is shown this once."""
+        new = _made(NewWebhook, url=url, events=tuple(events), insecure=insecure)
+        return self._call("POST", "/webhooks", WebhookMade, body=new)
+
+    def remove_webhook(self, id: str) -> bool:
+        """Tell an address nothing more."""
+        return self._call("DELETE", f"/webhooks/{quote(id, safe='')}", Kept).ok
+
+    def retry_webhook(self, id: str) -> int:
+        """Tell again what was given up; returns how many things that are."""
+        return self._call("POST", f"/webhooks/{quote(id, safe='')}/retry", Retried).count
 
     def _call(
         self,

@@ -139,8 +139,8 @@ def card(made: Exported, whole: pyarrow.Table, sizes: Mapping[str, tuple[int, in
         lines += ["- `votes`: people who prefer the chosen one, who tie both, who prefer the rejected one",
                   "- `weight`: one item's pairs weigh one over the number of its other responses"]  # fmt: skip
     if made.consumer == "reward":
-        lines += ["- `margin`: difference of the mean scores (0 to 1) where both were scored and it is positive,",
-                  "  else how much better people said it is (0 to 1), else share for less share against"]  # fmt: skip
+        lines += ["- `margin`: difference of the mean scores (0 to 1) where both were scored and it is positive, else",
+                  "  how much better people said it is (0 to 1), else the share for less that against"]  # fmt: skip
     lines += ["", "`annotations` are the ids of the answers a row was made of; they lead back into the store.", ""]
     return "\n".join(lines)
 

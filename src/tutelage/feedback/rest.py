@@ -11,11 +11,11 @@ from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from tutelage.core.errors import DataError
-from tutelage.feedback import api, layout
+from tutelage.feedback import api, layout, webhooks
 from tutelage.feedback.api import BASE, LEADERS, File, Forbidden, Route
 from tutelage.feedback.export import By, export
 from tutelage.feedback.rows import CONSUMERS
-from tutelage.feedback.wire import Problem, Wire
+from tutelage.feedback.wire import Kept, Problem, Wire
 from tutelage.store import tasks
 from tutelage.store.engine import Store
 from tutelage.store.people import Person
@@ -48,6 +48,11 @@ def _export(store: Store, person: Person, at: Mapping[str, Any], _: Any) -> File
     return File(f"{made.consumer}.{form}", layout.MEDIA[form], layout.packed(made, form), facts)
 
 
+def _removed(store: Store, person: Person, webhook: str) -> Kept:
+    webhooks.remove(store, person, webhook)
+    return Kept(ok=True)
+
+
 def _listed(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
@@ -62,6 +67,39 @@ ROUTES: tuple[Route, ...] = (
         File,
         summary=f"Answers as rows for one of {', '.join(CONSUMERS)}; zip holds a Hugging Face data set's folder",
         query=Wanted,
+    ),
+    Route(
+        "GET",
+        f"{BASE}/webhooks",
+        "feedback:lead",
+        lambda store, who, at, body: webhooks.listed(store, who),
+        webhooks.Webhooks,
+        summary="The addresses that are told of events, and how far they were told",
+    ),
+    Route(
+        "POST",
+        f"{BASE}/webhooks",
+        "feedback:lead",
+        lambda store, who, at, body: webhooks.add(store, who, body),
+        webhooks.WebhookMade,
+        webhooks.NewWebhook,
+        "Tell an address of events; the answer holds the secret that signs them, this once",
+    ),
+    Route(
+        "DELETE",
+        f"{BASE}/webhooks/{{webhook}}",
+        "feedback:lead",
+        lambda store, who, at, body: _removed(store, who, at["webhook"]),
+        Kept,
+        summary="Tell an address nothing more",
+    ),
+    Route(
+        "POST",
+        f"{BASE}/webhooks/{{webhook}}/retry",
+        "feedback:lead",
+        lambda store, who, at, body: webhooks.retry(store, who, at["webhook"]),
+        webhooks.Retried,
+        summary="Tell again what was given up",
     ),
 )
 

@@ -326,7 +326,7 @@ def _annotations(group: Group, dropped: Counter[str]) -> list[dict[str, Any]]:
     task = group.task
     told = []
     for each in group.given:
-        answer: dict[str, Any] = {"person": each.pseudonym, "annotation": each.id, "status": each.status}
+        answer: dict[str, Any] = {"person": each.pseudonym, "people": each.people, "annotation": each.id}
         if each.tiers or each.unrankable:
             answer |= {"tiers": [list(tier) for tier in each.tiers], "unrankable": list(each.unrankable)}
         for value in each.values:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import sqlalchemy as sql
 
 from tutelage.core.records import digest
-from tutelage.store import gold, ledger, schema, tasks, texts
+from tutelage.store import gold, ledger, schema, tasks, texts, webhooks
 from tutelage.store.engine import Reader, Store, derived_id, next_numbers, now
 
 WHOLE = -1
@@ -280,7 +280,12 @@ def _write(
     ]
     if golden:
         gold.judge(connection, store, person, golden)
+    hooks = webhooks.listening(connection)
+    stood = webhooks.states(connection, sorted({row.task_id for _, _, row in fresh})) if hooks else {}
     _settle(connection, fresh)
+    if hooks:
+        purposes = [row.purpose for _, _, row in fresh]
+        webhooks.tell_answers(connection, hooks, rows["annotation"], purposes, stood)
     ledger.append(
         connection,
         person,

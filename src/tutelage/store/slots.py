@@ -507,3 +507,29 @@ def _waiting(connection: sql.Connection, who: _Claimant, project_id: str, moment
     if there(sql.or_(is_open, slot.state == "leased")):
         return REASONS["reserved"]
     return REASONS["done"] if there() else REASONS["none"]
+
+
+def reserved(store: Reader, person: str, project_id: str) -> dict[str, str]:
+    """Task id -> the slot that is kept for a person, of those not answered yet."""
+    query = sql.select(slot.task_id, slot.id).where(
+        slot.project_id == project_id, slot.reserved_for == person, slot.state.in_(("open", "leased"))
+    )
+    with store.read() as connection:
+        return {row.task_id: row.id for row in connection.execute(query)}
+
+
+def take(store: Store, person: str, ids: Sequence[str], lease_ms: int = 900_000) -> dict[str, int]:
+    """Hold slots that are kept for a person, whatever the rules of their project say: slot id -> epoch."""
+    found: dict[str, int] = {}
+    with store.write(durable=False) as connection:
+        for some in texts.chunks(ids):
+            made = connection.execute(
+                sql.update(schema.slot)
+                .where(slot.id.in_(some), slot.reserved_for == person, slot.state.in_(("open", "leased")))
+                .values(
+                    person_id=person, state="leased", lease_until=now() + lease_ms, lease_epoch=slot.lease_epoch + 1
+                )
+                .returning(slot.id, slot.lease_epoch)
+            )
+            found.update((row.id, row.lease_epoch) for row in made)
+    return found

@@ -25,6 +25,7 @@ from tutelage.core.artifact import Root, atomic_write
 from tutelage.core.config import build
 from tutelage.core.errors import TutelageError, UsageError
 from tutelage.feedback import rest
+from tutelage.feedback.webhooks import Sender
 from tutelage.store import access, people
 from tutelage.web import account, auth, feedback, gateway, oidc, operate, redteam, render, review, tasks
 from tutelage.web import people as people_pages
@@ -48,10 +49,12 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         following = asyncio.create_task(_follow(state))
+        sender = Sender(state.store)
         try:
             yield
         finally:
             following.cancel()
+            await asyncio.to_thread(sender.close)
             with suppress(asyncio.CancelledError):
                 await following
             await state.close()

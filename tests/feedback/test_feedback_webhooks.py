@@ -25,7 +25,7 @@ from tutelage.core.errors import DataError, NotFound
 from tutelage.feedback import api
 from tutelage.feedback.client import Client, Direct
 from tutelage.feedback.webhooks import check_address, send_due, sign
-from tutelage.store import engine, ledger, people, webhooks
+from tutelage.store import access, engine, ledger, people, webhooks
 from tutelage.web.app import Server, create_app
 from tutelage.web.state import Settings
 
@@ -239,7 +239,7 @@ def test_a_sender_killed_between_sending_and_noting_it_sends_again(tmp_path: Pat
 def test_a_running_service_tells_by_itself_and_keeps_the_secret_sealed(tmp_path: Path, receiver: Receiver) -> None:
     root = Root(tmp_path / "life").create()
     store, lead, crew, _ = world(root)
-    token = people.issue_token(store, lead.id, ("feedback:lead",))
+    token = access.issue_token(store, lead.id, ("feedback:lead",))
     with Server(create_app(root, Settings())) as server:
         client = Client(server.url, token)
         made = client.add_webhook(receiver.url, ["answer.submitted"])

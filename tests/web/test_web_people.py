@@ -296,7 +296,12 @@ def test_a_profile_is_given_seen_changed_and_withdrawn(town: Town) -> None:
     town.people["pia"] = people.create(town.store, "pia")
     client, me = town.as_("pia"), town.people["pia"].id
     first = client.get("/account/profile").text
-    assert "Nothing is stored" in first and "Version 1" in first and "prefer not to say" in first
+    assert (
+        first.count("<li><strong>") == 4
+        and "Nothing is stored" in first
+        and "Version 1" in first
+        and "prefer not to say" in first
+    )
     done = given(client, gender="woman", region_words="<b>the moon</b>", age_band="")
     assert done.status_code == 303
     held = profiles.profile(town.store, me)

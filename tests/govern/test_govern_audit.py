@@ -9,13 +9,28 @@ from pathlib import Path
 import pyarrow as arrow
 import pyarrow.parquet as parquet
 import pytest
+import sqlalchemy as sql
 
 from tutelage.core.artifact import Artifact, Manifest, Root, file_entries
 from tutelage.core.errors import NotFound, UsageError
 from tutelage.core.records import Message
 from tutelage.feedback import api
 from tutelage.govern import audit, card, erase
-from tutelage.store import access, answers, engine, ledger, people, profiles, releases, slots, tasks, traces, traffic
+from tutelage.store import (
+    access,
+    answers,
+    engine,
+    erasure,
+    ledger,
+    people,
+    profiles,
+    releases,
+    schema,
+    slots,
+    tasks,
+    traces,
+    traffic,
+)
 from tutelage.store.engine import Store
 
 
@@ -148,6 +163,43 @@ def test_erasing_a_judge_takes_the_words_and_names_what_learned_from_them(store:
     assert not profiles.profile(store, ana.id).attributes
     assert audit.verify(store).ok and raw
     assert erase.erase(store, root, person=ana.id, by="lea").texts == 0, "twice is harmless"
+
+
+def test_erasing_a_person_takes_every_way_in_and_what_they_said_elsewhere(store: Store) -> None:
+    ana, ben = people.create_many(store, ["ana", "ben"])
+    judged(store, [ana, ben])
+    project = tasks.get_project(store, "desk")
+    cookie, token, link = access.open_session(store, ana.id)[0], access.issue_token(store, ana.id), ""
+    link = access.invite(store, ana.id)
+    access.link_identity(store, ana.id, "https://id.example.org", "7")
+    with store.write() as connection:
+        connection.execute(sql.insert(schema.qualification).values(person_id=ana.id, name="law", by="lea", at=1))
+    asked = engine.derived_id("chat")
+    for subject, id in ((ana.id, asked), ("u1", engine.derived_id("other"))):
+        said = Message(role="user", content=f"my garden, {subject}")
+        answer = Message(role="assistant", content="Yes")
+        traces.write(store, [traces.Trace(id=id, conversation=id, subject=subject, messages=(said,), answer=answer)])
+    for actor in (ana.id, ana.pseudonym, ben.id):
+        traffic.add_feedback(
+            store, engine.derived_id("other"), "comment", text=f"words of {actor}", actor=actor, key=actor
+        )
+    new = tasks.NewTask(key="more", kind="scoring", messages=(Message(role="user", content="?"),), people=(ana.id,))
+    (task,) = tasks.add(store, project, [new])
+    (held,) = slots.claim(store, ana.id, [project.id], 1, 60_000)
+    slots.save_draft(store, ana.id, held.id, held.epoch, {"note": "half a word"})
+
+    found = erasure.erase(store, erasure.words_of(store, person=ana.id), person=ana.id, by="lea")
+    assert found == 1 + 2 + 2, "the note, question and answer of the chat, and two comments"
+    with store.read() as connection:
+        left = [row.body for row in connection.execute(sql.select(schema.text.c.body)) if row.body]
+        for table in (schema.session, schema.api_token, schema.invitation, schema.identity, schema.draft,
+                      schema.qualification, schema.role_grant):  # fmt: skip
+            assert connection.execute(sql.select(table).where(table.c.person_id == ana.id)).first() is None, table.name
+    assert not [body for body in left if ana.id in body or ana.pseudonym in body or "secret of ana" in body]
+    assert f"words of {ben.id}" in left and any("u1" in body for body in left)
+    assert access.by_session(store, cookie) is None and access.by_token(store, token) is None
+    assert access.redeem(store, link) is None and access.by_identity(store, "https://id.example.org", "7") is None
+    assert [each.task for each in slots.claim(store, ben.id, [project.id], 1, 60_000)] == [task], "free for others"
 
 
 def test_erasing_a_user_of_the_service(store: Store, root: Root) -> None:

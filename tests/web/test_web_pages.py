@@ -41,6 +41,11 @@ PAGES = {
     "operate": ("lea", "/operate"),
     "redteam": ("lea", "/redteam"),
     "login": ("ana", "/login"),
+    "account": ("ana", "/account"),
+    "profile": ("ana", "/account/profile"),
+    "people": ("lea", "/people"),
+    "reveals": ("lea", "/people/reveals"),
+    "groups": ("lea", "/projects/desk%20ranking/people"),
 }
 
 

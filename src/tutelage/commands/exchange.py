@@ -23,7 +23,7 @@ from tutelage.commands.base import (
     say,
 )
 from tutelage.core.artifact import Root
-from tutelage.core.errors import DataError, NotFound, UsageError
+from tutelage.core.errors import UsageError
 
 import_app = group("import", "Bring a model, or recorded answers of people, into a life.")
 export_app = group("export", "Take a model or data out of a life, with its card and licences.")

@@ -5,7 +5,8 @@ What keeps single people out of the figures (k = 5):
   said nothing) ever number 1 to k - 1: the smallest shown group goes as well, so that subtraction tells nothing.
 - One attribute at a time: no two are ever crossed. If all who answered are one group, that is not shown either.
 - Counts and shares are rounded to fives at random (Fellegi 1975), by a key and the group's members, so that the same
-  group is always shown the same and two that differ by one person are not told apart; other figures to tenths.
+  group is always shown the same and two that differ by one person are not told apart. Other figures are given in
+  tenths, at most 0.9 either way: that all of a group and none of another chose an answer would tell who is in which.
 - A report is made by hand and kept in the ledger. Another one is made only when at least k people have answered, or
   changed or withdrawn what they said, so that no two reports differ by one person.
 
@@ -17,7 +18,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from tutelage.core.errors import ConfigError, UsageError
 from tutelage.core.records import Record
@@ -253,12 +254,16 @@ def _winner(each: disagreement.Depends) -> Winner:
 
 
 def _coarse(interval: Interval) -> Interval:
-    """An interval in tenths, its ends rounded outwards, and its n in fives."""
+    """An interval in tenths, its ends rounded outwards and nothing beyond 0.9, and its n in fives."""
+
+    def tenths(value: float | None, round_: Callable[[float], int]) -> float | None:
+        return None if value is None else max(-9, min(9, round_(value * 10))) / 10
+
     return interval.model_copy(
         update={
-            "value": None if interval.value is None else round(interval.value, 1),
-            "low": None if interval.low is None else math.floor(interval.low * 10) / 10,
-            "high": None if interval.high is None else math.ceil(interval.high * 10) / 10,
+            "value": tenths(interval.value, round),
+            "low": tenths(interval.low, math.floor),
+            "high": tenths(interval.high, math.ceil),
             "n": 5 * round(interval.n / 5),
         }
     )

@@ -76,7 +76,8 @@ def prose(text: str) -> Markup:
         lines = [line.strip() for line in block.splitlines() if line.strip()]
         while lines and lines[0].startswith("#"):
             blocks.append(Markup("<h3>{}</h3>").format(inline(lines.pop(0).lstrip("# "))))
-        if lines and all(re.match(r"[-*] ", line) for line in lines):
+        if lines and re.match(r"[-*] ", lines[0]):
+            lines = re.split(r"\n(?=[-*] )", "\n".join(lines))  # an item may go on over several lines
             items = Markup("").join(Markup("<li>{}</li>").format(inline(line[2:])) for line in lines)
             blocks.append(Markup("<ul>{}</ul>").format(items))
         elif lines:

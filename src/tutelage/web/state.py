@@ -63,7 +63,7 @@ class UpstreamSettings(Config):
 class Oidc(Config):
     """Signing in through an OpenID provider (needs the extra `oidc`)."""
 
-    issuer: str
+    issuer: str = Field(max_length=300)
     """The provider's address, as its tokens name it."""
     client_id: str
     client_secret: str = ""

@@ -1,6 +1,6 @@
 """Real people's recorded answers through the store: agreement is that of the reference on the same rows.
 
-Slow, and only where TUTELAGE_DATA names the mirror of the public sets. What it prints stands in docs/people.md.
+Slow, and only where TUTELAGE_DATA names the mirror of the public sets. What it prints stands in docs/agreement.md.
 """
 
 from __future__ import annotations

@@ -375,8 +375,8 @@ def _replay(config: Collect, inputs: Inputs, base: str, context: Context) -> dic
         raise ConfigError("recorded comparisons are replayed and no corpus is named", key="collect.corpus")
     source = inputs.corpus.file("comparisons.jsonl")
     texts = inputs.corpus.file("labels.jsonl")
-    every = chain(read_jsonl(source, Preference), read_jsonl(texts, Example) if config.labels else ())
-    fit, left_out = _readable(every, inputs)
+    labelled: Iterable[Preference | Example] = read_jsonl(texts, Example) if config.labels else ()
+    fit, left_out = _readable(chain(read_jsonl(source, Preference), labelled), inputs)
     there = {str(row.tags.get("source", "")) for row in fit}
     if unknown := sorted(set(config.sources) - there):
         todo = f"There are those of {', '.join(sorted(there)) or 'no source'}"

@@ -105,7 +105,8 @@ def _against(votes: Votes, others: Floats, crowd: int) -> tuple[Floats, Floats]:
     told = (votes.choice != 0) & (votes.longer != 0) & (np.sign(others) == -votes.longer) & (np.abs(others) > 1e-9)
     people = votes.people[told]
     chose = (votes.choice[told] == votes.longer[told]).astype(float)
-    return np.bincount(people, chose, minlength=crowd), np.bincount(people, minlength=crowd).astype(float)
+    longer, of = np.bincount(people, chose, minlength=crowd), np.bincount(people, minlength=crowd)
+    return longer.astype(float), of.astype(float)
 
 
 def _quality(

@@ -187,16 +187,16 @@ def _blocks(rankings: Sequence[Tiers], people: Codes, weights: Floats, sizes: Se
             raise DataError(f"{size} items with ties of up to {allowed[-1]} allow {possible:,} tiers", todo=todo)
         tiers_of = [members for many in allowed for members in combinations(range(size), many)]
         place = {members: at for at, members in enumerate(tiers_of)}
-        tiers = np.zeros((len(tiers_of), size))
+        shares = np.zeros((len(tiers_of), size))
         for at, members in enumerate(tiers_of):
-            tiers[at, list(members)] = 1 / len(members)
+            shares[at, list(members)] = 1 / len(members)
         blocks.append(
             _Choices(
                 items=np.array([row[0] for row in rows]),
                 people=np.array([row[2] for row in rows]),
                 chosen=np.array([place[tuple(range(size - row[1], size))] for row in rows]),
                 weights=np.array([row[3] for row in rows]),
-                tiers=tiers,
+                tiers=shares,
                 sizes=np.array([sizes.index(len(members)) for members in tiers_of]),
             )
         )

@@ -158,7 +158,10 @@ def fill(root: Path, *, items: int, answered: int, annotators: int = 50) -> None
 
 
 def _real(store: Store, where: tasks.Project, many: int) -> list[str]:
-    two = (("The bread at the market is excellent.", "a", {}), ("The bread is good, is it not?", "b", {}))
+    two: Sequence[tuple[str, str, Mapping[str, Any]]] = (
+        ("The bread at the market is excellent.", "a", {}),
+        ("The bread is good, is it not?", "b", {}),
+    )
     asked = (Message(role="user", content="Which sounds better?"),)
     return tasks.add(store, where, [tasks.NewTask(f"g{n}", "ranking", asked, two, required=3) for n in range(many)])
 

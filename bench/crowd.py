@@ -68,8 +68,11 @@ def prepare(
     """A project and its people: what they work on, and their ids."""
     with engine.open(root, url=url) as store:
         where = tasks.make_project(store, NAME, kind="ranking", questions=[], per_task=per_task)
-        two = (("one", "", {}), ("other", "", {}))
-        tasks.add(store, where, [tasks.NewTask(f"t{n}", "ranking", (), two, required=per_task) for n in range(tasks_)])
+        new = [
+            tasks.NewTask(f"t{n}", "ranking", (), (("one", "", {}), ("other", "", {})), required=per_task)
+            for n in range(tasks_)
+        ]
+        tasks.add(store, where, new)
         persons = people.create_many(store, [f"client {n}" for n in range(clients)], kind="simulated")
         return Crowd(str(root), url, where.id, lease_ms), [each.id for each in persons]
 

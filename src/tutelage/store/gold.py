@@ -276,7 +276,8 @@ def _order(expected: Mapping[int, int | None], said: Mapping[int, int | None]) -
         [(place(ranks, one) > place(ranks, other)) - (place(ranks, one) < place(ranks, other)) for one, other in pairs]
         for ranks in (expected, said)
     ]
-    return sum(1 - abs(wanted - given) / 2 for wanted, given in zip(*signs, strict=True)) / max(1, len(pairs))
+    off: int = sum(abs(wanted - given) for wanted, given in zip(*signs, strict=True))
+    return 1 - off / (2 * max(1, len(pairs)))
 
 
 def _near(wanted: Any, given: Any, tolerance: float) -> float:
@@ -300,8 +301,9 @@ def below(right: int, wrong: int, threshold: float) -> float:
     For whole numbers it is the binomial tail: P(Beta(a, b) < t) = P(Binomial(a + b - 1, t) >= a).
     """
     a, n = PRIOR[0] + right, PRIOR[0] + PRIOR[1] + right + wrong - 1
-    tail = (math.comb(n, k) * threshold**k * (1 - threshold) ** (n - k) for k in range(a, n + 1))
-    return min(1.0, math.fsum(tail))
+    yes, no = math.log(threshold), math.log(1 - threshold)
+    ways = (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in range(a, n + 1))
+    return min(1.0, math.fsum(math.exp(each + k * yes + (n - k) * no) for k, each in enumerate(ways, a)))
 
 
 def judge(connection: sql.Connection, store: Store, person: str, given: Sequence[tuple[str, str, Said]]) -> None:

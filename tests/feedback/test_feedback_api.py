@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tutelage.core.records import Message
-from tutelage.feedback import api, assign
+from tutelage.feedback import api, assign, routes
 from tutelage.feedback.client import Client, Direct
 from tutelage.store import answers, engine, people, slots, tasks
 
@@ -210,14 +210,14 @@ def test_a_new_form_is_a_new_version_and_old_tasks_keep_theirs(home):
 
 def test_roles_are_asked_for(home):
     store, lead, crew, _ = world(home)
-    status, told = api.dispatch(store, crew[0], "POST", "/api/feedback/projects", {"name": "mine"})
+    status, told = routes.dispatch(store, crew[0], "POST", "/api/feedback/projects", {"name": "mine"})
     assert status == 403 and told["error"] == "Forbidden"
     stranger = people.create(store, "stranger", roles=[])
-    assert api.dispatch(store, stranger, "POST", "/api/feedback/claim", {"project": "help"})[0] == 403
-    assert api.dispatch(store, lead, "GET", "/api/feedback/projects/none/progress")[0] == 404
-    assert api.dispatch(store, lead, "POST", "/api/feedback/claim", {"count": 0})[0] == 422
-    assert api.dispatch(store, lead, "GET", "/api/feedback/nothing")[0] == 404
-    assert api.dispatch(store, crew[0], "GET", "/api/feedback/history", None, {"limit": "many"})[0] == 422
+    assert routes.dispatch(store, stranger, "POST", "/api/feedback/claim", {"project": "help"})[0] == 403
+    assert routes.dispatch(store, lead, "GET", "/api/feedback/projects/none/progress")[0] == 404
+    assert routes.dispatch(store, lead, "POST", "/api/feedback/claim", {"count": 0})[0] == 422
+    assert routes.dispatch(store, lead, "GET", "/api/feedback/nothing")[0] == 404
+    assert routes.dispatch(store, crew[0], "GET", "/api/feedback/history", None, {"limit": "many"})[0] == 422
 
 
 def _work(where: str, names: list[str], seed: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import tutelage as tt
 from tutelage.core.records import Message
-from tutelage.feedback import rest
+from tutelage.feedback import routes
 from tutelage.feedback.client import Client
 from tutelage.feedback.wire import NewGold, NewProject, NewTask
 
@@ -66,10 +66,10 @@ def test_every_route_has_a_method_and_every_method_a_route() -> None:
             call(Client(Listening()))
         except Heard as heard:
             method, path = heard.args
-            found = [each for each in rest.ROUTES if each.method == method and each.pattern.match(path)]
+            found = [each for each in routes.ROUTES if each.method == method and each.pattern.match(path)]
             assert len(found) == 1, f"{name} asks for {method} {path}"
             met.add(found[0])
-    assert met == set(rest.ROUTES)
+    assert met == set(routes.ROUTES)
 
 
 def test_the_client_is_at_hand_and_loads_neither_torch_nor_a_server() -> None:

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from tutelage.core.records import Message
-from tutelage.feedback import api
+from tutelage.feedback import api, routes
 from tutelage.store import answers, engine, people, tasks, taxonomies
 from tutelage.store.answers import WHOLE
 
@@ -243,7 +243,7 @@ def test_a_prompt_alone_can_be_answered(tmp_path):
 def test_a_form_nobody_could_answer_is_refused(held, kind, form, says):
     world, _ = held("ranking")
     body = {"name": "x", "kind": kind, "form": form}
-    status, told = api.dispatch(world.store, world.lead, "POST", "/api/feedback/projects", body)
+    status, told = routes.dispatch(world.store, world.lead, "POST", "/api/feedback/projects", body)
     assert status == 422 and says in told["message"], told
 
 
@@ -253,7 +253,7 @@ def test_a_form_nobody_could_answer_is_refused(held, kind, form, says):
 def test_tasks_keep_the_taxonomy_they_were_made_under(tmp_path):
     world = World(tmp_path, "tag", tasks_=2)
     form = FORMS["tag"] | {"taxonomy": {"nodes": [{"key": "harm"}, {"key": "advert"}, {"key": "fraud"}]}}
-    status, told = api.dispatch(
+    status, told = routes.dispatch(
         world.store, world.lead, "POST", "/api/feedback/projects", {"name": "work", "kind": "tag", "form": form}
     )
     assert status == 422 and "'threat' of the version before is gone" in told["message"]

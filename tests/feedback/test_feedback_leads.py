@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 from test_feedback_api import answer, world
 
-from tutelage.feedback import api
+from tutelage.feedback import api, routes
 from tutelage.store import answers, people, tasks
 
 BASE = "/api/feedback"
 
 
 def send(store, person, method, path, body=None):
-    return api.dispatch(store, person, method, f"{BASE}{path}", body)
+    return routes.dispatch(store, person, method, f"{BASE}{path}", body)
 
 
 def golden(store, lead, ids, **fields):

@@ -26,7 +26,7 @@ from test_feedback_api import answer, world
 from tutelage.core.artifact import Root
 from tutelage.core.errors import UpstreamError
 from tutelage.core.records import Message
-from tutelage.feedback import api, rest
+from tutelage.feedback import api, openapi, routes
 from tutelage.feedback.client import Client
 from tutelage.feedback.wire import Claim
 from tutelage.store import access, people
@@ -68,12 +68,12 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 def test_every_route_is_described_with_its_scope_and_its_errors() -> None:
-    found = rest.document()
+    found = openapi.document()
     named = [op["operationId"] for path in found["paths"].values() for op in path.values()]
-    assert len(named) == len(set(named)) == len(rest.ROUTES)
-    for route in rest.ROUTES:
+    assert len(named) == len(set(named)) == len(routes.ROUTES)
+    for route in routes.ROUTES:
         operation = found["paths"][route.path][route.method.lower()]
-        assert operation["security"] == [{"token": [route.scope]}] and route.scope in rest.SCOPES
+        assert operation["security"] == [{"token": [route.scope]}] and route.scope in openapi.SCOPES
         assert {"200", "401", "403", "404", "422", "503"} <= set(operation["responses"])
         assert operation["summary"] and bool(route.body) == ("requestBody" in operation)
     text = json.dumps(found)
@@ -96,7 +96,7 @@ def test_the_document_is_served_and_is_part_of_the_whole_one(running: Running) -
             return json.load(told)
 
     own, whole = get("/api/feedback/openapi.json"), get("/openapi.json")
-    assert own == json.loads(json.dumps(rest.document()))
+    assert own == json.loads(json.dumps(openapi.document()))
     assert own["paths"].items() <= whole["paths"].items() and "/v1/chat/completions" in whole["paths"]
 
 
@@ -130,7 +130,7 @@ def test_a_body_without_end_is_refused(running: Running, monkeypatch: pytest.Mon
 
 
 def test_a_file_comes_in_a_form_that_is_described(running: Running) -> None:
-    described = rest.document()["paths"]["/api/feedback/projects/{project}/export/{consumer}.{format}"]["get"]
+    described = openapi.document()["paths"]["/api/feedback/projects/{project}/export/{consumer}.{format}"]["get"]
     for form in ("jsonl", "parquet", "zip"):
         path = f"/api/feedback/projects/help/export/dpo.{form}?accept=not-stated"
         request = urllib.request.Request(
@@ -162,10 +162,10 @@ def tried(running: Running, examples: int, phases: list[Phase]) -> dict[str, int
 
 def test_a_few_generated_requests(running: Running) -> None:
     called = tried(running, 3, [Phase.generate])
-    assert len(called) == len(rest.ROUTES) and min(called.values()) >= 1
+    assert len(called) == len(routes.ROUTES) and min(called.values()) >= 1
 
 
 @pytest.mark.slow
 def test_many_generated_requests(running: Running) -> None:
     called = tried(running, 40, [Phase.explicit, Phase.generate, Phase.shrink])
-    assert len(called) == len(rest.ROUTES) and sum(called.values()) > 40 * len(rest.ROUTES)
+    assert len(called) == len(routes.ROUTES) and sum(called.values()) > 40 * len(routes.ROUTES)

@@ -84,7 +84,7 @@ def test_a_store_moves_to_postgres_and_back(tmp_path, postgres_empty):
     (tmp_path / "service.yaml").unlink()
     assert restore(root, tmp_path / "back.db", replace=True) is not None and rows(root) == before
     with engine.open(root) as store:
-        assert profiles.profile(store, people.get(store, "anna").id) == {"native_language": "German"}
+        assert profiles.profile(store, people.get(store, "anna").id).attributes == {"native_language": "German"}
 
 
 def test_a_backup_of_an_earlier_schema_is_brought_up_in_postgres(tmp_path, postgres, monkeypatch):

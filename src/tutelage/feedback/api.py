@@ -1,21 +1,13 @@
-"""What can be asked of the feedback rooms: pure functions over a store, one table of routes, the models of the wire.
-
-The web mounts ROUTES, tests and in-process clients call `dispatch`: both go through the same functions and checks.
-"""
+"""What people and leads do in the feedback rooms: pure functions over a store, each with its checks."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
-
 from tutelage.core.errors import DataError, NotFound, TutelageError, UsageError
-from tutelage.core.records import explain
-from tutelage.feedback import assign, check, leads
+from tutelage.feedback import assign, check
 from tutelage.feedback.check import Texts, checked, open_forms
 from tutelage.feedback.taxonomy import Taxonomy
 from tutelage.feedback.wire import (
@@ -26,30 +18,18 @@ from tutelage.feedback.wire import (
     Claimed,
     Draft,
     Form,
-    GoldView,
-    GoldViews,
-    Held,
-    History,
     Item,
-    Kept,
     MarkedSpan,
     NewCandidate,
-    NewGold,
     NewProject,
     NewTask,
     NewTasks,
     Progress,
-    Projects,
     ProjectView,
-    Qualifications,
     Question,
     Receipt,
-    Settings,
     Shown,
     Submitted,
-    TaskIds,
-    Which,
-    storable,
 )
 from tutelage.store import answers, people, tasks, taxonomies, texts
 from tutelage.store import slots as desk
@@ -60,7 +40,6 @@ from tutelage.store.settings import ProjectSettings
 from tutelage.text import pii
 
 __all__ = [
-    "ROUTES",
     "Answer",
     "Answers",
     "Claim",
@@ -77,13 +56,11 @@ __all__ = [
     "Progress",
     "ProjectView",
     "Question",
-    "Route",
     "Shown",
     "Submitted",
     "add_tasks",
     "claim",
     "create_project",
-    "dispatch",
     "give_back",
     "held_item",
     "history",
@@ -119,7 +96,7 @@ def create_project(store: Store, person: Person, new: NewProject) -> ProjectView
         taxonomy=_tree(new.form.taxonomy),
         by=person.id,
     )
-    return _views(store, [made])[0]
+    return views(store, [made])[0]
 
 
 def _tree(taxonomy: Taxonomy | None) -> taxonomies.NewTree | None:
@@ -136,7 +113,7 @@ def projects(store: Store, person: Person) -> list[ProjectView]:
     mine = [
         each for each in tasks.projects(store) if person.has(*_answerers(each), *LEADERS, "auditor", project=each.id)
     ]
-    return _views(store, mine)
+    return views(store, mine)
 
 
 def add_tasks(store: Store, person: Person, project: str, new: Sequence[NewTask]) -> list[str]:
@@ -345,20 +322,20 @@ def _need(person: Person, roles: Sequence[str], project: str = "") -> None:
         raise Forbidden(f"this needs the role {' or '.join(roles)}", key="role", todo="Ask a lead to grant it")
 
 
-def _led(store: Store, person: Person, project: str) -> tasks.Project:
+def led(store: Store, person: Person, project: str) -> tasks.Project:
     """A project that this person leads."""
     where = tasks.get_project(store, project)
     _need(person, LEADERS, where.id)
     return where
 
 
-def _leading(person: Person) -> Person:
+def leading(person: Person) -> Person:
     """A person who leads everywhere: what is granted holds in all projects."""
     _need(person, LEADERS)
     return person
 
 
-def _views(store: Store, found: Sequence[tasks.Project]) -> list[ProjectView]:
+def views(store: Store, found: Sequence[tasks.Project]) -> list[ProjectView]:
     """Projects as they travel, each with its newest form and that form's taxonomy."""
     trees = taxonomies.of_forms(store, [each.form for each in found if each.taxonomy])
     return [
@@ -379,194 +356,6 @@ def _views(store: Store, found: Sequence[tasks.Project]) -> list[ProjectView]:
     ]
 
 
-# routes
-
-
-Call = Callable[[Store, Person, Mapping[str, Any], Any], Any]
-
-
-@dataclass(frozen=True)
-class File:
-    """An answer that is a file and no JSON. `facts` (plain text) travel in headers `x-NAME`."""
-
-    name: str
-    media: str
-    body: bytes
-    facts: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Route:
-    """One request that can be made. `call(store, person, parameters of path and query, body)` answers it with a model
-    of the wire, or (`answer` is File) with a file."""
-
-    method: str
-    path: str
-    scope: str
-    call: Call
-    answer: type[BaseModel] | type[File]
-    body: type[BaseModel] | None = None
-    summary: str = ""
-    query: type[BaseModel] | None = None
-    pattern: re.Pattern[str] = field(init=False)
-
-    def __post_init__(self) -> None:
-        named = re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/]+)", re.escape(self.path))
-        object.__setattr__(self, "pattern", re.compile(named + r"\Z"))
-
-
-BASE = "/api/feedback"
-ROUTES: tuple[Route, ...] = (
-    Route(
-        "GET",
-        f"{BASE}/projects",
-        "feedback:read",
-        lambda store, who, at, body: Projects(projects=projects(store, who)),
-        Projects,
-        summary="The projects you may work in",
-    ),
-    Route(
-        "POST",
-        f"{BASE}/projects",
-        "feedback:lead",
-        lambda store, who, at, body: create_project(store, who, body),
-        ProjectView,
-        NewProject,
-        "Make a project, or a new version of its form",
-    ),
-    Route(
-        "GET",
-        f"{BASE}/projects/{{project}}/progress",
-        "feedback:read",
-        lambda store, who, at, body: progress(store, who, at["project"]),
-        Progress,
-        summary="Where a project stands",
-    ),
-    Route(
-        "POST",
-        f"{BASE}/projects/{{project}}/tasks",
-        "feedback:lead",
-        lambda store, who, at, body: TaskIds(tasks=add_tasks(store, who, at["project"], body.tasks)),
-        TaskIds,
-        NewTasks,
-        "Add tasks; sending them again changes nothing",
-    ),
-    Route(
-        "POST",
-        f"{BASE}/claim",
-        "feedback:answer",
-        lambda store, who, at, body: claim(store, who, body),
-        Claimed,
-        Claim,
-        "Hold the next tasks",
-    ),
-    Route(
-        "POST",
-        f"{BASE}/answers",
-        "feedback:answer",
-        lambda store, who, at, body: submit(store, who, body),
-        Submitted,
-        Answers,
-        "Store answers, and perhaps hold the next tasks",
-    ),
-    Route(
-        "PUT",
-        f"{BASE}/drafts/{{slot}}",
-        "feedback:answer",
-        lambda store, who, at, body: Kept(ok=save_draft(store, who, at["slot"], body)),
-        Kept,
-        Draft,
-        "Keep an unfinished answer",
-    ),
-    Route(
-        "POST",
-        f"{BASE}/slots/{{slot}}/return",
-        "feedback:answer",
-        lambda store, who, at, body: Kept(ok=give_back(store, who, at["slot"], at["epoch"])),
-        Kept,
-        summary="Return a task unanswered",
-        query=Held,
-    ),
-    Route(
-        "GET",
-        f"{BASE}/history",
-        "feedback:answer",
-        lambda store, who, at, body: History(answers=history(store, who, at["project"], at["limit"])),
-        History,
-        summary="Your own answers, newest first",
-        query=Which,
-    ),
-    Route(
-        "PUT",
-        f"{BASE}/projects/{{project}}/settings",
-        "feedback:lead",
-        lambda store, who, at, body: _views(
-            store, [leads.change(store, who, _led(store, who, at["project"]), body.settings)]
-        )[0],
-        ProjectView,
-        Settings,
-        "Change some settings of a project",
-    ),
-    Route(
-        "GET",
-        f"{BASE}/projects/{{project}}/gold",
-        "feedback:lead",
-        lambda store, who, at, body: leads.view_gold(store, _led(store, who, at["project"])),
-        GoldViews,
-        summary="The gold tasks, and how everybody did on them",
-    ),
-    Route(
-        "POST",
-        f"{BASE}/projects/{{project}}/gold",
-        "feedback:lead",
-        lambda store, who, at, body: leads.mark_gold(store, who, _led(store, who, at["project"]), body),
-        GoldView,
-        NewGold,
-        "Make a task gold, or say anew what is expected of it",
-    ),
-    Route(
-        "POST",
-        f"{BASE}/projects/{{project}}/gold/{{task}}/retire",
-        "feedback:lead",
-        lambda store, who, at, body: leads.retire_gold(store, who, _led(store, who, at["project"]), at["task"]),
-        Kept,
-        summary="Give a gold task to nobody any more",
-    ),
-    Route(
-        "POST",
-        f"{BASE}/projects/{{project}}/people/{{person}}/lift",
-        "feedback:lead",
-        lambda store, who, at, body: leads.lift(store, who, _led(store, who, at["project"]), at["person"]),
-        Kept,
-        summary="Let somebody go on whose answers you have looked at",
-    ),
-    Route(
-        "GET",
-        f"{BASE}/people/{{person}}/qualifications",
-        "feedback:lead",
-        lambda store, who, at, body: leads.qualified(store, _leading(who), at["person"]),
-        Qualifications,
-        summary="What somebody has shown to be able to judge",
-    ),
-    Route(
-        "PUT",
-        f"{BASE}/people/{{person}}/qualifications/{{name}}",
-        "feedback:lead",
-        lambda store, who, at, body: leads.qualify(store, _leading(who), at["person"], at["name"]),
-        Qualifications,
-        summary="Grant a qualification",
-    ),
-    Route(
-        "DELETE",
-        f"{BASE}/people/{{person}}/qualifications/{{name}}",
-        "feedback:lead",
-        lambda store, who, at, body: leads.disqualify(store, _leading(who), at["person"], at["name"]),
-        Qualifications,
-        summary="Take a qualification away",
-    ),
-)
-
-
 def status_of(error: TutelageError) -> int:
     """The HTTP status that says what an error says."""
     if isinstance(error, Forbidden):
@@ -576,34 +365,3 @@ def status_of(error: TutelageError) -> int:
     if isinstance(error, UsageError):
         return 422
     return 503
-
-
-def dispatch(
-    store: Store,
-    person: Person,
-    method: str,
-    path: str,
-    body: Any = None,
-    query: Mapping[str, str] | None = None,
-    routes: Iterable[Route] | None = None,
-) -> tuple[int, Any]:
-    """Answer a request without a web framework: (status, JSON or File). The body is parsed JSON, the path is not
-    encoded; `routes` are those of this file unless others are given."""
-    for route in ROUTES if routes is None else routes:
-        found = route.pattern.match(path)
-        if route.method != method or not found:
-            continue
-        try:
-            at: dict[str, Any] = found.groupdict()
-            storable([at, dict(query or {}), body])
-            if route.query:
-                at |= route.query.model_validate(dict(query or {})).model_dump()
-            sent = route.body.model_validate(body) if route.body else None
-            made = route.call(store, person, at, sent)
-        except ValidationError as error:
-            key, message = explain(error)
-            return 422, DataError(message, key=key).as_dict()
-        except TutelageError as error:
-            return status_of(error), error.as_dict()
-        return 200, made if isinstance(made, File) else made.model_dump(mode="json")
-    return 404, NotFound(f"there is no {method} {path}").as_dict()

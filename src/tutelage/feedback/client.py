@@ -1,4 +1,4 @@
-"""The client of the feedback API: over HTTP with one kept connection, or straight into `rest.dispatch`.
+"""The client of the feedback API: over HTTP with one kept connection, or straight into `routes.dispatch`.
 
 Simulated and replayed people go through it like anybody else, so what they prove holds for live ones.
 """
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from tutelage.core.errors import DataError, NotFound, UpstreamError
 from tutelage.core.records import explain
-from tutelage.feedback import api, rest
+from tutelage.feedback import api, routes
 from tutelage.feedback.api import Answer, Answers, Claim, Claimed, NewProject, NewTask, Progress, ProjectView, Submitted
 from tutelage.feedback.export import By
 from tutelage.feedback.layout import Format
@@ -55,10 +55,10 @@ class Direct:
         self.store, self.person = store, person
 
     def send(self, method: str, path: str, query: Mapping[str, str], body: str | None) -> tuple[int, Any]:
-        """Answer through `rest.dispatch`."""
+        """Answer through `routes.dispatch`."""
         parsed = json.loads(body) if body is not None else None
-        status, told = rest.dispatch(self.store, self.person, method, unquote(path), parsed, query)
-        return status, told.body if isinstance(told, api.File) else told
+        status, told = routes.dispatch(self.store, self.person, method, unquote(path), parsed, query)
+        return status, told.body if isinstance(told, routes.File) else told
 
     def close(self) -> None:
         """Nothing to close."""
@@ -279,7 +279,7 @@ class Client:
         self, method: str, path: str, *, body: BaseModel | None = None, query: Mapping[str, str] | None = None
     ) -> Any:
         sent = body.model_dump_json() if body is not None else None
-        status, found = self._transport.send(method, api.BASE + path, query or {}, sent)
+        status, found = self._transport.send(method, routes.BASE + path, query or {}, sent)
         if status == 200:
             return found
         told = found if isinstance(found, dict) else {}

@@ -24,7 +24,7 @@ from starlette.exceptions import HTTPException
 from tutelage.core.artifact import Root, atomic_write
 from tutelage.core.config import build
 from tutelage.core.errors import TutelageError, UsageError
-from tutelage.feedback import rest
+from tutelage.feedback import openapi
 from tutelage.feedback.webhooks import Sender
 from tutelage.store import access, people
 from tutelage.web import account, auth, feedback, gateway, oidc, operate, redteam, render, review, tasks
@@ -79,7 +79,7 @@ def create_app(
 def _described(app: FastAPI) -> dict[str, Any]:
     """The OpenAPI document: the gateway's routes as FastAPI sees them, the feedback API's as it describes itself."""
     if not app.openapi_schema:
-        found, own = FastAPI.openapi(app), rest.document()
+        found, own = FastAPI.openapi(app), openapi.document()
         found["paths"] |= own["paths"]
         for kind, known in own["components"].items():
             found.setdefault("components", {}).setdefault(kind, {}).update(known)

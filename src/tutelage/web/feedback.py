@@ -15,8 +15,9 @@ from starlette.concurrency import run_in_threadpool
 
 from tutelage.core.errors import DataError, TutelageError
 from tutelage.core.records import explain
-from tutelage.feedback import api, rest
+from tutelage.feedback import api, openapi
 from tutelage.feedback.api import NewProject, NewTask
+from tutelage.feedback.routes import BASE, ROUTES, File, Route, dispatch
 from tutelage.review import queue
 from tutelage.store import answers, tasks
 from tutelage.store.people import Person
@@ -141,12 +142,12 @@ def router(state: Any) -> APIRouter:
     """The pages and the API of this file; `state` has `store`."""
     routes = APIRouter()
     store = state.store
-    for route in rest.ROUTES:
+    for route in ROUTES:
         _mount(routes, state, route)
 
-    @routes.get(f"{api.BASE}/openapi.json", include_in_schema=False)
+    @routes.get(f"{BASE}/openapi.json", include_in_schema=False)
     def described() -> dict[str, Any]:
-        return rest.document()
+        return openapi.document()
 
     @routes.get("/", include_in_schema=False)
     def home(request: Request) -> HTMLResponse:
@@ -221,7 +222,7 @@ def router(state: Any) -> APIRouter:
     return routes
 
 
-def _mount(routes: APIRouter, state: Any, route: api.Route) -> None:
+def _mount(routes: APIRouter, state: Any, route: Route) -> None:
     """One route of the feedback API. Tokens need its scope; sessions need their token in `x-csrf-token`."""
 
     async def call(request: Request) -> Response:
@@ -234,8 +235,8 @@ def _mount(routes: APIRouter, state: Any, route: api.Route) -> None:
             return JSONResponse(told, error.status_code, headers=error.headers)
         query = {key: value for key, value in request.query_params.items()}
         path = request.scope["path"]
-        status, told = await run_in_threadpool(rest.dispatch, state.store, person, route.method, path, body, query)
-        if isinstance(told, api.File):
+        status, told = await run_in_threadpool(dispatch, state.store, person, route.method, path, body, query)
+        if isinstance(told, File):
             headers = {f"x-{name}": value for name, value in told.facts.items()}
             headers |= {"content-disposition": f'attachment; filename="{told.name}"', "cache-control": "no-store"}
             return Response(told.body, media_type=told.media, headers=headers)

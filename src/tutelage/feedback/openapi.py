@@ -1,107 +1,18 @@
-"""All routes of the feedback API in one table, what answers them, and the OpenAPI document that describes them."""
+"""The OpenAPI document of the feedback API, made of the models that check and answer its requests."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from tutelage.core.errors import DataError
-from tutelage.feedback import api, layout, webhooks
-from tutelage.feedback.api import BASE, LEADERS, File, Forbidden, Route
-from tutelage.feedback.export import By, export
+from tutelage.feedback import layout
+from tutelage.feedback.routes import BASE, ROUTES, File, Route
 from tutelage.feedback.rows import CONSUMERS
-from tutelage.feedback.wire import Kept, Problem, Wire
-from tutelage.store import tasks
-from tutelage.store.engine import Store
-from tutelage.store.people import Person
-
-
-class Wanted(Wire):
-    """Whose answers are exported, and how."""
-
-    people: str = ""
-    """Kinds of people, with commas between them: `live`, `simulated`, `replayed`. Empty takes the only kind there is;
-    naming several pools them."""
-    by: By = "task"
-    """`task` joins everybody's answers, `person` keeps each person's apart."""
-    accept: str = ""
-    """Internal licence classes that may be passed on, with commas between them; recorded."""
-
-
-def _export(store: Store, person: Person, at: Mapping[str, Any], _: Any) -> File:
-    where = tasks.get_project(store, at["project"])
-    if not person.has(*LEADERS, "auditor", project=where.id):
-        raise Forbidden("answers are exported by a lead", key="role", todo="Ask one of them")
-    form = at["format"]
-    if form not in get_args(layout.Format):
-        todo = f"One of: {', '.join(get_args(layout.Format))}"
-        raise DataError(f"there is no format {form!r}", key="format", todo=todo)
-    people, accept = _listed(at["people"]), _listed(at["accept"])
-    made = export(store, where.name, at["consumer"], people=people, by=at["by"], accept=accept, actor=person.id)
-    facts = {"rows": str(len(made.rows)), "people": made.people, "licences": ",".join(made.licences)}
-    facts["dropped"] = json.dumps(made.dropped)
-    return File(f"{made.consumer}.{form}", layout.MEDIA[form], layout.packed(made, form), facts)
-
-
-def _removed(store: Store, person: Person, webhook: str) -> Kept:
-    webhooks.remove(store, person, webhook)
-    return Kept(ok=True)
-
-
-def _listed(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-ROUTES: tuple[Route, ...] = (
-    *api.ROUTES,
-    Route(
-        "GET",
-        f"{BASE}/projects/{{project}}/export/{{consumer}}.{{format}}",
-        "feedback:lead",
-        _export,
-        File,
-        summary=f"Answers as rows for one of {', '.join(CONSUMERS)}; zip holds a Hugging Face data set's folder",
-        query=Wanted,
-    ),
-    Route(
-        "GET",
-        f"{BASE}/webhooks",
-        "feedback:lead",
-        lambda store, who, at, body: webhooks.listed(store, who),
-        webhooks.Webhooks,
-        summary="The addresses that are told of events, and how far they were told",
-    ),
-    Route(
-        "POST",
-        f"{BASE}/webhooks",
-        "feedback:lead",
-        lambda store, who, at, body: webhooks.add(store, who, body),
-        webhooks.WebhookMade,
-        webhooks.NewWebhook,
-        "Tell an address of events; the answer holds the secret that signs them, this once",
-    ),
-    Route(
-        "DELETE",
-        f"{BASE}/webhooks/{{webhook}}",
-        "feedback:lead",
-        lambda store, who, at, body: _removed(store, who, at["webhook"]),
-        Kept,
-        summary="Tell an address nothing more",
-    ),
-    Route(
-        "POST",
-        f"{BASE}/webhooks/{{webhook}}/retry",
-        "feedback:lead",
-        lambda store, who, at, body: webhooks.retry(store, who, at["webhook"]),
-        webhooks.Retried,
-        summary="Tell again what was given up",
-    ),
-)
+from tutelage.feedback.wire import Problem
 
 SCOPES: Mapping[str, str] = {
     "feedback:read": "see projects and where they stand",
@@ -129,13 +40,6 @@ A page of the console sends its session's cookie instead, and the session's toke
 NAMED: Mapping[str, Sequence[str]] = {"consumer": tuple(CONSUMERS), "format": tuple(layout.MEDIA)}
 """Parts of paths that have few values."""
 REF = "#/components/schemas/{model}"
-
-
-def dispatch(
-    store: Store, person: Person, method: str, path: str, body: Any = None, query: Mapping[str, str] | None = None
-) -> tuple[int, Any]:
-    """Answer any request of the API in this process: (status, JSON or File)."""
-    return api.dispatch(store, person, method, path, body, query, ROUTES)
 
 
 def document() -> dict[str, Any]:

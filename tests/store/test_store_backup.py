@@ -12,7 +12,13 @@ from tutelage.core.artifact import Root
 from tutelage.core.errors import DataError, UsageError
 from tutelage.core.records import Message, Verdict
 from tutelage.store import answers, engine, ledger, people, profiles, releases, review, schema, slots, tasks, traces
-from tutelage.store.backup import ROWS, backup, check_root, restore
+from tutelage.store.backup import backup, check_root, restore
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch) -> None:
+    """Copy few rows at a time, so that some tables take several turns."""
+    monkeypatch.setattr("tutelage.store.backup.ROWS", 40)
 
 
 def fill(root: Root) -> None:
@@ -34,7 +40,7 @@ def fill(root: Root) -> None:
         review.vault_put(store, "c1", {"[EMAIL:1]": ("email", "anna@example.org")})
         releases.promote(store, releases.create(store, "bundle:a"), actor="op", reason="first")
         with store.write() as connection:
-            for number in range(ROWS + 50):  # more than are copied at a time
+            for number in range(150):
                 ledger.append(connection, "a", "did", f"o{number}")
 
 

@@ -162,11 +162,9 @@ def check_root(root: Root) -> list[str]:
                 "WHERE NOT tgisinternal AND tgenabled IN ('O', 'A') AND pg_table_is_visible(tgrelid)"
             )
             names = set(awake.scalars())
-            ends = {name: ("append_only", "no_truncate") for name in schema.APPEND_ONLY}
-            ends["text"] = ("erase_only", "keep", "no_truncate")
-            for name in ends:
-                if not {f"{name}_{end}" for end in ends[name]} <= names:
-                    faults.append(f"{name} has lost its append-only triggers")
+            wanted = {name: {f"{name}_append_only", f"{name}_no_truncate"} for name in schema.APPEND_ONLY}
+            wanted["text"] = {"text_erase_only", "text_keep", "text_no_truncate"}
+            faults += [f"{name} has lost its append-only triggers" for name in wanted if not wanted[name] <= names]
             for table in schema.metadata.sorted_tables:  # every row is read, with what is stored beside it
                 connection.exec_driver_sql(f'SELECT count("{table.name}"::text) FROM "{table.name}"')
                 for key in table.foreign_keys:

@@ -122,7 +122,10 @@ def test_who_is_shut_out_is_out_at_once_and_the_last_owner_stays(tmp_path):
     ):
         with pytest.raises(UsageError, match="last owner"):
             act()
-    people.grant(store, ana.id, "owner", by=olga.id)
+    for _ in range(2):
+        people.grant(store, ana.id, "owner", by=olga.id)
+    given = [each for each in ledger.acts(store, "role.grant", ana.id) if each.body["role"] == "owner"]
+    assert len(given) == 1, "what was held already is no act"
     people.revoke(store, olga.id, "owner", by=ana.id)
 
 

@@ -346,8 +346,9 @@ def link_identity(store: Store, person: str, issuer: str, subject: str) -> None:
             store.insert(table)
             .values(issuer=issuer, subject=subject, person_id=person, at=now())
             .on_conflict_do_nothing()
+            .returning(table.c.person_id)  # PostgreSQL's driver counts no rows here
         )
-        if not added.rowcount:
+        if added.first() is None:
             raise DataError("this sign-in belongs to an account already", key="subject")
         ledger.append(connection, person, "identity.link", person, {"issuer": issuer})
 

@@ -246,8 +246,9 @@ def _grant(connection: sql.Connection, store: Store, person: str, role: str, pro
         store.insert(schema.role_grant)
         .values(id=uuid7(), person_id=person, project_id=project, role=role, by=by, at=now())
         .on_conflict_do_nothing()
+        .returning(schema.role_grant.c.id)  # PostgreSQL's driver counts no rows here
     )
-    if made.rowcount:
+    if made.first() is not None:
         ledger.append(connection, by, "role.grant", person, {"role": role, "project": project})
 
 

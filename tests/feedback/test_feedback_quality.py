@@ -205,7 +205,7 @@ def test_who_cannot_have_read_is_found_and_no_time_is_no_verdict():
 
 @pytest.mark.slow
 def test_careful_crowds_are_hardly_ever_blamed():
-    """300 crowds of 24 careful people: in how many of them anybody is flagged. Found: straight-lining in 0 of 600 (scores,
+    """300 crowds of 24 careful people: in how many anybody is flagged. Found: straight-lining in 0 of 600 (scores and
     rankings), speed in 0 of 300 where people's own pace varies by a factor of 1.4 (one standard deviation)."""
     people = [f"p{n:02}" for n in range(24)]
     lined = rushed = 0

@@ -171,7 +171,7 @@ def test_labels_are_shares_of_people(world: World) -> None:
     soft = {each["label"]: each["probability"] for each in found["tone"]["soft_labels"]}
     assert soft == {"kind": 0.666667, "rude": 0.333333, "neither": 0.0}
     assert found["spans"]["spans"] == [
-        {"field": "prompt", "candidate": -1, "start": 4, "end": 9, "label": "PERSON", "probability": 0.666667}
+        {"field": "prompt:0", "candidate": -1, "start": 4, "end": 9, "label": "PERSON", "probability": 0.666667}
     ]
     (item,) = export(world.store, "town", "evaluation").rows
     assert item["tags"]["kind"] == "classify" and item["target"] == "kind"

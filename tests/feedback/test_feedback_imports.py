@@ -246,7 +246,7 @@ def checked(store: engine.Store, key: str = "r1") -> None:
     one, two = found[key, ONE], found[key, TWO]
     assert one.tiers == ((0,), (1,)) and two.tiers == ((0, 1),)
     assert one.value("quality") == 4.0 and two.value("tone") == "rude" and one.value("topics") == ["a", "b"]
-    assert one.spans == (("prompt", -1, 13, 17, "LOC"),) and one.value("better") == "It stands by the river."
+    assert one.spans == (("prompt:0", -1, 13, 17, "LOC"),) and one.value("better") == "It stands by the river."
     task = tasks.load(store, [one.task])[one.task]
     assert task.messages[0].content == FIELDS["prompt"] and task.candidates == ("By the river.", "No idea.")
 
@@ -377,7 +377,7 @@ def test_tasks_of_label_studio_come_in_with_every_result_kept_or_counted(store: 
     assert one.tiers == ((1,), (0,)) and one.scores() == {"quality": {0: 2.0, 1: 4.0}} and one.active_ms == 4288
     assert one.value("tone") == "kind" and one.value("topics") == ["boats", "bread"]
     assert one.value("about") == ["Life", "Life/Fish"] and one.value("note") == "fine\nso far"
-    assert one.spans == (("prompt", -1, 0, 3, "PER"),) and one.value("age") is None
+    assert one.spans == (("prompt:0", -1, 0, 3, "PER"),) and one.value("age") is None
     ben = next(each for (key, name), each in found.items() if key == "11" and name.startswith("#"))
     assert ben.tiers == ((0,), (1,)) and ben.value("topics") == ["boats"]
     assert found["11", "3"].status == "skipped"

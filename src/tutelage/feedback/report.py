@@ -122,14 +122,14 @@ def _on_labels(sets: Sequence[Sequence[agreement.Labels | None]], seed: int) -> 
 
 
 def _on_spans(words: Read, seed: int) -> dict[str, Any]:
-    """Spans of each text that somebody could mark: the prompt, or one candidate."""
+    """Spans of each text that somebody could mark: a message of the prompt, or one candidate."""
     by_task: dict[str, list[Annotation]] = {}
     for each in words.given:
         by_task.setdefault(each.task, []).append(each)
     texts: list[spans.Marked] = []
     for id, given in by_task.items():
         task = words.tasks[id]
-        shown = {("prompt", WHOLE): "\n".join(each.content for each in task.messages)}
+        shown = {(f"prompt:{at}", WHOLE): each.content for at, each in enumerate(task.messages)}
         shown |= {("candidate", no): text for no, text in enumerate(task.candidates)}
         for (where, no), text in shown.items():
             marks = {each.pseudonym: [mark[2:] for mark in each.spans if mark[:2] == (where, no)] for each in given}

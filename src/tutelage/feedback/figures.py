@@ -29,6 +29,8 @@ class Read:
     """Pseudonyms, sorted."""
     scales: Mapping[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
     """(form, criterion) -> lowest and highest score."""
+    strengths: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    """Form of a pair -> the question how much better the better one is, and how many steps it has."""
 
 
 def stated_agreement(

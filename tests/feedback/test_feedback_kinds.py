@@ -218,7 +218,7 @@ def test_a_rewrite_names_what_it_rewrote(tmp_path):
     assert world.say(world.claim(), key="good-as-it-is", as_is=True, rewritten=0).status == "stored"
     first, second = world.read()
     assert [(each.question, each.candidate, each.text) for each in first.values] == [("rewrite", 1, "A better answer.")]
-    assert [(each.question, each.candidate, each.number) for each in second.values] == [("as_is", 0, 1.0)]
+    assert [(each.question, each.candidate, each.value) for each in second.values] == [("as_is", 0, True)]
 
 
 def test_a_prompt_alone_can_be_answered(tmp_path):

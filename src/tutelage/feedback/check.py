@@ -178,7 +178,7 @@ def _rewritten(given: Answer, brief: slots.Brief, shown: Callable[[], Texts]) ->
     elif brief.candidates > 1 or given.as_is:
         raise DataError("say which candidate this is about", key="rewritten")
     if given.rewrite is None:
-        return [Value("as_is", no, number=1.0)]
+        return [Value("as_is", no, value=True)]
     if not text.strip():
         raise DataError("the rewrite is empty", key="rewrite")
     if no != WHOLE and text.strip() == shown().candidates[no].replace("\r\n", "\n").strip():

@@ -32,6 +32,8 @@ class Read:
     """(form, criterion) -> lowest and highest score."""
     questions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Key -> question, of the newest form that asks it."""
+    strengths: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    """Form of a pair -> the question how much better the better one is, and how many steps it has."""
 
 
 def stated_agreement(

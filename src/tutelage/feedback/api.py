@@ -124,9 +124,18 @@ def add_tasks(store: Store, person: Person, project: str, new: Sequence[NewTask]
     where = tasks.get_project(store, project)
     _need(person, (*LEADERS, "service"), where.id)
     names = {name for each in new for name in each.people or ()}
-    ids = _person_ids(store, sorted(names))
+    return put_tasks(store, where, new, _person_ids(store, sorted(names)))
+
+
+def put_tasks(store: Store, where: tasks.Project, new: Sequence[NewTask], ids: Mapping[str, str]) -> list[str]:
+    """Make tasks whatever the caller's role; `ids` are those of the persons they are reserved for, by name."""
     mask = bool(where.settings.get("mask_pii", True))
     return tasks.add(store, where, [_stored(each, ids, where.per_task, mask) for each in new])
+
+
+def may_answer(person: Person, where: tasks.Project) -> None:
+    """Raises Forbidden for a person who may not answer in a project."""
+    _need(person, _answerers(where), where.id)
 
 
 def _person_ids(store: Store, names: Sequence[str]) -> dict[str, str]:
@@ -461,10 +470,17 @@ def status_of(error: TutelageError) -> int:
 
 
 def dispatch(
-    store: Store, person: Person, method: str, path: str, body: Any = None, query: Mapping[str, str] | None = None
+    store: Store,
+    person: Person,
+    method: str,
+    path: str,
+    body: Any = None,
+    query: Mapping[str, str] | None = None,
+    routes: Sequence[Route] | None = None,
 ) -> tuple[int, dict[str, Any]]:
-    """Answer a request without a web framework: (status, JSON). The body is parsed JSON."""
-    for route in ROUTES:
+    """Answer a request without a web framework: (status, JSON). The body is parsed JSON; `routes` are those of this
+    file unless others are given."""
+    for route in ROUTES if routes is None else routes:
         found = route.pattern.match(path)
         if route.method != method or not found:
             continue

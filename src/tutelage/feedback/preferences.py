@@ -263,7 +263,8 @@ def _by_person(config: Preferences, words: Read, trust: Floats, kind: str) -> li
 def _tags(config: Preferences, task: Task, kind: str) -> dict[str, Any]:
     return {
         "id": task.id,
-        "split": task.meta.get("split") or split_of(task.cluster, config.validation, config.test, config.seed),
+        "split": task.meta.get("split")
+        or split_of(task.cluster or task.id, config.validation, config.test, config.seed),
         "people": kind,
         "cluster": task.cluster,
         "kind": task.kind,

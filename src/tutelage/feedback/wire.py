@@ -10,8 +10,8 @@ from tutelage.core.records import Message
 from tutelage.feedback import assign
 from tutelage.store.answers import WHOLE
 
-Kind = Literal["ranking", "scoring", "ranking+scoring", "pair", "tag", "review", "rewrite"]
-RANKED: tuple[str, ...] = ("ranking", "ranking+scoring", "pair")
+Kind = Literal["ranking", "scoring", "ranking+scoring", "pair", "tag", "review", "rewrite", "dialogue"]
+RANKED: tuple[str, ...] = ("ranking", "ranking+scoring", "pair", "dialogue")
 
 
 class Wire(BaseModel):
@@ -48,6 +48,28 @@ class Form(Wire):
     guideline: str = ""
 
 
+class DialogueSettings(Wire):
+    """`settings.dialogue` of a project of kind dialogue: who answers, and within which limits."""
+
+    generators: tuple[str, ...] = Field(min_length=1, max_length=9)
+    """`model:...`, `bundle:...`, `release:current`, `fake:...`, or a name under `generators` in service.yaml, which
+    holds addresses and keys. One generator answers several times."""
+    candidates: int = Field(default=2, ge=2, le=4)
+    """Answers side by side."""
+    system: str = Field(default="", max_length=20_000)
+    """The system prompt."""
+    max_tokens: int = Field(default=256, ge=1, le=4096)
+    temperature: float = Field(default=1.0, ge=0, le=2)
+    timeout_s: float = Field(default=30.0, gt=0, le=300)
+    """An answer that takes longer is left out."""
+    turns: int = Field(default=20, ge=1, le=200)
+    """Most turns of a dialogue."""
+    alike: float = Field(default=0.95, gt=0, le=1)
+    """Overlap of character trigrams from which two answers are shown as one."""
+    licence: str = "not-stated"
+    """Licence class of what is said here."""
+
+
 class NewProject(Wire):
     """A labelling effort to be made."""
 
@@ -56,6 +78,12 @@ class NewProject(Wire):
     form: Form = Form()
     per_task: int = Field(default=3, ge=1, le=1000)
     settings: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _can_speak(self) -> NewProject:
+        if self.kind == "dialogue":
+            DialogueSettings.model_validate(self.settings.get("dialogue") or {})
+        return self
 
 
 class ProjectView(Wire):
@@ -103,8 +131,9 @@ class NewTask(Wire):
 
     @model_validator(mode="after")
     def _sound(self) -> NewTask:
-        if self.kind in RANKED and len(self.candidates) < 2:
-            raise ValueError(f"a task of kind {self.kind} needs at least two candidates")
+        least = 1 if self.kind == "dialogue" else 2  # of two answers one may not have come
+        if self.kind in RANKED and len(self.candidates) < least:
+            raise ValueError(f"a task of kind {self.kind} needs at least {'two' if least == 2 else 'one'} candidates")
         if self.kind == "pair" and len(self.candidates) != 2:
             raise ValueError("a pair has two candidates")
         return self
@@ -258,3 +287,32 @@ class History(Wire):
     """One's own answers, newest first."""
 
     answers: list[dict[str, Any]]
+
+
+class NewTurn(Wire):
+    """What somebody says in a dialogue. `key` makes sending it twice harmless."""
+
+    message: str = Field(min_length=1, max_length=20_000)
+    key: str = Field(min_length=8, max_length=120)
+    dialogue: str = Field(default="", max_length=120)
+    """Empty goes on with one's newest that has not ended, or begins one."""
+
+
+class EndDialogue(Wire):
+    """Which dialogue ends; empty is one's newest that has not ended."""
+
+    dialogue: str = Field(default="", max_length=120)
+
+
+class DialogueView(Wire):
+    """Where a dialogue stands. `item` holds the answers that wait for one's word, to be given like that on any task."""
+
+    dialogue: str
+    project: str
+    messages: tuple[Message, ...]
+    item: Item | None = None
+    turns: int
+    ended: bool = False
+    notes: list[str] = Field(default_factory=list)
+    problem: str = ""
+    """Why there is no answer: the message was not stored and can be sent again."""

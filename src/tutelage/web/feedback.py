@@ -60,7 +60,7 @@ def _card(state: Any, person: Person, view: api.ProjectView) -> dict[str, Any]:
         "answers": moment.answers,
         "needed": moment.needed,
         "mine": mine,
-        "open": left > 0 and view.state == "open",
+        "open": (left > 0 or view.kind == "dialogue") and view.state == "open",
         "reason": reason if view.state == "open" else f"The project is {view.state}.",
         "simulated": bool(moment.people.get("simulated")),
         "people": moment.people,
@@ -189,6 +189,8 @@ def router(state: Any) -> APIRouter:
         person = render.signed_in(request)
         told = _told(state, person, after, bool(stale))
         try:
+            if project and tasks.get_project(store, project).kind == "dialogue":
+                return render.see(f"/dialogue/{quote(project, safe='')}")
             claimed = api.claim(store, person, Claim(project=project))
         except TutelageError as error:
             raise failure(error) from None

@@ -82,6 +82,7 @@ TITLES: Final[Mapping[str, str]] = {
     "tag": "Tag the text",
     "review": "Should this have been served?",
     "rewrite": "Write a better answer",
+    "dialogue": "Which answer shall it go on from?",
 }
 FLAGS: Final = ("harmful", "private data", "wrong language", "broken text")
 
@@ -125,12 +126,14 @@ def view(item: Item) -> View:
             points = [Point(str(tier), str(tier), str(tier) if tier < 10 else "") for tier in range(1, places + 1)]
             points.append(Point(UNRANKABLE, "not rankable", "0"))
             rows.append(Row(f"tier:{shown.no}", "Rank (1 is best, same number = tie)", "one", points))
-        if item.kind not in ("ranking", "pair"):
+        if item.kind not in ("ranking", "pair", "dialogue"):
             rows += [row_of(q, f"score:{q.key}:{shown.no}") for q in item.questions if q.per_candidate]
         candidates.append(Candidate(shown.no, letter, shown.content, rows, FLAGS if ranked else ()))
     whole = [row_of(q, f"value:{q.key}") for q in item.questions if not q.per_candidate]
     if item.kind == "rewrite":
         whole.append(Row("rewrite", "Your answer", "text", value=item.candidates[0].content if places else ""))
+    if item.kind == "dialogue":
+        whole.append(Row("rewrite", "A better answer, from which it goes on", "text", required=False))
     keys = dict(HINTS)
     if ranked:
         keys = {"1–9": "rank the marked answer; the same digit ties", "0": "this answer cannot be ranked",
@@ -186,9 +189,17 @@ def answer_of(item: Item, fields: Mapping[str, Sequence[str]], *, key: str, epoc
         scores=scores,
         values=values,
         flags=flags,
-        rewrite=fields["rewrite"][0] if item.kind == "rewrite" and fields.get("rewrite") else None,
+        rewrite=_rewrite(item, fields),
         active_ms=max(0, int(_number((fields.get("active_ms") or ["0"])[0]))),
     )
+
+
+def _rewrite(item: Item, fields: Mapping[str, Sequence[str]]) -> str | None:
+    """A text written in place of the answers; in a dialogue it may be left empty."""
+    said = (fields.get("rewrite") or [""])[0]
+    if item.kind == "dialogue":
+        return said if said.strip() else None
+    return said if item.kind == "rewrite" and fields.get("rewrite") else None
 
 
 def fields_of(annotation: Annotation) -> dict[str, list[str]]:

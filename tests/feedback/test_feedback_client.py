@@ -9,7 +9,7 @@ from typing import Any
 
 import tutelage as tt
 from tutelage.core.records import Message
-from tutelage.feedback import routes
+from tutelage.feedback import openapi
 from tutelage.feedback.client import Client
 from tutelage.feedback.wire import NewGold, NewProject, NewTask
 
@@ -48,6 +48,9 @@ CALLS: dict[str, Any] = {
     "qualifications": lambda client: client.qualifications("anna"),
     "qualify": lambda client: client.qualify("anna", "law"),
     "disqualify": lambda client: client.disqualify("anna", "law"),
+    "dialogue": lambda client: client.dialogue("p"),
+    "say": lambda client: client.say("p", "hello", "a key of mine"),
+    "end_dialogue": lambda client: client.end_dialogue("p"),
     "export": lambda client: client.export("p", "dpo"),
     "webhooks": lambda client: client.webhooks(),
     "add_webhook": lambda client: client.add_webhook("https://host/hook", ["task.done"]),
@@ -66,10 +69,10 @@ def test_every_route_has_a_method_and_every_method_a_route() -> None:
             call(Client(Listening()))
         except Heard as heard:
             method, path = heard.args
-            found = [each for each in routes.ROUTES if each.method == method and each.pattern.match(path)]
+            found = [each for each in openapi.EVERY if each.method == method and each.pattern.match(path)]
             assert len(found) == 1, f"{name} asks for {method} {path}"
             met.add(found[0])
-    assert met == set(routes.ROUTES)
+    assert met == set(openapi.EVERY)
 
 
 def test_the_client_is_at_hand_and_loads_neither_torch_nor_a_server() -> None:

@@ -26,7 +26,7 @@ from test_feedback_api import answer, world
 from tutelage.core.artifact import Root
 from tutelage.core.errors import UpstreamError
 from tutelage.core.records import Message
-from tutelage.feedback import api, openapi, routes
+from tutelage.feedback import api, openapi
 from tutelage.feedback.client import Client
 from tutelage.feedback.wire import Claim
 from tutelage.store import access, people
@@ -70,8 +70,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 def test_every_route_is_described_with_its_scope_and_its_errors() -> None:
     found = openapi.document()
     named = [op["operationId"] for path in found["paths"].values() for op in path.values()]
-    assert len(named) == len(set(named)) == len(routes.ROUTES)
-    for route in routes.ROUTES:
+    assert len(named) == len(set(named)) == len(openapi.EVERY)
+    for route in openapi.EVERY:
         operation = found["paths"][route.path][route.method.lower()]
         assert operation["security"] == [{"token": [route.scope]}] and route.scope in openapi.SCOPES
         assert {"200", "401", "403", "404", "422", "503"} <= set(operation["responses"])
@@ -162,10 +162,10 @@ def tried(running: Running, examples: int, phases: list[Phase]) -> dict[str, int
 
 def test_a_few_generated_requests(running: Running) -> None:
     called = tried(running, 3, [Phase.generate])
-    assert len(called) == len(routes.ROUTES) and min(called.values()) >= 1
+    assert len(called) == len(openapi.EVERY) and min(called.values()) >= 1
 
 
 @pytest.mark.slow
 def test_many_generated_requests(running: Running) -> None:
     called = tried(running, 40, [Phase.explicit, Phase.generate, Phase.shrink])
-    assert len(called) == len(routes.ROUTES) and sum(called.values()) > 40 * len(routes.ROUTES)
+    assert len(called) == len(openapi.EVERY) and sum(called.values()) > 40 * len(openapi.EVERY)

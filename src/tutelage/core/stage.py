@@ -426,6 +426,9 @@ def _store(stage: Stage, root: Root, config: Config, inputs: Inputs) -> Iterator
             yield store, None
             return
         scopes = sorted(stage.reads(config, inputs))
+        if stage.writes and not scopes:  # this time it only writes
+            yield store, None
+            return
         mark = {"watermark": store.watermark(scopes), "scopes": scopes}
         yield (store if stage.writes else store.snapshot(mark["watermark"])), mark
     finally:

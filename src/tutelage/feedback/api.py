@@ -121,9 +121,18 @@ def add_tasks(store: Store, person: Person, project: str, new: Sequence[NewTask]
     where = tasks.get_project(store, project)
     _need(person, (*LEADERS, "service"), where.id)
     names = {name for each in new for name in each.people or ()}
-    ids = _person_ids(store, sorted(names))
+    return put_tasks(store, where, new, _person_ids(store, sorted(names)))
+
+
+def put_tasks(store: Store, where: tasks.Project, new: Sequence[NewTask], ids: Mapping[str, str]) -> list[str]:
+    """Make tasks whatever the caller's role; `ids` are those of the persons they are reserved for, by name."""
     mask = ProjectSettings.of(where.settings).mask_pii
     return tasks.add(store, where, [_stored(each, ids, where.per_task, mask) for each in new])
+
+
+def may_answer(person: Person, where: tasks.Project) -> None:
+    """Raises Forbidden for a person who may not answer in a project."""
+    _need(person, _answerers(where), where.id)
 
 
 def _person_ids(store: Store, names: Sequence[str]) -> dict[str, str]:

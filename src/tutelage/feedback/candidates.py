@@ -167,7 +167,7 @@ def gather(
         raise UpstreamError(f"no generator answers: {told}", todo="Mend one of them, then run the same command again")
     for pool, mine in zip(pools, drawn, strict=True):
         in_turn = [one for row in zip_longest(*mine) for one in row if one is not None]
-        _choose(pool, in_turn, wanted, alike, tells)
+        choose(pool, in_turn, wanted, alike, tells)
     return pools
 
 
@@ -175,7 +175,8 @@ def _candidate(response: Response, producer: str) -> Candidate:
     return Candidate(response.message.content.strip(), [producer], response.seed, response.finish)
 
 
-def _choose(pool: Pool, drawn: Sequence[Candidate], wanted: int, alike: float, tells: re.Pattern[str]) -> None:
+def choose(pool: Pool, drawn: Sequence[Candidate], wanted: int, alike: float, tells: re.Pattern[str]) -> None:
+    """Keep up to `wanted` different responses; those that are empty or tell who wrote them are dropped and counted."""
     shapes: list[frozenset[str]] = []
     for one in drawn:
         if not one.text:

@@ -175,6 +175,8 @@ def _rewritten(given: Answer, brief: slots.Brief, shown: Callable[[], Texts]) ->
         no = _candidate(given.rewritten, brief, "rewritten")
     elif brief.candidates == 1:
         no = 0
+    elif brief.kind == "dialogue" and not given.as_is:
+        no = WHOLE  # what is said in place of all of them
     elif brief.candidates > 1 or given.as_is:
         raise DataError("say which candidate this is about", key="rewritten")
     if given.rewrite is None:

@@ -23,12 +23,15 @@ from tutelage.feedback.layout import Format
 from tutelage.feedback.rows import Consumer
 from tutelage.feedback.webhooks import NewWebhook, Retried, WebhookMade, Webhooks, WebhookView
 from tutelage.feedback.wire import (
+    DialogueView,
+    EndDialogue,
     GoldView,
     GoldViews,
     History,
     Kept,
     NewGold,
     NewTasks,
+    NewTurn,
     Projects,
     Qualifications,
     Settings,
@@ -179,6 +182,21 @@ class Client:
     def give_back(self, slot: str, epoch: int) -> bool:
         """Return a task unanswered."""
         return self._call("POST", f"/slots/{slot}/return", Kept, query={"epoch": str(epoch)}).ok
+
+    def dialogue(self, project: str, dialogue: str = "") -> DialogueView:
+        """One's dialogue in a project of that kind, or the newest that has not ended."""
+        query = {"dialogue": dialogue} if dialogue else {}
+        return self._call("GET", f"/projects/{quote(project, safe='')}/dialogue", DialogueView, query=query)
+
+    def say(self, project: str, message: str, key: str, dialogue: str = "") -> DialogueView:
+        """Say something; the answers stand in `item`, to be judged with `submit`."""
+        wanted = _made(NewTurn, message=message, key=key, dialogue=dialogue)
+        return self._call("POST", f"/projects/{quote(project, safe='')}/dialogue", DialogueView, body=wanted)
+
+    def end_dialogue(self, project: str, dialogue: str = "") -> DialogueView:
+        """End one's dialogue."""
+        wanted = _made(EndDialogue, dialogue=dialogue)
+        return self._call("POST", f"/projects/{quote(project, safe='')}/dialogue/end", DialogueView, body=wanted)
 
     def history(self, project: str = "", limit: int = 50) -> list[dict[str, Any]]:
         """One's own answers, newest first."""

@@ -23,6 +23,7 @@ from tutelage.core.stage import Context, Input, Inputs, stage
 from tutelage.feedback import api, assign, candidates, replayed, simulated
 from tutelage.feedback.client import Client, Direct, Http, Transport
 from tutelage.feedback.prompts import SOURCES, Live, Mixed, Source, check_shares, of_data, of_redteam, of_traffic, pick
+from tutelage.feedback.taken import take
 from tutelage.generate.generator import Sampling
 from tutelage.starter import people as starter
 from tutelage.store import access, people, profiles
@@ -49,6 +50,9 @@ class Collect(Config):
     recorded people from comparisons with named annotators. Their figures are never pooled."""
     project: str = ""
     """Name of the labelling effort; empty makes one from the stage's key."""
+    take: str = ""
+    """A project that is there already, made at the console, over the API, or by talking: its tasks are taken as they
+    are and nothing is generated. Every other key is then without effect."""
     prompts: int = Field(default=240, ge=1)
     """Prompts to be judged (people: none or simulated)."""
     candidates: int = Field(default=4, ge=2, le=9)
@@ -127,6 +131,11 @@ def collect_cost(config: Collect, inputs: Mapping[str, Mapping[str, float]], mac
     return Cost(seconds=0.5 + drawing + answers * 0.0012, sizes=made)
 
 
+def _taken(config: Collect, inputs: Inputs) -> list[str]:
+    """A project that is taken as it is has grown when somebody has answered."""
+    return [config.take] if config.take else []
+
+
 @stage(
     makes="collection",
     config=Collect,
@@ -139,14 +148,17 @@ def collect_cost(config: Collect, inputs: Mapping[str, Mapping[str, float]], mac
         ),
         "findings": Input(kind="redteam", many=True, optional=True, help="what the red team broke, see `mix`"),
     },
+    reads=_taken,
     writes="store",
     cost=collect_cost,
 )
 def collect(config: Collect, inputs: Inputs, out: Path, context: Context) -> dict[str, Any]:
     """Open tasks for people; writes `tasks.jsonl` (what was asked) and `summary.json`."""
     base = config.project or f"answers-{context.key[:8]}"
-    context.simulated = config.people == "simulated"
-    if config.people == "replayed":
+    context.simulated = config.simulated and not config.take
+    if config.take:
+        found = take(config.take, out, context)
+    elif config.people == "replayed":
         found = _replay(config, inputs, base, context)
     else:
         found = _ask(config, inputs, base, context)

@@ -9,10 +9,14 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from tutelage.feedback import layout
+from tutelage.core import refs
+from tutelage.feedback import dialogue, layout
 from tutelage.feedback.routes import BASE, ROUTES, File, Route
 from tutelage.feedback.rows import CONSUMERS
 from tutelage.feedback.wire import Problem
+
+EVERY = (*ROUTES, *dialogue.routes(dialogue.Speakers(refs.open)))
+"""Every request there is; those of dialogues are answered where generators can be opened."""
 
 SCOPES: Mapping[str, str] = {
     "feedback:read": "see projects and where they stand",
@@ -45,16 +49,16 @@ REF = "#/components/schemas/{model}"
 def document() -> dict[str, Any]:
     """The OpenAPI 3.1 document, made of the models that check and answer the requests."""
     wanted: list[tuple[type[BaseModel], JsonSchemaMode]] = [(Problem, "serialization")]
-    for route in ROUTES:
+    for route in EVERY:
         if not issubclass(route.answer, File):
             wanted.append((route.answer, "serialization"))
         wanted += [(model, "validation") for model in (route.body, route.query) if model]
     known, made = models_json_schema(list(dict.fromkeys(wanted)), ref_template=REF)
     schemas: dict[str, Any] = dict(made.get("$defs", {}))
     paths: dict[str, dict[str, Any]] = {}
-    for route in ROUTES:
+    for route in EVERY:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, known, schemas)
-    for model in {route.query for route in ROUTES if route.query}:  # its fields stand with the parameters
+    for model in {route.query for route in EVERY if route.query}:  # its fields stand with the parameters
         schemas.pop(known[model, "validation"]["$ref"].rsplit("/", 1)[1], None)
     scopes = "\n".join(f"- `{name}`: {text}" for name, text in SCOPES.items())
     return {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
@@ -318,10 +318,11 @@ def dispatch(
     path: str,
     body: Any = None,
     query: Mapping[str, str] | None = None,
+    routes: Iterable[Route] | None = None,
 ) -> tuple[int, Any]:
     """Answer a request without a web framework: (status, JSON or File). The body is parsed JSON, the path is not
-    encoded."""
-    for route in ROUTES:
+    encoded; `routes` are those of this file unless others are given."""
+    for route in ROUTES if routes is None else routes:
         found = route.pattern.match(path)
         if route.method != method or not found:
             continue

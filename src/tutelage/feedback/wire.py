@@ -15,8 +15,8 @@ from tutelage.store.answers import WHOLE
 from tutelage.store.people import ROLES
 from tutelage.store.settings import ProjectSettings
 
-Kind = Literal["ranking", "scoring", "ranking+scoring", "pair", "tag", "review", "rewrite"]
-RANKED: tuple[str, ...] = ("ranking", "ranking+scoring", "pair")
+Kind = Literal["ranking", "scoring", "ranking+scoring", "pair", "tag", "review", "rewrite", "dialogue"]
+RANKED: tuple[str, ...] = ("ranking", "ranking+scoring", "pair", "dialogue")
 MOST = 2**31 - 1
 """The highest whole number that every database keeps."""
 DEEPEST = 40
@@ -124,6 +124,12 @@ class NewProject(Wire):
             raise ValueError(f"roles lists who may answer, of {', '.join(ROLES)}; found {unknown[0]!r}")
         return settings
 
+    @model_validator(mode="after")
+    def _can_speak(self) -> NewProject:
+        if self.kind == "dialogue" and self.settings.dialogue is None:
+            raise ValueError("settings.dialogue names the generators that answer in a dialogue")
+        return self
+
 
 class ProjectView(Wire):
     """A labelling effort."""
@@ -170,8 +176,9 @@ class NewTask(Wire):
 
     @model_validator(mode="after")
     def _sound(self) -> NewTask:
-        if self.kind in RANKED and len(self.candidates) < 2:
-            raise ValueError(f"a task of kind {self.kind} needs at least two candidates")
+        least = 1 if self.kind == "dialogue" else 2  # of two answers one may not have come
+        if self.kind in RANKED and len(self.candidates) < least:
+            raise ValueError(f"a task of kind {self.kind} needs at least {'two' if least == 2 else 'one'} candidates")
         if self.kind == "pair" and len(self.candidates) != 2:
             raise ValueError("a pair has two candidates")
         if self.kind == "scoring" and not self.candidates:
@@ -449,3 +456,32 @@ class Qualifications(Wire):
 
     person: str
     names: list[str]
+
+
+class NewTurn(Wire):
+    """What somebody says in a dialogue. `key` makes sending it twice harmless."""
+
+    message: str = Field(min_length=1, max_length=20_000)
+    key: str = Field(min_length=8, max_length=120)
+    dialogue: str = Field(default="", max_length=120)
+    """Empty goes on with one's newest that has not ended, or begins one."""
+
+
+class EndDialogue(Wire):
+    """Which dialogue; empty is one's newest that has not ended."""
+
+    dialogue: str = Field(default="", max_length=120)
+
+
+class DialogueView(Wire):
+    """Where a dialogue stands. `item` holds the answers that wait for one's word, to be given like that on any task."""
+
+    dialogue: str
+    project: str
+    messages: tuple[Message, ...]
+    item: Item | None = None
+    turns: int
+    ended: bool = False
+    notes: list[str] = Field(default_factory=list)
+    problem: str = ""
+    """Why there is no answer: the message was not stored and can be sent again."""

@@ -52,6 +52,12 @@ def words_of(store: Reader, *, person: str = "", subject: str = "") -> Words:
             names = [person, *connection.execute(sql.select(who.pseudonym).where(who.id == person)).scalars()]
             comments = sql.select(said.text_id).where(said.actor.in_(names), said.text_id.is_not(None))
             found.update(connection.execute(comments).scalars())
+            spoken = (
+                sql.select(schema.task.c.id)
+                .join(schema.slot, schema.slot.c.task_id == schema.task.c.id)
+                .where(schema.task.c.kind == "dialogue", schema.slot.c.reserved_for == person)
+            )
+            found.update(_asked(connection, spoken))
         if subjects := [each for each in (person, subject) if each]:
             rows = connection.execute(
                 sql.select(request.id, request.conversation_id, request.input_id, request.output_id)
@@ -68,14 +74,18 @@ def words_of(store: Reader, *, person: str = "", subject: str = "") -> Words:
                     )
                 decided = sql.select(schema.decision.c.id).where(schema.decision.c.request_id.in_(some))
                 asked = sql.select(schema.task.c.id).where(schema.task.c.decision_id.in_(decided))
-                for wanted in (
-                    sql.select(schema.task.c.prompt_id).where(schema.task.c.id.in_(asked)),
-                    sql.select(schema.candidate.c.text_id).where(
-                        schema.candidate.c.task_id.in_(asked)
-                    ),  # may repeat it
-                ):
-                    found.update(connection.execute(wanted).scalars())
+                found.update(_asked(connection, asked))
     return Words(tuple(annotations), tuple(requests), tuple(sorted(conversations)), tuple(sorted(found)))
+
+
+def _asked(connection: sql.Connection, asked: sql.Select[tuple[str]]) -> set[str]:
+    """Texts of these tasks: what a person said, and what models answered to it, which may repeat it."""
+    task, candidate = schema.task.c, schema.candidate.c
+    wanted = (
+        sql.select(task.prompt_id).where(task.id.in_(asked)),
+        sql.select(candidate.text_id).where(candidate.task_id.in_(asked)),
+    )
+    return {id for query in wanted for id in connection.execute(query).scalars()}
 
 
 def erase(store: Store, words: Words, *, person: str = "", subject: str = "", by: str) -> int:

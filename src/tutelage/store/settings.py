@@ -10,6 +10,28 @@ from pydantic import Field
 from tutelage.core.config import Config
 
 
+class DialogueSettings(Config):
+    """`settings.dialogue` of a project of kind dialogue: who answers, and within which limits."""
+
+    generators: tuple[str, ...] = Field(min_length=1, max_length=9)
+    """`model:...`, `bundle:...`, `release:current`, `fake:...`, or a name under `generators` in service.yaml, which
+    holds addresses and keys. One generator answers several times."""
+    candidates: int = Field(default=2, ge=2, le=4)
+    """Answers side by side."""
+    system: str = Field(default="", max_length=20_000)
+    """The system prompt."""
+    max_tokens: int = Field(default=256, ge=1, le=4096)
+    temperature: float = Field(default=1.0, ge=0, le=2)
+    timeout_s: float = Field(default=30.0, gt=0, le=300)
+    """An answer that takes longer is left out."""
+    turns: int = Field(default=20, ge=1, le=200)
+    """Most turns of a dialogue."""
+    alike: float = Field(default=0.95, gt=0, le=1)
+    """Overlap of character trigrams from which two answers are shown as one."""
+    licence: str = "not-stated"
+    """Licence class of what is said here."""
+
+
 class ProjectSettings(Config):
     """The settings of a project."""
 
@@ -37,6 +59,9 @@ class ProjectSettings(Config):
     gold_doubt: float = Field(0.95, gt=0.5, lt=1)
     """A person is given nothing more, until a lead has looked, once they are below the threshold with this
     probability."""
+
+    dialogue: DialogueSettings | None = None
+    """Who answers in a project of kind dialogue."""
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> ProjectSettings:

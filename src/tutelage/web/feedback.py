@@ -62,7 +62,7 @@ def _card(state: Any, person: Person, view: api.ProjectView) -> dict[str, Any]:
         "answers": moment.answers,
         "needed": moment.needed,
         "mine": mine,
-        "open": left > 0 and view.state == "open",
+        "open": (left > 0 or view.kind == "dialogue") and view.state == "open",
         "reason": reason if view.state == "open" else f"The project is {view.state}.",
         "simulated": bool(moment.people.get("simulated")),
         "people": moment.people,
@@ -143,7 +143,7 @@ def router(state: Any) -> APIRouter:
     routes = APIRouter()
     store = state.store
     for route in ROUTES:
-        _mount(routes, state, route)
+        mount(routes, state, route)
 
     @routes.get(f"{BASE}/openapi.json", include_in_schema=False)
     def described() -> dict[str, Any]:
@@ -222,8 +222,9 @@ def router(state: Any) -> APIRouter:
     return routes
 
 
-def _mount(routes: APIRouter, state: Any, route: Route) -> None:
-    """One route of the feedback API. Tokens need its scope; sessions need their token in `x-csrf-token`."""
+def mount(routes: APIRouter, state: Any, route: Route, table: Sequence[Route] = ROUTES) -> None:
+    """One route of the feedback API, of those in `table`. Tokens need its scope; sessions need their token in
+    `x-csrf-token`."""
 
     async def call(request: Request) -> Response:
         try:
@@ -235,7 +236,7 @@ def _mount(routes: APIRouter, state: Any, route: Route) -> None:
             return JSONResponse(told, error.status_code, headers=error.headers)
         query = {key: value for key, value in request.query_params.items()}
         path = request.scope["path"]
-        status, told = await run_in_threadpool(dispatch, state.store, person, route.method, path, body, query)
+        status, told = await run_in_threadpool(dispatch, state.store, person, route.method, path, body, query, table)
         if isinstance(told, File):
             headers = {f"x-{name}": value for name, value in told.facts.items()}
             headers |= {"content-disposition": f'attachment; filename="{told.name}"', "cache-control": "no-store"}

@@ -101,6 +101,7 @@ TITLES: Final[Mapping[str, str]] = {
     "tag": "Tag the text",
     "review": "Should this have been served?",
     "rewrite": "Write a better answer",
+    "dialogue": "Which answer shall it go on from?",
 }
 FLAGS: Final = ("harmful", "private data", "wrong language", "broken text")
 
@@ -199,7 +200,7 @@ def view(item: Item) -> View:
             points = [Point(str(tier), str(tier), str(tier) if tier < 10 else "") for tier in range(1, places + 1)]
             points.append(Point(UNRANKABLE, "not rankable", "0"))
             rows.append(Row(f"tier:{shown.no}", "Rank (1 is best, same number = tie)", "one", points))
-        if item.kind not in ("ranking", "pair"):
+        if item.kind not in ("ranking", "pair", "dialogue"):
             rows += [
                 row_of(each, f"{'pick' if each.kind in PICKED else 'score'}:{each.key}:{shown.no}", tree)
                 for each in item.questions
@@ -208,6 +209,8 @@ def view(item: Item) -> View:
         candidates.append(Candidate(shown.no, letters[shown.no], shown.content, rows, flags))
     whole = [_pair(item, letters)] if item.kind == "pair" else []
     whole += _rewriting(item, letters) if item.kind == "rewrite" else []
+    if item.kind == "dialogue":
+        whole.append(Row("rewrite", "A better answer, from which it goes on", "text", required=False))
     whole += [
         row_of(each, f"value:{each.key}", tree)
         for each in item.questions
@@ -218,7 +221,7 @@ def view(item: Item) -> View:
 
 
 def _hints(item: Item, spans: bool) -> Iterator[tuple[str, str]]:
-    if item.kind in ("ranking", "ranking+scoring"):
+    if item.kind in ("ranking", "ranking+scoring", "dialogue"):
         yield "1–9", "rank the marked answer; the same digit ties"
         yield "0", "this answer cannot be ranked"
     if item.kind in RANKED:
@@ -327,7 +330,7 @@ def answer_of(item: Item, fields: Mapping[str, Sequence[str]], *, key: str, epoc
             "values": filled.values,
             "flags": filled.flags,
             "spans": filled.spans,
-            "rewrite": text if item.kind == "rewrite" and text.strip() and not as_is else None,
+            "rewrite": text if item.kind in ("rewrite", "dialogue") and text.strip() and not as_is else None,
             "rewritten": int(about[0]) if about[0] else None,
             "as_is": as_is,
             "active_ms": max(0, int(_number((fields.get("active_ms") or ["0"])[0]))),

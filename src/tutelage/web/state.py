@@ -14,15 +14,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
+from tutelage.core import refs
 from tutelage.core.artifact import Root
 from tutelage.core.config import Config, build, load_yaml, secret
 from tutelage.core.errors import NotFound, TutelageError
 from tutelage.core.records import Message
+from tutelage.generate.generator import Generator
 from tutelage.guard.limits import Limiter, Limits
 from tutelage.guard.pipeline import Pipeline, bundle_of, open_parts
 from tutelage.guard.policy import Policy, PolicyFile, Rule, Taxonomy
@@ -110,6 +112,8 @@ class Settings(Config):
     serve: str = "release:current"
     """What answers: `release:current`, or a bundle to try out."""
     upstream: UpstreamSettings | None = None
+    generators: dict[str, UpstreamSettings] = Field(default_factory=dict)
+    """Names by which projects of kind dialogue may call generators at other addresses."""
     tenants: dict[str, Tenant] = Field(default_factory=lambda: {"default": Tenant()})
     max_tokens: int = Field(1024, ge=1)
     """Longest answer."""
@@ -246,6 +250,17 @@ class State:
             vaults=self._vault,
             record=self.record,
         )
+
+    def speaker(self, name: str) -> Generator:
+        """A generator for dialogues: an artifact or fake by reference, or an address that the settings name."""
+        given = self.settings.generators.get(name)
+        if given is not None:
+            key = secret(given.key, self.environment, f"generators.{name}.key") if given.key else None
+            return cast(Generator, refs.open(f"{given.url}#{given.model}", self.root, key=key, retries=1))
+        if not name.startswith(("model:", "bundle:", "release:", "fake:")):
+            todo = "Name it under `generators` in service.yaml"
+            raise NotFound("one of the project's generators is not known to the service", todo=todo)
+        return cast(Generator, refs.open(name, self.root))
 
     def _upstream(self, source: str) -> Upstream:
         """The upstream of a model or an address; a release with the same model keeps the engine that runs."""

@@ -128,6 +128,8 @@ def router(state: Any) -> APIRouter:
         person = render.signed_in(request)
         told = _told(state, person, after, bool(stale))
         try:
+            if project and tasks.get_project(store, project).kind == "dialogue":
+                return render.see(f"/dialogue/{quote(project, safe='')}")
             claimed = api.claim(store, person, Claim(project=project, count=AHEAD))
         except TutelageError as error:
             raise failure(error) from None

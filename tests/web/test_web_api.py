@@ -244,8 +244,9 @@ def test_rows_of_every_kind_of_question() -> None:
     wide = forms.row_of(question(kind="scale", scale=(-25, 0)), "value:q")
     assert [point.value for point in wide.points] == ["-25", "-12.5", "0"]
     many = forms.row_of(question(kind="choices", choices=tuple(f"c{i}" for i in range(40))), "value:q")
-    assert many.kind == "many" and not many.required and len({p.key for p in many.points if p.key}) == len(forms.KEYS)
-    assert not set(forms.KEYS) & set("jkstxn?"), "keys of choices do nothing else on the page"
+    assert many.kind == "many" and many.required and many.none == "none:q", "that none applies must be said"
+    assert len({p.key for p in many.points if p.key}) == len(forms.KEYS)
+    assert not set(forms.KEYS) & set("jknrstuwx?"), "keys of choices do nothing else on the page"
     assert forms.row_of(question(kind="boolean"), "value:q").points[0].value == "1"
     assert forms.row_of(question(kind="text"), "value:q").kind == "text"
 
@@ -257,7 +258,7 @@ def test_a_form_and_its_answer_are_the_same_thing(site: Any) -> None:
     given = forms.answer_of(item, fields, key="12345678", epoch=item.epoch, status="submitted")
     api.submit(site.store, person, api.Answers(answers=(given,)))
     stored = answers.read(site.store, "desk scoring", person=person.id)[0]
-    assert {k: sorted(v) for k, v in forms.fields_of(stored).items()} == {k: sorted(v) for k, v in fields.items()}
+    assert {k: sorted(v) for k, v in forms.fields_of(stored, item).items()} == {k: sorted(v) for k, v in fields.items()}
 
 
 def test_guidelines_are_text_with_a_little_form() -> None:

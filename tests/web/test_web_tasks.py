@@ -166,6 +166,22 @@ def test_a_text_that_is_too_long_is_not_sent_and_not_lost(visit: Visit) -> None:
     assert answers.read(window.house.store, "rewrite", status=None) == []
 
 
+def test_what_is_too_large_or_wrong_for_the_server_is_refused_with_a_sentence(visit: Visit) -> None:
+    window, page = begin(visit, "rewrite")
+    slot = page.locator("form[data-task]").get_attribute("data-task")
+    form = {"csrf": window.csrf, "epoch": "1", "key": "much-too-large", "as_is": "0"}
+    headers = {"accept": "application/json"}
+    for size, status, says in ((10_000_000, 413, "at most 2 MB"), (30_000, 422, "at most 20,000"), (0, 422, "missing")):
+        told = page.request.post(
+            f"{window.house.url}/task/{slot}", form=form | {"rewrite": "x" * size}, headers=headers, max_redirects=0
+        )
+        assert told.status == status and says in told.json()["error"]
+    for wrong in ({"epoch": "one"}, {"rewritten": "B"}, {"active_ms": "soon"}, {"span": "{"}, {"key": "short"}):
+        told = page.request.post(f"{window.house.url}/task/{slot}", form=form | wrong, headers=headers)
+        assert told.status == 422 and told.json()["error"], wrong
+    assert answers.read(window.house.store, "rewrite", status=None) == []
+
+
 def test_tags_of_a_tree_and_words_marked_by_keys_alone(visit: Visit) -> None:
     window, page = begin(visit, "tag")
     press(page, "Enter")

@@ -35,16 +35,6 @@ def failure(error: TutelageError) -> HTTPException:
     return HTTPException(api.status_of(error), str(error))
 
 
-async def fields_of(request: Request) -> dict[str, list[str]]:
-    """The fields of a form, each with all its values."""
-    form = await request.form(max_fields=2000)
-    found: dict[str, list[str]] = {}
-    for name, value in form.multi_items():
-        if isinstance(value, str):
-            found.setdefault(name, []).append(value)
-    return found
-
-
 def one(fields: Mapping[str, Sequence[str]], name: str, default: str = "") -> str:
     """The first value of a field."""
     return (fields.get(name) or [default])[0]

@@ -71,8 +71,8 @@ def test_claiming_again_gives_the_same_tasks_until_they_are_answered(home):
 
 
 def test_what_is_shown_is_blind_shuffled_and_masked_and_the_order_is_stored(home):
-    store, _, crew, _ = world(home, tasks_=30, per_task=1)
-    items = api.claim(store, crew[0], api.Claim(count=30)).items
+    store, _, crew, _ = world(home, tasks_=64, per_task=1)
+    items = api.claim(store, crew[0], api.Claim(count=64)).items
     orders = [tuple(each.no for each in item.candidates) for item in items]
     assert len(set(orders)) == 6
     assert "model:" not in items[0].model_dump_json() and "anna@example.org" not in items[0].model_dump_json()

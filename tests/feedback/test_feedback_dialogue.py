@@ -11,7 +11,7 @@ from tutelage.core.artifact import Root
 from tutelage.core.errors import DataError, NotFound, UpstreamError, Waiting
 from tutelage.core.records import Example, Message, Preference, read_jsonl
 from tutelage.core.stage import run_stage
-from tutelage.feedback import api, dialogue
+from tutelage.feedback import api, dialogue, routes
 from tutelage.feedback.collect import collect
 from tutelage.feedback.preferences import preferences
 from tutelage.feedback.wire import EndDialogue, NewTurn
@@ -238,7 +238,7 @@ def test_limits_and_wrong_requests_are_one_clear_error(house, tmp_path):
         house.end()
     with pytest.raises(DataError, match="no such dialogue"):
         house.say("x", dialogue="other")
-    status, told = api.dispatch(
+    status, told = routes.dispatch(
         house.store, house.lead, "POST", "/api/feedback/projects",
         {"name": "bad", "kind": "dialogue", "settings": {"dialogue": {"generators": []}}},
     )  # fmt: skip

@@ -20,7 +20,7 @@ from tutelage.core.records import Example, Message
 from tutelage.feedback import api, assign, candidates
 from tutelage.feedback.identity import telling
 from tutelage.feedback.routes import BASE, Route
-from tutelage.feedback.wire import DialogueView, EndDialogue, Item, NewCandidate, NewTask, NewTurn
+from tutelage.feedback.wire import DialogueView, EndDialogue, Item, NewCandidate, NewTask, NewTurn, WhichDialogue
 from tutelage.generate.generator import Generator, Sampling
 from tutelage.store import answers, dialogues, tasks
 from tutelage.store import slots as desk
@@ -229,7 +229,7 @@ def routes(speakers: Speakers) -> tuple[Route, ...]:
             lambda store, who, at, body: view(store, who, at["project"], at["dialogue"]),
             DialogueView,
             summary="Your dialogue that has not ended",
-            query=EndDialogue,
+            query=WhichDialogue,
         ),
         Route(
             "POST",

@@ -188,7 +188,7 @@ def _read(
         if question["kind"] == "strength"
     }
     people = tuple(sorted({each.pseudonym for each in given}))
-    return Read(given, known, people, scales, strengths), wrote, shown
+    return Read(given, known, people, scales, strengths=strengths), wrote, shown
 
 
 def _wait(needs: Needs, summary: Mapping[str, Any], given: Sequence[Annotation], kind: str) -> None:

@@ -46,7 +46,7 @@ def read(store: Reader, project: str, people: str = "") -> Read:
         (form, str(one["key"])): (float(one["scale"][0]), float(one["scale"][1]))
         for form, (_, asked, _) in forms.items() for one in asked if one["per_candidate"]
     }  # fmt: skip
-    return Read(given, known, tuple(sorted({each.pseudonym for each in given})), scales, questions)
+    return Read(given, known, tuple(sorted({each.pseudonym for each in given})), scales, questions=questions)
 
 
 # agreement

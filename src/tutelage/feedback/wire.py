@@ -473,6 +473,13 @@ class EndDialogue(Wire):
     dialogue: str = Field(default="", max_length=120)
 
 
+class WhichDialogue(Wire):
+    """The dialogue to look at."""
+
+    dialogue: str = Field(default="", max_length=120)
+    """Empty is one's newest that has not ended."""
+
+
 class DialogueView(Wire):
     """Where a dialogue stands. `item` holds the answers that wait for one's word, to be given like that on any task."""
 

@@ -16,7 +16,8 @@ from tutelage.feedback import dialogue
 from tutelage.feedback.wire import EndDialogue
 from tutelage.store.engine import uuid7
 from tutelage.web import forms, render
-from tutelage.web.feedback import failure, fields_of, mount, one
+from tutelage.web.feedback import failure, mount, one
+from tutelage.web.tasks import sent_fields
 
 
 def router(state: Any) -> APIRouter:
@@ -48,7 +49,7 @@ def router(state: Any) -> APIRouter:
     @routes.post("/dialogue/{project}/end", include_in_schema=False)
     async def end(request: Request, project: str) -> Response:
         person = render.signed_in(request)
-        fields = await fields_of(request)
+        fields = await sent_fields(request)
         render.checked(request, one(fields, "csrf"))
         asked = EndDialogue(dialogue=one(fields, "dialogue")[:120])
         try:

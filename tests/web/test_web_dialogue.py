@@ -69,8 +69,8 @@ def settings_of(speaker: Any) -> Settings:
 def talks(store: Any, lead: people.Person, **changes: Any) -> None:
     form = api.Form(
         questions=(
-            api.Question(key="strength", kind="choice", choices=("slightly", "clearly", "much"), required=False,
-                         prompt="How much better is the best?"),
+            api.Question(key="strength", kind="strength", choices=("slightly better", "clearly better", "much better"),
+                         required=False),
         ),
         guideline="# What counts\nRight before polite, polite before short.",
     )  # fmt: skip
@@ -110,7 +110,7 @@ def test_a_client_talks_picks_and_ends(house: Any, speaker: Any) -> None:
     assert client.dialogue("talks").messages == ()
     first = client.say("talks", "Where is the ferry office?", key="first-message")
     assert first.item is not None and len(first.item.candidates) == 2 and "warm" not in first.model_dump_json()
-    judged(client, first.item, "North", values={"strength": "clearly"})
+    judged(client, first.item, "North", values={"strength": "clearly better"})
     second = client.say("talks", "And the mill?", key="second-message")
     assert second.messages[1].content == "North pier. (Where is the ferry office?)"
     assert second.item is not None
@@ -119,7 +119,7 @@ def test_a_client_talks_picks_and_ends(house: Any, speaker: Any) -> None:
     assert client.end_dialogue("talks").ended
     assert client.dialogue("talks").messages == ()
     given = answers.read(house.store, "talks")
-    assert [each.value("strength") for each in given] == ["clearly", None] and given[1].value("rewrite")
+    assert [each.value("strength") for each in given] == [2.0, None] and given[1].value("rewrite")
     producers = {name for task in tasks.load(house.store, project_name="talks").values() for name in task.producers}
     assert len(producers) == 2 and all("#" in name for name in producers)
     with pytest.raises(DataError, match="kind ranking"):
@@ -172,15 +172,13 @@ def test_a_dialogue_with_the_keyboard_alone(visit: Visit, shots: Any) -> None:
     assert "warm" not in page.content() and "127.0.0.1:" not in page.locator("main").inner_text()
     shown(page, "dialogue-choose", "light", 1280, shots)
     first = page.locator("article.candidate .said").first.inner_text()
-    page.keyboard.press("1")
-    page.keyboard.press("2")
-    page.keyboard.press("3")  # much better
+    page.keyboard.press("1")  # the first is much better
     with page.expect_navigation():
         page.keyboard.press("Enter")
     page.wait_for_selector("form[data-dialogue]")
     assert page.locator(".turn.assistant .said").last.inner_text() == first
     (given,) = answers.read(window.house.store, "talks")
-    assert given.value("strength") == "much" and len(given.tiers) == 2 and given.active_ms > 0
+    assert given.value("strength") == 3.0 and len(given.tiers) == 2 and given.active_ms > 0
     page.keyboard.type("And the mill?")
     with page.expect_navigation():
         page.keyboard.press("Enter")

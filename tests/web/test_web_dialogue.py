@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 import urllib.error
@@ -193,6 +194,26 @@ def test_a_dialogue_with_the_keyboard_alone(visit: Visit, shots: Any) -> None:
     with page.expect_navigation():
         page.get_by_role("button", name="End the conversation").press("Enter")
     assert page.locator(".turn").count() == 0
+
+
+def test_one_answer_alone_and_a_turn_that_is_passed_over(visit: Visit, speaker: Any, shots: Any) -> None:
+    window = visit("ana", scheme="dark", width=390)
+    talks_of_one(window.house, speaker)
+    speaker.slow.pop("short")
+    page = window.go("/dialogue/slow%20talks")
+    for key, button in (("1", "Go on"), ("s", "Skip")):
+        page.keyboard.type("Is anybody there?")
+        with page.expect_navigation():
+            page.keyboard.press("Enter")
+        assert page.get_by_text("Only one answer can be shown").is_visible()
+        assert page.locator("fieldset.row").count() == 2 and page.locator("button[data-undo]").is_hidden()
+        shown(page, "dialogue-alone", "dark", 390, shots)
+        page.keyboard.press(key)
+        with page.expect_navigation():
+            page.get_by_role("button", name=re.compile(f"{button}( Enter)?$")).press("Enter")
+        page.wait_for_selector("form[data-dialogue]")
+        assert page.url.endswith("/dialogue/slow%20talks")
+        assert page.locator(".turn").count() == 2
 
 
 def test_a_message_is_kept_until_it_is_answered(visit: Visit, speaker: Any, shots: Any) -> None:

@@ -60,6 +60,10 @@ class ProjectSettings(Config):
     """A person is given nothing more, until a lead has looked, once they are below the threshold with this
     probability."""
 
+    licence: str = ""
+    """Licence class of tasks that name none."""
+    coverage: dict[str, dict[str, float]] = Field(default_factory=dict)
+    """Attribute -> group -> the share of answers that should come from it; a report says what is missing."""
     dialogue: DialogueSettings | None = None
     """Who answers in a project of kind dialogue."""
 

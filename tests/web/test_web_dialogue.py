@@ -222,7 +222,7 @@ def test_a_message_is_kept_until_it_is_answered(visit: Visit, speaker: Any, shot
     page = window.go("/dialogue/slow%20talks")
     page.keyboard.type("Is anybody there?")
     page.keyboard.press("Enter")
-    page.get_by_text("did not answer within 1.5 seconds").first.wait_for()
+    page.get_by_text("did not answer within 1 seconds").first.wait_for()
     assert page.locator("#message").input_value() == "Is anybody there?"
     shown(page, "dialogue-problem", "dark", 390, shots)
     page.reload()
@@ -245,8 +245,8 @@ def test_a_message_is_kept_until_it_is_answered(visit: Visit, speaker: Any, shot
 
 
 def talks_of_one(house: Any, speaker: Any) -> None:
-    speaker.slow.update(warm=1, short=1)
-    told = {"dialogue": {"generators": ["warm", "short"], "timeout_s": 1.5}}
+    speaker.slow.update(warm=3, short=3)
+    told = {"dialogue": {"generators": ["warm", "short"], "timeout_s": 1}}
     api.create_project(
         house.store, house.people["lea"], api.NewProject(name="slow talks", kind="dialogue", settings=told)
     )

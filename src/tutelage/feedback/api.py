@@ -41,7 +41,7 @@ from tutelage.feedback.wire import (
     Submitted,
     TaskIds,
 )
-from tutelage.store import answers, people, tasks, texts
+from tutelage.store import answers, oversight, people, tasks, texts
 from tutelage.store import slots as desk
 from tutelage.store.answers import WHOLE, NewAnnotation
 from tutelage.store.engine import Store
@@ -76,6 +76,7 @@ __all__ = [
     "give_back",
     "held_item",
     "history",
+    "open_project",
     "progress",
     "projects",
     "save_draft",
@@ -108,6 +109,24 @@ def create_project(store: Store, person: Person, new: NewProject) -> ProjectView
         by=person.id,
     )
     return _project_view(made)
+
+
+def open_project(store: Store, person: Person, new: NewProject, rows: Sequence[NewTask]) -> list[str]:
+    """Make a project together with its tasks, all of it or nothing; a name that is there already is refused."""
+    _need(person, LEADERS)
+    ids = _person_ids(store, sorted({name for each in rows for name in each.people or ()}))
+    mask = bool(new.settings.get("mask_pii", True))
+    return oversight.make(
+        store,
+        new.name,
+        kind=new.kind,
+        questions=[each.model_dump(mode="json") for each in new.form.questions],
+        guideline=new.form.guideline,
+        per_task=new.per_task,
+        settings=new.settings,
+        new=[_stored(each, ids, new.per_task, mask) for each in rows],
+        by=person.id,
+    )
 
 
 def projects(store: Store, person: Person) -> list[ProjectView]:

@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from tutelage.core import refs
 from tutelage.core.config import Config
 from tutelage.core.errors import DataError
 from tutelage.core.price import Cost, Machine, Size
-from tutelage.core.records import Example, Preference, read_jsonl, write_jsonl
+from tutelage.core.records import Example, Preference, explain, read_jsonl, write_jsonl
 from tutelage.core.stage import Context, Input, Inputs, stage
 from tutelage.feedback import api, assign, candidates, replayed, simulated
 from tutelage.feedback.client import Client, Direct, Http, Transport
@@ -59,6 +59,10 @@ class Collect(Config):
     """Different people who answer each task."""
     families: tuple[str, ...] = ()
     """Families of prompts to take; empty takes all."""
+    ask: tuple[Example, ...] = ()
+    """Prompts themselves, in place of those of the corpus (what the console sends from a lead's file)."""
+    questions: tuple[dict[str, Any], ...] = ()
+    """Questions of the form as the API takes them; empty asks `criteria` on `scale` of each response."""
     criteria: tuple[str, ...] = ("quality",)
     """What is scored, each on `scale`."""
     scale: tuple[float, float] = (1, 5)
@@ -120,7 +124,9 @@ def collect_cost(config: Collect, inputs: Mapping[str, Mapping[str, float]], mac
     config=Collect,
     inputs={
         "model": Input(kind="model", default="finetune", many=True, optional=True, help="who answers the prompts"),
-        "corpus": Input(kind="corpus", default="prepare", help="prompts (dialogues) or recorded comparisons"),
+        "corpus": Input(
+            kind="corpus", default="prepare", optional=True, help="prompts (dialogues) or recorded comparisons"
+        ),
     },
     writes="store",
     cost=collect_cost,
@@ -177,17 +183,12 @@ def _ask(config: Collect, inputs: Inputs, base: str, context: Context) -> dict[s
                 people=panels[at] if panels else None,
                 required=config.per_task if not panels else None,
                 cluster=str(tags.get("cluster", tags.get("id", at)))[:120],
+                language=str(tags.get("language", ""))[:20],
                 meta=meta,
             )
         )
         rows.append(_row(new[-1], base, [each.seed for each in kept]))
-    form = api.Form(
-        questions=tuple(
-            api.Question(key=each, prompt=each.capitalize(), per_candidate=True, scale=config.scale)
-            for each in config.criteria
-        ),
-        guideline=config.guideline,
-    )
+    form = api.Form(questions=_questions(config), guideline=config.guideline)
     ids = _open(context.store, base, form, config, new)
     for row, id in zip(rows, ids, strict=True):
         row["task"] = id
@@ -213,17 +214,36 @@ def _ask(config: Collect, inputs: Inputs, base: str, context: Context) -> dict[s
     return summary
 
 
+def _questions(config: Collect) -> tuple[api.Question, ...]:
+    """What the form asks beside the ranking. Raises DataError naming a question that cannot be asked."""
+    try:
+        return tuple(api.Question.model_validate(each) for each in config.questions) or tuple(
+            api.Question(key=each, prompt=each.capitalize(), per_candidate=True, scale=config.scale)
+            for each in config.criteria
+        )
+    except ValidationError as error:
+        key, message = explain(error)
+        raise DataError(message, key=f"collect.questions.{key}") from None
+
+
+def _dialogues(inputs: Inputs) -> Path:
+    """The corpus's dialogues. Raises DataError where no corpus is named."""
+    if inputs.corpus is None:
+        raise DataError("name a corpus that holds the prompts", key="collect.corpus")
+    return inputs.corpus.file("dialogues.jsonl")
+
+
 def _pools(config: Collect, inputs: Inputs, context: Context) -> tuple[list[candidates.Pool], dict[str, Any]]:
     """Prompts with at least two different responses, and what happened to the others."""
-    wanted = [
+    wanted = list(config.ask) or [
         Example(messages=each.messages[:-1], target=each.messages[-1].content, tags=dict(each.tags))
-        for each in read_jsonl(inputs.corpus.file("dialogues.jsonl"), Example)
+        for each in read_jsonl(_dialogues(inputs), Example)
         if each.tags.get("split", "train") == "train"
         and len(each.messages) > 1
         and (not config.families or each.tags.get("family") in config.families)
     ]
     if not wanted:
-        raise DataError("there is no dialogue to take prompts from", file=inputs.corpus.file("dialogues.jsonl"))
+        raise DataError("there is no dialogue to take prompts from", file=_dialogues(inputs))
     refs_of = [each.ref for each in inputs.model] + list(config.generators)
     if not refs_of:
         raise DataError("name a model or a generator that answers the prompts", key="collect.model")
@@ -279,6 +299,8 @@ def _readable(rows: Iterable[Preference], inputs: Inputs) -> tuple[list[Preferen
 
 
 def _replay(config: Collect, inputs: Inputs, base: str, context: Context) -> dict[str, Any]:
+    if inputs.corpus is None:
+        raise DataError("name a corpus that holds recorded comparisons", key="collect.corpus")
     source = inputs.corpus.file("comparisons.jsonl")
     fit, left_out = _readable(read_jsonl(source, Preference), inputs)
     there = {str(row.tags.get("source", "")) for row in fit}
@@ -363,7 +385,9 @@ def _open(store: Store, project: str, form: api.Form, config: Collect, new: Sequ
     lead = people.create(store, "collect", kind="service", roles=("lead",))
     settings = {"mask_pii": config.mask_pii, "people": config.people}
     api.create_project(
-        store, lead, api.NewProject(name=project, form=form, per_task=config.per_task, settings=settings)
+        store,
+        lead,
+        api.NewProject(name=project, kind=new[0].kind, form=form, per_task=config.per_task, settings=settings),
     )
     return api.add_tasks(store, lead, project, new)
 

@@ -290,25 +290,34 @@ def read(
     project: str | None = None,
     *,
     person: str | None = None,
-    task: str | None = None,
+    task: str | Sequence[str] | None = None,
     people: str | None = None,
     status: str | None = "submitted",
     newest: bool = True,
     limit: int | None = None,
+    before: int | None = None,
+    after: int | None = None,
 ) -> list[Annotation]:
     """Answers in the order they were given, up to a snapshot's watermark; of revisions only the newest one.
 
     `project` is a name, `person` and `task` are ids, `people` live | simulated | replayed; `status` None reads
-    skipped and flagged ones as well. `limit` keeps the last ones.
+    skipped and flagged ones as well. `limit` keeps the last ones, with `after` the first ones; `before` and `after`
+    are numbers (`seq`) that are left out themselves.
     """
     table, who = schema.annotation, schema.person
     query = sql.select(table, who.c.pseudonym, who.c.name).join(who, who.c.id == table.c.person_id)
     if project is not None:
         query = query.join(schema.project, schema.project.c.id == table.c.project_id)
         query = query.where(schema.project.c.name == project)
-    for column, wanted in ((table.c.person_id, person), (table.c.task_id, task), (table.c.people, people)):
+    for column, wanted in ((table.c.person_id, person), (table.c.people, people)):
         if wanted is not None:
             query = query.where(column == wanted)
+    if task is not None:
+        query = query.where(table.c.task_id.in_([task] if isinstance(task, str) else list(task)))
+    if before is not None:
+        query = query.where(table.c.seq < before)
+    if after is not None:
+        query = query.where(table.c.seq > after)
     later = table.alias("later")
     corrected = sql.and_(later.c.slot_id == table.c.slot_id, later.c.supersedes_id == table.c.id)
     if store.until is not None:
@@ -318,7 +327,7 @@ def read(
         query = query.where(~sql.exists().where(corrected))
     if status is not None:
         query = query.where(table.c.status == status)
-    query = query.order_by(table.c.seq.desc()).limit(limit) if limit else query.order_by(table.c.seq)
+    query = query.order_by(table.c.seq if after is not None or not limit else table.c.seq.desc()).limit(limit)
     with store.read() as connection:
         rows = sorted(connection.execute(query).all(), key=lambda row: row.seq)
         return _with_details(connection, rows)

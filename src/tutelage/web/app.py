@@ -25,11 +25,11 @@ from tutelage.core.artifact import Root, atomic_write
 from tutelage.core.config import build
 from tutelage.core.errors import TutelageError, UsageError
 from tutelage.store import people
-from tutelage.web import auth, feedback, gateway, operate, redteam, render, review
+from tutelage.web import auth, feedback, gateway, lead, operate, projects, redteam, render, review
 from tutelage.web.state import Settings, State, read_settings
 from tutelage.web.wire import Fault
 
-PAGES = (feedback, review, redteam, operate)
+PAGES = (feedback, projects, lead, review, redteam, operate)
 JSON_PATHS = ("/v1/", "/guard/", "/api/", "/health", "/metrics")
 
 

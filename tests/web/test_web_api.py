@@ -16,7 +16,6 @@ from tutelage.web import forms, render, runs
 from tutelage.web.app import announce, create_app, first_start
 from tutelage.web.state import Settings
 
-
 HTML = {"accept": "text/html"}
 PAGES = ("/", "/chat", "/task/next", "/history", "/projects", "/review", "/review/decisions", "/redteam", "/runs")
 

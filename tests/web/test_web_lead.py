@@ -119,7 +119,7 @@ def test_from_a_file_to_an_export(visit: Any, tmp_path: Path, shots: Path, schem
     page.get_by_role("button", name="Publish version 2").wait_for()
     assert page.locator("del").inner_text().strip() == "Right answers **first**."
     assert page.locator("ins").inner_text().strip() == "Short answers **first**."
-    assert "1 tasks that are not done keep the version they have" in page.locator("main").inner_text()
+    assert "1 task that is not done keeps its version" in page.locator("main").inner_text()
     keep("form-changes")
     page.get_by_role("button", name="Publish version 2").click()
     page.get_by_text("Version 2 is asked from now on").wait_for()
@@ -142,7 +142,7 @@ def test_from_a_file_to_an_export(visit: Any, tmp_path: Path, shots: Path, schem
     page.locator("input[type=file]").set_input_files(str(more))
     page.get_by_role("button", name="Look at the first tasks").click()
     page.get_by_role("button", name="Add them").click()
-    page.get_by_text("1 tasks are open").wait_for()
+    page.get_by_text("1 task is open").wait_for()
 
     # export
     with page.expect_download() as loading:
@@ -171,7 +171,7 @@ def test_a_stuck_task_waits_for_the_lead(visit: Any, shots: Path) -> None:
         )
         assert api.submit(store, each, api.Answers(answers=(given,))).receipts[0].status == "stored"
     page = lead.go("/projects/stuck")
-    assert "1 tasks are stuck" in page.locator("main").inner_text()
+    assert "1 task is stuck" in page.locator("main").inner_text()
     assert page.locator("article li").count() == 4 and page.get_by_role("row", name="It is broken").count() == 1
     shown(page, "lead-stuck", "light", 1280, shots)
     page.get_by_label("Somebody who may answer").select_option(label="crew5")

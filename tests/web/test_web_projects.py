@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
+from tutelage import worker
+from tutelage.core.artifact import Manifest, file_entries
+from tutelage.core.records import Example, Message, write_jsonl
 from tutelage.feedback import api
-from tutelage.store import answers, ledger, oversight, people, tasks
+from tutelage.store import answers, jobs, ledger, oversight, people, tasks
 from tutelage.web.editor import Draft, QuestionFields, difference, question_of, shown
 
 HTML = {"accept": "text/html"}
@@ -132,7 +135,7 @@ def test_two_leads_do_not_publish_over_each_other(site: Any) -> None:
     page = client.get("/projects/new/form", headers=HTML).text
     assert hidden(page, "version") == "1"
     seen = send(client, "/projects/new/form", {"version": "1", "guideline": "Be quick."})
-    assert "<ins>    Be quick.</ins>" in seen.text and "2 tasks that are not done keep the version" in seen.text
+    assert "<ins>    Be quick.</ins>" in seen.text and "2 tasks that are not done keep their version" in seen.text
     draft = hidden(seen.text, "draft")
     where = tasks.get_project(site.store, "new")
     oversight.publish(site.store, where.id, 1, [], "Be slow.", "somebody")
@@ -209,6 +212,49 @@ def test_an_open_task_is_closed_with_its_answers_kept(site: Any) -> None:
     assert send(client, path, {"do": "reopen"}).is_redirect
     assert send(client, path, {"do": "reopen"}).status_code == 422
     assert send(client, path, {"do": "assign", "person": "ana"}).status_code == 422, "nobody judges a task twice"
+
+
+# from a model
+
+
+def test_a_request_to_a_model_is_checked_before_it_is_asked_for(site: Any) -> None:
+    out = site.root.work / "corpus"
+    out.mkdir(parents=True)
+    turns = (Message(role="user", content="Where?"), Message(role="assistant", content="Here."))
+    rows = [Example(messages=turns, tags={"family": name, "split": "train"}) for name in ("a", "a", "b")]
+    write_jsonl(out / "dialogues.jsonl", rows)
+    sealed = site.root.seal(
+        out, Manifest(kind="corpus", stage="prepare", version=1, config={}, files=file_entries(out)), "0" * 64
+    )
+    client = site("lea")
+    page = client.get("/projects/-/new?source=model", headers=HTML).text
+    assert sealed.ref in page and "a (2), b (1)" in page and "release:current" in page
+    asked = {**NEW, "models": "release:current", "corpus": sealed.ref, "families": "a, b", "prompts": "7"}
+    for wrong, said in (
+        ({"models": ""}, "choose at least one model"),
+        ({"models": "os:system"}, "none of those offered"),
+        ({"corpus": "../somewhere"}, "none of those offered"),
+        ({"corpus": ""}, "a file of prompts, or a corpus"),
+        ({"temperature": "hot"}, "expected a number"),
+        ({"temperature": "-1"}, "greater than or equal to 0"),
+        ({"candidates": "1"}, "from 2 to 9"),
+        ({"kind": "tag"}, "kinds"),
+        ({"name": "desk ranking"}, "already"),
+    ):
+        reply = send(client, "/projects/-/collect", asked | wrong)
+        assert reply.status_code == 422 and said in reply.text, said
+    assert jobs.newest(site.store, worker.ALONE) == []
+    reply = send(client, "/projects/-/collect", asked)
+    assert reply.is_redirect
+    (job,) = jobs.newest(site.store, worker.ALONE)
+    settings = job.args["settings"]
+    assert settings["families"] == ["a", "b"] and settings["prompts"] == 7 and settings["corpus"] == sealed.ref
+    assert settings["generators"] == ["release:current"] and settings["model"] == []
+    assert "waits for a worker" in client.get("/projects", headers=HTML).text
+    assert worker.work(site.root, once=True) == 1
+    page = client.get(reply.headers["location"], headers=HTML).text
+    assert "It was not made" in page and "bundle" in page, "a release that cannot be opened is told"
+    assert "was not made" in client.get("/projects", headers=HTML).text
 
 
 # the pieces

@@ -230,7 +230,8 @@ def _dialogues(inputs: Inputs) -> Path:
     """The corpus's dialogues. Raises DataError where no corpus is named."""
     if inputs.corpus is None:
         raise DataError("name a corpus that holds the prompts", key="collect.corpus")
-    return inputs.corpus.file("dialogues.jsonl")
+    found: Path = inputs.corpus.file("dialogues.jsonl")
+    return found
 
 
 def _pools(config: Collect, inputs: Inputs, context: Context) -> tuple[list[candidates.Pool], dict[str, Any]]:

@@ -45,25 +45,22 @@ class Kept:
 
     def __init__(self, quick: float = 0.25, share: float = 20.0, most: int = 256) -> None:
         self._quick, self._share, self._most = quick, share, most
-        self._held: dict[Any, tuple[float, float, Any]] = {}
+        self._held: dict[Any, tuple[float, Any]] = {}
         self._busy: set[Any] = set()
         self._lock = threading.Lock()
 
     def get(self, key: Any, make: Callable[[], T]) -> T:
         """The figure of this key."""
         with self._lock:
-            until, cost, value = self._held.get(key, (0.0, 0.0, None))
-            if time.monotonic() < until:
-                return value  # type: ignore[no-any-return]
-            behind = cost > self._quick and key not in self._busy
+            held = self._held.get(key)
+            behind = held is not None and time.monotonic() >= held[0] and key not in self._busy
             if behind:
                 self._busy.add(key)
-            if cost > self._quick and not behind:
-                return value  # type: ignore[no-any-return]
+        if held is None:
+            return self._make(key, make)
         if behind:
             threading.Thread(target=self._again, args=(key, make), name="figures", daemon=True).start()
-            return value  # type: ignore[no-any-return]
-        return self._make(key, make)
+        return held[1]  # type: ignore[no-any-return]
 
     def forget(self) -> None:
         """Something was changed on purpose: everything is made anew."""
@@ -74,11 +71,11 @@ class Kept:
         began = time.monotonic()
         value = make()
         ended = time.monotonic()
-        cost = ended - began
-        with self._lock:
-            while len(self._held) >= self._most:
-                self._held.pop(next(iter(self._held)))
-            self._held[key] = (ended + self._share * cost if cost > self._quick else 0.0, cost, value)
+        if ended - began > self._quick:
+            with self._lock:
+                while len(self._held) >= self._most:
+                    self._held.pop(next(iter(self._held)))
+                self._held[key] = (ended + self._share * (ended - began), value)
         return value
 
     def _again(self, key: Any, make: Callable[[], T]) -> None:
@@ -190,12 +187,18 @@ def _idle(store: Reader, project: Project, counts: slots.Counts) -> list[str]:
         if kept:
             named = {each.id: each.name for each in able}
             who = ", ".join(sorted(named.get(id, id if len(id) < 36 else "one person") for id in waiting.kept))
-            said.append(f"{kept} places are kept for {who[:200]}, and open to nobody else.")
+            said.append(f"{_many(kept, 'place is', 'places are')} kept for {who[:200]}, and open to nobody else.")
         if counts.stuck:
-            said.append(f"{counts.stuck} tasks are stuck: they were skipped or flagged too often, see below.")
+            said.append(
+                f"{_many(counts.stuck, 'task is', 'tasks are')} stuck: skipped or flagged too often, see below."
+            )
         if not said and counts.answered >= counts.slots:
             said.append("Every task has all the answers it wants.")
     return said
+
+
+def _many(number: int, one: str, more: str) -> str:
+    return f"{number} {one if number == 1 else more}"
 
 
 # what figures rest on

@@ -50,7 +50,7 @@ def tasks_from(data: bytes, kind: str, name: str = "", language: str = "") -> Up
 
     Raises DataError naming file, row and column: CSV rows are counted as a spreadsheet does, the header being row 1.
     """
-    check_size(data, name)
+    check_size(len(data), name)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -92,9 +92,9 @@ def tasks_from(data: bytes, kind: str, name: str = "", language: str = "") -> Up
     return found
 
 
-def check_size(data: bytes, name: str = "") -> None:
-    """Raise DataError for a file that is too large."""
-    if len(data) > MOST_BYTES:
+def check_size(size: int, name: str = "") -> None:
+    """Raise DataError for a file of too many bytes."""
+    if size > MOST_BYTES:
         todo = "Send it in parts, or through the API"
         raise DataError(f"the file is larger than {MOST_BYTES // 1_000_000} MB", file=name or None, todo=todo)
 

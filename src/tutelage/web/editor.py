@@ -105,7 +105,12 @@ class Draft:
         }
         plain["guideline"] = one("guideline", "").replace("\r\n", "\n")
         masked = "mask_pii" in fields or "shown_mask" not in fields  # an unticked box sends nothing
-        return cls(**plain, mask_pii=masked, questions=_fields(fields), models=list(fields.get("models", ())))
+        return cls(
+            **plain,
+            mask_pii=masked,
+            questions=_fields(fields),
+            models=[each for each in fields.get("models", ()) if each],
+        )
 
     @classmethod
     def of(cls, kept: str) -> Draft:

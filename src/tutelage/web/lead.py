@@ -63,6 +63,7 @@ def router(state: Any) -> APIRouter:
     """The pages of this file; `state` has `store` and `figures`."""
     routes = APIRouter(include_in_schema=False)
     store, kept = state.store, state.figures
+    samples = desk.Kept(most=8)  # each holds thousands of answers
 
     def led(request: Request, name: str, *roles: str) -> tuple[Person, Project]:
         """Who asks, and the project. Refuses (403) whoever does not hold one of the roles there."""
@@ -77,8 +78,7 @@ def router(state: Any) -> APIRouter:
         return kept.get(("standing", where.id), lambda: desk.standing(store, where))  # type: ignore[no-any-return]
 
     def words(where: Project, kind: str, before: int | None = None) -> Read:
-        mark = store.watermark([where.name])
-        return kept.get(("sample", where.id, kind, before, mark), lambda: desk.sample(store, where.name, kind, before))  # type: ignore[no-any-return]
+        return samples.get(("sample", where.id, kind, before), lambda: desk.sample(store, where.name, kind, before))
 
     def shown(request: Request, template: str, where: Project, status: int = 200, **values: Any) -> HTMLResponse:
         """A page of one project, under its tabs."""
@@ -145,7 +145,6 @@ def router(state: Any) -> APIRouter:
     def who(request: Request, name: str) -> HTMLResponse:
         _, where = led(request, name, *WATCHERS)
         moment = standing(where)
-        mark = store.watermark([where.name])
         found = []
         for kind in moment.kinds:
             totals = {each.pseudonym: each.answers for each in moment.tallies if each.people == kind}
@@ -154,7 +153,7 @@ def router(state: Any) -> APIRouter:
                 read = words(where, kind)
                 return desk.agreements(read), desk.people(read, totals), len(read.given)
 
-            found.append((kind, *kept.get(("figures", where.id, kind, mark), figures)))
+            found.append((kind, *kept.get(("figures", where.id, kind), figures)))
         return shown(request, "project_people.html", where, kinds=found, drawn=drawn, standing=moment, most=desk.SAMPLE)
 
     # disagreements
@@ -172,7 +171,7 @@ def router(state: Any) -> APIRouter:
         )  # fmt: skip
         read = words(where, wanted.people, wanted.before)
         mark = (where.id, wanted.people, wanted.before, read.given[-1].seq if read.given else 0, len(read.given))
-        rows = kept.get(("disputes", *mark), lambda: disagreement.disputes(read))
+        rows = samples.get(("disputes", *mark), lambda: disagreement.disputes(read))
         page = disagreement.page(store, read, rows, wanted)
         query = {"people": wanted.people, "order": wanted.order, "language": wanted.language, "only": wanted.only}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import time
 from collections import Counter
@@ -34,6 +35,8 @@ PREVIEWED = 5
 """Items a preview shows."""
 MOST_UPLOADS, UPLOAD_HOURS = 20, 24
 """Files that wait for their project, and for how long."""
+OFFERED = re.compile(r"(model|corpus):[0-9a-f]{4,64}|release:current")
+"""References that a form may send."""
 MOST_PROMPTS = 2_000
 """Prompts that one request to a model may carry."""
 LOOKED_AT = 5_000
@@ -125,6 +128,9 @@ def asked_for(draft: Draft, prompts: upload.Upload | None) -> dict[str, Any]:
     for each in generators:
         if not each.startswith(("http://", "https://")) or "#" not in each:
             raise DataError(f"an endpoint reads https://host/v1#model, found {each[:60]!r}", key="endpoints")
+    for each in (*draft.models, *filter(None, [draft.corpus])):
+        if not OFFERED.fullmatch(each):  # a reference may also name code to be imported: not from a form
+            raise DataError(f"{each[:60]!r} is none of those offered", key="models")
     models = [each for each in draft.models if each.startswith("model:")]
     generators += [each for each in draft.models if not each.startswith("model:")]
     if not models and not generators:
@@ -195,6 +201,9 @@ def router(state: Any) -> APIRouter:
 
     async def taken(request: Request, person: Person) -> tuple[Draft, Mapping[str, list[str]]]:
         """A form's fields, its file kept aside."""
+        length = request.headers.get("content-length", "0")
+        if int(length) > upload.MOST_BYTES + 1_000_000:
+            upload.check_size(int(length))
         form = await request.form(max_fields=2000)
         fields = await fields_of(request)
         render.checked(request, one(fields, "csrf"))
@@ -202,7 +211,7 @@ def router(state: Any) -> APIRouter:
         sent = form.get("file")
         if sent is not None and not isinstance(sent, str) and sent.filename:
             data = await sent.read(upload.MOST_BYTES + 1)
-            upload.check_size(data, sent.filename)
+            upload.check_size(len(data), sent.filename)
             draft.upload = uploads.keep(person.id, sent.filename, data)
         return draft, fields
 
@@ -288,7 +297,9 @@ def router(state: Any) -> APIRouter:
             return await run_in_threadpool(written, request, person, draft, "file", str(error))
         uploads.drop(draft.upload)
         kept.forget()
-        return render.see(f"/projects/{quote(name, safe='')}?told={many}+tasks+are+open")
+        return render.see(
+            f"/projects/{quote(name, safe='')}?told={many}+{'task+is' if many == 1 else 'tasks+are'}+open"
+        )
 
     def made(person: Person, draft: Draft) -> tuple[str, int]:
         if draft.into:

@@ -24,14 +24,14 @@ ENVIRONMENT = "hf"
 
 def measure(settings: Settings) -> list[Part]:
     model, file = prepared(settings)
-    options = {"model": str(model), "data": str(file), "steps": 2 if settings.quick else 6}
-    peer, keep = options | settings.precision, ("micro", "precision", "batch")
-    runs = side.alternate("bench.dpo", settings, python_of(ENVIRONMENT), options, peer, keep=keep)
+    options = {"model": str(model), "data": str(file), "steps": 2 if settings.quick else 6} | settings.precision
+    keep = ("micro", "precision", "batch")
+    runs = side.alternate("bench.dpo", settings, python_of(ENVIRONMENT), options, options, keep=keep)
     return [runs.part("pairs", "pairs/s", "pairs", target=2), runs.memory("memory")]
 
 
 def ours(options: Mapping[str, Any]) -> Figures:
-    from bench.ours import train
+    from bench.ours import quickest, train
     from tutelage.align.dpo import Pair, answer_logprobs, collate
     from tutelage.model.checkpoint import load_decoder
     from tutelage.train.batch import ItemSteps
@@ -54,7 +54,7 @@ def ours(options: Mapping[str, Any]) -> Figures:
     reference = answer_logprobs(load_decoder(Path(options["model"])), every)
     reading = (time.perf_counter() - started) / len(every)  # seconds a pair
 
-    def run(micro: int, number: int) -> float:
+    def run(micro: int, bf16: bool, number: int = 1) -> float:
         steps = ItemSteps(
             [each.size for each in every],
             lambda items: collate([every[item] for item in items], reference[list(items)].reshape(-1)),
@@ -62,11 +62,13 @@ def ours(options: Mapping[str, Any]) -> Figures:
             micro,
         )
         model = load_decoder(Path(options["model"]))
+        model.bf16 = bf16
         rates = Rates(1e-3, 3e-4, 3e-4)
         return train(model, steps, DirectPreference(), number, lambda batch: len(batch.weight), rates)
 
-    micro = options.get("micro") or side.best(MICRO, lambda each: run(each, 1))
-    return {"pairs": 1 / (1 / run(micro, options["steps"]) + reading), "micro": micro}
+    chosen = quickest(MICRO, options, run)
+    rate = run(chosen["micro"], chosen["precision"] == "bfloat16", options["steps"])
+    return chosen | {"pairs": 1 / (1 / rate + reading)}
 
 
 def peer(options: Mapping[str, Any]) -> Figures:

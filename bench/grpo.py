@@ -3,13 +3,15 @@
 16 prompts of 28 tokens, groups of 8, 64 new tokens. The peer: TRL's GRPOTrainer on the same weights, prompts and reward
 (the share of even token ids), with a reference as ours has one. The roofline counts 2N operations for each token that
 is sampled or read by the reference (equal prompts once in sampling) and 6N for each that is learned from, at the rate
-of the best matrix product.
+of the best matrix product. Ours stays in float32: the ratio of the policy to the one that sampled is what it learns
+from, and both must be computed alike.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,7 +51,12 @@ def measure(settings: Settings) -> list[Part]:
     done = runs.part("completions", "completions/s", "completions", target=4)
     ours, theirs = ((side.median(each, "completions") or 0.0) / roofline for each in (runs.ours, runs.peer))
     of = f"of the roofline in float32, {roofline:.0f} completions/s"
-    return [done, Part(runs.named(of), "share", "higher", ours, theirs, 0.6, "ours"), runs.memory("memory")]
+    return [
+        done,
+        Part(runs.named(of), "share", "higher", ours, theirs, 0.6, "ours"),
+        Part("ours: sampling, of a step", "share", "lower", side.median(runs.ours, "sampling")),
+        runs.memory("memory"),
+    ]
 
 
 def ours(options: Mapping[str, Any]) -> Figures:
@@ -73,20 +80,34 @@ def ours(options: Mapping[str, Any]) -> Figures:
     def score(answers: Sequence[Answer]) -> np.ndarray:
         return np.array([np.mean([number % 2 == 0 for number in answer.tokens]) for answer in answers])
 
+    class Timed(Rollouts):
+        """Notes how long each iteration sampled."""
+
+        def answers(self, iteration: int) -> Any:
+            started = time.perf_counter()
+            found = super().answers(iteration)
+            sampled.append(time.perf_counter() - started)
+            return found
+
+    sampled: list[float] = []
+
     def run(micro: int, number: int) -> float:
+        sampled.clear()
         actor = load_decoder(Path(options["model"]))
         model = ActorCritic(actor, None)
         settings = Settings(
             "grpo", PROMPTS, GROUP, NEW, 1.0, 1, 1, micro, seed=0, trace=0.95, scale=True, unfinished=0.0
         )
-        rollouts = Rollouts(model, actor.clone(), prompts, tokenizer, score, KLControl(0.05, 0.0), settings)
+        rollouts = Timed(model, actor.clone(), prompts, tokenizer, score, KLControl(0.05, 0.0), settings)
         objective = PolicyGradient({"policy": 1.0, "divergence": 1.0})
         rates = Rates(0.0015, 0.0003, 0.0003)
         return train(model, rollouts, objective, number, lambda batch: len(batch.lengths), rates)
 
     micro = options.get("micro") or side.best(MICRO, lambda each: run(each, 1))
     rate = shapes.gemm_rate(shapes.SHAPES["S"], micro)
-    return {"completions": run(micro, options["steps"]), "micro": micro, "gemm": rate}
+    completions = run(micro, options["steps"])
+    share = sum(sampled[1:]) * completions / (options["steps"] * PROMPTS * GROUP)
+    return {"completions": completions, "micro": micro, "gemm": rate, "sampling": share}
 
 
 def peer(options: Mapping[str, Any]) -> Figures:

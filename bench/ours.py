@@ -50,26 +50,30 @@ def tokens(batch: Segments) -> float:
     return float(batch.ids.numel())
 
 
-def settled(model: Decoder, options: Mapping[str, Any], once: Callable[[int], None]) -> Figures:
-    """The micro-batch and the precision with the most tokens per second of forward and backward, or those in the
-    options; the model is left computing so. `once` does both for so many tokens."""
-    precisions = [options["precision"]] if "precision" in options else side.PRECISIONS
-    tried = [
-        (micro, kind) for kind in precisions for micro in ([options["micro"]] if "micro" in options else side.MICRO)
-    ]
+def quickest(micros: Sequence[int], options: Mapping[str, Any], rate: Callable[[int, bool], float]) -> Figures:
+    """The micro-batch and the precision (bf16 or not) with the highest rate, or those in the options."""
+    kinds = [options["precision"]] if "precision" in options else side.PRECISIONS
+    tried = [(micro, kind) for kind in kinds for micro in ([options["micro"]] if "micro" in options else micros)]
+    if len(tried) > 1:
+        for kind in kinds:
+            rate(min(micros), kind == "bfloat16")  # warms up
+    found = side.best(tried, lambda each: rate(each[0], each[1] == "bfloat16")) if len(tried) > 1 else tried[0]
+    return {"micro": found[0], "precision": found[1]}
 
-    def rate(each: tuple[int, str]) -> float:
-        micro, kind = each
-        model.bf16 = kind == "bfloat16"
+
+def settled(model: Decoder, options: Mapping[str, Any], once: Callable[[int], None]) -> Figures:
+    """As `quickest`, by the tokens per second of forward and backward, which `once` does for so many tokens; the model
+    is left computing so."""
+
+    def rate(micro: int, bf16: bool) -> float:
+        model.bf16 = bf16
         started = time.perf_counter()
         once(micro)
         return micro / (time.perf_counter() - started)
 
-    for kind in precisions:
-        rate((min(side.MICRO), kind))  # warms up
-    micro, precision = side.best(tried, rate)
-    model.bf16 = precision == "bfloat16"
-    return {"micro": micro, "precision": precision}
+    chosen = quickest(side.MICRO, options, rate)
+    model.bf16 = chosen["precision"] == "bfloat16"
+    return chosen
 
 
 def train(

@@ -37,9 +37,9 @@ Rows = Sequence[Mapping[str, Any]]
 
 def measure(settings: Settings) -> list[Part]:
     model, file = prepared(settings)
-    options = {"model": str(model), "data": str(file), "steps": 2 if settings.quick else 6}
-    peer, keep = options | settings.precision, ("micro", "precision", "batch")
-    runs = side.alternate("bench.reward", settings, python_of(ENVIRONMENT), options, peer, keep=keep)
+    options = {"model": str(model), "data": str(file), "steps": 2 if settings.quick else 6} | settings.precision
+    keep = ("micro", "precision", "batch")
+    runs = side.alternate("bench.reward", settings, python_of(ENVIRONMENT), options, options, keep=keep)
     return [
         runs.part("pairs", "pairs/s", "pairs", target=2),
         Part(
@@ -70,7 +70,7 @@ def prepared(settings: Settings) -> tuple[Path, Path]:
 
 
 def ours(options: Mapping[str, Any]) -> Figures:
-    from bench.ours import train
+    from bench.ours import quickest, train
     from tutelage.model.checkpoint import load_reward
     from tutelage.train.batch import ItemSteps, Judged, PreferenceBatch, lay
     from tutelage.train.device import setup
@@ -87,17 +87,18 @@ def ours(options: Mapping[str, Any]) -> Figures:
         said = tuple(len(rows[item][which]) for item in items for which in ("chosen", "rejected"))
         return PreferenceBatch(ids, lengths, judged, said if likelihood else None)
 
-    def run(micro: int, number: int, likelihood: bool = False) -> float:
+    def run(micro: int, bf16: bool, number: int = 1, likelihood: bool = False) -> float:
         model = load_reward(Path(options["model"]))
+        model.decoder.bf16 = bf16
         if not likelihood:
             model.likelihood.requires_grad_(False)
         sizes = [sum(map(len, each)) for each in segments]
         steps = ItemSteps(sizes, lambda items: collate(items, likelihood), PAIRS, micro)
         return train(model, steps, Rewards(), number, lambda batch: len(batch.judged), Rates(1e-3, 1e-3, 1e-3))
 
-    micro = options.get("micro") or side.best(MICRO, lambda each: run(each, 1))
-    number = options["steps"]
-    return {"pairs": run(micro, number), "likelihood": run(micro, number, True), "micro": micro}
+    chosen = quickest(MICRO, options, run)
+    how = chosen["micro"], chosen["precision"] == "bfloat16", options["steps"]
+    return chosen | {"pairs": run(*how), "likelihood": run(*how, likelihood=True)}
 
 
 def peer(options: Mapping[str, Any]) -> Figures:

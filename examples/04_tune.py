@@ -13,8 +13,8 @@ from tutelage.terminal import figures
 ROOT = sys.argv[1] if len(sys.argv) > 1 else "examples-life"
 after("03_people.py", "reward", ROOT)
 
-actor = tt.stages.rlhf(root=ROOT, method="grpo", group=4, prompts=8, iterations=2)
-direct = tt.stages.dpo(root=ROOT, steps=4)
+actor = tt.stages.rlhf(root=ROOT, method="grpo", group=4, prompts=8, iterations=2, simulated="allow")
+direct = tt.stages.dpo(root=ROOT, steps=4, simulated="allow")
 
 for made in (actor, direct):
     print(made, "from", made.manifest.inputs["model"][:18], figures(made.metrics))

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+pytest_plugins = ["tests.postgres"]
+
 settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 # CI tries the same examples every time, so that it fails for a change and not by chance; a person's machine looks on.
 settings.register_profile("ci", settings.get_profile("house"), derandomize=True, database=None)

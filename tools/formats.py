@@ -20,13 +20,14 @@ from tutelage.core.events import Event
 from tutelage.core.records import Example, Preference
 from tutelage.corpus.read import Source
 from tutelage.evaluate.suite import Result
-from tutelage.feedback.wire import Answer, Item
+from tutelage.feedback.wire import Answer, Item, NewProject
 from tutelage.guard.bundle import Bundle
 from tutelage.guard.policy import PolicyFile, Taxonomy
 from tutelage.guard.scan import ScanLine
 from tutelage.judge.certificate import Certificate
 from tutelage.plan import Plan
 from tutelage.recipe import LIFE, WatchConfig, stage_of
+from tutelage.store.settings import ProjectSettings
 from tutelage.web.state import Settings
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "formats.md"
@@ -47,13 +48,18 @@ FORMATS: tuple[tuple[str, str, Any], ...] = (
     ),
     (
         "Examples: dialogues, labels, suite items, findings",
-        "`dialogues.jsonl`, `labels.jsonl`, `items.jsonl`, `findings.jsonl`, and a suite of one's own. What a row is "
-        "for stands in `tags`: a dialogue has `family`, `split`; a label `direction`, `categories` (category -> 0 to "
-        "1), `cluster`, `split`; an item `id`, `suite`, `kind`, `cell`, `cluster`, `slices`; a finding is a label with "
-        "`attack`, `rule`, `goal`, `target`. All have `source` and `licence`.",
+        "`dialogues.jsonl`, `labels.jsonl`, `items.jsonl`, `findings.jsonl`, `near.jsonl`, and a suite of one's own. "
+        "What a row is for stands in `tags`: a dialogue has `family`, `split`; a label `direction`, `categories` "
+        "(category -> 0 to 1), `cluster`, `split`; an item `id`, `suite`, `kind`, `cell`, `cluster`, `slices`; a "
+        "finding is a label with `attack`, `rule`, `goal`, `target`. All have `source` and `licence`.",
         Example,
     ),
     ("Comparisons and preferences", "`comparisons.jsonl`, `preferences.jsonl`.", Preference),
+    (
+        "Projects",
+        "What a labelling effort asks (`POST /api/feedback/projects`): questions, guideline, and a tree of tags.",
+        NewProject,
+    ),
     ("Tasks", "What the feedback API hands to a person.", Item),
     ("Answers", "What a person gives back, one row each (`POST /api/answers`).", Answer),
     ("Results", "`results.jsonl` of evaluations and red teams.", Result),
@@ -103,8 +109,9 @@ def recipe() -> str:
     """The recipe: a section per stage with its inputs and keys, and what stands beside the sections."""
     parts = [
         "## Recipe\n\n`recipe.yaml`. A top-level key is a stage, or `stage@name` for a second one; beside them stand "
-        "`budget` (a length of time: `90s`, `10m`, `1.5h`) and `watch`. A section holds its stage's inputs (the name "
-        "of a section, or a reference such as `model:3fa9`) and keys.\n\n### watch\n\n"
+        "`budget` (a length of time: `90s`, `10m`, `1.5h`), `watch`, and `simulated` (`refuse`, the default, or "
+        "`allow`: whether stages may learn from simulated people's words). A section holds its stage's inputs (the "
+        "name of a section, or a reference such as `model:3fa9`) and keys.\n\n### watch\n\n"
         + block(WatchConfig.model_json_schema())
     ]
     for name in LIFE:

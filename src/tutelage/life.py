@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from tutelage.core.artifact import Artifact, Root, atomic_write
+from tutelage.core.config import load_yaml
 from tutelage.core.errors import NotFound, Refused, Waiting
 from tutelage.core.events import JsonLines, Reporter, Sink
 from tutelage.core.stage import never, run_stage
@@ -95,19 +96,26 @@ def run_alone(
     """Run one stage by itself, neither planned nor remembered: the root's recipe, plan and last run stay as they are.
 
     An input that `settings` does not name is that of the last run, or else the newest that its stage has made here.
+    `simulated: allow` among them lets the stage learn from simulated people; else it is as the root's recipe says.
     """
     root.create()
     given = dict(settings)
+    beside = {"simulated": given.pop("simulated", None) or _last_said(root)}
     for key, spec in stage_of(name).inputs.items():
         wanted = spec.default if isinstance(spec.default, tuple) else (spec.default,)
         found = at_hand(root, [each for each in wanted if each])
         if found:
             given.setdefault(key, found if spec.many else found[0])
-    recipe = read_recipe({name: given}, defaults=defaults)
+    recipe = read_recipe({name: given, **beside}, defaults=defaults)
     artifact = _run_section(recipe.sections[name], recipe, root, {}, sinks=sinks, stop=stop)
     if refused := _refusal(artifact):
         raise refused
     return artifact
+
+
+def _last_said(root: Root) -> str:
+    """What the recipe that ran last in this root says of learning from simulated people."""
+    return str(load_yaml(root.recipe_path).get("simulated", "refuse")) if root.recipe_path.is_file() else "refuse"
 
 
 def at_hand(root: Root, sections: list[str]) -> list[str]:
@@ -141,6 +149,7 @@ def _run_section(
                     say=say,
                     stop=_stopper(root, stop),
                     watch=watching(section, recipe, made),
+                    simulated=recipe.simulated,
                 )
         except Waiting:
             if not wait or stop():
@@ -233,9 +242,9 @@ def collect_garbage(root: Root, keep: int = 1, dry_run: bool = False) -> tuple[l
     for each in every:
         by_stage.setdefault(each.manifest.stage, []).append(each)
     needed += [each for group in by_stage.values() for each in group[len(group) - keep :] if keep]
-    if root.store_path.is_file():
-        from tutelage.store import engine, releases
+    from tutelage.store import engine, releases
 
+    if engine.exists(root):
         with engine.open(root, writable=False) as store:
             served = {each.bundle for each in releases.every(store)}
         needed += [each for each in every if each.kind == "bundle" and (each.ref in served or each.id in served)]

@@ -13,7 +13,7 @@ from tutelage.core.config import Config, build, load_yaml, merge, nearest, parse
 from tutelage.core.errors import ConfigError, MissingExtra, NotFound
 from tutelage.core.records import digest
 from tutelage.core.refs import EXTRA_OF
-from tutelage.core.stage import Stage
+from tutelage.core.stage import LEARNED, Simulated, Stage, refuse_simulated
 
 LIFE = (
     "prepare",
@@ -141,6 +141,8 @@ class Recipe(NamedTuple):
     budget: float | None
     values: dict[str, Any]
     file: Path | None
+    simulated: Simulated = "refuse"
+    """Whether its stages may learn from simulated people."""
 
     @property
     def mark(self) -> str:
@@ -178,7 +180,7 @@ def parse_seconds(text: str | int | float, key: str = "budget") -> float:
     return seconds
 
 
-RESERVED = ("budget", "watch")
+RESERVED = ("budget", "watch", "simulated")
 
 
 def read_recipe(
@@ -208,7 +210,30 @@ def read_recipe(
         raise ConfigError("the recipe has no section", file=file, todo=f"The stages are: {', '.join(LIFE)}")
     names.sort(key=lambda name: LIFE.index(name.partition("@")[0]))  # stable: instances keep the order of the file
     drafts = {name: _section(name, values[name], names, file, defaults or {}) for name in names}
-    return Recipe(_ordered(drafts, file), watch, budget, values, file)
+    sections = _ordered(drafts, file)
+    allowed = values.get("simulated", "refuse")
+    if allowed not in ("refuse", "allow"):
+        message = f"whether stages may learn from simulated people is `refuse` or `allow`, found {allowed!r}"
+        raise ConfigError(message, file=file, key="simulated")
+    if allowed == "refuse":
+        _check_people(sections, file)
+    return Recipe(sections, watch, budget, values, file, allowed)
+
+
+def _check_people(sections: Mapping[str, Section], file: Path | None) -> None:
+    """Refuse, before anything runs, a recipe that would learn from simulated people and does not say that it may.
+
+    What references hold and who answered in the store is seen when a stage runs.
+    """
+    asked: dict[str, str] = {}
+    for name, section in sections.items():
+        source = f"{name} asks them" if section.config.simulated else ""
+        source = source or next((asked[each] for each in section.names() if each in asked), "")
+        if source and section.stage.makes in LEARNED:
+            found = refuse_simulated(name, source)
+            raise ConfigError(found.message, file=file, key=found.key, todo=found.todo)
+        if source:
+            asked[name] = source
 
 
 def _section(name: str, given: Any, names: list[str], file: Path | None, defaults: Mapping[str, Any]) -> Section:

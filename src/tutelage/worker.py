@@ -1,5 +1,6 @@
 """Runs that are asked for now and made by whoever is free: a worker claims one, holds its lease, and goes on with what
-another left unfinished. A run is the same run wherever it is made: what is sealed already is skipped."""
+another left unfinished. A run is the same run wherever it is made: what is sealed already is skipped. Between runs a
+worker sends what waits for webhooks, as a service does."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from tutelage.core.artifact import Artifact, Root
 from tutelage.core.errors import Refused, Stopped, TutelageError, Waiting
 from tutelage.core.events import Sink
 from tutelage.core.stage import never
+from tutelage.feedback import webhooks
 from tutelage.recipe import Recipe, read_recipe
 from tutelage.store import engine, jobs
 
@@ -67,6 +69,7 @@ def work(
     name, made = f"{platform.node()}:{os.getpid()}", 0
     with engine.open(root.create()) as store:
         while not stop():
+            webhooks.send_due(store)
             job = jobs.claim(store, [KIND, ALONE], name, lease_s)
             if job is None:
                 if once:

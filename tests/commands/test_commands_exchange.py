@@ -161,7 +161,7 @@ def test_recorded_answers_come_in_as_replayed(tutelage: Any, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [('{"prompt": "a"}', "no comparisons"), ("[]", "no comparisons"), ("{torn", "not JSON"), ("", "not JSON")],
+    [('{"prompt": "a"}', "no tasks or answers"), ("[]", "no row"), ("{torn", "not JSON"), ("", "no row")],
 )
 def test_a_file_that_is_no_feedback(tutelage: Any, tmp_path: Path, text: str, said: str) -> None:
     file = tmp_path / "rows.jsonl"
@@ -169,3 +169,25 @@ def test_a_file_that_is_no_feedback(tutelage: Any, tmp_path: Path, text: str, sa
     done = tutelage("import", "feedback", file, "--root", tmp_path / "life")
     assert done.code == 2 and said in done.err
     assert tutelage("import", "feedback", tmp_path / "none.jsonl", "--root", tmp_path / "life").code == 2
+
+
+def test_answers_leave_as_rows_for_a_trainer(tutelage: Any, tmp_path: Path) -> None:
+    file, root = tmp_path / "pairs.jsonl", Root(tmp_path / "life")
+    file.write_text("\n".join(map(json.dumps, PAIRS)))
+    done = tutelage("import", "feedback", file, "--licence", "permissive", "--root", root.path, "--json")
+    where = (done.json["projects"][0], tmp_path / "set", "--for", "dpo", "--root", root.path)
+    done = tutelage("export", "feedback", *where, "--json")
+    assert done.code == 0, done.err
+    assert done.json["people"] == "replayed" and not done.json["simulated"]
+    assert {Path(name).relative_to(tmp_path).parts[1] for name in done.json["files"]} == {"README.md", "data"}
+    again = tutelage("export", "feedback", *where)
+    assert again.code == 2 and "left as it is" in again.err
+    where = (where[0], tmp_path / "rows.jsonl", *where[2:])
+    done = tutelage("export", "feedback", *where, "--by", "person")
+    assert done.code == 0 and done.out.startswith(f"{tmp_path / 'rows.jsonl'}: 40 rows of replayed people")
+    row = json.loads((tmp_path / "rows.jsonl").read_text().splitlines()[0])
+    assert row["people"] == "replayed" and row["chosen"] and row["annotations"]
+    done = tutelage("export", "feedback", where[0], tmp_path / "x", "--for", "ppo", "--root", root.path)
+    assert done.code == 2 and "nobody reads 'ppo'" in done.err
+    done = tutelage("export", "feedback", where[0], tmp_path / "x", "--for", "kto", "--people", "live", *where[4:])
+    assert done.code == 2 and "no answers of live people" in done.err and not (tmp_path / "x").exists()

@@ -29,8 +29,8 @@ SECTION_7 = (
     *("init", "run", "plan", "list", "show", "lineage", "report", "compare", "show-mask", "chat", "serve", "worker"),
     *("guard scan", "guard train", "guard up", "policy check", "policy diff", "policy replay"),
     *("release make", "release status", "release promote", "release rollback"),
-    *("store backup", "store restore", "store check", "import model", "import feedback"),
-    *("export model", "export data", "audit verify", "erase", "gc", "stop", "doctor"),
+    *("store backup", "store restore", "store check", "import model", "import feedback", "export feedback"),
+    *("export model", "export data", "export feedback", "audit verify", "erase", "gc", "stop", "doctor"),
 )
 
 

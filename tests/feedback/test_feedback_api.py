@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tutelage.core.records import Message
-from tutelage.feedback import api, assign
+from tutelage.feedback import api, assign, routes
 from tutelage.feedback.client import Client, Direct
 from tutelage.store import answers, engine, people, slots, tasks
 
@@ -48,8 +48,8 @@ def answer(item, key="", **fields):
     return api.Answer(slot=item.slot, epoch=item.epoch, key=key or f"key-{item.slot}", **(given | fields))
 
 
-def test_everybody_answers_once_and_each_task_gets_exactly_its_people(tmp_path):
-    store, lead, crew, ids = world(tmp_path)
+def test_everybody_answers_once_and_each_task_gets_exactly_its_people(home):
+    store, lead, crew, ids = world(home)
     for person in crew * 3:
         client = Client(Direct(store, person))
         items = client.claim("help", count=2).items
@@ -62,17 +62,17 @@ def test_everybody_answers_once_and_each_task_gets_exactly_its_people(tmp_path):
     assert api.claim(store, crew[0], api.Claim(project="help")).reason == "Everything here is answered."
 
 
-def test_claiming_again_gives_the_same_tasks_until_they_are_answered(tmp_path):
-    store, _, crew, _ = world(tmp_path)
+def test_claiming_again_gives_the_same_tasks_until_they_are_answered(home):
+    store, _, crew, _ = world(home)
     first = api.claim(store, crew[0], api.Claim(count=2))
     again = api.claim(store, crew[0], api.Claim(count=2))
     assert [(i.slot, i.epoch) for i in first.items] == [(i.slot, i.epoch) for i in again.items]
     assert len({i.task for i in first.items}) == 2
 
 
-def test_what_is_shown_is_blind_shuffled_and_masked_and_the_order_is_stored(tmp_path):
-    store, _, crew, _ = world(tmp_path, tasks_=30, per_task=1)
-    items = api.claim(store, crew[0], api.Claim(count=30)).items
+def test_what_is_shown_is_blind_shuffled_and_masked_and_the_order_is_stored(home):
+    store, _, crew, _ = world(home, tasks_=64, per_task=1)
+    items = api.claim(store, crew[0], api.Claim(count=64)).items
     orders = [tuple(each.no for each in item.candidates) for item in items]
     assert len(set(orders)) == 6
     assert "model:" not in items[0].model_dump_json() and "anna@example.org" not in items[0].model_dump_json()
@@ -82,8 +82,8 @@ def test_what_is_shown_is_blind_shuffled_and_masked_and_the_order_is_stored(tmp_
     assert tasks.load(store)[items[0].task].messages[0].content.endswith("anna@example.org")
 
 
-def test_sending_twice_stores_once(tmp_path):
-    store, _, crew, _ = world(tmp_path)
+def test_sending_twice_stores_once(home):
+    store, _, crew, _ = world(home)
     given = api.Answers(answers=[answer(api.claim(store, crew[0], api.Claim()).items[0])])
     first, second = (api.submit(store, crew[0], given).receipts[0] for _ in range(2))
     assert (first.status, second.status) == ("stored", "repeated") and first.annotation == second.annotation
@@ -95,8 +95,8 @@ def test_sending_twice_stores_once(tmp_path):
     assert [each.revision for each in answers.read(store, "help", newest=False)] == [1, 2]
 
 
-def test_a_lease_that_ran_out_is_given_on_and_the_late_answer_is_stale(tmp_path):
-    store, _, crew, _ = world(tmp_path, tasks_=1, per_task=1)
+def test_a_lease_that_ran_out_is_given_on_and_the_late_answer_is_stale(home):
+    store, _, crew, _ = world(home, tasks_=1, per_task=1)
     late = slots.claim(store, crew[0].id, [tasks.get_project(store, "help").id], 1, lease_ms=1)[0]
     time.sleep(0.01)
     taken = api.claim(store, crew[1], api.Claim()).items[0]
@@ -106,8 +106,8 @@ def test_a_lease_that_ran_out_is_given_on_and_the_late_answer_is_stale(tmp_path)
     assert api.submit(store, crew[1], api.Answers(answers=[answer(taken)])).receipts[0].status == "stored"
 
 
-def test_a_lease_that_ran_out_but_was_not_taken_still_counts(tmp_path):
-    store, _, crew, _ = world(tmp_path, tasks_=1, per_task=1)
+def test_a_lease_that_ran_out_but_was_not_taken_still_counts(home):
+    store, _, crew, _ = world(home, tasks_=1, per_task=1)
     late = slots.claim(store, crew[0].id, [tasks.get_project(store, "help").id], 1, lease_ms=1)[0]
     time.sleep(0.01)
     given = api.Answer(slot=late.id, epoch=late.epoch, key="late-answer", tiers=[[0, 1], [2]])
@@ -115,8 +115,8 @@ def test_a_lease_that_ran_out_but_was_not_taken_still_counts(tmp_path):
     assert answers.read(store, "help")[0].tiers == ((0, 1), (2,))
 
 
-def test_skipping_says_why_and_asks_somebody_else(tmp_path):
-    store, _, crew, ids = world(tmp_path, tasks_=1, per_task=1)
+def test_skipping_says_why_and_asks_somebody_else(home):
+    store, _, crew, ids = world(home, tasks_=1, per_task=1)
     item = api.claim(store, crew[0], api.Claim()).items[0]
     mute = api.Answer(slot=item.slot, epoch=item.epoch, key="skip-it-now", status="skipped")
     assert "say why" in api.submit(store, crew[0], api.Answers(answers=[mute])).receipts[0].error
@@ -128,8 +128,8 @@ def test_skipping_says_why_and_asks_somebody_else(tmp_path):
     assert [each.reason for each in answers.read(store, "help", status="skipped")] == ["I know the author"]
 
 
-def test_a_task_everybody_skips_waits_for_a_lead(tmp_path):
-    store, _, crew, ids = world(tmp_path, tasks_=1, per_task=1, people_=6)
+def test_a_task_everybody_skips_waits_for_a_lead(home):
+    store, _, crew, ids = world(home, tasks_=1, per_task=1, people_=6)
     for person in crew:
         for item in api.claim(store, person, api.Claim()).items:
             given = api.Answer(slot=item.slot, epoch=item.epoch, key="skip-" + item.slot, status="flagged", reason="?")
@@ -151,8 +151,8 @@ def test_a_task_everybody_skips_waits_for_a_lead(tmp_path):
         ({"spans": [{"start": 4, "end": 2, "label": "x"}]}, "go forward"),
     ],
 )
-def test_a_wrong_answer_is_refused_with_its_reason_and_the_good_ones_are_kept(tmp_path, fields, says):
-    store, _, crew, _ = world(tmp_path)
+def test_a_wrong_answer_is_refused_with_its_reason_and_the_good_ones_are_kept(home, fields, says):
+    store, _, crew, _ = world(home)
     good, bad = api.claim(store, crew[0], api.Claim(count=2)).items
     wrong = api.Answer.model_validate(answer(bad).model_dump() | fields)
     receipts = api.submit(store, crew[0], api.Answers(answers=[wrong, answer(good)])).receipts
@@ -160,8 +160,8 @@ def test_a_wrong_answer_is_refused_with_its_reason_and_the_good_ones_are_kept(tm
     assert receipts[1].status == "stored"
 
 
-def test_scores_flags_all_bad_and_text_come_back_as_given(tmp_path):
-    store, _, crew, _ = world(tmp_path, kind="ranking+scoring")
+def test_scores_flags_all_bad_and_text_come_back_as_given(home):
+    store, _, crew, _ = world(home, kind="ranking+scoring")
     item = api.claim(store, crew[0], api.Claim()).items[0]
     given = answer(item, tiers=[[1], [0, 2]], all_bad=True, flags={2: ["privacy"]}, values={"note": "<script>"})
     api.submit(store, crew[0], api.Answers(answers=[given]))
@@ -171,15 +171,15 @@ def test_scores_flags_all_bad_and_text_come_back_as_given(tmp_path):
     assert [each.value for each in kept.values if each.question == "flag"] == [["privacy"]]
 
 
-def test_reserved_places_go_to_nobody_else(tmp_path):
-    store, _, crew, _ = world(tmp_path, tasks_=2, reserve=("p1", "p2"))
+def test_reserved_places_go_to_nobody_else(home):
+    store, _, crew, _ = world(home, tasks_=2, reserve=("p1", "p2"))
     empty = api.claim(store, crew[0], api.Claim())
     assert empty.items == []
     assert len(api.claim(store, crew[1], api.Claim(count=5)).items) == 2
 
 
-def test_a_snapshot_does_not_see_what_came_later(tmp_path):
-    store, _, crew, _ = world(tmp_path)
+def test_a_snapshot_does_not_see_what_came_later(home):
+    store, _, crew, _ = world(home)
     items = api.claim(store, crew[0], api.Claim(count=2)).items
     api.submit(store, crew[0], api.Answers(answers=[answer(items[0])]))
     mark = store.watermark(["help"])
@@ -190,8 +190,8 @@ def test_a_snapshot_does_not_see_what_came_later(tmp_path):
     assert sum(answers.how_many(then, ["help"]).values()) == 1 and store.watermark(["other"]) == 0
 
 
-def test_drafts_survive_and_go_with_the_answer(tmp_path):
-    store, _, crew, _ = world(tmp_path)
+def test_drafts_survive_and_go_with_the_answer(home):
+    store, _, crew, _ = world(home)
     item = api.claim(store, crew[0], api.Claim()).items[0]
     assert api.save_draft(store, crew[0], item.slot, api.Draft(epoch=item.epoch, body={"tiers": [[1]]}))
     assert not api.save_draft(store, crew[1], item.slot, api.Draft(epoch=item.epoch, body={}))
@@ -200,24 +200,24 @@ def test_drafts_survive_and_go_with_the_answer(tmp_path):
     assert slots.drafts(store, crew[0].id, [item.slot]) == {}
 
 
-def test_a_new_form_is_a_new_version_and_old_tasks_keep_theirs(tmp_path):
-    store, lead, crew, _ = world(tmp_path)
+def test_a_new_form_is_a_new_version_and_old_tasks_keep_theirs(home):
+    store, lead, crew, _ = world(home)
     newer = api.Form(questions=(api.Question(key="style", per_candidate=True),), guideline="new")
     assert api.create_project(store, lead, api.NewProject(name="help", form=newer)).form_version == 2
     assert api.create_project(store, lead, api.NewProject(name="help", form=newer)).form_version == 2
     assert api.claim(store, crew[0], api.Claim()).items[0].form_version == 1
 
 
-def test_roles_are_asked_for(tmp_path):
-    store, lead, crew, _ = world(tmp_path)
-    status, told = api.dispatch(store, crew[0], "POST", "/api/feedback/projects", {"name": "mine"})
+def test_roles_are_asked_for(home):
+    store, lead, crew, _ = world(home)
+    status, told = routes.dispatch(store, crew[0], "POST", "/api/feedback/projects", {"name": "mine"})
     assert status == 403 and told["error"] == "Forbidden"
     stranger = people.create(store, "stranger", roles=[])
-    assert api.dispatch(store, stranger, "POST", "/api/feedback/claim", {"project": "help"})[0] == 403
-    assert api.dispatch(store, lead, "GET", "/api/feedback/projects/none/progress")[0] == 404
-    assert api.dispatch(store, lead, "POST", "/api/feedback/claim", {"count": 0})[0] == 422
-    assert api.dispatch(store, lead, "GET", "/api/feedback/nothing")[0] == 404
-    assert api.dispatch(store, crew[0], "GET", "/api/feedback/history", None, {"limit": "many"})[0] == 422
+    assert routes.dispatch(store, stranger, "POST", "/api/feedback/claim", {"project": "help"})[0] == 403
+    assert routes.dispatch(store, lead, "GET", "/api/feedback/projects/none/progress")[0] == 404
+    assert routes.dispatch(store, lead, "POST", "/api/feedback/claim", {"count": 0})[0] == 422
+    assert routes.dispatch(store, lead, "GET", "/api/feedback/nothing")[0] == 404
+    assert routes.dispatch(store, crew[0], "GET", "/api/feedback/history", None, {"limit": "many"})[0] == 422
 
 
 def _work(where: str, names: list[str], seed: int) -> None:
@@ -234,11 +234,11 @@ def _work(where: str, names: list[str], seed: int) -> None:
         )
 
 
-def test_several_processes_assign_exactly_n(tmp_path):
-    store, _, crew, ids = world(tmp_path, tasks_=60, per_task=3, people_=8)
+def test_several_processes_assign_exactly_n(home):
+    store, _, crew, ids = world(home, tasks_=60, per_task=3, people_=8)
     context = multiprocessing.get_context("spawn")
     groups = [[each.name for each in crew[part::2]] for part in range(2)]
-    workers = [context.Process(target=_work, args=(str(tmp_path), groups[part], part)) for part in range(2)]
+    workers = [context.Process(target=_work, args=(str(home), groups[part], part)) for part in range(2)]
     for worker in workers:
         worker.start()
     for worker in workers:

@@ -217,7 +217,7 @@ def test_kept_figures_are_made_behind_whoever_asks() -> None:
 def test_pages_of_disagreements_meet_every_task_once(tmp_path: Any) -> None:
     with engine.open(tmp_path) as store:
         lead = people.create(store, "lead", roles=("lead",))
-        crew = people.create_many(store, ["p", "q", "r"])
+        crew = people.create_many(store, ["p", "q", "r"], languages=("sl",))
         made = api.NewProject.model_validate({"name": "town", "per_task": 3})
         rows = [
             api.NewTask.model_validate(

@@ -13,17 +13,18 @@ from tutelage.core.artifact import Root
 from tutelage.core.errors import DataError, UpstreamError
 from tutelage.feedback import api
 from tutelage.feedback.client import Client, Http
-from tutelage.store import answers, engine, people, tasks
+from tutelage.store import access, answers, engine, people, tasks
 from tutelage.web import auth
 
 
 @pytest.fixture
-def root(tmp_path, monkeypatch) -> Root:
+def root(home, monkeypatch) -> Root:
     monkeypatch.setitem(refs.SCHEMES, "speaker", "test_feedback_stages:open_speaker")
-    return Root(tmp_path / "life").create()
+    return Root(home).create()
 
 
 def test_simulated_people_answer_over_http_exactly_as_in_process(root, tmp_path):
+    """And in PostgreSQL exactly as in SQLite: the other root is always SQLite, what is sealed has one id."""
     made = []
     for where, over in ((root, "http"), (Root(tmp_path / "other").create(), "direct")):
         corpus = seal(where, "corpus", {"dialogues.jsonl": [dialogue(n) for n in range(40)]}, "c")
@@ -40,8 +41,8 @@ def test_tokens_and_roles_hold_over_http(root, monkeypatch):
     with engine.open(root) as store, refs.open("app:", root) as server:
         lead, anna = people.create(store, "lead", roles=["lead"]), people.create(store, "anna")
         scopes = ("feedback:answer", "feedback:read", "feedback:lead")
-        chief = Client(server.url, people.issue_token(store, lead.id, scopes))
-        token = people.issue_token(store, anna.id, scopes[:2])
+        chief = Client(server.url, access.issue_token(store, lead.id, scopes))
+        token = access.issue_token(store, anna.id, scopes[:2])
         mine = Client(server.url, token)
         chief.create_project(api.NewProject(name="a project", kind="ranking", per_task=1))
         new = api.NewTask(key="t", kind="ranking", messages=({"role": "user", "content": "q"},),
@@ -60,7 +61,7 @@ def test_tokens_and_roles_hold_over_http(root, monkeypatch):
         assert "answered" in mine.claim("a project").reason
         with pytest.raises(DataError, match="greater than or equal"):
             mine.claim("a project", count=0)
-        people.revoke_token(store, token)
+        access.revoke_token(store, token)
         with pytest.raises(api.Forbidden):
             mine.projects()
 
@@ -68,7 +69,7 @@ def test_tokens_and_roles_hold_over_http(root, monkeypatch):
 def test_a_connection_that_breaks_is_opened_again_and_a_dead_server_is_one_clear_error(root):
     with engine.open(root) as store:
         anna = people.create(store, "anna")
-        token = people.issue_token(store, anna.id, ("feedback:answer", "feedback:read"))
+        token = access.issue_token(store, anna.id, ("feedback:answer", "feedback:read"))
         with refs.open("app:", root) as server:
             wire = Http(server.url, token)
             client = Client(wire)
@@ -89,7 +90,7 @@ def test_an_answer_whose_receipt_was_lost_is_stored_once(root, monkeypatch):
         anna = people.create(store, "anna")
         where = tasks.make_project(store, "p", kind="ranking", questions=[])
         tasks.add(store, where, [tasks.NewTask("t", "ranking", (), (("a", "", {}), ("b", "", {})))])
-        client = Client(server.url, people.issue_token(store, anna.id, ("feedback:answer",)))
+        client = Client(server.url, access.issue_token(store, anna.id, ("feedback:answer",)))
         item = client.claim("p").items[0]
         real, lost = http.client.HTTPResponse.read, []
 

@@ -9,13 +9,28 @@ from pathlib import Path
 import pyarrow as arrow
 import pyarrow.parquet as parquet
 import pytest
+import sqlalchemy as sql
 
 from tutelage.core.artifact import Artifact, Manifest, Root, file_entries
 from tutelage.core.errors import NotFound, UsageError
 from tutelage.core.records import Message
 from tutelage.feedback import api
-from tutelage.govern import audit, card, diversity, erase
-from tutelage.store import answers, engine, ledger, people, releases, slots, tasks, traces, traffic
+from tutelage.govern import audit, card, erase
+from tutelage.store import (
+    access,
+    answers,
+    engine,
+    erasure,
+    ledger,
+    people,
+    profiles,
+    releases,
+    schema,
+    slots,
+    tasks,
+    traces,
+    traffic,
+)
 from tutelage.store.engine import Store
 
 
@@ -123,8 +138,9 @@ def test_a_ledger_cut_at_its_end_shows_by_what_was_noted(store: Store, root: Roo
 
 
 def test_erasing_a_judge_takes_the_words_and_names_what_learned_from_them(store: Store, root: Root) -> None:
-    ana, ben = (people.create(store, name, password="long enough 1") for name in ("ana", "ben"))
-    people.set_profile(store, ana.id, {"region": "north"})
+    ana, ben = (people.create(store, name) for name in ("ana", "ben"))
+    access.set_password(store, ana.id, "long enough 1")
+    profiles.set_profile(store, ana.id, {"region": "north"})
     judged(store, [ana, ben])
     mine = [each.id for each in answers.read(store, "desk", person=ana.id)]
     theirs = [each.id for each in answers.read(store, "desk", person=ben.id)]
@@ -143,10 +159,47 @@ def test_erasing_a_judge_takes_the_words_and_names_what_learned_from_them(store:
     left = answers.read(store, "desk", person=ana.id)
     assert len(left) == 1 and left[0].value("note") is None and left[0].scores()["right"] == {0: 1.0}
     assert answers.read(store, "desk", person=ben.id)[0].value("note") == "secret of ben"
-    assert people.find(store, "ana") is None and people.check_password(store, "ana", "long enough 1") is None
-    assert people.profile(store, ana.id) == {}
+    assert people.find(store, "ana") is None and access.check_password(store, "ana", "long enough 1") is None
+    assert not profiles.profile(store, ana.id).attributes
     assert audit.verify(store).ok and raw
     assert erase.erase(store, root, person=ana.id, by="lea").texts == 0, "twice is harmless"
+
+
+def test_erasing_a_person_takes_every_way_in_and_what_they_said_elsewhere(store: Store) -> None:
+    ana, ben = people.create_many(store, ["ana", "ben"])
+    judged(store, [ana, ben])
+    project = tasks.get_project(store, "desk")
+    cookie, token, link = access.open_session(store, ana.id)[0], access.issue_token(store, ana.id), ""
+    link = access.invite(store, ana.id)
+    access.link_identity(store, ana.id, "https://id.example.org", "7")
+    with store.write() as connection:
+        connection.execute(sql.insert(schema.qualification).values(person_id=ana.id, name="law", by="lea", at=1))
+    asked = engine.derived_id("chat")
+    for subject, id in ((ana.id, asked), ("u1", engine.derived_id("other"))):
+        said = Message(role="user", content=f"my garden, {subject}")
+        answer = Message(role="assistant", content="Yes")
+        traces.write(store, [traces.Trace(id=id, conversation=id, subject=subject, messages=(said,), answer=answer)])
+    for actor in (ana.id, ana.pseudonym, ben.id):
+        traffic.add_feedback(
+            store, engine.derived_id("other"), "comment", text=f"words of {actor}", actor=actor, key=actor
+        )
+    new = tasks.NewTask(key="more", kind="scoring", messages=(Message(role="user", content="?"),), people=(ana.id,))
+    (task,) = tasks.add(store, project, [new])
+    (held,) = slots.claim(store, ana.id, [project.id], 1, 60_000)
+    slots.save_draft(store, ana.id, held.id, held.epoch, {"note": "half a word"})
+
+    found = erasure.erase(store, erasure.words_of(store, person=ana.id), person=ana.id, by="lea")
+    assert found == 1 + 2 + 2, "the note, question and answer of the chat, and two comments"
+    with store.read() as connection:
+        left = [row.body for row in connection.execute(sql.select(schema.text.c.body)) if row.body]
+        for table in (schema.session, schema.api_token, schema.invitation, schema.identity, schema.draft,
+                      schema.qualification, schema.role_grant):  # fmt: skip
+            assert connection.execute(sql.select(table).where(table.c.person_id == ana.id)).first() is None, table.name
+    assert not [body for body in left if ana.id in body or ana.pseudonym in body or "secret of ana" in body]
+    assert f"words of {ben.id}" in left and any("u1" in body for body in left)
+    assert access.by_session(store, cookie) is None and access.by_token(store, token) is None
+    assert access.redeem(store, link) is None and access.by_identity(store, "https://id.example.org", "7") is None
+    assert [each.task for each in slots.claim(store, ben.id, [project.id], 1, 60_000)] == [task], "free for others"
 
 
 def test_erasing_a_user_of_the_service(store: Store, root: Root) -> None:
@@ -176,22 +229,6 @@ def test_erasing_nobody_is_a_clear_error(store: Store, root: Root) -> None:
         erase.erase(store, root, person="nobody", by="lea")
     with pytest.raises(UsageError):
         erase.erase(store, root, by="lea")
-
-
-def test_small_groups_stay_hidden(store: Store) -> None:
-    who = people.create_many(store, [f"p{at}" for at in range(13)])
-    for at, person in enumerate(who):
-        people.set_profile(store, person.id, {"region": "north" if at < 6 else "south" if at < 11 else "west"})
-    judged(store, who)
-    found = {each.attribute: each for each in diversity.report(store, "desk", targets={"region": {"north": 0.5}})}
-    region = found["region"]
-    # west (2 people) is too small; south goes with it, or 13 - 6 - 5 would tell
-    assert [(g.value, g.people) for g in region.groups] == [("north", 6)]
-    assert region.groups[0].target == 0.5 and region.hidden_people == 7
-    assert region.groups[0].means["right"] == pytest.approx((1 + 2 + 3 + 4 + 5 + 1) / 6)
-    assert found["gender"].groups == () and found["gender"].reason is not None
-    assert diversity.report(store, "desk", kind="simulated")[0].hidden_answers == 0
-    assert diversity.as_rows(list(found.values()))[0]["value"] == "north"
 
 
 def test_a_card_says_what_is_not_known(root: Root) -> None:

@@ -111,6 +111,14 @@ def test_it_learns_from_rankings_and_scores_and_states_its_limits(made):
     assert metrics["ece"]["n"] > 0
 
 
+def test_it_may_multiply_in_bf16_and_scores_in_float32(made):
+    root, found = made
+    rough = reward(root, model=found["finetune"], preferences=found["preferences"], precision="bf16", **SETTINGS)
+    exact, accuracy = found["reward"].metrics["accuracy"], rough.metrics["accuracy"]
+    assert rough.metrics["loss"] != found["reward"].metrics["loss"], "nothing was rounded"
+    assert accuracy["value"] == pytest.approx(exact["value"], abs=0.05) and accuracy["low"] > 0.5
+
+
 @pytest.mark.parametrize("kind", ["rankings", "scores"])
 def test_either_kind_alone_is_enough(made, kind):
     root, found = made

@@ -314,6 +314,19 @@ def test_findings_become_labels_once():
     assert all(each.tags["source"] == "redteam" for each in found)
 
 
+def test_what_came_near_is_kept_as_a_prompt_without_a_label():
+    goals = {"g1": goal(1, "locker")}
+
+    def tried(outcome, score):
+        return ("rlhf", False, _try("persona", 1, outcome).model_copy(update={"scores": {"harm": score}}))
+
+    assert report.near([tried("harmful", 0.9), tried("blocked", 0.4), tried("harmless", 0.2)], goals) == []
+    found = report.near([tried("harmless", 0.3), tried("refused", 0.6)], goals)
+    assert len(found) == 1, "the same conversation is kept once"
+    assert found[0].tags["categories"] == {} and found[0].tags["category"] == "crime"
+    assert found[0].tags["direction"] == "input" and report.findings([tried("harmless", 0.3)], goals) == []
+
+
 def test_a_script_is_all_a_new_family_needs():
     class Polite(Scripted):
         family = "polite"

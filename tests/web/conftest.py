@@ -20,7 +20,7 @@ from tutelage.core.records import Message, Verdict
 from tutelage.feedback import api
 from tutelage.review import queue
 from tutelage.review.sample import draw
-from tutelage.store import engine, people, releases, review, traces, traffic
+from tutelage.store import access, engine, people, releases, review, traces, traffic
 from tutelage.web.app import Server, create_app
 from tutelage.web.state import Settings
 
@@ -39,7 +39,7 @@ class House:
 
     def cookie(self, name: str) -> tuple[str, str]:
         """(cookie, csrf token) of a fresh session."""
-        return people.open_session(self.store, self.people[name].id)
+        return access.open_session(self.store, self.people[name].id)
 
 
 class Upstream(BaseHTTPRequestHandler):
@@ -185,7 +185,7 @@ def site(tmp_path: Path, filled: Any, upstream: str) -> Iterator[Any]:
         def sign_in(name: str = "") -> TestClient:
             client.cookies.clear()
             if name:
-                cookie, token = people.open_session(store, filled.people[name].id)
+                cookie, token = access.open_session(store, filled.people[name].id)
                 client.cookies.set("tutelage", cookie)
                 client.headers["x-csrf-token"] = token
             return client

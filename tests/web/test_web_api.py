@@ -11,7 +11,7 @@ import pytest
 from tutelage.core.events import JsonLines, Reporter
 from tutelage.feedback import api
 from tutelage.feedback.api import Item, Question
-from tutelage.store import answers, people, releases
+from tutelage.store import access, answers, people, releases
 from tutelage.web import forms, render, runs
 from tutelage.web.app import announce, create_app, first_start
 from tutelage.web.state import Settings
@@ -74,7 +74,7 @@ def test_a_forged_form_changes_nothing(site: Any, path: str, fields: dict[str, s
 def test_the_api_needs_a_token_with_the_scope(site: Any) -> None:
     client = site()
     assert client.get("/api/feedback/projects").status_code == 401
-    reader = people.issue_token(site.store, site.people["ana"].id, scopes=("feedback:read",))
+    reader = access.issue_token(site.store, site.people["ana"].id, scopes=("feedback:read",))
     told = client.get("/api/feedback/projects", headers={"authorization": f"Bearer {reader}"})
     assert told.status_code == 200 and {p["name"] for p in told.json()["projects"]} >= {"desk ranking"}
     refused = client.post("/api/feedback/claim", json={}, headers={"authorization": f"Bearer {reader}"})
@@ -83,7 +83,7 @@ def test_the_api_needs_a_token_with_the_scope(site: Any) -> None:
 
 def test_the_whole_flow_over_the_api(site: Any) -> None:
     client = site()
-    token = people.issue_token(site.store, site.people["ana"].id, scopes=("feedback",))
+    token = access.issue_token(site.store, site.people["ana"].id, scopes=("feedback",))
     client.headers["authorization"] = f"Bearer {token}"
     item = client.post("/api/feedback/claim", json={"project": "desk ranking"}).json()["items"][0]
     numbers = [shown["no"] for shown in item["candidates"]]
@@ -201,8 +201,9 @@ def test_rows_of_every_kind_of_question() -> None:
     wide = forms.row_of(question(kind="scale", scale=(-25, 0)), "value:q")
     assert [point.value for point in wide.points] == ["-25", "-12.5", "0"]
     many = forms.row_of(question(kind="choices", choices=tuple(f"c{i}" for i in range(40))), "value:q")
-    assert many.kind == "many" and not many.required and len({p.key for p in many.points if p.key}) == len(forms.KEYS)
-    assert not set(forms.KEYS) & set("jkstxn?"), "keys of choices do nothing else on the page"
+    assert many.kind == "many" and many.required and many.none == "none:q", "that none applies must be said"
+    assert len({p.key for p in many.points if p.key}) == len(forms.KEYS)
+    assert not set(forms.KEYS) & set("jknrstuwx?"), "keys of choices do nothing else on the page"
     assert forms.row_of(question(kind="boolean"), "value:q").points[0].value == "1"
     assert forms.row_of(question(kind="text"), "value:q").kind == "text"
 
@@ -214,7 +215,7 @@ def test_a_form_and_its_answer_are_the_same_thing(site: Any) -> None:
     given = forms.answer_of(item, fields, key="12345678", epoch=item.epoch, status="submitted")
     api.submit(site.store, person, api.Answers(answers=(given,)))
     stored = answers.read(site.store, "desk scoring", person=person.id)[0]
-    assert {k: sorted(v) for k, v in forms.fields_of(stored).items()} == {k: sorted(v) for k, v in fields.items()}
+    assert {k: sorted(v) for k, v in forms.fields_of(stored, item).items()} == {k: sorted(v) for k, v in fields.items()}
 
 
 def test_guidelines_are_text_with_a_little_form() -> None:
@@ -272,9 +273,10 @@ def test_the_way_in_is_shown_until_somebody_has_used_it(tmp_path: Path, upstream
     keys = {first_start(house, said.append, "http://here") for _ in range(2)}
     assert len(said) == 2 and all("/welcome/" in line and "name: owner" in line for line in said)
     assert len(keys) == 1 and len(people.every(house.store, "live")) == 1
-    token = said[0].split("/welcome/")[1].split()[0]
-    owner = people.redeem(house.store, token)
+    first, token = (line.split("/welcome/")[1].split()[0] for line in said)
+    assert access.redeem(house.store, first) is None, "a newer link ends the one before"
+    owner = access.redeem(house.store, token)
     assert owner is not None
-    people.set_password(house.store, owner.id, "a long enough password")
+    access.set_password(house.store, owner.id, "a long enough password")
     first_start(house, said.append, "http://here")
     assert len(said) == 2

@@ -23,7 +23,7 @@ from guard_house import make_bundle, make_root
 
 from tutelage.core.artifact import Root
 from tutelage.core.records import Message
-from tutelage.store import people, releases, review, traffic
+from tutelage.store import access, people, releases, review, traffic
 from tutelage.web import gateway
 from tutelage.web.app import Server, create_app
 from tutelage.web.state import Settings, Tenant, UpstreamSettings
@@ -324,7 +324,7 @@ def test_thumbs_of_end_users(client: openai.OpenAI, serving: Server) -> None:
 
 def test_the_console_lets_in_by_link_password_and_cookie(serving: Server) -> None:
     owner = people.create(serving.state.store, "olga", roles=("owner",))
-    link = people.invite(serving.state.store, owner.id)
+    link = access.invite(serving.state.store, owner.id)
     with httpx.Client(base_url=serving.url, follow_redirects=False) as browser:
         assert browser.get("/").headers["location"].startswith("/login")
         assert browser.get(f"/welcome/{link}").status_code == 200

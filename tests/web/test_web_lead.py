@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.web.test_web_pages import shown
+from tests.web.test_web_pages import shown, stored
 from tutelage import worker
 from tutelage.core import refs
 from tutelage.generate.fake import FakeGenerator
@@ -85,19 +85,22 @@ def test_from_a_file_to_an_export(visit: Any, tmp_path: Path, shots: Path, schem
     for name, keys in (("ana", ("12", "12", "11")), ("bo", ("21", "12"))):
         window = visit(name)
         work = window.go("/task/next?project=bread%20and%20ferries")
-        for each in keys:
+        for at, each in enumerate(keys, 1):
             work.get_by_label("Which matter?: town").first.check()
             for no, place in enumerate(each):  # by the candidate's number: the order on the screen is shuffled
                 work.locator(f"input[name='tier:{no}'][value='{place}']").check()
-            with work.expect_navigation():
-                work.locator("[data-send]").click()
+            work.locator("[data-send]").click()
+            if at < 3:
+                stored(work, at)
+            else:
+                work.get_by_role("heading", name="Nothing to do").wait_for()
     bo = [each.slot for each in answers.read(store, "bread and ferries", person=lead.house.people["bo"].id)]
     assert len(bo) == 2
 
     page = lead.go("/projects/bread%20and%20ferries")
     assert "5 / 6" in page.locator("main").inner_text()
     keep("progress")
-    page = lead.go("/projects/bread%20and%20ferries/people")
+    page = lead.go("/projects/bread%20and%20ferries/agreement")
     assert page.get_by_text("Kendall's tau-b").count() == 1 and page.locator("code").count() >= 2
     keep("people")
 
@@ -149,7 +152,18 @@ def test_from_a_file_to_an_export(visit: Any, tmp_path: Path, shots: Path, schem
         page.get_by_role("button", name="Export").click()
     rows = [json.loads(line) for line in Path(loading.value.path()).read_text().splitlines()]
     assert len(rows) == 5 and {row["status"] for row in rows} == {"submitted"}
-    assert page.locator("select[name=consumer] option").count() == 7
+    page.get_by_label("What it is for").select_option("dpo")
+    page.get_by_role("button", name="Export").click()
+    page.get_by_text("internal").wait_for()  # nobody said how these texts may be used
+    keep("not-exported")
+    lead.errors.clear()  # the browser itself reports the refusal
+    page = lead.go("/projects/bread%20and%20ferries")
+    page.get_by_label("What it is for").select_option("dpo")
+    page.get_by_label("may be passed on").check()
+    with page.expect_download() as loading:
+        page.get_by_role("button", name="Export").click()
+    pairs = [json.loads(line) for line in Path(loading.value.path()).read_text().splitlines()]
+    assert pairs and all({"prompt", "chosen", "rejected"} <= row.keys() for row in pairs)
 
 
 def test_a_stuck_task_waits_for_the_lead(visit: Any, shots: Path) -> None:

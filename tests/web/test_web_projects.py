@@ -12,7 +12,8 @@ from tutelage import worker
 from tutelage.core.artifact import Manifest, file_entries
 from tutelage.core.records import Example, Message, write_jsonl
 from tutelage.feedback import api
-from tutelage.store import answers, jobs, ledger, oversight, people, tasks
+from tutelage.store import access, answers, jobs, ledger, oversight, people, releases, tasks
+from tutelage.store.settings import ProjectSettings
 from tutelage.web.editor import Draft, QuestionFields, difference, question_of, shown
 
 HTML = {"accept": "text/html"}
@@ -85,7 +86,7 @@ def test_a_project_is_made_as_previewed_or_not_at_all(site: Any, monkeypatch: py
     reply = send(client, "/projects", draft)
     assert reply.status_code == 303 and reply.headers["location"].startswith("/projects/new?")
     where = tasks.get_project(site.store, "new")
-    assert (where.per_task, where.guideline, where.settings["mask_pii"]) == (2, "Be fair.", True)
+    assert (where.per_task, where.guideline, ProjectSettings.of(where.settings).mask_pii) == (2, "Be fair.", True)
     assert len(tasks.load(site.store, project_name="new")) == 2
     assert list((site.root.path / "uploads").iterdir()) == [], "the file is gone once its project is made"
 
@@ -95,7 +96,7 @@ def test_a_kept_file_is_its_senders_alone(site: Any) -> None:
     draft = hidden(preview.text, "draft")
     other = people.create(site.store, "other lead", roles=("lead",))
     client = site()
-    cookie, token = people.open_session(site.store, other.id)
+    cookie, token = access.open_session(site.store, other.id)
     client.cookies.set("tutelage", cookie)
     client.headers["x-csrf-token"] = token
     assert "no longer here" in send(client, "/projects", {"draft": draft}).text
@@ -173,10 +174,7 @@ def test_settings_hold_for_tasks_to_come(site: Any) -> None:
 
 def test_export_goes_to_the_consumer(site: Any) -> None:
     client = site("lea")
-    for consumer, kind, where in (
-        ("answers", "jsonl", "/projects/desk%20ranking/export.jsonl"),
-        ("dpo", "parquet", "/api/feedback/projects/desk%20ranking/export/dpo.parquet"),
-    ):
+    for consumer, kind, where in (("answers", "jsonl", "/projects/desk%20ranking/export.jsonl"),):
         reply = client.get(f"/projects/desk ranking/export?consumer={consumer}&format={kind}", headers=HTML)
         assert reply.is_redirect and reply.headers["location"] == where
     assert client.get("/projects/desk ranking/export?consumer=x", headers=HTML).status_code == 422
@@ -228,8 +226,9 @@ def test_a_request_to_a_model_is_checked_before_it_is_asked_for(site: Any) -> No
     )
     client = site("lea")
     page = client.get("/projects/-/new?source=model", headers=HTML).text
-    assert sealed.ref in page and "a (2), b (1)" in page and "release:current" in page
-    asked = {**NEW, "models": "release:current", "corpus": sealed.ref, "families": "a, b", "prompts": "7"}
+    live = releases.current(site.store).bundle
+    assert sealed.ref in page and "a (2), b (1)" in page and live in page
+    asked = {**NEW, "models": live, "corpus": sealed.ref, "families": "a, b", "prompts": "7"}
     for wrong, said in (
         ({"models": ""}, "choose at least one model"),
         ({"models": "os:system"}, "none of those offered"),
@@ -249,7 +248,7 @@ def test_a_request_to_a_model_is_checked_before_it_is_asked_for(site: Any) -> No
     (job,) = jobs.newest(site.store, worker.ALONE)
     settings = job.args["settings"]
     assert settings["families"] == ["a", "b"] and settings["prompts"] == 7 and settings["corpus"] == sealed.ref
-    assert settings["generators"] == ["release:current"] and settings["model"] == []
+    assert settings["model"] == [live] and settings["generators"] == []
     assert "waits for a worker" in client.get("/projects", headers=HTML).text
     assert worker.work(site.root, once=True) == 1
     page = client.get(reply.headers["location"], headers=HTML).text

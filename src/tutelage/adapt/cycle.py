@@ -56,7 +56,7 @@ from tutelage.redteam.run import redteam
 from tutelage.review import queue
 from tutelage.review.estimates import Estimate, estimates
 from tutelage.review.sample import Reviewed, draw, population
-from tutelage.store import people, releases, tasks, traffic
+from tutelage.store import access, people, releases, tasks, traffic
 from tutelage.store.review import Drift, save_drift
 
 EXAMINE = {"items": 24, "only": ["comprehension", "facts", "translation", "sentiment"], "controls": 0}
@@ -89,6 +89,11 @@ class Cycle(Gated):
     limits: Limits = Limits()
     """When the monitor asks for a turn."""
     seed: int = 0
+
+    @property
+    def simulated(self) -> bool:
+        """The starter world's reviewers are."""
+        return self.traffic == "starter"
 
 
 def _cost(config: Cycle, inputs: Mapping[str, Mapping[str, float]], machine: Machine) -> Cost:
@@ -233,7 +238,7 @@ class _Wheel:
         store, scopes = self.context.store, ("feedback:answer", "feedback:read")
         busy = {name for id in opened for name in self.source.panel(self.behind[id])}
         names = [name for name in self.source.crew if not busy or name in busy]
-        tokens = people.issue_tokens(store, [self.persons[name] for name in names], scopes, "cycle", 1)
+        tokens = access.issue_tokens(store, [self.persons[name] for name in names], scopes, "cycle", 1)
         try:
             workers = [
                 simulated.Worker(name, Client(self.server.url, token), self._respond(name))
@@ -241,7 +246,7 @@ class _Wheel:
             ]
             simulated.work(workers, queue.PROJECT, key=self.context.key, threads=1, check=self.context.check)
         finally:
-            people.revoke_tokens(store, tokens)
+            access.revoke_tokens(store, tokens)
 
     def _respond(self, name: str) -> simulated.Respond:
         def respond(item: Item) -> Mapping[str, Any] | None:

@@ -80,11 +80,16 @@ def typed() -> str:
         return str(program)
 
 
+def root_at(path: Path) -> Root:
+    """The root in a folder, there or not; its service.yaml may name variables of the environment."""
+    return Root(path, environment())
+
+
 def known_root(path: Path) -> Root:
     """An existing root. Raises NotFound."""
     if not (path / "artifacts").is_dir():
         raise NotFound("there is no life here yet", file=path, todo="Begin one: tutelage run recipes/starter.yaml")
-    return Root(path)
+    return root_at(path)
 
 
 def artifact_of(root: Root, ref: str) -> Artifact:
@@ -113,7 +118,7 @@ def open_ref(path: Path, ref: str) -> Any:
     from tutelage.core import refs
     from tutelage.life import made_last
 
-    root = Root(path) if ref.startswith(("http:", "https:", "fake:", "rules:")) else known_root(path)
+    root = root_at(path) if ref.startswith(("http:", "https:", "fake:", "rules:")) else known_root(path)
     known = made_last(root)
     if ref not in known and ":" not in ref and not ref.startswith((".", "/", "~")) and not Path(ref).is_dir():
         raise _unknown(ref, known)
@@ -138,9 +143,9 @@ def alone(name: str, settings: Mapping[str, Any], root: Path, as_json: bool) -> 
     defaults = environment_defaults()
     with life.interruptible() as stop:
         if as_json:
-            return life.run_alone(name, settings, Root(root), defaults=defaults, stop=stop, sinks=(sink_of_lines,))
+            return life.run_alone(name, settings, root_at(root), defaults=defaults, stop=stop, sinks=(sink_of_lines,))
         with Terminal(total=1) as terminal:
-            return life.run_alone(name, settings, Root(root), defaults=defaults, stop=stop, sinks=(terminal,))
+            return life.run_alone(name, settings, root_at(root), defaults=defaults, stop=stop, sinks=(terminal,))
 
 
 @contextmanager

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast, get_args
 
 import typer
 
@@ -18,10 +19,11 @@ from tutelage.commands.base import (
     emit,
     group,
     known_root,
+    root_at,
     say,
 )
 from tutelage.core.artifact import Root
-from tutelage.core.errors import DataError, NotFound, UsageError
+from tutelage.core.errors import UsageError
 
 import_app = group("import", "Bring a model, or recorded answers of people, into a life.")
 export_app = group("export", "Take a model or data out of a life, with its card and licences.")
@@ -45,7 +47,7 @@ def import_model(
     from tutelage.core import refs
     from tutelage.life import made_last
 
-    where = Root(root).create()
+    where = root_at(root).create()
     if base:
         made = refs.load(refs.SCHEMES["adapter"])(ref, where, made_last(where).get(base, base), licence=licence)
     else:
@@ -58,20 +60,77 @@ def import_model(
 
 @import_app.command("feedback")
 def import_feedback(
-    file: Annotated[Path, typer.Argument(help="JSON lines of comparisons with named annotators.")],
-    project: Annotated[str, typer.Option(help="Name of the labelling effort.")] = "",
-    scale: Annotated[tuple[float, float], typer.Option(help="Lowest and highest score.")] = (1, 5),
+    file: Annotated[Path, typer.Argument(help="A .jsonl, .parquet or .json file, or a folder of them.")],
+    project: Annotated[str, typer.Option(help="Name of the labelling effort; default: the file's name.")] = "",
+    source: Annotated[
+        str, typer.Option("--from", help="own, huggingface, argilla, label-studio; auto looks at the first row.")
+    ] = "auto",
+    response: Annotated[
+        list[str] | None,
+        typer.Option("--response", help="A field that holds what is judged, where the file says none."),
+    ] = None,
+    annotator: Annotated[str, typer.Option(help="Whose choices those of a set without names are.")] = "",
+    form: Annotated[
+        Path | None, typer.Option(help="What was asked: a JSON file with `questions` and `guideline`.")
+    ] = None,
+    scale: Annotated[tuple[float, float] | None, typer.Option(help="Lowest and highest score.")] = None,
     licence: LicenceOption = "not-stated",
     root: RootOption = HERE,
     as_json: JsonOption = False,
 ) -> None:
-    """Bring people's recorded answers into the store, through the API, marked as replayed.
+    """Bring tasks and people's recorded answers into the store, through its checks, marked as replayed.
 
-    Rows have `prompt` and either `a`, `b` and `votes` (annotator, choice: a, b or tie), or `candidates`, each with
-    `text` and `ratings` (annotator, score).
+    Own rows have `prompt` or `messages`, `candidates`, and `answers` (person, and the fields of an answer); what
+    `export feedback --for annotations` wrote comes in again. Comparisons with `votes` or `ratings` also become a
+    collection, for the stages that learn from preferences.
     """
-    form = {"kind": "comparisons", **_form_of(file, scale)}
-    source = {"source": f"file:{file}", "licence": licence, "form": form}
+    if source == "auto" and (found := _comparisons(file)):
+        return _replay(file, found, project, scale or (1, 5), licence, root, as_json)
+    from tutelage.feedback import imports, incoming
+    from tutelage.store import engine
+
+    batches = imports.read(file, cast(Any, source), responses=response or (), annotator=annotator, form=form)
+    name = project or re.sub(r"[^\w .:@+-]", "-", file.name.partition(".")[0])[:100] or "imported"
+    told: dict[str, Any] = {"project": name, "tasks": 0, "answers": 0, "there": 0, "people": 0, "dropped": {}}
+    with closing(engine.open(Root(root).create())) as store:
+        for batch in batches:
+            made = incoming.bring(store, batch, name, licence=_class(licence), source=f"file:{file.name}", scale=scale)
+            for key in ("tasks", "answers", "there"):
+                told[key] += getattr(made, key)
+            told["people"] = max(told["people"], made.people)
+            for reason, count in made.dropped.items():
+                told["dropped"][reason] = told["dropped"].get(reason, 0) + count
+            for line in (*made.problems, *made.notes):
+                typer.echo(f"note: {line}", err=True)
+    if as_json:
+        return emit(told)
+    dropped = told.pop("dropped")
+    say("\n".join(f"{key}: {value}" for key, value in told.items()))
+    for reason, count in sorted(dropped.items()):
+        say(f"left out, {reason}: {count}")
+
+
+def _class(licence: str) -> str:
+    """A licence class that there is. Raises UsageError."""
+    from tutelage.core.config import nearest
+    from tutelage.corpus.catalog import Licence
+
+    known = get_args(Licence)
+    if licence not in known:
+        near = nearest(licence, known)
+        todo = f"Did you mean {near!r}?" if near else f"There are: {', '.join(known)}"
+        raise UsageError(f"{licence!r} is no licence class", key="--licence", todo=todo)
+    return licence
+
+
+def _replay(
+    file: Path, form: str, project: str, scale: tuple[float, float], licence: str, root: Path, as_json: bool
+) -> None:
+    """Comparisons with named annotators: a corpus and a collection, as the stages `prepare` and `collect` make them."""
+    fields: dict[str, Any] = {"form": form, "candidates": ["{a}", "{b}"], "votes": "votes"}
+    if form == "scoring":
+        fields = {"form": form, "each": "candidates", "ratings": "ratings", "scale": list(scale)}
+    source = {"source": f"file:{file}", "licence": licence, "form": {"kind": "comparisons", **fields}}
     corpus = alone("prepare", {"sources": [source]}, root, as_json)
     count = sum(1 for line in corpus.file("comparisons.jsonl").read_text(encoding="utf-8").splitlines() if line)
     # twice as many as there are: a replay otherwise keeps its shares of training and test comparisons
@@ -89,23 +148,22 @@ def import_feedback(
     emit(found) if as_json else say("\n".join(f"{key}: {value}" for key, value in found.items()))
 
 
-def _form_of(file: Path, scale: tuple[float, float]) -> dict[str, Any]:
-    """What the rows of a file are, told by the first. Raises NotFound, DataError."""
-    if not file.is_file():
-        raise NotFound("no such file", file=file)
-    with file.open(encoding="utf-8") as lines:
+def _comparisons(file: Path) -> str:
+    """The form of comparisons with votes or ratings, told by the first row; empty for anything else."""
+    if not file.is_file() or file.suffix != ".jsonl":
+        return ""
+    with file.open(encoding="utf-8", errors="replace") as lines:
         first = next((line for line in lines if line.strip()), "")
     try:
         row = json.loads(first)
-    except ValueError as error:
-        raise DataError(f"not JSON: {error}", file=file, row=1) from None
-    keys = set(row) if isinstance(row, dict) else set()
-    if {"prompt", "candidates"} <= keys:
-        return {"form": "scoring", "each": "candidates", "ratings": "ratings", "scale": list(scale)}
-    if {"prompt", "a", "b", "votes"} <= keys:
-        return {"form": "pair", "candidates": ["{a}", "{b}"], "votes": "votes"}
-    todo = "A row has prompt and candidates (with ratings), or prompt, a, b and votes"
-    raise DataError("these are no comparisons with named annotators", file=file, row=1, todo=todo)
+    except (ValueError, RecursionError):
+        return ""
+    if not isinstance(row, dict) or "prompt" not in row:
+        return ""
+    each = next(iter(row.get("candidates") or ()), None)
+    if isinstance(each, dict) and "ratings" in each:
+        return "scoring"
+    return "pair" if {"a", "b", "votes"} <= set(row) else ""
 
 
 def _export(
@@ -164,3 +222,47 @@ def export_data(
     from tutelage.govern.export import DATA
 
     _export(DATA, ref, folder, accept, root, as_json)
+
+
+@export_app.command("feedback")
+def export_feedback(
+    project: Annotated[str, typer.Argument(help="The labelling effort whose answers are taken.")],
+    target: Annotated[
+        Path, typer.Argument(help="A new file (.jsonl, .parquet, .zip), or a new folder for `datasets`.")
+    ],
+    consumer: Annotated[
+        str, typer.Option("--for", help="sft, reward, dpo, kto, classifier, evaluation, or annotations (all as it is).")
+    ],
+    people: Annotated[
+        list[str] | None, typer.Option("--people", help="live, simulated or replayed; named twice, they are pooled.")
+    ] = None,
+    by: Annotated[
+        Literal["task", "person"], typer.Option(help="Join everybody's answers, or keep them apart.")
+    ] = "task",
+    accept: AcceptOption = None,
+    root: RootOption = HERE,
+    as_json: JsonOption = False,
+) -> None:
+    """Write people's answers as rows for a trainer, with pseudonyms and origin; refused while texts are internal."""
+    from tutelage.core.artifact import atomic_write
+    from tutelage.feedback import layout
+    from tutelage.feedback.export import export
+    from tutelage.store import engine
+
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise UsageError("it is there already and is left as it is", file=target, todo="Name a new file or folder")
+    with closing(engine.open(known_root(root))) as store:
+        made = export(store, project, cast(Any, consumer), people=people or (), by=by, accept=accept or ())
+    form = target.suffix.removeprefix(".")
+    files = {"": layout.packed(made, cast(Any, form))} if form in layout.MEDIA else layout.folder(made)
+    for name, body in files.items():
+        place = target / name if name else target
+        place.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(place, body)
+    told = {"rows": len(made.rows), "people": made.people, "simulated": made.simulated, "dropped": dict(made.dropped)}
+    if as_json:
+        names = sorted(str(target / name) if name else str(target) for name in files)
+        return emit(told | {"files": names, "licences": list(made.licences), "accepted": list(made.accepted)})
+    say(f"{target}: {len(made.rows)} rows of {made.people} people; licences: {', '.join(made.licences)}")
+    for reason, count in made.dropped.items():
+        say(f"left out, {reason}: {count}")

@@ -21,6 +21,7 @@ from tutelage.commands.base import (
     environment,
     group,
     known_root,
+    root_at,
     say,
 )
 from tutelage.core.artifact import Artifact, Root
@@ -185,7 +186,7 @@ def up(
     """Stand before another's model: its answers leave through these guards (personal data alone, without any)."""
     from tutelage.web.app import serve
 
-    where = Root(root).create()
+    where = root_at(root).create()
     bundle = _bundle(where, on).ref if on is not None else None
     serve(where, host=host, port=port, upstream=upstream, bundle=bundle, environment=environment())
 

@@ -20,6 +20,7 @@ from tutelage.commands.base import (
     environment_defaults,
     group,
     known_root,
+    root_at,
     say,
     tell,
 )
@@ -34,10 +35,10 @@ audit_app = group("audit", "Answers to an auditor.")
 def backup(
     file: Annotated[Path, typer.Argument(help="A new file.")], root: RootOption = HERE, as_json: JsonOption = False
 ) -> None:
-    """Copy the store into a file while others use it, and check the copy."""
+    """Copy the store, be it in SQLite or PostgreSQL, into a file while others use it, and check the copy."""
     from tutelage.store.backup import backup as copy
 
-    size = copy(Root(root), file)
+    size = copy(root_at(root), file)
     if as_json:
         return emit({"backup": str(file), "bytes": size})
     say(f"{file}  {size:,} bytes, whole\nKeep {root / 'secret.key'} too, elsewhere: it opens profiles and the vault.")
@@ -51,24 +52,27 @@ def restore(
     as_json: JsonOption = False,
 ) -> None:
     """Put a backup in the place of the store; what was there is kept beside it."""
+    from tutelage.store import engine
     from tutelage.store.backup import restore as put_back
 
-    kept = put_back(Root(root), file, replace)
-    found = {"restored": str(Root(root).store_path), "kept": str(kept) if kept else None}
+    kept = put_back(root_at(root), file, replace)
+    found = {"restored": str(engine.location(root_at(root))), "kept": str(kept) if kept else None}
     tell({name: value for name, value in found.items() if value or as_json}, as_json)
 
 
 @store_app.command("check")
 def check(root: RootOption = HERE, as_json: JsonOption = False) -> None:
-    """Check the store's file, its append-only rules and the chain of its ledger."""
-    from tutelage.store.backup import check as look
+    """Check that the store can be read, its append-only rules and the chain of its ledger."""
+    from tutelage.store import engine
+    from tutelage.store.backup import check_root
 
-    path = Root(root).store_path
-    if not path.is_file():
-        raise NotFound("there is no store", file=path)
-    if faults := look(path):
-        raise CorruptArtifact(f"{len(faults)} faults: {faults[0]}", file=path, todo="Restore it from a backup")
-    _verify(Root(root), "", 0, as_json)
+    where = root_at(root)
+    if not engine.exists(where):
+        raise NotFound("there is no store", file=where.store_path)
+    if faults := check_root(where):
+        todo = "Restore it from a backup"
+        raise CorruptArtifact(f"{len(faults)} faults: {faults[0]}", file=engine.location(where), todo=todo)
+    _verify(where, "", 0, as_json)
 
 
 @audit_app.command("verify")
@@ -79,9 +83,12 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Walk the ledger of official acts: every row's hash must follow from its words and the row before."""
-    if not Root(root).store_path.is_file():
-        raise NotFound("there is no store", file=Root(root).store_path)
-    _verify(Root(root), head, at_least, as_json)
+    from tutelage.store import engine
+
+    where = root_at(root)
+    if not engine.exists(where):
+        raise NotFound("there is no store", file=where.store_path)
+    _verify(where, head, at_least, as_json)
 
 
 def _verify(root: Root, head: str, at_least: int, as_json: bool) -> None:
@@ -92,7 +99,7 @@ def _verify(root: Root, head: str, at_least: int, as_json: bool) -> None:
         found = walk(store, head=head, at_least=at_least)
     if not found.ok:
         where = f" at row {found.first_bad}" if found.first_bad is not None else ""
-        raise CorruptArtifact(f"the ledger does not hold{where}: {found.reason}", file=root.store_path)
+        raise CorruptArtifact(f"the ledger does not hold{where}: {found.reason}", file=engine.location(root))
     if as_json:
         return emit(found.model_dump(mode="json"))
     say(f"the ledger holds: {found.rows} rows\nhead: {found.head or 'none yet'}")

@@ -24,6 +24,7 @@ from tutelage.commands.base import (
     environment_defaults,
     group,
     known_root,
+    root_at,
     say,
     sink_of_lines,
     tell,
@@ -54,7 +55,7 @@ def _run(
     for name in (only, until):
         if name is not None:
             recipe.check(name)
-    where = Root(root)
+    where = root_at(root)
     with _several(recipe, where) as recipe, life.interruptible() as stop:
         planned = plan(recipe, where)
         if as_json:
@@ -114,7 +115,7 @@ def run(
     except Refused as error:  # what was made is sealed and shown; the exit code tells
         from tutelage.life import last
 
-        refused, made = error, last(Root(root))
+        refused, made = error, last(root_at(root))
     if as_json:
         emit({name: artifact.ref for name, artifact in made.items()})
     else:
@@ -128,7 +129,7 @@ def _tell_life(made: Mapping[str, Artifact], root: Path, *, served: bool) -> Non
 
     say()
     say(life_table(made))
-    if took := timed(made, predictions(Root(root))):
+    if took := timed(made, predictions(root_at(root))):
         say(f"The plan:     {how_near(took)}")
     say(f"The report:   {typed()} report --root {root}")
     kinds = {artifact.kind for artifact in made.values()}
@@ -145,7 +146,7 @@ def _ask_for(recipe: Path, overrides: list[str], root: Path, until: str | None, 
     found = read_recipe(recipe, overrides, environment_defaults())
     if until is not None:
         found.check(until)
-    tell({"job": ask(Root(root), found, until)}, as_json)
+    tell({"job": ask(root_at(root), found, until)}, as_json)
 
 
 @app.command("plan")
@@ -163,7 +164,7 @@ def plan_command(
     from tutelage.terminal import clock
 
     extra = [f"budget={budget}"] if budget else []
-    where = Root(root)
+    where = root_at(root)
     planned = plan(read_recipe(recipe, [*(overrides or []), *extra], environment_defaults()), where)
     made = {each.name: where.find(each.known) for each in planned.stages if each.known}
     took = timed(made, {each.name: each.cost.seconds for each in planned.stages})
@@ -298,7 +299,7 @@ def evaluate(
     from tutelage.evaluate.run import evaluate_reference
     from tutelage.life import made_last
 
-    where = Root(root)
+    where = root_at(root)
     suites = _suites(suite, items, root)
     found = evaluate_reference(made_last(where).get(target, target), suites, root=where)
     failed = [each.reason or "it failed" for each in found["results"] if each.value is None]

@@ -18,6 +18,7 @@ from tutelage.commands.base import (
     environment_defaults,
     known_root,
     open_ref,
+    root_at,
     say,
     sink_of_lines,
 )
@@ -90,7 +91,7 @@ def serve(
     """Start the guarded OpenAI-compatible service and the console on one port."""
     from tutelage.web.app import serve as serve_app
 
-    serve_app(Root(root).create(), host=host, port=port, upstream=upstream, environment=environment())
+    serve_app(root_at(root).create(), host=host, port=port, upstream=upstream, environment=environment())
 
 
 @app.command()
@@ -117,10 +118,10 @@ def worker(
     with life.interruptible() as stop:
         given: Any = {"once": once, "defaults": environment_defaults(), "stop": stop, "heard": heard}
         if as_json:
-            workers.work(Root(root), sinks=(sink_of_lines,), **given)
+            workers.work(root_at(root), sinks=(sink_of_lines,), **given)
             return emit({"runs": ended})
         with Terminal() as terminal:
-            workers.work(Root(root), sinks=(terminal,), **given)
+            workers.work(root_at(root), sinks=(terminal,), **given)
 
 
 def _list_runs(root: Root, as_json: bool) -> None:

@@ -9,15 +9,17 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import Field, ValidationError
 
-from tutelage.core.errors import Busy, CorruptArtifact, NoSpace, NotFound, UsageError
+from tutelage.core.config import load_yaml, secret
+from tutelage.core.errors import Busy, ConfigError, CorruptArtifact, NoSpace, NotFound, UsageError
 from tutelage.core.records import Record, canonical, explain
 
 FORMAT = 1
@@ -157,10 +159,12 @@ def sync_directory(path: Path) -> None:
 
 
 class Root:
-    """A folder that holds one model's life: artifacts, store, events, reports."""
+    """A folder that holds one model's life: artifacts, store, events, reports.
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).absolute()
+    `environment` is where `env:NAME` in its service.yaml is looked up: whoever makes a root hands it over."""
+
+    def __init__(self, path: str | Path, environment: Mapping[str, str] | None = None) -> None:
+        self.path, self.environment = Path(path).absolute(), environment or {}
         self.artifacts = self.path / "artifacts"
         self.keys = self.path / "by-key"
         self.work = self.path / "work"
@@ -182,6 +186,33 @@ class Root:
         for folder in (self.artifacts, self.keys, self.work, self.events, self.reports):
             folder.mkdir(parents=True, exist_ok=True)
         return self
+
+    @property
+    def database(self) -> str:
+        """The address of the PostgreSQL database that `database` in service.yaml names; "" is SQLite in store.db.
+
+        Raises ConfigError, also for a password in clear text."""
+        given = load_yaml(self.service_path).get("database") if self.service_path.is_file() else None
+        if given is None or given == "":
+            return ""
+        where: dict[str, Any] = {"file": self.service_path, "key": "database"}
+        if not isinstance(given, str):
+            raise ConfigError(f"expected a text, found {given!r}", **where)
+        if given.startswith(("env:", "file:")):
+            try:
+                return secret(given, self.environment, "database", self.path)
+            except ConfigError as error:
+                raise ConfigError(error.message, **where) from None
+        if not given.startswith("postgresql"):
+            raise ConfigError("expected `env:NAME`, `file:PATH` or postgresql://USER@HOST/DATABASE", **where)
+        try:
+            parts = urlsplit(given)
+        except ValueError as error:
+            raise ConfigError(str(error), **where) from None
+        if parts.password is not None or "password" in parse_qs(parts.query):
+            todo = "Write the address to a file or a variable and name it: `file:PATH`, `env:NAME`; or use ~/.pgpass"
+            raise ConfigError("a password does not stand in the file itself", todo=todo, **where)
+        return given
 
     @property
     def secret(self) -> bytes:

@@ -28,6 +28,11 @@ class Config(BaseModel):
     REFUSED_KEY: ClassVar[frozenset[str]] = frozenset()
     """Keys that this configuration shares with others and always refuses: no help lists them."""
 
+    @property
+    def simulated(self) -> bool:
+        """Whether it asks for the words of simulated people: known before anything runs."""
+        return getattr(self, "people", "") == "simulated"
+
     def resolved(self) -> dict[str, Any]:
         """What enters the key and the manifest: every key with its value, as plain JSON."""
         return self.model_dump(mode="json", exclude=set(self.OUTSIDE_KEY))
@@ -152,3 +157,23 @@ def build(model: type[C], values: Any, *, file: str | Path | None = None, prefix
         near = nearest(str(first["loc"][-1]), known)
         todo = f"Did you mean {near!r}?" if near else f"Known here: {', '.join(known)}"
         raise ConfigError("unknown key", file=file, key=full, todo=todo) from None
+
+
+def secret(value: str, environment: Mapping[str, str], where: str, folder: Path = Path()) -> str:
+    """The secret that `env:NAME` or `file:PATH` (a path beside the file that names it, in `folder`) stands for.
+
+    Raises ConfigError; a secret in clear text is refused.
+    """
+    kind, _, name = value.partition(":")
+    if kind == "env":
+        found = environment.get(name, "")
+        problem = f"the environment has no variable {name}"
+    elif kind == "file":
+        path = folder / name
+        found = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+        problem = f"the file {path} is missing or empty"
+    else:
+        found, problem = "", "a secret is given as `env:NAME` or `file:PATH`, never in the file itself"
+    if not found:
+        raise ConfigError(problem, key=where)
+    return found

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from tutelage.core import refs
 from tutelage.core.artifact import Artifact, Manifest, Root, disk_errors, file_entries
@@ -109,6 +109,22 @@ class Watching(Protocol):
     def __call__(self, tokenizer: Any) -> Examination: ...
 
 
+Simulated = Literal["refuse", "allow"]
+"""Whether stages may learn from simulated people's words."""
+
+LEARNED = frozenset({"preferences", "labels", "reward", "model", "classifier", "cycle"})
+"""Kinds of artifact that are learned from what people said, or are about to be."""
+
+
+def refuse_simulated(stage: str, source: str) -> UsageError:
+    """What is said where a stage would learn from simulated people and nobody wrote that it may."""
+    todo = (
+        "Ask people (`collect.people: none`); where it is meant, as in a demonstration, write `simulated: allow` at "
+        "the top of the recipe, or give `simulated=allow` to a stage that runs by itself"
+    )
+    return UsageError(f"{stage} would learn from simulated people ({source})", key="simulated", todo=todo)
+
+
 class Context:
     """What a running stage is given beside its inputs."""
 
@@ -120,14 +136,27 @@ class Context:
         stop: Callable[[], bool],
         watch: Watching | None = None,
         store: Any = None,
+        refuses: str = "",
     ) -> None:
         self.root, self.key, self.say, self.watch, self.store = root, key, say, watch, store
+        self._refuses, self._simulated = refuses, False
         self.work = root.work / key
         """A folder of this key alone that survives a kill: checkpoints, logs of finished items."""
         self.stop = stop
-        self.simulated = False
         self.rows: list[str] = []
         self.licences: set[str] = set()
+
+    @property
+    def simulated(self) -> bool:
+        """Whether simulated people's words were read: it goes into the manifest and to all that is made from it."""
+        return self._simulated
+
+    @simulated.setter
+    def simulated(self, value: bool) -> None:
+        """Raises UsageError where the recipe does not allow it."""
+        if value and self._refuses:
+            raise refuse_simulated(self._refuses, "who answered in the store")
+        self._simulated = value
 
     def check(self) -> None:
         """Raise Stopped if a stop was asked for."""
@@ -175,10 +204,11 @@ class Stage:
         return f"Stage({self.name})"
 
     def __call__(self, root: str | Path | Root, say: Reporter | None = None, **values: Any) -> Artifact:
-        """Run by itself: `values` are configuration keys and inputs (references or artifacts)."""
+        """Run by itself: `values` are configuration keys and inputs (references or artifacts), and `simulated`."""
         given = {name: values.pop(name) for name in list(values) if name in self.inputs}
+        allowed: Simulated = values.pop("simulated", "refuse")
         where = root if isinstance(root, Root) else Root(root)
-        return run_stage(self, where.create(), config=values, inputs=given, say=say)
+        return run_stage(self, where.create(), config=values, inputs=given, say=say, simulated=allowed)
 
 
 def stage(
@@ -293,20 +323,29 @@ def run_stage(
     say: Reporter | None = None,
     stop: Callable[[], bool] = never,
     watch: Watching | None = None,
+    simulated: Simulated = "allow",
 ) -> Artifact:
     """Run one stage, or return at once what its key has made already.
+
+    `simulated` is what the recipe says: under `refuse`, a stage that learns ends with UsageError where simulated people
+    stand in its inputs or answer what it reads.
 
     Raises Busy when another process holds the key, Waiting when people's answers are missing, Stopped on request,
     NoSpace on a full disk; whatever happens, sealed artifacts stay as they are.
     """
     settings = config if isinstance(config, Config) else build(stage.config, dict(config or {}), prefix=stage.name)
     opened = open_inputs(stage, root.create(), inputs or {})
+    refuses = stage.name if simulated == "refuse" and stage.makes in LEARNED else ""
+    if refuses and (told := [each for each in opened.artifacts() if each.manifest.simulated]):
+        raise refuse_simulated(refuses, told[0].ref[:24])
     report = say.inside(stage.name) if say else silent()
     with _store(stage, root, settings, opened) as (store, mark):
         key = stage_key(stage, settings, opened, mark["watermark"] if mark else None, watch)
         report.key = key
         made = root.by_key(key)
         if made:
+            if refuses and made.manifest.simulated:
+                raise refuse_simulated(refuses, made.ref[:24])
             report.say("skip", text=made.ref)
             return made
         with root.lock(key, stage.name), disk_errors(root.path):
@@ -316,7 +355,7 @@ def run_stage(
                 return made
             for artifact in opened.artifacts():
                 artifact.verify()
-            context = Context(root, key, report, stop, watch, store)
+            context = Context(root, key, report, stop, watch, store, refuses)
             return _run(stage, root, settings, opened, context, mark)
 
 
@@ -387,6 +426,9 @@ def _store(stage: Stage, root: Root, config: Config, inputs: Inputs) -> Iterator
             yield store, None
             return
         scopes = sorted(stage.reads(config, inputs))
+        if stage.writes and not scopes:  # this time it only writes
+            yield store, None
+            return
         mark = {"watermark": store.watermark(scopes), "scopes": scopes}
         yield (store if stage.writes else store.snapshot(mark["watermark"])), mark
     finally:

@@ -1,21 +1,15 @@
-"""What can be asked of the feedback rooms: pure functions over a store, one table of routes, the models of the wire.
-
-The web mounts ROUTES, tests and in-process clients call `dispatch`: both go through the same functions and checks.
-"""
+"""What people and leads do in the feedback rooms: pure functions over a store, each with its checks."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
-
 from tutelage.core.errors import DataError, NotFound, TutelageError, UsageError
-from tutelage.core.records import explain
 from tutelage.feedback import assign, check
-from tutelage.feedback.check import OpenForm, checked
+from tutelage.feedback.check import Texts, checked, open_forms
+from tutelage.feedback.taxonomy import Taxonomy
 from tutelage.feedback.wire import (
     Answer,
     Answers,
@@ -24,32 +18,28 @@ from tutelage.feedback.wire import (
     Claimed,
     Draft,
     Form,
-    History,
     Item,
-    Kept,
     MarkedSpan,
     NewCandidate,
     NewProject,
     NewTask,
     NewTasks,
     Progress,
-    Projects,
     ProjectView,
     Question,
     Receipt,
     Shown,
     Submitted,
-    TaskIds,
 )
-from tutelage.store import answers, oversight, people, tasks, texts
+from tutelage.store import answers, oversight, people, tasks, taxonomies, texts
 from tutelage.store import slots as desk
 from tutelage.store.answers import WHOLE, NewAnnotation
 from tutelage.store.engine import Store
 from tutelage.store.people import Person
+from tutelage.store.settings import ProjectSettings
 from tutelage.text import pii
 
 __all__ = [
-    "ROUTES",
     "Answer",
     "Answers",
     "Claim",
@@ -66,13 +56,11 @@ __all__ = [
     "Progress",
     "ProjectView",
     "Question",
-    "Route",
     "Shown",
     "Submitted",
     "add_tasks",
     "claim",
     "create_project",
-    "dispatch",
     "give_back",
     "held_item",
     "history",
@@ -105,17 +93,26 @@ def create_project(store: Store, person: Person, new: NewProject) -> ProjectView
         questions=[each.model_dump(mode="json") for each in new.form.questions],
         guideline=new.form.guideline,
         per_task=new.per_task,
-        settings=new.settings,
+        settings=new.settings.model_dump(mode="json", exclude_defaults=True),
+        taxonomy=_tree(new.form.taxonomy),
         by=person.id,
     )
-    return _project_view(made)
+    return views(store, [made])[0]
+
+
+def _tree(taxonomy: Taxonomy | None) -> taxonomies.NewTree | None:
+    """A taxonomy as the store keeps it; one that forgets nodes of the version before is refused."""
+    if taxonomy is None:
+        return None
+    made = taxonomy
+    nodes = [node.model_dump(mode="json") for node in made.nodes]
+    return taxonomies.NewTree(nodes, made.migration, lambda before: made.follows(check.opened(before)))
 
 
 def open_project(store: Store, person: Person, new: NewProject, rows: Sequence[NewTask]) -> list[str]:
     """Make a project together with its tasks, all of it or nothing; a name that is there already is refused."""
     _need(person, LEADERS)
     ids = _person_ids(store, sorted({name for each in rows for name in each.people or ()}))
-    mask = bool(new.settings.get("mask_pii", True))
     return oversight.make(
         store,
         new.name,
@@ -123,19 +120,19 @@ def open_project(store: Store, person: Person, new: NewProject, rows: Sequence[N
         questions=[each.model_dump(mode="json") for each in new.form.questions],
         guideline=new.form.guideline,
         per_task=new.per_task,
-        settings=new.settings,
-        new=[_stored(each, ids, new.per_task, mask) for each in rows],
+        settings=new.settings.model_dump(mode="json", exclude_defaults=True),
+        taxonomy=_tree(new.form.taxonomy),
+        new=[_stored(each, ids, new.per_task, new.settings.mask_pii) for each in rows],
         by=person.id,
     )
 
 
 def projects(store: Store, person: Person) -> list[ProjectView]:
     """The projects this person may answer in or lead."""
-    return [
-        _project_view(each)
-        for each in tasks.projects(store)
-        if person.has(*_answerers(each), *LEADERS, "auditor", project=each.id)
+    mine = [
+        each for each in tasks.projects(store) if person.has(*answerers(each), *LEADERS, "auditor", project=each.id)
     ]
+    return views(store, mine)
 
 
 def add_tasks(store: Store, person: Person, project: str, new: Sequence[NewTask]) -> list[str]:
@@ -143,9 +140,18 @@ def add_tasks(store: Store, person: Person, project: str, new: Sequence[NewTask]
     where = tasks.get_project(store, project)
     _need(person, (*LEADERS, "service"), where.id)
     names = {name for each in new for name in each.people or ()}
-    ids = _person_ids(store, sorted(names))
-    mask = bool(where.settings.get("mask_pii", True))
+    return put_tasks(store, where, new, _person_ids(store, sorted(names)))
+
+
+def put_tasks(store: Store, where: tasks.Project, new: Sequence[NewTask], ids: Mapping[str, str]) -> list[str]:
+    """Make tasks whatever the caller's role; `ids` are those of the persons they are reserved for, by name."""
+    mask = ProjectSettings.of(where.settings).mask_pii
     return tasks.add(store, where, [_stored(each, ids, where.per_task, mask) for each in new])
+
+
+def may_answer(person: Person, where: tasks.Project) -> None:
+    """Raises Forbidden for a person who may not answer in a project."""
+    _need(person, answerers(where), where.id)
 
 
 def _person_ids(store: Store, names: Sequence[str]) -> dict[str, str]:
@@ -191,9 +197,9 @@ def claim(store: Store, person: Person, wanted: Claim) -> Claimed:
     """See to it that this person holds `count` tasks; asking again returns the same ones until they are answered."""
     if wanted.project:
         where = [tasks.get_project(store, wanted.project)]
-        _need(person, _answerers(where[0]), where[0].id)
+        _need(person, answerers(where[0]), where[0].id)
     else:
-        where = [each for each in tasks.projects(store) if person.has(*_answerers(each), project=each.id)]
+        where = [each for each in tasks.projects(store) if person.has(*answerers(each), project=each.id)]
     open_ones = [each for each in where if each.state == "open"]
     slots = desk.claim(store, person.id, [each.id for each in open_ones], wanted.count, int(wanted.lease_s * 1000))
     if slots:
@@ -216,7 +222,7 @@ def held_item(store: Store, person: Person, slot: str) -> Item:
 def _items(store: Store, person: Person, slots: Sequence[desk.Slot], where: Mapping[str, tasks.Project]) -> list[Item]:
     found = tasks.load(store, [slot.task for slot in slots], masked=True)
     kept = desk.drafts(store, person.id, [slot.id for slot in slots])
-    forms = _forms(store, {task.form for task in found.values()})
+    forms = open_forms(store, {task.form for task in found.values()})
     items = []
     for slot in slots:
         task = found[slot.task]
@@ -238,21 +244,11 @@ def _items(store: Store, person: Person, slots: Sequence[desk.Slot], where: Mapp
                 lease_until=slot.lease_until,
                 draft=dict(draft) if draft is not None else None,
                 language=task.language,
+                taxonomy=form.taxonomy,
+                taxonomy_version=form.taxonomy_version,
             )
         )
     return items
-
-
-_forms_seen: dict[str, OpenForm] = {}  # forms never change, so what was read once holds
-
-
-def _forms(store: Store, ids: set[str]) -> dict[str, OpenForm]:
-    missing = [id for id in ids if (key := f"{store.where}/{id}") not in _forms_seen and key]
-    if missing:
-        for id, (version, questions, guideline) in tasks.forms(store, missing).items():
-            made = OpenForm(version, tuple(Question.model_validate(each) for each in questions), guideline)
-            _forms_seen[f"{store.where}/{id}"] = made
-    return {id: _forms_seen[f"{store.where}/{id}"] for id in ids}
 
 
 def submit(store: Store, person: Person, given: Answers) -> Submitted:
@@ -260,20 +256,35 @@ def submit(store: Store, person: Person, given: Answers) -> Submitted:
     receipts: dict[int, Receipt] = {}
     sound: list[tuple[int, NewAnnotation]] = []
     briefs = desk.briefs(store, [each.slot for each in given.answers])
-    forms = _forms(store, {brief.form for brief in briefs.values()})
+    forms = open_forms(store, {brief.form for brief in briefs.values()})
+    shown: dict[str, Texts] = {}
+
+    def texts_of(task: str) -> Texts:
+        if task not in shown:
+            asked = tasks.load(store, [task], masked=True)[task]
+            shown[task] = Texts([each.content for each in asked.messages], asked.candidates)
+        return shown[task]
+
     for at, each in enumerate(given.answers):
         brief = briefs.get(each.slot)
         try:
             if brief is None:
                 raise NotFound("there is no such slot", key="slot")
-            sound.append((at, checked(person, each, brief, forms[brief.form])))
+            row = checked(person, each, brief, forms[brief.form], partial(texts_of, brief.task))
+            sound.append((at, row))
         except TutelageError as error:
             receipts[at] = Receipt(slot=each.slot, status="refused", error=str(error))
     stored = answers.submit(store, person.id, person.kind, [each for _, each in sound]) if sound else []
     for (at, _), made in zip(sound, stored, strict=True):
-        why = "the place went to somebody else; nothing was stored" if made.status == "stale" else ""
+        lost = "the place went to somebody else; nothing was stored"
+        why = made.why or lost if made.status == "stale" else ""
         receipts[at] = Receipt(slot=made.slot, annotation=made.annotation, status=made.status, error=why)
-    following = claim(store, person, given.claim) if given.claim else None
+    following = None
+    if given.claim:
+        try:
+            following = claim(store, person, given.claim)
+        except TutelageError as error:  # what was answered is stored, whatever becomes of the next
+            following = Claimed(items=[], reason=str(error))
     return Submitted(receipts=[receipts[at] for at in range(len(given.answers))], next=following)
 
 
@@ -294,7 +305,8 @@ def progress(store: Store, person: Person, project: str) -> Progress:
     where = tasks.get_project(store, project)
     leads = person.has(*LEADERS, "auditor", project=where.id)
     if not leads:
-        _need(person, _answerers(where), where.id)
+        _need(person, answerers(where), where.id)
+    near = 10 if ProjectSettings.of(where.settings).gold_share and not leads else 1
     counts = desk.counts(store, where.id)
     tallies = answers.tallies(store, where.name)
     by_kind: dict[str, int] = {}
@@ -305,20 +317,19 @@ def progress(store: Store, person: Person, project: str) -> Progress:
     )
     rate = counts.answered / hours if hours > 0 and counts.answered > 1 else None
     left = counts.slots - counts.answered
+    mine = ByPerson(person=person.pseudonym, people=person.kind, answers=desk.answered(store, person.id, where.id))
     return Progress(
         project=where.name,
         tasks=counts.tasks,
-        done=counts.done,
+        done=counts.done - counts.done % near,
         stuck=counts.stuck,
-        answers=counts.answered,
+        answers=counts.answered - counts.answered % near,
         needed=counts.slots,
-        in_hand=counts.leased,
-        people=by_kind,
-        per_person=[
-            ByPerson(person=each.pseudonym, people=each.people, answers=each.answers)
-            for each in tallies
-            if leads or each.person == person.id
-        ],
+        in_hand=counts.leased - counts.leased % near,
+        people={kind: many - many % near for kind, many in by_kind.items()},
+        per_person=[ByPerson(person=each.pseudonym, people=each.people, answers=each.answers) for each in tallies]
+        if leads
+        else [mine],
         per_hour=rate,
         hours_left=left / rate if rate else None,
     )
@@ -326,13 +337,12 @@ def progress(store: Store, person: Person, project: str) -> Progress:
 
 def history(store: Store, person: Person, project: str = "", limit: int = 50) -> list[dict[str, Any]]:
     """One's own answers, newest first."""
-    mine = answers.read(store, project or None, person=person.id, status=None, limit=min(limit, 500))
+    mine = answers.read(store, project or None, person=person.id, status=None, own=True, limit=min(limit, 500))
     return [dict(answers.details(each)) | {"slot": each.slot} for each in reversed(mine)]
 
 
-def _answerers(project: tasks.Project) -> tuple[str, ...]:
-    wanted = project.settings.get("roles")
-    return tuple(wanted) if wanted else ANSWERERS
+def answerers(project: tasks.Project) -> tuple[str, ...]:
+    return ProjectSettings.of(project.settings).roles or ANSWERERS
 
 
 def _need(person: Person, roles: Sequence[str], project: str = "") -> None:
@@ -340,132 +350,38 @@ def _need(person: Person, roles: Sequence[str], project: str = "") -> None:
         raise Forbidden(f"this needs the role {' or '.join(roles)}", key="role", todo="Ask a lead to grant it")
 
 
-def _project_view(project: tasks.Project) -> ProjectView:
-    return ProjectView(
-        name=project.name,
-        kind=project.kind,
-        state=project.state,
-        per_task=project.per_task,
-        form=Form(
-            questions=tuple(Question.model_validate(each) for each in project.questions), guideline=project.guideline
-        ),
-        form_version=project.version,
-        settings=dict(project.settings),
-    )
+def led(store: Store, person: Person, project: str) -> tasks.Project:
+    """A project that this person leads."""
+    where = tasks.get_project(store, project)
+    _need(person, LEADERS, where.id)
+    return where
 
 
-# routes
+def leading(person: Person) -> Person:
+    """A person who leads everywhere: what is granted holds in all projects."""
+    _need(person, LEADERS)
+    return person
 
 
-Call = Callable[[Store, Person, Mapping[str, str], Any], BaseModel]
-
-
-@dataclass(frozen=True)
-class Route:
-    """One request that can be made. `call(store, person, parameters of path and query, body)` answers it."""
-
-    method: str
-    path: str
-    scope: str
-    call: Call
-    answer: type[BaseModel]
-    body: type[BaseModel] | None = None
-    summary: str = ""
-    pattern: re.Pattern[str] = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "pattern", re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", self.path) + "$"))
-
-
-def _whole(text: str | None, default: int, key: str) -> int:
-    try:
-        return int(text) if text else default
-    except ValueError:
-        raise DataError(f"expected a whole number, found {text!r}", key=key) from None
-
-
-BASE = "/api/feedback"
-ROUTES: tuple[Route, ...] = (
-    Route(
-        "GET",
-        f"{BASE}/projects",
-        "feedback:read",
-        lambda store, who, at, body: Projects(projects=projects(store, who)),
-        Projects,
-        summary="The projects you may work in",
-    ),
-    Route(
-        "POST",
-        f"{BASE}/projects",
-        "feedback:lead",
-        lambda store, who, at, body: create_project(store, who, body),
-        ProjectView,
-        NewProject,
-        "Make a project, or a new version of its form",
-    ),
-    Route(
-        "GET",
-        f"{BASE}/projects/{{project}}/progress",
-        "feedback:read",
-        lambda store, who, at, body: progress(store, who, at["project"]),
-        Progress,
-        summary="Where a project stands",
-    ),
-    Route(
-        "POST",
-        f"{BASE}/projects/{{project}}/tasks",
-        "feedback:lead",
-        lambda store, who, at, body: TaskIds(tasks=add_tasks(store, who, at["project"], body.tasks)),
-        TaskIds,
-        NewTasks,
-        "Add tasks; sending them again changes nothing",
-    ),
-    Route(
-        "POST",
-        f"{BASE}/claim",
-        "feedback:answer",
-        lambda store, who, at, body: claim(store, who, body),
-        Claimed,
-        Claim,
-        "Hold the next tasks",
-    ),
-    Route(
-        "POST",
-        f"{BASE}/answers",
-        "feedback:answer",
-        lambda store, who, at, body: submit(store, who, body),
-        Submitted,
-        Answers,
-        "Store answers, and perhaps hold the next tasks",
-    ),
-    Route(
-        "PUT",
-        f"{BASE}/drafts/{{slot}}",
-        "feedback:answer",
-        lambda store, who, at, body: Kept(ok=save_draft(store, who, at["slot"], body)),
-        Kept,
-        Draft,
-        "Keep an unfinished answer",
-    ),
-    Route(
-        "POST",
-        f"{BASE}/slots/{{slot}}/return",
-        "feedback:answer",
-        lambda store, who, at, body: Kept(ok=give_back(store, who, at["slot"], _whole(at.get("epoch"), 0, "epoch"))),
-        Kept,
-        summary="Return a task unanswered (query: epoch)",
-    ),
-    Route(
-        "GET",
-        f"{BASE}/history",
-        "feedback:answer",
-        lambda store, who, at, body: History(
-            answers=history(store, who, at.get("project", ""), _whole(at.get("limit"), 50, "limit"))
-        ),
-        History,
-        summary="Your own answers, newest first (query: project, limit)",
-    ),
-)
+def views(store: Store, found: Sequence[tasks.Project]) -> list[ProjectView]:
+    """Projects as they travel, each with its newest form and that form's taxonomy."""
+    trees = taxonomies.of_forms(store, [each.form for each in found if each.taxonomy])
+    return [
+        ProjectView(
+            name=each.name,
+            kind=each.kind,
+            state=each.state,
+            per_task=each.per_task,
+            form=Form(
+                questions=tuple(Question.model_validate(asked) for asked in each.questions),
+                guideline=each.guideline,
+                taxonomy=check.opened(trees[each.form]) if each.form in trees else None,
+            ),
+            form_version=each.version,
+            settings=dict(each.settings),
+        )
+        for each in found
+    ]
 
 
 def status_of(error: TutelageError) -> int:
@@ -477,23 +393,3 @@ def status_of(error: TutelageError) -> int:
     if isinstance(error, UsageError):
         return 422
     return 503
-
-
-def dispatch(
-    store: Store, person: Person, method: str, path: str, body: Any = None, query: Mapping[str, str] | None = None
-) -> tuple[int, dict[str, Any]]:
-    """Answer a request without a web framework: (status, JSON). The body is parsed JSON."""
-    for route in ROUTES:
-        found = route.pattern.match(path)
-        if route.method != method or not found:
-            continue
-        try:
-            sent = route.body.model_validate(body) if route.body else None
-            made = route.call(store, person, {**(query or {}), **found.groupdict()}, sent)
-        except ValidationError as error:
-            key, message = explain(error)
-            return 422, DataError(message, key=key).as_dict()
-        except TutelageError as error:
-            return status_of(error), error.as_dict()
-        return 200, made.model_dump(mode="json")
-    return 404, NotFound(f"there is no {method} {path}").as_dict()

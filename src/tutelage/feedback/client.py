@@ -1,4 +1,4 @@
-"""The client of the feedback API: over HTTP with one kept connection, or straight into `api.dispatch`.
+"""The client of the feedback API: over HTTP with one kept connection, or straight into `routes.dispatch`.
 
 Simulated and replayed people go through it like anybody else, so what they prove holds for live ones.
 """
@@ -10,15 +10,33 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeVar
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, unquote, urlencode, urlsplit
 
 from pydantic import BaseModel, ValidationError
 
 from tutelage.core.errors import DataError, NotFound, UpstreamError
 from tutelage.core.records import explain
-from tutelage.feedback import api
+from tutelage.feedback import api, routes
 from tutelage.feedback.api import Answer, Answers, Claim, Claimed, NewProject, NewTask, Progress, ProjectView, Submitted
-from tutelage.feedback.wire import History, Kept, NewTasks, Projects, TaskIds
+from tutelage.feedback.export import By
+from tutelage.feedback.layout import Format
+from tutelage.feedback.rows import Consumer
+from tutelage.feedback.webhooks import NewWebhook, Retried, WebhookMade, Webhooks, WebhookView
+from tutelage.feedback.wire import (
+    DialogueView,
+    EndDialogue,
+    GoldView,
+    GoldViews,
+    History,
+    Kept,
+    NewGold,
+    NewTasks,
+    NewTurn,
+    Projects,
+    Qualifications,
+    Settings,
+    TaskIds,
+)
 from tutelage.store.engine import Store
 from tutelage.store.people import Person
 
@@ -26,7 +44,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class Transport(Protocol):
-    """Carries one request: (status, parsed JSON)."""
+    """Carries one request: (status, parsed JSON, or the bytes of a file)."""
 
     def send(self, method: str, path: str, query: Mapping[str, str], body: str | None) -> tuple[int, Any]: ...
 
@@ -40,9 +58,10 @@ class Direct:
         self.store, self.person = store, person
 
     def send(self, method: str, path: str, query: Mapping[str, str], body: str | None) -> tuple[int, Any]:
-        """Answer through `api.dispatch`."""
+        """Answer through `routes.dispatch`."""
         parsed = json.loads(body) if body is not None else None
-        return api.dispatch(self.store, self.person, method, path, parsed, query)
+        status, told = routes.dispatch(self.store, self.person, method, unquote(path), parsed, query)
+        return status, told.body if isinstance(told, routes.File) else told
 
     def close(self) -> None:
         """Nothing to close."""
@@ -82,6 +101,8 @@ class Http:
             if answer.status in (429, 502, 503, 504):
                 problem = f"status {answer.status}"
                 continue
+            if answer.status == 200 and answer.getheader("content-disposition"):
+                return 200, raw
             try:
                 return answer.status, json.loads(raw) if raw else None
             except ValueError:
@@ -162,9 +183,104 @@ class Client:
         """Return a task unanswered."""
         return self._call("POST", f"/slots/{slot}/return", Kept, query={"epoch": str(epoch)}).ok
 
+    def dialogue(self, project: str, dialogue: str = "") -> DialogueView:
+        """One's dialogue in a project of that kind, or the newest that has not ended."""
+        query = {"dialogue": dialogue} if dialogue else {}
+        return self._call("GET", f"/projects/{quote(project, safe='')}/dialogue", DialogueView, query=query)
+
+    def say(self, project: str, message: str, key: str, dialogue: str = "") -> DialogueView:
+        """Say something; the answers stand in `item`, to be judged with `submit`."""
+        wanted = _made(NewTurn, message=message, key=key, dialogue=dialogue)
+        return self._call("POST", f"/projects/{quote(project, safe='')}/dialogue", DialogueView, body=wanted)
+
+    def end_dialogue(self, project: str, dialogue: str = "") -> DialogueView:
+        """End one's dialogue."""
+        wanted = _made(EndDialogue, dialogue=dialogue)
+        return self._call("POST", f"/projects/{quote(project, safe='')}/dialogue/end", DialogueView, body=wanted)
+
     def history(self, project: str = "", limit: int = 50) -> list[dict[str, Any]]:
         """One's own answers, newest first."""
         return self._call("GET", "/history", History, query={"project": project, "limit": str(limit)}).answers
+
+    def change_settings(self, project: str, settings: Mapping[str, Any]) -> ProjectView:
+        """Change some settings of a project; what is not named stays."""
+        wanted = _made(Settings, settings=dict(settings))
+        return self._call("PUT", f"/projects/{quote(project, safe='')}/settings", ProjectView, body=wanted)
+
+    def gold(self, project: str) -> GoldViews:
+        """The gold tasks of a project, and how everybody did on them."""
+        return self._call("GET", f"/projects/{quote(project, safe='')}/gold", GoldViews)
+
+    def mark_gold(self, project: str, new: NewGold) -> GoldView:
+        """Make a task gold, or say anew what is expected of it."""
+        return self._call("POST", f"/projects/{quote(project, safe='')}/gold", GoldView, body=new)
+
+    def retire_gold(self, project: str, task: str) -> bool:
+        """Give a gold task to nobody any more."""
+        return self._call("POST", f"/projects/{quote(project, safe='')}/gold/{quote(task, safe='')}/retire", Kept).ok
+
+    def lift(self, project: str, person: str) -> bool:
+        """Let somebody go on whose answers a lead has looked at."""
+        return self._call("POST", f"/projects/{quote(project, safe='')}/people/{quote(person, safe='')}/lift", Kept).ok
+
+    def qualifications(self, person: str) -> list[str]:
+        """What somebody has shown to be able to judge."""
+        return self._call("GET", f"/people/{quote(person, safe='')}/qualifications", Qualifications).names
+
+    def qualify(self, person: str, name: str) -> list[str]:
+        """Grant a qualification."""
+        path = f"/people/{quote(person, safe='')}/qualifications/{quote(name, safe='')}"
+        return self._call("PUT", path, Qualifications).names
+
+    def disqualify(self, person: str, name: str) -> list[str]:
+        """Take a qualification away."""
+        path = f"/people/{quote(person, safe='')}/qualifications/{quote(name, safe='')}"
+        return self._call("DELETE", path, Qualifications).names
+
+    def export(
+        self,
+        project: str,
+        consumer: Consumer,
+        *,
+        people: Sequence[str] = (),
+        by: By = "task",
+        accept: Sequence[str] = (),
+    ) -> list[dict[str, Any]]:
+        """Answers as rows for a consumer; see `tutelage.feedback.export`."""
+        raw = self.export_file(project, consumer, "jsonl", people=people, by=by, accept=accept)
+        return [json.loads(line) for line in raw.splitlines()]
+
+    def export_file(
+        self,
+        project: str,
+        consumer: Consumer,
+        format: Format = "parquet",
+        *,
+        people: Sequence[str] = (),
+        by: By = "task",
+        accept: Sequence[str] = (),
+    ) -> bytes:
+        """The same as a file: JSON lines, Parquet, or a zip of a Hugging Face data set's folder."""
+        path = f"/projects/{quote(project, safe='')}/export/{quote(consumer, safe='')}.{quote(format, safe='')}"
+        found = self._send("GET", path, query={"people": ",".join(people), "by": by, "accept": ",".join(accept)})
+        return bytes(found)
+
+    def webhooks(self) -> list[WebhookView]:
+        """The addresses that are told of events, and how far they were told."""
+        return self._call("GET", "/webhooks", Webhooks).webhooks
+
+    def add_webhook(self, url: str, events: Sequence[str], insecure: bool = False) -> WebhookMade:
+        """Tell an address of events; `secret` of the answer signs them and is shown this once."""
+        new = _made(NewWebhook, url=url, events=tuple(events), insecure=insecure)
+        return self._call("POST", "/webhooks", WebhookMade, body=new)
+
+    def remove_webhook(self, id: str) -> bool:
+        """Tell an address nothing more."""
+        return self._call("DELETE", f"/webhooks/{quote(id, safe='')}", Kept).ok
+
+    def retry_webhook(self, id: str) -> int:
+        """Tell again what was given up; returns how many things that are."""
+        return self._call("POST", f"/webhooks/{quote(id, safe='')}/retry", Retried).count
 
     def _call(
         self,
@@ -175,10 +291,15 @@ class Client:
         body: BaseModel | None = None,
         query: Mapping[str, str] | None = None,
     ) -> M:
+        return model.model_validate(self._send(method, path, body=body, query=query))
+
+    def _send(
+        self, method: str, path: str, *, body: BaseModel | None = None, query: Mapping[str, str] | None = None
+    ) -> Any:
         sent = body.model_dump_json() if body is not None else None
-        status, found = self._transport.send(method, api.BASE + path, query or {}, sent)
+        status, found = self._transport.send(method, routes.BASE + path, query or {}, sent)
         if status == 200:
-            return model.model_validate(found)
+            return found
         told = found if isinstance(found, dict) else {}
         message = str(told.get("message") or told.get("detail") or f"status {status}")
         if status == 404:

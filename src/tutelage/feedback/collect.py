@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path, PurePath
 from typing import Any, ClassVar, Literal
 
@@ -15,15 +16,17 @@ from pydantic import Field, ValidationError
 
 from tutelage.core import refs
 from tutelage.core.config import Config
-from tutelage.core.errors import DataError
+from tutelage.core.errors import ConfigError, DataError
 from tutelage.core.price import Cost, Machine, Size
 from tutelage.core.records import Example, Preference, explain, read_jsonl, write_jsonl
 from tutelage.core.stage import Context, Input, Inputs, stage
 from tutelage.feedback import api, assign, candidates, replayed, simulated
 from tutelage.feedback.client import Client, Direct, Http, Transport
+from tutelage.feedback.prompts import SOURCES, Live, Mixed, Source, check_shares, of_data, of_redteam, of_traffic, pick
+from tutelage.feedback.taken import take
 from tutelage.generate.generator import Sampling
 from tutelage.starter import people as starter
-from tutelage.store import people
+from tutelage.store import access, people, profiles
 from tutelage.store.engine import Store
 from tutelage.tokens.chat import encode_dialogue
 from tutelage.tokens.tokenizer import load
@@ -47,6 +50,9 @@ class Collect(Config):
     recorded people from comparisons with named annotators. Their figures are never pooled."""
     project: str = ""
     """Name of the labelling effort; empty makes one from the stage's key."""
+    take: str = ""
+    """A project that is there already, made at the console, over the API, or by talking: its tasks are taken as they
+    are and nothing is generated. Every other key is then without effect."""
     prompts: int = Field(default=240, ge=1)
     """Prompts to be judged (people: none or simulated)."""
     candidates: int = Field(default=4, ge=2, le=9)
@@ -81,10 +87,20 @@ class Collect(Config):
     """Above 1 makes tokens of prompt and response less likely to be said again; 1 does nothing."""
     max_tokens: int = Field(default=48, ge=1)
     """Longest response in tokens."""
+    mix: dict[Source, float] = {"data": 1.0}  # noqa: RUF012 - pydantic copies defaults
+    """Where prompts come from, as shares: `data` (dialogues of the corpus), `redteam` (what broke a target or came near
+    to it, of the artifacts named in `findings`), `traffic` (live requests, see `traffic`). A source that has no more
+    leaves its share to the others."""
+    traffic: Live = Live()
+    """Which live requests, where the mix takes them."""
+    keys: dict[str, str] = Field(default_factory=dict)
+    """API keys of generators by reference, each as `file:PATH`."""
     alike: float = Field(default=0.9, gt=0, le=1)
     """Overlap of character trigrams from which two responses count as one."""
     comparisons: int = Field(default=300, ge=1)
     """Recorded comparisons to replay (people: replayed)."""
+    labels: bool = False
+    """Replay labelled texts with the people who labelled them as well, as tasks of tagging."""
     sources: tuple[str, ...] = ()
     """Sets to replay; empty takes all with named annotators."""
     mask_pii: bool = True
@@ -98,7 +114,7 @@ class Collect(Config):
     threads: int = Field(default=2, ge=1)
     """Simulated or replayed people who work at the same time."""
 
-    OUTSIDE_KEY: ClassVar[frozenset[str]] = frozenset({"over", "batch", "threads"})
+    OUTSIDE_KEY: ClassVar[frozenset[str]] = frozenset({"over", "batch", "threads", "keys"})
 
 
 def collect_cost(config: Collect, inputs: Mapping[str, Mapping[str, float]], machine: Machine) -> Cost:
@@ -119,23 +135,34 @@ def collect_cost(config: Collect, inputs: Mapping[str, Mapping[str, float]], mac
     return Cost(seconds=0.5 + drawing + answers * 0.0012, sizes=made)
 
 
+def _taken(config: Collect, inputs: Inputs) -> list[str]:
+    """A project that is taken as it is has grown when somebody has answered."""
+    return [config.take] if config.take else []
+
+
 @stage(
     makes="collection",
     config=Collect,
     inputs={
-        "model": Input(kind="model", default="finetune", many=True, optional=True, help="who answers the prompts"),
+        "model": Input(
+            kind=("model", "bundle"), default="finetune", many=True, optional=True, help="who answers the prompts"
+        ),
         "corpus": Input(
             kind="corpus", default="prepare", optional=True, help="prompts (dialogues) or recorded comparisons"
         ),
+        "findings": Input(kind="redteam", many=True, optional=True, help="what the red team broke, see `mix`"),
     },
+    reads=_taken,
     writes="store",
     cost=collect_cost,
 )
 def collect(config: Collect, inputs: Inputs, out: Path, context: Context) -> dict[str, Any]:
     """Open tasks for people; writes `tasks.jsonl` (what was asked) and `summary.json`."""
     base = config.project or f"answers-{context.key[:8]}"
-    context.simulated = config.people == "simulated"
-    if config.people == "replayed":
+    context.simulated = config.simulated and not config.take
+    if config.take:
+        found = take(config.take, out, context)
+    elif config.people == "replayed":
         found = _replay(config, inputs, base, context)
     else:
         found = _ask(config, inputs, base, context)
@@ -148,6 +175,12 @@ def collect(config: Collect, inputs: Inputs, out: Path, context: Context) -> dic
 
 # fresh responses, judged by people at the console or by simulated ones
 
+BROUGHT: Mapping[str, tuple[str, ...]] = {
+    "redteam": ("attack", "rule", "category", "broke", "target", "goal"),
+    "traffic": ("tenant", "release", "population"),
+}
+"""What a task says beside its source, by where its prompt came from."""
+
 
 def _ask(config: Collect, inputs: Inputs, base: str, context: Context) -> dict[str, Any]:
     pools, drawn = _pools(config, inputs, context)
@@ -157,7 +190,7 @@ def _ask(config: Collect, inputs: Inputs, base: str, context: Context) -> dict[s
     panels = assign.panels(len(pools), names, config.per_task, config.seed) if names else []
     new: list[api.NewTask] = []
     rows: list[dict[str, Any]] = []
-    for at, pool in enumerate(pools):
+    for at, (origin, pool) in enumerate(pools):
         order = list(range(len(pool.kept)))
         assign.seeded("candidates", config.seed, at).shuffle(order)  # numbers must not tell the producer
         kept = [pool.kept[old] for old in order]
@@ -166,25 +199,33 @@ def _ask(config: Collect, inputs: Inputs, base: str, context: Context) -> dict[s
         context.licence(licence)
         meta = {
             "split": None,
+            "origin": origin,
             "source": str(tags.get("source", "")),
             "licence": licence,
             "family": str(tags.get("family", "")),
-            "prompt": str(tags.get("id", "")),
+            "prompt_id": str(tags.get("id", "")),
+            **{name: tags[name] for name in BROUGHT.get(origin, ()) if name in tags},
         }
+        if origin == "traffic":
+            context.used([str(tags["id"])])  # erasing its user leads here, and to what learned from the answers
+            meta["probability"] = round(drawn["mix"]["traffic"]["tried"] / tags["population"], 9)
         new.append(
             api.NewTask(
                 key=f"{context.key[:16]}/{at}",
                 kind=config.kinds[at % len(config.kinds)],
                 messages=pool.prompt.messages,
                 candidates=tuple(
-                    api.NewCandidate(content=each.text, producer=each.producer, meta={"alike": each.alike})
+                    api.NewCandidate(
+                        content=each.text, producer=each.producers[0], meta={"alike": each.alike, "by": each.producers}
+                    )
                     for each in kept
                 ),
                 people=panels[at] if panels else None,
                 required=config.per_task if not panels else None,
                 cluster=str(tags.get("cluster", tags.get("id", at)))[:120],
-                language=str(tags.get("language", ""))[:20],
+                language=str(tags.get("language", ""))[:20] if origin == "traffic" or config.ask else "",
                 meta=meta,
+                decision=str(tags["decision"]) if origin == "traffic" else None,
             )
         )
         rows.append(_row(new[-1], base, [each.seed for each in kept]))
@@ -198,13 +239,13 @@ def _ask(config: Collect, inputs: Inputs, base: str, context: Context) -> dict[s
         "people": {"none": "live", "simulated": "simulated"}[config.people],
         "per_task": min(config.per_task, len(names)) if names else config.per_task,
         "expected": sum(len(each.people or ()) or config.per_task for each in new),
-        "candidates": sum(len(each.kept) for each in pools),
+        "candidates": sum(len(each.kept) for _, each in pools),
         **drawn,
     }
     if raters:
-        knowledge = {id: pool.prompt for id, pool in zip(ids, pools, strict=True)}
-        profiles = {person.id: each.profile for person, each in zip(persons, raters, strict=True) if each.profile}
-        people.set_profiles(context.store, profiles, consent="simulated")
+        knowledge = {id: pool.prompt for id, (_, pool) in zip(ids, pools, strict=True)}
+        said = {person.id: each.profile for person, each in zip(persons, raters, strict=True) if each.profile}
+        profiles.set_profiles(context.store, said, consent="simulated")
         answering = [simulated.rater(each, knowledge, seed=config.seed, scale=config.scale) for each in raters]
         summary["receipts"] = _answer(config, context, persons, answering, base, summary["expected"])
         summary["planted"] = {
@@ -226,30 +267,12 @@ def _questions(config: Collect) -> tuple[api.Question, ...]:
         raise DataError(message, key=f"collect.questions.{key}") from None
 
 
-def _dialogues(inputs: Inputs) -> Path:
-    """The corpus's dialogues. Raises DataError where no corpus is named."""
-    if inputs.corpus is None:
-        raise DataError("name a corpus that holds the prompts", key="collect.corpus")
-    found: Path = inputs.corpus.file("dialogues.jsonl")
-    return found
-
-
-def _pools(config: Collect, inputs: Inputs, context: Context) -> tuple[list[candidates.Pool], dict[str, Any]]:
+def _pools(
+    config: Collect, inputs: Inputs, context: Context
+) -> tuple[list[tuple[Source, candidates.Pool]], dict[str, Any]]:
     """Prompts with at least two different responses, and what happened to the others."""
-    wanted = list(config.ask) or [
-        Example(messages=each.messages[:-1], target=each.messages[-1].content, tags=dict(each.tags))
-        for each in read_jsonl(_dialogues(inputs), Example)
-        if each.tags.get("split", "train") == "train"
-        and len(each.messages) > 1
-        and (not config.families or each.tags.get("family") in config.families)
-    ]
-    if not wanted:
-        raise DataError("there is no dialogue to take prompts from", file=_dialogues(inputs))
-    refs_of = [each.ref for each in inputs.model] + list(config.generators)
-    if not refs_of:
-        raise DataError("name a model or a generator that answers the prompts", key="collect.model")
-    generators = [refs.open(each, context.root) for each in refs_of]
-    order = candidates.pick(wanted, min(len(wanted), config.prompts * 3), config.seed)
+    mixed = Mixed(_prompts(config, inputs, context), config.mix)
+    asked = _generators(config, inputs, context)
     sampling = Sampling(
         max_tokens=config.max_tokens,
         temperature=config.temperature,
@@ -258,41 +281,111 @@ def _pools(config: Collect, inputs: Inputs, context: Context) -> tuple[list[cand
         repetition_penalty=config.repetition_penalty,
         seed=config.seed,
     )
-    pools: list[candidates.Pool] = []
+    log = candidates.Log(context.work / "pools.jsonl")
+    how: dict[str, Any] = {"wanted": config.candidates, "samples": config.samples, "alike": config.alike}
+    pools: list[tuple[Source, candidates.Pool]] = []
     dropped: Counter[str] = Counter()
-    at = 0
-    while len(pools) < config.prompts and at < len(order):
+    answered: dict[str, dict[str, Any]] = {each.name: {"responses": 0, "failed": 0} for each in asked}
+    while len(pools) < config.prompts and (some := mixed.next(min(64, max(8, config.prompts - len(pools))))):
         context.check()
-        some = order[at : at + min(64, max(8, config.prompts - len(pools)))]
-        at += len(some)
-        for pool in candidates.gather(
-            generators, some, wanted=config.candidates, samples=config.samples, sampling=sampling, alike=config.alike
-        ):
+        wanted = [prompt for _, prompt in some]
+        made = log.take(wanted)
+        if rest := wanted[len(made) :]:
+            made += log.put(candidates.gather(asked, rest, sampling=sampling, **how))
+        for (origin, _), pool in zip(some, made, strict=True):
+            if len(pools) == config.prompts:
+                break
+            kept = len(pool.kept) > 1
+            mixed.took(origin, kept)
+            if kept:
+                pools.append((origin, pool))
+            else:
+                why = "all responses alike" if pool.answered else "no generator answered"
+                dropped[f"prompt: {why}"] += 1
             dropped.update(pool.dropped)
-            if len(pool.kept) < 2:
-                dropped["prompt: all responses alike"] += 1
-            elif len(pools) < config.prompts:
-                pools.append(pool)
+            for name, count in pool.answered.items():
+                answered[name]["responses"] += count
+            for name, error in pool.failed.items():
+                answered[name] |= {"failed": answered[name]["failed"] + 1, "error": error[:300]}
         context.say.progress(len(pools), config.prompts, "prompts")
     if not pools:
         raise DataError("no prompt got two different responses", todo="Raise collect.temperature or collect.samples")
-    return pools, {"dropped": dict(sorted(dropped.items())), "prompts_tried": at}
+    for name, told in answered.items():
+        if told["failed"]:
+            context.say.note(f"{name} failed on {told['failed']} prompts: {told['error']}")
+    return pools, {
+        "dropped": dict(sorted(dropped.items())),
+        "prompts_tried": sum(mixed.tried.values()),
+        "generators": answered,
+        "mix": {name: {"asked": mixed.kept[name], "tried": mixed.tried[name]} for name in mixed.kept},
+    }
+
+
+def _prompts(config: Collect, inputs: Inputs, context: Context) -> dict[Source, list[Example]]:
+    """The prompts of each source of the mix, in the order in which they are tried."""
+    check_shares(config.mix, inputs.findings, bool(config.ask or inputs.corpus))
+    if config.people == "simulated" and any(value for name, value in config.mix.items() if name != "data"):
+        message = "simulated people know what is true in the corpus only"
+        raise ConfigError(message, key="collect.mix", todo="Ask people (collect.people: none), or mix: {data: 1}")
+    most = config.prompts * 3
+    found: dict[Source, list[Example]] = {name: [] for name in SOURCES}
+    if config.mix.get("data"):
+        every = list(config.ask) or of_data(inputs.corpus, config.families)
+        if not every:
+            raise DataError("there is no dialogue to take prompts from", file=inputs.corpus.file("dialogues.jsonl"))
+        found["data"] = pick(every, min(len(every), most), config.seed)
+    if config.mix.get("redteam"):
+        every = of_redteam(inputs.findings)
+        if not every:
+            raise DataError("the red team broke nothing, nor came near to it", file=inputs.findings[0].path)
+        found["redteam"] = pick(every, min(len(every), most), config.seed)
+    if config.mix.get("traffic"):
+        kept = context.work / "traffic.json"
+        found["traffic"] = of_traffic(context.store, context.root, config.traffic, most, config.seed, kept)
+        if not found["traffic"]:
+            todo = "A tenant allows it with `collect: true` in service.yaml, from then on; see also collect.traffic"
+            raise DataError("there is no live request that people may be asked about", key="collect.mix", todo=todo)
+    return found
+
+
+def _generators(config: Collect, inputs: Inputs, context: Context) -> list[candidates.Asked]:
+    """Who answers the prompts, opened. A reference that cannot be opened is a mistake of the recipe, not a failure."""
+    for each in config.generators:
+        if each.startswith(("model:", "bundle:", "release:")):
+            todo = "Name the model or bundle under `model`, so that lineage leads to it"
+            raise ConfigError(f"{each!r} is an artifact", key="collect.generators", todo=todo)
+    named = [each.ref for each in inputs.model] + list(config.generators)
+    if not named:
+        raise DataError("name a model or a generator that answers the prompts", key="collect.model")
+    for each, key in config.keys.items():
+        if each not in config.generators or not key.startswith("file:"):
+            todo = "Write a reference of `generators`, and where its key lies: `file:PATH`"
+            raise ConfigError(f"no key of a generator: {each!r}", key="collect.keys", todo=todo)
+    opened = [
+        refs.open(each, context.root, **({"key": config.keys[each]} if each in config.keys else {})) for each in named
+    ]
+    return [candidates.Asked(each) for each in opened]
 
 
 # recorded people
 
 
-def _readable(rows: Iterable[Preference], inputs: Inputs) -> tuple[list[Preference], int]:
-    """Comparisons with named people that fit into the model's context, and how many do not: nothing could be learned
-    from an answer about a text that the model cannot read to its end."""
+def _readable(rows: Iterable[Preference | Example], inputs: Inputs) -> tuple[list[Preference | Example], int]:
+    """Comparisons and texts with named people that fit into the model's context, and how many do not: nothing could be
+    learned from an answer about a text that the model cannot read to its end."""
     named = [row for row in rows if row.tags.get("people")]
-    if not inputs.model:
+    reads = next((each for each in inputs.model if each.kind == "model"), None)
+    if reads is None:
         return named, 0
-    shape = json.loads(inputs.model[0].file("config.json").read_text(encoding="utf-8"))
-    tokenizer, longest = load(inputs.model[0].path), int(shape.get("max_position_embeddings", 1 << 31))
+    shape = json.loads(reads.file("config.json").read_text(encoding="utf-8"))
+    tokenizer, longest = load(reads.path), int(shape.get("max_position_embeddings", 1 << 31))
 
-    def fits(row: Preference) -> bool:
-        every = (Example(messages=(*row.prompt, candidate)) for candidate in row.candidates)
+    def fits(row: Preference | Example) -> bool:
+        every = (
+            (Example(messages=(*row.prompt, candidate)) for candidate in row.candidates)
+            if isinstance(row, Preference)
+            else (row,)
+        )
         return all(len(encode_dialogue(each, tokenizer)[0]) <= longest for each in every)
 
     kept = [row for row in named if fits(row)]
@@ -301,9 +394,11 @@ def _readable(rows: Iterable[Preference], inputs: Inputs) -> tuple[list[Preferen
 
 def _replay(config: Collect, inputs: Inputs, base: str, context: Context) -> dict[str, Any]:
     if inputs.corpus is None:
-        raise DataError("name a corpus that holds recorded comparisons", key="collect.corpus")
+        raise ConfigError("recorded comparisons are replayed and no corpus is named", key="collect.corpus")
     source = inputs.corpus.file("comparisons.jsonl")
-    fit, left_out = _readable(read_jsonl(source, Preference), inputs)
+    texts = inputs.corpus.file("labels.jsonl")
+    labelled: Iterable[Preference | Example] = read_jsonl(texts, Example) if config.labels else ()
+    fit, left_out = _readable(chain(read_jsonl(source, Preference), labelled), inputs)
     there = {str(row.tags.get("source", "")) for row in fit}
     if unknown := sorted(set(config.sources) - there):
         todo = f"There are those of {', '.join(sorted(there)) or 'no source'}"
@@ -372,7 +467,7 @@ def _row(task: api.NewTask, project: str, seeds: Sequence[int | None]) -> dict[s
         "kind": task.kind,
         "prompt": [each.model_dump(mode="json", exclude_defaults=True) for each in task.messages],
         "candidates": [each.content for each in task.candidates],
-        "producers": [each.producer for each in task.candidates],
+        "producers": [each.meta.get("by", [each.producer]) for each in task.candidates],
         "alike": [each.meta.get("alike", 1) for each in task.candidates],
         "seeds": list(seeds),
         "cluster": task.cluster,
@@ -435,9 +530,9 @@ def _transports(
         yield lambda at: Direct(context.store, persons[at])
         return
     scopes = ("feedback:answer", "feedback:read")
-    tokens = people.issue_tokens(context.store, [each.id for each in persons], scopes, f"collect {context.key[:8]}", 1)
+    tokens = access.issue_tokens(context.store, [each.id for each in persons], scopes, f"collect {context.key[:8]}", 1)
     try:
         with refs.open("app:", context.root) as server:
             yield lambda at: Http(server.url, tokens[at])
     finally:
-        people.revoke_tokens(context.store, tokens)
+        access.revoke_tokens(context.store, tokens)

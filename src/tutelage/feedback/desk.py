@@ -18,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tutelage.core.errors import TutelageError
-from tutelage.feedback import agreement, consensus, forecast, votes
-from tutelage.feedback.api import ANSWERERS
+from tutelage.feedback import agreement, api, forecast, report, votes
 from tutelage.feedback.figures import Read
 from tutelage.feedback.wire import RANKED
 from tutelage.measure.statistics import Interval
 from tutelage.store import answers, oversight, slots, tasks
 from tutelage.store.engine import Reader, now
+from tutelage.store.settings import ProjectSettings
 from tutelage.store.tasks import Project
 
 Floats = NDArray[np.float64]
@@ -127,9 +127,9 @@ def standing(store: Reader, project: Project) -> Standing:
         min((each.first_at for each in mine), default=None),
         max((each.last_at for each in mine), default=None),
     )
-    given = project.settings.get("target")
-    target = int(given) if isinstance(given, int) else counts.slots
-    left = target - kinds[main] if isinstance(given, int) else counts.slots - counts.answered
+    given = ProjectSettings.of(project.settings).target
+    target = given or counts.slots
+    left = given - kinds[main] if given else counts.slots - counts.answered
     since, width = forecast.window(first or moment, moment)
     by_stretch = oversight.pace(store, project.id, since, width).get(main, {}) if first else {}
     stretches = [by_stretch.get(at, 0) for at in range(forecast.STRETCHES)]
@@ -157,7 +157,7 @@ def _daily(store: Reader, project: Project, moment: int, days: int = 14) -> dict
 
 def answerers(store: Reader, project: Project) -> list[oversight.Member]:
     """The people who may answer in a project."""
-    roles = {*(project.settings.get("roles") or ANSWERERS), "owner"}
+    roles = {*api.answerers(project), "owner"}
     return [each for each in oversight.members(store, project.id) if roles & {*each.here, *each.everywhere}]
 
 
@@ -173,7 +173,7 @@ def _idle(store: Reader, project: Project, counts: slots.Counts) -> list[str]:
     if not able and (waiting.free or kept):
         said.append("Nobody holds a role that may answer here: give one under Settings.")
     spoken = {language for each in able for language in each.languages}
-    if able and all(each.languages for each in able):
+    if able:  # who named no language is given only tasks without one
         for language, many in sorted(waiting.languages.items()):
             if language and language not in spoken:
                 said.append(
@@ -215,7 +215,9 @@ def sample(store: Reader, project: str, people: str, before: int | None = None) 
         for question in questions
         if question["kind"] in ("scale", "boolean")
     }
-    return Read(given, found, tuple(sorted({each.pseudonym for each in given})), scales)
+    newest = sorted(forms.values(), key=lambda each: each[0])
+    asked = {str(question["key"]): question for _, questions, _ in newest for question in questions}
+    return Read(given, found, tuple(sorted({each.pseudonym for each in given})), scales, questions=asked)
 
 
 # agreement
@@ -244,12 +246,12 @@ def agreements(words: Read) -> list[Agreement]:
             table = _whole(words, rejected)
             found.append(Agreement("none is acceptable", "alpha, nominal", agreement.alpha(table, "nominal")))
     for name in sorted({name for each in words.given for name in each.scores()}):
-        table = votes.score_table(words.given, sizes, words.people, name)
+        table, within = votes.score_table(words.given, sizes, words.people, name)
         if all(scale == (0.0, 1.0) for (_, key), scale in words.scales.items() if key == name):
-            found.append(Agreement(name, "alpha, nominal", agreement.alpha(table, "nominal")))
-        else:
-            found.append(Agreement(name, "alpha, ordinal", agreement.alpha(table, "ordinal")))
-            found.append(Agreement(name, "alpha, interval", agreement.alpha(table, "interval")))
+            found.append(Agreement(name, "alpha, nominal", agreement.alpha(table, "nominal", clusters=within)))
+            continue
+        for level in ("ordinal", "interval"):
+            found.append(Agreement(name, f"alpha, {level}", agreement.alpha(table, level, clusters=within)))
     for name, level, said in _questions(words):
         found.append(Agreement(name, f"alpha, {level}", agreement.alpha(_whole(words, said), level)))
     return found
@@ -308,35 +310,25 @@ class Judged:
     answers: int
     seconds: float | None
     """Median active time of an answer."""
-    agreement: Interval | None
-    first: Interval | None
-    finding: str
-    reason: str
+    row: Mapping[str, Any] | None
+    """Their row of `report.people_table`; None for who gave none of the newest answers."""
 
 
-def people(words: Read, totals: Mapping[str, int]) -> list[Judged]:
-    """Everybody in the sample, most answers first; `totals` are answers by pseudonym over the whole project."""
+def people(words: Read, totals: Mapping[str, int], gold: Mapping[str, tuple[int, int]] | None = None) -> list[Judged]:
+    """Everybody, most answers first; `totals` are answers by pseudonym over the whole project, `gold` how many hidden
+    questions they got right, of how many."""
     spent: dict[str, list[int]] = {}
     for each in words.given:
         if each.active_ms > 0:
             spent.setdefault(each.pseudonym, []).append(each.active_ms)
-    texts = {id: task.candidates for id, task in words.tasks.items()}
-    quality = {
-        words.people[each.person]: each
-        for each in consensus.judge_people(votes.table(words.given, texts, words.people).votes)
-    }
-    found = []
-    for name in {**totals, **dict.fromkeys(words.people, 0)}:
-        one = quality.get(name)
-        found.append(
-            Judged(
-                pseudonym=name,
-                answers=totals.get(name, 0),
-                seconds=float(np.median(spent[name])) / 1000 if name in spent else None,
-                agreement=one.agreement if one else None,
-                first=one.first if one else None,
-                finding=str(one.finding or "") if one else "",
-                reason=one.reason if one else "no comparisons among the newest answers",
-            )
+    rows = {row["person"]: row for row in report.people_table(words, gold)} if words.given else {}
+    found = [
+        Judged(
+            pseudonym=name,
+            answers=totals.get(name, 0),
+            seconds=float(np.median(spent[name])) / 1000 if name in spent else None,
+            row=rows.get(name),
         )
+        for name in {**totals, **dict.fromkeys(words.people, 0)}
+    ]
     return sorted(found, key=lambda each: (-each.answers, each.pseudonym))

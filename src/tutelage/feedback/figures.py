@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tutelage.feedback import agreement, consensus, votes
+from tutelage.feedback import agreement, votes
+from tutelage.feedback import quality as judging
 from tutelage.measure.statistics import Interval, plain, undefined
 from tutelage.store.answers import Annotation
 from tutelage.store.tasks import Task
@@ -29,13 +30,17 @@ class Read:
     """Pseudonyms, sorted."""
     scales: Mapping[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
     """(form, criterion) -> lowest and highest score."""
+    questions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Key -> question, of the newest form that asks it."""
+    strengths: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    """Form of a pair -> the question how much better the better one is, and how many steps it has."""
 
 
 def stated_agreement(
     words: Read,
     table: votes.Table,
     pairs: Floats,
-    quality: Sequence[consensus.Quality],
+    quality: Sequence[judging.Quality],
     kind: str,
     seed: int,
 ) -> dict[str, Any]:
@@ -50,6 +55,7 @@ def stated_agreement(
             by_pair.setdefault(int(pair), []).append(int(choice))
     choices = np.full((len(words.people), len(table.pairs)), np.nan)
     choices[table.votes.people, table.votes.pairs] = table.votes.choice
+    within = [task for task, _, _ in table.pairs]
     return {
         "people": kind,
         "answers": len(words.given),
@@ -59,14 +65,12 @@ def stated_agreement(
             "tau_b": plain(agreement.mean_tau(ranked, seed=seed)),
             "kendall_w": plain(agreement.mean_w(ranked, seed=seed)),
         },
-        "scoring": {
-            name: {
-                "alpha_ordinal": plain(_scored(words, sizes, name, "ordinal", seed)),
-                "alpha_interval": plain(_scored(words, sizes, name, "interval", seed)),
-            }
-            for name in criteria
+        "scoring": {name: _scored(words, sizes, name, seed) for name in criteria},
+        "pairs": {
+            "alpha_nominal": plain(agreement.alpha(choices, "nominal", clusters=within, seed=seed)),
+            "ac1": plain(agreement.ac1(choices, classes=3, clusters=within, seed=seed)),
+            "n": len(table.pairs),
         },
-        "pairs": {"alpha_nominal": plain(agreement.alpha(choices, "nominal", seed=seed)), "n": len(table.pairs)},
         "ceiling": plain(_ceiling(table, pairs, seed)),
         "ceiling_single": plain(agreement.majority_ceiling(list(by_pair.values()), seed=seed)),
         "notes": {
@@ -76,8 +80,13 @@ def stated_agreement(
     }
 
 
-def _scored(words: Read, sizes: Mapping[str, int], name: str, level: agreement.Level, seed: int) -> Interval:
-    return agreement.alpha(votes.score_table(words.given, sizes, words.people, name), level, seed=seed)
+def _scored(words: Read, sizes: Mapping[str, int], name: str, seed: int) -> dict[str, Any]:
+    """Agreement on one criterion of candidates: those of one task belong together."""
+    scores, tasks = votes.score_table(words.given, sizes, words.people, name)
+    return {
+        f"alpha_{level}": plain(agreement.alpha(scores, level, clusters=tasks, seed=seed))
+        for level in ("ordinal", "interval")
+    }
 
 
 def _ceiling(table: votes.Table, pairs: Floats, seed: int) -> Interval:
@@ -104,7 +113,7 @@ def _ceiling(table: votes.Table, pairs: Floats, seed: int) -> Interval:
 
 
 def stated_people(
-    words: Read, quality: Sequence[consensus.Quality], planted: Mapping[str, str | None] | None
+    words: Read, quality: Sequence[judging.Quality], planted: Mapping[str, str | None] | None
 ) -> dict[str, Any]:
     """Everybody's quality by pseudonym, and how well the unreliable were found where that is known."""
     found = {
@@ -125,9 +134,7 @@ def stated_people(
     unreliable = sorted(name for name, each in found.items() if each["finding"])
     told: dict[str, Any] = {"value": None, "reason": "the truth about these people is not known"}
     if planted is not None:
-        scored = consensus.detection(
-            {name: str(each["finding"] or "") or None for name, each in found.items()}, planted
-        )
+        scored = judging.detection({name: str(each["finding"] or "") or None for name, each in found.items()}, planted)
         told = asdict(scored)
         for name, each in found.items():
             each["planted"] = planted.get(name)

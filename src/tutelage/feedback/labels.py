@@ -18,12 +18,11 @@ from tutelage.core.records import Example, canonical, digest, read_jsonl, write_
 from tutelage.core.stage import Context, Input, Inputs, stage
 from tutelage.feedback import agreement, consensus
 from tutelage.feedback.preferences import Needs, split_of
+from tutelage.feedback.tagged import Text, Trees, Voice, conversation, voices
 from tutelage.measure.statistics import plain
 from tutelage.store import answers, tasks
-from tutelage.store.answers import Annotation
+from tutelage.store.answers import WHOLE, Annotation
 from tutelage.store.tasks import Task
-
-VOICES: Mapping[str, float] = {"yes": 1.0, "no": 0.0, "unsure": 0.5}
 
 
 class Labels(Config):
@@ -41,7 +40,7 @@ class Labels(Config):
     harmful: str = "harmful"
     """The question yes, no or unsure of review forms."""
     categories: str = "categories"
-    """The question whose answer lists categories."""
+    """The question whose answer lists categories, or tags of a taxonomy: these are read under its newest version."""
     validation: float = Field(default=0.2, ge=0, lt=1)
     """Share of clusters of people's labels kept to tune thresholds on (the corpus' labels keep their splits)."""
     repeat: int = Field(default=1, ge=1)
@@ -80,6 +79,7 @@ def labels_cost(config: Labels, inputs: Mapping[str, Mapping[str, float]], machi
 
 @stage(
     makes="labels",
+    version=2,
     config=Labels,
     inputs={"source": Input(kind="corpus", default="prepare", help="the corpus whose labels are taken")},
     reads=_scopes,
@@ -102,11 +102,24 @@ def labels(config: Labels, inputs: Inputs, out: Path, context: Context) -> dict[
             todo = f"Its labels are of {', '.join(sorted(sources)) or 'no source'}"
             raise DataError(f"the corpus has no label of {', '.join(unknown)}", key="labels.reserve", todo=todo)
     taken = len(rows)
-    given, known, kind = _read(config, context)
+    given, known, shown, kind = _read(config, context)
     context.used(each.id for each in given)
     context.simulated = kind == "simulated"
     dropped: Counter[str] = Counter()
-    made, stated = _labels(config, given, known, kind, dropped) if given else ([], {})
+    trees = Trees.read(context.store, given)
+    said = [
+        voice
+        for each in given
+        for voice in voices(each, known[each.task], trees, categories=config.categories, harmful=config.harmful)
+    ]
+    for each in said:
+        if each.spans:  # the offsets hold in the text that was shown
+            known[each.text[0]] = shown[each.text[0]]
+    made, stated = _labels(config, said, known, kind, dropped) if said else ([], {})
+    if given:
+        stated["answers"] = len(given)
+    if trees.by_form:
+        stated |= {"ambiguous_tags": trees.ambiguous, "tags_taken_out": trees.gone}
     rows += made * config.repeat
     if not rows:
         raise DataError("there is no label to learn from", file=inputs.source.path)
@@ -129,7 +142,8 @@ def labels(config: Labels, inputs: Inputs, out: Path, context: Context) -> dict[
     }
 
 
-def _read(config: Labels, context: Context) -> tuple[list[Annotation], Mapping[str, Task], str]:
+def _read(config: Labels, context: Context) -> tuple[list[Annotation], dict[str, Task], Mapping[str, Task], str]:
+    """The answers, their tasks, those with marked words as they were shown, and which people they are of."""
     given: list[Annotation] = []
     for project in config.projects:
         given += answers.read(context.store, project, people=config.people or None)
@@ -139,7 +153,7 @@ def _read(config: Labels, context: Context) -> tuple[list[Annotation], Mapping[s
             f"these projects hold answers of {' and '.join(kinds)} people, which are never mixed",
             key="labels.people", todo=f"Choose one: labels.people={kinds[0]}",
         )  # fmt: skip
-    known = tasks.load(context.store, sorted({each.task for each in given}))
+    known = dict(tasks.load(context.store, sorted({each.task for each in given})))
     given = [each for each in given if known[each.task].meta.get("stream") in (None, *config.streams)]
     counts = Counter(each.task for each in given)
     have = sum(count for count in counts.values() if count >= (config.needs.per_task or 1))
@@ -148,113 +162,112 @@ def _read(config: Labels, context: Context) -> tuple[list[Annotation], Mapping[s
         where = f"Start `tutelage serve`, sign in and answer in {', '.join(config.projects)}, then run this again"
         raise Waiting("reviewers' answers are missing", have=have, need=need, where=where)
     given = sorted((each for each in given if known[each.task].messages), key=lambda each: (each.task, each.pseudonym))
-    return given, known, kinds[0] if kinds else ""
-
-
-def _said(config: Labels, given: Annotation, task: Task) -> dict[str, float]:
-    """What one person said of one text: category -> 0..1. `*` stands for harm of a kind that was not named."""
-    listed = given.value(config.categories)
-    voice = given.value(config.harmful)
-    said: dict[str, float] = {}
-    if voice is not None:
-        harm = VOICES.get(str(voice), 0.5)
-        said["*"] = harm
-        for name in listed or ():
-            said[name] = harm
-    elif listed is not None:
-        said = {str(name): 1.0 for name in (listed if isinstance(listed, list) else [listed])}
-        said["*"] = float(bool(said))
-    for value in given.values:
-        if value.question.startswith("category:") and value.number is not None:
-            said[value.question.removeprefix("category:")] = value.number
-    return said
+    marked = sorted({each.task for each in given if each.spans})
+    shown = tasks.load(context.store, marked, masked=True)
+    return given, known, shown, kinds[0] if kinds else ""
 
 
 def _labels(
-    config: Labels, given: Sequence[Annotation], known: Mapping[str, Task], kind: str, dropped: Counter[str]
+    config: Labels, said: Sequence[Voice], known: Mapping[str, Task], kind: str, dropped: Counter[str]
 ) -> tuple[list[Example], dict[str, Any]]:
     """One label for each text: harm by Dawid-Skene over the reviewers, shared out over the categories they named.
 
     A text found harmless is a negative example of every category the reviewers could choose from; a harmful one is
-    positive in those named, and says nothing of the others.
+    positive in those named, and says nothing of the others. A category that was asked for by itself, as each tag of
+    a taxonomy is, has the share of the people who chose it.
     """
-    said = [_said(config, each, known[each.task]) for each in given]
-    people = sorted({each.pseudonym for each in given})
+    people = sorted({each.person for each in said})
     order = {name: at for at, name in enumerate(people)}
-    ids = list(dict.fromkeys(each.task for each in given))
-    place = {id: at for at, id in enumerate(ids)}
-    harm = _harm(given, said, place, order, config.prior)
-    options = sorted({name for each in said for name in each if name != "*"})
+    by_text: dict[Text, list[Voice]] = {}
+    for each in said:
+        by_text.setdefault(each.text, []).append(each)
+    place = {text: at for at, text in enumerate(by_text)}
+    answered: dict[str, set[str]] = {}
+    for each in said:
+        answered.setdefault(each.text[0], set()).add(each.person)
+    harm = _harm(said, place, order, config.prior)
+    options = sorted({name for each in said if "*" in each.said for name in each.said if name != "*"})
     rows = []
-    for id in ids:
-        task = known[id]
-        voices = [voice for each, voice in zip(given, said, strict=True) if each.task == id]
-        named = {name for voice in voices for name, value in voice.items() if name != "*" and value >= 0.5}
-        chance = float(harm[place[id]])
-        categories = {name: round(chance, 6) for name in sorted(named)} if named else {}
-        if chance < 0.5:
-            categories = {name: round(chance, 6) for name in options} | categories
-        for name in options:  # asked for one by one
-            given_values = [voice[name] for voice in voices if name in voice and "*" not in voice]
-            if given_values:
-                categories[name] = round(sum(given_values) / len(given_values), 6)
+    for text, mine in by_text.items():
+        crowd = len(answered[text[0]])
+        categories = _categories(mine, float(harm[place[text]]), options, crowd)
         if not categories:
-            why = (
-                "harmful, but nobody said in which way" if chance >= 0.5 else "harmless, but no category was ever named"
-            )
-            dropped[why] += 1
+            heard = [each.said["*"] for each in mine if "*" in each.said]
+            bad = heard and harm[place[text]] >= 0.5
+            why = "harmful, but nobody said in which way" if bad else "harmless, but no category was ever named"
+            dropped[why if heard else "nothing was said of it"] += 1
             continue
-        cluster = task.cluster or digest([each.model_dump(mode="json") for each in task.messages])[:16]
-        rows.append(
-            Example(
-                messages=task.messages,
-                tags={
-                    "id": id,
-                    "split": "validation"
-                    if split_of(cluster, config.validation, 0, config.seed) != "train"
-                    else "train",
-                    "direction": task.meta.get("direction", "input"),
-                    "categories": categories,
-                    "cluster": cluster,
-                    "source": f"store:{kind}",
-                    "licence": str(task.meta.get("licence", "permissive")),
-                    "people": kind,
-                    "n": len(voices),
-                    "stream": task.meta.get("stream"),
-                },
-            )
-        )
-    table = np.full((len(people), len(ids)), np.nan)
-    for each, voice in zip(given, said, strict=True):
-        if "*" in voice:
-            table[order[each.pseudonym], place[each.task]] = voice["*"]
+        rows.append(_row(config, known[text[0]], text, mine, categories, kind))
+    table = np.full((len(people), len(by_text)), np.nan)
+    for each in said:
+        if "*" in each.said:
+            table[order[each.person], place[each.text]] = each.said["*"]
     stated = {
         "people": kind,
-        "answers": len(given),
-        "texts": len(ids),
+        "texts": len(by_text),
         "persons": len(people),
         "alpha_nominal": plain(agreement.alpha(table, "nominal", seed=config.seed)),
     }
     return sorted(rows, key=lambda row: canonical(row)), stated
 
 
+def _categories(voices: Sequence[Voice], chance: float, options: Sequence[str], crowd: int) -> dict[str, float]:
+    """Category -> probability, for one text that `crowd` people were shown."""
+    found: dict[str, float] = {}
+    said = [each.said for each in voices]
+    reported = {name for each in voices for name in each.reported}
+    whole = [each for each in said if "*" in each]
+    if whole:
+        named = {name for each in whole for name, value in each.items() if name != "*" and value >= 0.5}
+        found = dict.fromkeys(options, round(chance, 6)) if chance < 0.5 else {}
+        found |= dict.fromkeys(sorted(named), round(chance, 6))
+    single = [each for each in said if "*" not in each]
+    for name in sorted({name for each in single for name in each}):
+        values = [each[name] for each in single if name in each]
+        found[name] = round(sum(values) / (crowd if name in reported else len(values)), 6)
+    return found
+
+
+def _row(
+    config: Labels, task: Task, text: Text, said: Sequence[Voice], categories: Mapping[str, float], kind: str
+) -> Example:
+    messages, direction = conversation(task, text[1])
+    cluster = task.cluster or digest([each.model_dump(mode="json") for each in task.messages])[:16]
+    kept = split_of(cluster, config.validation, 0, config.seed)
+    tags = {
+        "id": text[0] if text[1] == WHOLE else f"{text[0]}/{text[1]}",
+        "split": "validation" if kept != "train" else "train",
+        "direction": direction,
+        "categories": dict(categories),
+        "cluster": cluster,
+        "source": f"store:{kind}",
+        "licence": str(task.meta.get("licence", "permissive")),
+        "people": kind,
+        "n": len(said),
+        "stream": task.meta.get("stream"),
+    }
+    marks = Counter(json.dumps(mark, sort_keys=True) for each in said for mark in each.spans)
+    if marks:
+        tags["spans"] = [json.loads(mark) | {"share": round(n / len(said), 6)} for mark, n in sorted(marks.items())]
+    return Example(messages=messages, tags=tags)
+
+
 def _harm(
-    given: Sequence[Annotation],
-    said: Sequence[Mapping[str, float]],
-    place: Mapping[str, int],
+    said: Sequence[Voice],
+    place: Mapping[Text, int],
     order: Mapping[str, int],
     prior: float,
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Probability of harm of each text; an `unsure` is half a voice for each side."""
-    things, crowd, voices, weights = [], [], [], []
-    for each, voice in zip(given, said, strict=True):
-        if "*" not in voice:
+    things, crowd, sides, weights = [], [], [], []
+    for each in said:
+        if "*" not in each.said:
             continue
-        for side, weight in ((1, voice["*"]), (0, 1 - voice["*"])):
+        for side, weight in ((1, each.said["*"]), (0, 1 - each.said["*"])):
             if weight > 0:
-                things.append(place[each.task])
-                crowd.append(order[each.pseudonym])
-                voices.append(side)
+                things.append(place[each.text])
+                crowd.append(order[each.person])
+                sides.append(side)
                 weights.append(weight)
     if not things:
         return np.zeros(len(place))
@@ -265,7 +278,7 @@ def _harm(
     fitted = consensus.dawid_skene(
         np.array([again[thing] for thing in things]),
         np.array(crowd),
-        np.array(voices),
+        np.array(sides),
         2,
         weights=np.array(weights),
         prior=prior,

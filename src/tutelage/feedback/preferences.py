@@ -17,9 +17,10 @@ from pydantic import Field
 from tutelage.core.config import Config
 from tutelage.core.errors import DataError, Waiting
 from tutelage.core.price import Cost, Machine
-from tutelage.core.records import Message, Preference, read_jsonl, write_jsonl
+from tutelage.core.records import Example, Message, Preference, digest, read_jsonl, write_jsonl
 from tutelage.core.stage import Context, Input, Inputs, stage
-from tutelage.feedback import consensus, votes
+from tutelage.feedback import quality as judging
+from tutelage.feedback import rankings, rewrites, votes
 from tutelage.feedback.figures import LEFT, RIGHT, TIE, Read, stated_agreement, stated_people
 from tutelage.store import answers, tasks
 from tutelage.store.answers import Annotation
@@ -42,6 +43,8 @@ class Preferences(Config):
 
     people: Literal["", "live", "simulated", "replayed"] = ""
     """Whose answers; empty takes the collection's. They are never mixed."""
+    projects: tuple[str, ...] = ()
+    """Labelling efforts of the store to read beside the collection's own: pairs, rankings, rewrites made elsewhere."""
     needs: Needs = Needs()
     """What must be there; until then the run ends with code 3 and says where to answer."""
     aggregate: Literal["consensus", "person"] = "consensus"
@@ -64,7 +67,7 @@ def _summary(inputs: Inputs) -> dict[str, Any]:
 
 
 def _scopes(config: Preferences, inputs: Inputs) -> Sequence[str]:
-    return [str(name) for name in _summary(inputs)["projects"]]
+    return [*map(str, _summary(inputs)["projects"]), *config.projects]
 
 
 def preferences_cost(config: Preferences, inputs: Mapping[str, Mapping[str, float]], machine: Machine) -> Cost:
@@ -84,6 +87,7 @@ def preferences_cost(config: Preferences, inputs: Mapping[str, Mapping[str, floa
 
 @stage(
     makes="preferences",
+    version=2,
     config=Preferences,
     inputs={
         "collection": Input(kind="collection", default="collect"),
@@ -95,27 +99,34 @@ def preferences_cost(config: Preferences, inputs: Mapping[str, Mapping[str, floa
     cost=preferences_cost,
 )
 def preferences(config: Preferences, inputs: Inputs, out: Path, context: Context) -> dict[str, Any]:
-    """Join rankings and scores; writes `preferences.jsonl`, `agreement.json` and `people.json`."""
+    """Join rankings, scores and rewrites.
+
+    Writes `preferences.jsonl`, `agreement.json`, `people.json`, and what people wrote as dialogues: those of the
+    training split in `demonstrations.jsonl`, the others in `demonstrations.held-out.jsonl`.
+    """
     summary = _summary(inputs)
     kind = config.people or str(summary["people"])
-    words = _read(config, inputs, summary, kind, context)
-    context.used(each.id for each in words.given)
+    words, wrote, shown = _read(config, inputs, summary, kind, context)
+    context.used(each.id for each in [*words.given, *wrote])
     context.simulated = kind == "simulated"
     texts = {id: task.candidates for id, task in words.tasks.items()}
     table = votes.table(words.given, texts, words.people)
-    quality = consensus.judge_people(table.votes) if len(table.votes) else []
+    quality = judging.judge_people(table.votes) if len(table.votes) else []
     trust = np.ones(len(words.people))
     for each in quality:
         trust[each.person] = each.weight
     pairs = votes.likely(table, trust, {id: task.project for id, task in words.tasks.items()}, config.prior)
     by_person = config.aggregate == "person"
     rows = _by_person(config, words, trust, kind) if by_person else _by_task(config, words, table, pairs, trust, kind)
+    heard = {name: float(trust[place]) for place, name in enumerate(words.people)}
+    written, demonstrations = rewrites.joined(wrote, shown, lambda task: _tags(config, task, kind), heard)
+    _write_demonstrations(out, demonstrations)
     unnamed = _unnamed(inputs) if config.unnamed and inputs.corpus is not None else []
     unheard = _unheard(quality)
     if unheard and unnamed:
         context.say.note(f"{unheard}: only comparisons without named people are left")
-    _check(rows + unnamed, out, unheard)
-    write_jsonl(out / "preferences.jsonl", rows + unnamed)
+    _check(rows + written + unnamed, out, unheard)
+    write_jsonl(out / "preferences.jsonl", rows + written + unnamed)
     stated = stated_agreement(words, table, pairs, quality, kind, config.seed)
     (out / "agreement.json").write_text(json.dumps(stated, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     found = stated_people(words, quality, summary.get("planted"))
@@ -125,7 +136,9 @@ def preferences(config: Preferences, inputs: Inputs, out: Path, context: Context
         "answers": len(words.given),
         "tasks": len(words.tasks),
         "persons": len(words.people),
-        "rows": dict(sorted(Counter(str(each.tags["split"]) for each in rows).items())),
+        "rows": dict(sorted(Counter(str(each.tags["split"]) for each in rows + written).items())),
+        "rewrites": len(written),
+        "demonstrations": len(demonstrations),
         "unheard": 0 if by_person else len(words.tasks) - len(rows),
         "unnamed": len(unnamed),
         "ceiling": stated["ceiling"],
@@ -138,21 +151,29 @@ def preferences(config: Preferences, inputs: Inputs, out: Path, context: Context
 # reading
 
 
-def _read(config: Preferences, inputs: Inputs, summary: Mapping[str, Any], kind: str, context: Context) -> Read:
+def _read(
+    config: Preferences, inputs: Inputs, summary: Mapping[str, Any], kind: str, context: Context
+) -> tuple[Read, list[Annotation], Mapping[str, Task]]:
+    """What was compared; what was written; and the tasks of the latter as people saw them."""
     asked = [
         json.loads(line) for line in inputs.collection.file("tasks.jsonl").read_text(encoding="utf-8").splitlines()
     ]
-    wanted = {str(row["task"]) for row in asked}
+    order = {str(row["task"]): at for at, row in enumerate(asked)}
     given: list[Annotation] = []
     for project in summary["projects"]:
-        given += [each for each in answers.read(context.store, project, people=kind) if each.task in wanted]
+        given += [each for each in answers.read(context.store, project, people=kind) if each.task in order]
     _wait(config.needs, summary, given, kind)
-    given.sort(key=lambda each: (each.task, each.pseudonym))
+    for project in config.projects:
+        given += answers.read(context.store, tasks.get_project(context.store, project).name, people=kind)
+    given = list({each.id: each for each in sorted(given, key=lambda each: (each.task, each.pseudonym))}.values())
     known = tasks.load(context.store, sorted({each.task for each in given}))
     erased = {id for id, task in known.items() if not task.messages or not all(task.candidates)}
     given = [each for each in given if each.task not in erased]
-    order = {str(row["task"]): at for at, row in enumerate(asked)}
-    known = {id: known[id] for id in sorted(known, key=order.__getitem__) if id not in erased}
+    wrote = [each for each in given if rewrites.written(each)]
+    shown = tasks.load(context.store, sorted({each.task for each in wrote}), masked=True)
+    given = [each for each in given if each.tiers or each.unrankable or each.scores()]
+    compared = {each.task for each in given}
+    known = {id: known[id] for id in sorted(compared, key=lambda id: (order.get(id, len(order)), id))}
     forms = tasks.forms(context.store, sorted({task.form for task in known.values()}))
     scales = {
         (form, str(question["key"])): (float(question["scale"][0]), float(question["scale"][1]))
@@ -160,7 +181,14 @@ def _read(config: Preferences, inputs: Inputs, summary: Mapping[str, Any], kind:
         for question in questions
         if question["per_candidate"]
     }
-    return Read(given, known, tuple(sorted({each.pseudonym for each in given})), scales)
+    strengths = {
+        form: (str(question["key"]), len(question["choices"]))
+        for form, (_, questions, _) in forms.items()
+        for question in questions
+        if question["kind"] == "strength"
+    }
+    people = tuple(sorted({each.pseudonym for each in given}))
+    return Read(given, known, people, scales, strengths=strengths), wrote, shown
 
 
 def _wait(needs: Needs, summary: Mapping[str, Any], given: Sequence[Annotation], kind: str) -> None:
@@ -206,6 +234,9 @@ def _by_task(
         certain = [abs(float(better[one, other] - better[other, one])) for one, other in heard if one < other]
         given = by_task[id]
         scores, criteria = _scores(words, given, size, trust, strictness)
+        rejected = _rejected(words, given, trust)
+        if not scores and rejected >= 0.5:
+            scores = (0.0,) * size  # no order says that all are bad; the lowest score does
         if not heard and not scores:
             continue  # nobody reliable said anything of it: whatever stood here would be invented
         bad = [each for each in given if each.value("all_bad")]
@@ -214,6 +245,9 @@ def _by_task(
             "probabilities": chances,
             "all_bad": len(bad) / len(given),
         }
+        strength = _strength(words, given, trust)
+        if strength is not None:
+            tags["strength"] = round(strength, 6)
         if criteria:
             tags["criteria"] = criteria
         flags = _flags(given)
@@ -223,9 +257,9 @@ def _by_task(
             Preference(
                 prompt=task.messages,
                 candidates=tuple(Message(role="assistant", content=text) for text in task.candidates),
-                tiers=consensus.order(better, tied),
+                tiers=rankings.order(better, tied),
                 scores=scores,
-                weight=round(max(0.05, float(np.mean(certain))), 6) if certain else 1.0,
+                weight=round(max(0.05, float(np.mean(certain)) * (strength or 1.0)), 6) if certain else 1.0,
                 rows=tuple(sorted(each.id for each in given)),
                 tags=tags,
             )
@@ -245,14 +279,19 @@ def _by_person(config: Preferences, words: Read, trust: Floats, kind: str) -> li
         levels = sorted({float(rank) for rank in ranked if not np.isnan(rank)})
         tiers = tuple(tuple(int(no) for no in np.flatnonzero(ranked == level)) for level in levels)
         scores, criteria = _scores(words, [each], size, np.ones(len(words.people)), {})
+        if not scores and each.value("all_bad"):
+            scores = (0.0,) * size
         tags = _tags(config, task, kind) | {"person": each.pseudonym, "n": 1}
+        strength = _strength(words, [each], np.ones(len(words.people)))
+        if strength is not None:
+            tags["strength"] = round(strength, 6)
         rows.append(
             Preference(
                 prompt=task.messages,
                 candidates=tuple(Message(role="assistant", content=text) for text in task.candidates),
                 tiers=tiers,
                 scores=scores,
-                weight=round(weight, 6),
+                weight=round(weight * (strength or 1.0), 6),
                 rows=(each.id,),
                 tags=tags | ({"criteria": criteria} if criteria else {}),
             )
@@ -260,12 +299,39 @@ def _by_person(config: Preferences, words: Read, trust: Floats, kind: str) -> li
     return rows
 
 
+def _rejected(words: Read, given: Sequence[Annotation], trust: Floats) -> float:
+    """The trusted people's share who found none of the candidates acceptable."""
+    place = {name: at for at, name in enumerate(words.people)}
+    weights = [float(trust[place[each.pseudonym]]) for each in given]
+    bad = sum(weight for each, weight in zip(given, weights, strict=True) if each.value("all_bad"))
+    return bad / total if (total := sum(weights)) > 0 else 0.0
+
+
+def _strength(words: Read, given: Sequence[Annotation], trust: Floats) -> float | None:
+    """How much better the better one of a pair is, from above 0 to 1; None where nobody said."""
+    place = {name: at for at, name in enumerate(words.people)}
+    said = []
+    for each in given:
+        key, steps = words.strengths.get(each.form, ("", 0))
+        step, weight = each.value(key) if key else None, float(trust[place[each.pseudonym]])
+        if step is not None and weight > 0:
+            said.append((float(step) / steps, weight))
+    total = sum(weight for _, weight in said)
+    return sum(step * weight for step, weight in said) / total if said else None
+
+
+def _write_demonstrations(out: Path, rows: Sequence[Example]) -> None:
+    for name, train in (("demonstrations.jsonl", True), ("demonstrations.held-out.jsonl", False)):
+        write_jsonl(out / name, [each for each in rows if (each.tags["split"] == "train") == train])
+
+
 def _tags(config: Preferences, task: Task, kind: str) -> dict[str, Any]:
+    cluster = task.cluster or digest([each.model_dump(mode="json") for each in task.messages])[:16]
     return {
         "id": task.id,
-        "split": task.meta.get("split") or split_of(task.cluster, config.validation, config.test, config.seed),
+        "split": task.meta.get("split") or split_of(cluster, config.validation, config.test, config.seed),
         "people": kind,
-        "cluster": task.cluster,
+        "cluster": cluster,
         "kind": task.kind,
         "producers": list(task.producers),
         "source": task.meta.get("source", ""),
@@ -350,7 +416,7 @@ def _unnamed(inputs: Inputs) -> list[Preference]:
     return rows
 
 
-def _unheard(quality: Sequence[consensus.Quality]) -> str:
+def _unheard(quality: Sequence[judging.Quality]) -> str:
     """Why nobody's answers count; empty where somebody's do.
 
     Whoever made too few choices beside others is trusted as those are on average who made enough: where all of these

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from tutelage.core.records import Message, Preference
+from tutelage.core.records import Example, Message, Preference
 from tutelage.feedback.assign import seeded
 from tutelage.feedback.wire import Item, Question
 
@@ -16,7 +16,8 @@ SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
 
 @dataclass(frozen=True)
 class Recorded:
-    """One comparison with what each recorded person said of it, candidates in a fresh order."""
+    """One comparison, its candidates in a fresh order, or one labelled text, with what each recorded person said of
+    it."""
 
     key: str
     source: str
@@ -26,22 +27,22 @@ class Recorded:
     said: Mapping[str, Mapping[str, Any]]
     """Person -> fields of an Answer."""
     tags: Mapping[str, Any]
-    scale: tuple[float, float]
-    criterion: str
+    questions: tuple[Question, ...] = ()
+    """What it was scored or labelled on."""
 
 
-def choose(rows: Iterable[Preference], wanted: int, sources: Sequence[str], seed: int) -> list[Recorded]:
-    """Up to `wanted` comparisons with named people: the sources in turn, the splits in their shares, seeded."""
-    groups: dict[str, dict[str, list[Preference]]] = {}
+def choose(rows: Iterable[Preference | Example], wanted: int, sources: Sequence[str], seed: int) -> list[Recorded]:
+    """Up to `wanted` comparisons and texts with named people: sources in turn, splits in their shares, seeded."""
+    groups: dict[str, dict[str, list[Preference | Example]]] = {}
     for row in rows:
         source = str(row.tags.get("source", ""))
         if row.tags.get("people") and (not sources or source in sources):
             groups.setdefault(source, {}).setdefault(str(row.tags.get("split", "train")), []).append(row)
-    chosen: list[Preference] = []
+    chosen: list[Preference | Example] = []
     left = wanted
     for at, source in enumerate(sorted(groups, key=lambda name: (sum(map(len, groups[name].values())), name))):
         quota = left // (len(groups) - at)  # the smallest first: what it cannot fill goes to the others
-        taken: list[Preference] = []
+        taken: list[Preference | Example] = []
         for split, share in SHARES.items():
             some = sorted(groups[source].get(split, ()), key=lambda row: str(row.tags.get("id")))
             seeded("replay", seed, source, split).shuffle(some)
@@ -49,7 +50,7 @@ def choose(rows: Iterable[Preference], wanted: int, sources: Sequence[str], seed
         taken = taken[:quota]
         chosen += taken
         left -= len(taken)
-    return [_recorded(row, seed) for row in chosen]
+    return [_recorded(row, seed) if isinstance(row, Preference) else _labelled(row) for row in chosen]
 
 
 def _recorded(row: Preference, seed: int) -> Recorded:
@@ -82,18 +83,41 @@ def _recorded(row: Preference, seed: int) -> Recorded:
         candidates=tuple(row.candidates[old].content for old in order),
         said=said,
         tags=tags,
-        scale=(float(scale[0]), float(scale[1])),
-        criterion=criterion,
+        questions=(Question(key=criterion, per_candidate=True, scale=(float(scale[0]), float(scale[1]))),)
+        if "scoring" in kind
+        else (),
+    )
+
+
+def _labelled(row: Example) -> Recorded:
+    """A text that people labelled: a number on a scale, or yes and no (0 to 1), for each category."""
+    said: dict[str, dict[str, Any]] = {}
+    asked: dict[str, Question] = {}
+    for each in row.tags["people"]:
+        name, (low, high) = str(each["category"]), each.get("scale") or (0, 1)
+        said.setdefault(str(each["person"]), {"values": {}})["values"][name] = float(each["value"])
+        kind: Literal["boolean", "scale"] = "boolean" if (low, high) == (0, 1) else "scale"
+        asked[name] = Question(key=name, kind=kind, scale=(float(low), float(high)), required=False)
+    return Recorded(
+        key=f"{row.tags.get('source')}/{row.tags.get('id')}",
+        source=str(row.tags.get("source")),
+        kind="tag",
+        prompt=row.messages,
+        candidates=(),
+        said=said,
+        tags={name: value for name, value in row.tags.items() if name != "people"},
+        questions=tuple(asked[name] for name in sorted(asked)),
     )
 
 
 def questions(rows: Sequence[Recorded]) -> tuple[Question, ...]:
-    """The form of a source: the criterion it was scored on, if it was scored."""
-    scored = [each for each in rows if "scoring" in each.kind]
-    if not scored:
-        return ()
-    low, high = min(each.scale[0] for each in scored), max(each.scale[1] for each in scored)
-    return (Question(key=scored[0].criterion, per_candidate=True, scale=(low, high)),)
+    """The form of a source: everything it was scored or labelled on, each on the widest scale that occurred."""
+    found: dict[str, Question] = {}
+    for each in (question for row in rows for question in row.questions):
+        known = found.get(each.key, each)
+        scale = (min(known.scale[0], each.scale[0]), max(known.scale[1], each.scale[1]))
+        found[each.key] = known.model_copy(update={"scale": scale})
+    return tuple(found[key] for key in sorted(found))
 
 
 def respond(said: Mapping[str, Mapping[str, Any]]) -> Any:

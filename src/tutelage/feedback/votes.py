@@ -9,11 +9,31 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tutelage.feedback.consensus import Votes, dawid_skene
+from tutelage.feedback.consensus import Codes, dawid_skene
 from tutelage.store.answers import Annotation
 
 Floats = NDArray[np.float64]
 PairKey = tuple[str, int, int]
+
+
+@dataclass(frozen=True)
+class Votes:
+    """Choices between two answers, one row for each person and pair: `choice` +1 left, -1 right, 0 tie.
+
+    `longer` is +1 where the left answer is the longer one, `earlier` +1 where the left one was shown first (-1 the
+    other way, 0 when equal or not known). `pairs` and `tasks` number the pairs and their tasks.
+    """
+
+    people: Codes
+    pairs: Codes
+    tasks: Codes
+    choice: Codes
+    longer: Codes
+    earlier: Codes
+    names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.choice)
 
 
 @dataclass(frozen=True)
@@ -129,8 +149,8 @@ def rank_tables(answers: Sequence[Annotation], sizes: Mapping[str, int]) -> list
 
 def score_table(
     answers: Sequence[Annotation], sizes: Mapping[str, int], people: Sequence[str], criterion: str
-) -> Floats:
-    """Scores [people, task x candidate] on one criterion, NaN where nobody scored."""
+) -> tuple[Floats, list[str]]:
+    """Scores [people, task x candidate] on one criterion, NaN where nobody scored, and the task of each column."""
     order = {name: at for at, name in enumerate(people)}
     scored = [each for each in answers if criterion in each.scores()]
     start: dict[str, int] = {}
@@ -142,7 +162,7 @@ def score_table(
     for each in scored:
         for candidate, score in each.scores()[criterion].items():
             found[order[each.pseudonym], start[each.task] + candidate] = score
-    return found
+    return found, [task for task in start for _ in range(sizes[task])]
 
 
 def _sign(value: float) -> int:

@@ -2,16 +2,46 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from tutelage.core.errors import DataError
 from tutelage.core.records import Message
 from tutelage.feedback import assign
+from tutelage.feedback.taxonomy import Taxonomy
 from tutelage.store.answers import WHOLE
+from tutelage.store.people import ROLES
+from tutelage.store.settings import ProjectSettings
 
-Kind = Literal["ranking", "scoring", "ranking+scoring", "pair", "tag", "review", "rewrite"]
-RANKED: tuple[str, ...] = ("ranking", "ranking+scoring", "pair")
+Kind = Literal["ranking", "scoring", "ranking+scoring", "pair", "tag", "review", "rewrite", "dialogue"]
+RANKED: tuple[str, ...] = ("ranking", "ranking+scoring", "pair", "dialogue")
+MOST = 2**31 - 1
+"""The highest whole number that every database keeps."""
+DEEPEST = 40
+"""How deep what is sent may be nested."""
+
+
+def storable(value: Any) -> None:
+    """Refuse, before anything is read further, what parsed JSON may hold and no database keeps the same: half a
+    surrogate pair, NUL, numbers that are no finite ones or that JSON's readers round. Raises DataError."""
+    waiting = [(value, 0)]
+    while waiting:
+        each, depth = waiting.pop()
+        if depth > DEEPEST:
+            raise DataError(f"what is sent is nested more than {DEEPEST} deep")
+        match each:
+            case str() if "\x00" in each or any("\ud800" <= letter <= "\udfff" for letter in each):
+                raise DataError("a text holds NUL or half a surrogate pair, which no database keeps")
+            case int() if abs(each) > 2**53:
+                raise DataError(f"{each} is larger than JSON's readers keep exactly")
+            case float() if not math.isfinite(each):
+                raise DataError("a number is not finite")
+            case dict():
+                waiting += [(inner, depth + 1) for pair in each.items() for inner in pair]
+            case list() | tuple():
+                waiting += [(inner, depth + 1) for inner in each]
 
 
 class Wire(BaseModel):
@@ -20,21 +50,31 @@ class Wire(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 
+PICKED: tuple[str, ...] = ("choice", "choices", "tags")
+"""Kinds of question that are answered by naming some of what there is to choose from."""
+TAKEN: tuple[str, ...] = ("flag", "all_bad", "rewrite", "as_is")
+"""Names of answers that need no question: no question may bear them."""
+
+
 class Question(Wire):
     """One question of a form. The scale's points may carry words (`anchors`)."""
 
     key: str = Field(pattern=r"^[a-z][a-z0-9_:.-]{0,60}$")
-    kind: Literal["scale", "choice", "choices", "boolean", "text"] = "scale"
+    kind: Literal["scale", "choice", "choices", "boolean", "text", "tags", "spans", "strength"] = "scale"
+    """`tags` chooses nodes of the form's taxonomy; `spans` marks characters with them, or with one of `choices`;
+    `strength` says how much better the better one of a pair is, in the words of `choices`, weakest first."""
     prompt: str = ""
     scale: tuple[float, float] = (1, 5)
     anchors: dict[str, str] = Field(default_factory=dict)
+    """Point of the scale -> the word beside it."""
     choices: tuple[str, ...] = ()
     per_candidate: bool = False
     required: bool = True
+    """Of `choices` and `tags`: that none applies must then be said by an empty list."""
 
     @model_validator(mode="after")
     def _sound(self) -> Question:
-        if self.kind in ("choice", "choices") and not self.choices:
+        if self.kind in ("choice", "choices", "strength") and not self.choices:
             raise ValueError(f"question {self.key!r} needs choices")
         if self.kind == "scale" and not self.scale[0] < self.scale[1]:
             raise ValueError(f"question {self.key!r}: the scale must go up, found {self.scale}")
@@ -42,10 +82,11 @@ class Question(Wire):
 
 
 class Form(Wire):
-    """What is asked, and the guideline (Markdown) that stands beside each task."""
+    """What is asked, the guideline (Markdown) that stands beside each task, and the tags there are."""
 
     questions: tuple[Question, ...] = ()
     guideline: str = ""
+    taxonomy: Taxonomy | None = None
 
 
 class NewProject(Wire):
@@ -55,7 +96,39 @@ class NewProject(Wire):
     kind: Kind = "ranking"
     form: Form = Form()
     per_task: int = Field(default=3, ge=1, le=1000)
-    settings: dict[str, Any] = Field(default_factory=dict)
+    settings: ProjectSettings = ProjectSettings()
+
+    @model_validator(mode="after")
+    def _answerable(self) -> NewProject:
+        seen: set[str] = set()
+        for each in self.form.questions:
+            if each.key in seen or each.key in TAKEN:
+                raise ValueError(f"question {each.key!r}: the name is taken")
+            seen.add(each.key)
+            if len(set(each.choices)) < len(each.choices) or not all(words.strip() for words in each.choices):
+                raise ValueError(f"question {each.key!r}: each choice needs words of its own")
+            if each.kind in ("text", "spans", "strength") and each.per_candidate:
+                raise ValueError(f"question {each.key!r}: {each.kind} is asked about the whole task")
+            if each.kind == "tags" and self.form.taxonomy is None:
+                raise ValueError(f"question {each.key!r} needs a taxonomy in the form")
+            if each.kind == "spans" and self.form.taxonomy is None and not each.choices:
+                raise ValueError(f"question {each.key!r} needs choices, or a taxonomy in the form")
+            if each.kind == "strength" and self.kind != "pair":
+                raise ValueError(f"question {each.key!r}: only a pair has a strength")
+        return self
+
+    @field_validator("settings")
+    @classmethod
+    def _roles(cls, settings: ProjectSettings) -> ProjectSettings:
+        if unknown := sorted(set(settings.roles) - set(ROLES)):
+            raise ValueError(f"roles lists who may answer, of {', '.join(ROLES)}; found {unknown[0]!r}")
+        return settings
+
+    @model_validator(mode="after")
+    def _can_speak(self) -> NewProject:
+        if self.kind == "dialogue" and self.settings.dialogue is None:
+            raise ValueError("settings.dialogue names the generators that answer in a dialogue")
+        return self
 
 
 class ProjectView(Wire):
@@ -81,7 +154,7 @@ class NewCandidate(Wire):
     """One thing to be judged, and who made it (which annotators never see)."""
 
     content: str
-    producer: str = ""
+    producer: str = Field(default="", max_length=300)
     meta: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -94,19 +167,22 @@ class NewTask(Wire):
     candidates: tuple[NewCandidate, ...] = ()
     people: tuple[str, ...] | None = None
     required: int | None = Field(default=None, ge=1, le=1000)
-    priority: int = 0
+    priority: int = Field(default=0, ge=-1_000_000, le=1_000_000)
     cluster: str = Field(default="", max_length=120)
     language: str = Field(default="", max_length=20)
     meta: dict[str, Any] = Field(default_factory=dict)
-    decision: str | None = None
-    draw: str | None = None
+    decision: str | None = Field(default=None, max_length=36)
+    draw: str | None = Field(default=None, max_length=36)
 
     @model_validator(mode="after")
     def _sound(self) -> NewTask:
-        if self.kind in RANKED and len(self.candidates) < 2:
-            raise ValueError(f"a task of kind {self.kind} needs at least two candidates")
+        least = 1 if self.kind == "dialogue" else 2  # of two answers one may not have come
+        if self.kind in RANKED and len(self.candidates) < least:
+            raise ValueError(f"a task of kind {self.kind} needs at least {'two' if least == 2 else 'one'} candidates")
         if self.kind == "pair" and len(self.candidates) != 2:
             raise ValueError("a pair has two candidates")
+        if self.kind == "scoring" and not self.candidates:
+            raise ValueError("a task of kind scoring needs a candidate")
         return self
 
 
@@ -153,6 +229,9 @@ class Item(Wire):
     lease_until: int
     draft: dict[str, Any] | None = None
     language: str = ""
+    taxonomy: Taxonomy | None = None
+    taxonomy_version: int = 0
+    """0 where the form has none."""
 
 
 class Claimed(Wire):
@@ -163,12 +242,15 @@ class Claimed(Wire):
 
 
 class MarkedSpan(Wire):
-    """A label on characters `start` to `end` of a field ("prompt" or "candidate")."""
+    """A label on characters `start` to `end` (exclusive; Unicode code points) of a text as it was shown.
 
-    field: str = "candidate"
-    candidate: int = WHOLE
-    start: int = Field(ge=0)
-    end: int = Field(ge=0)
+    `field` is `candidate`, `prompt` (its last message) or `prompt:N` (message N of the prompt, from 0).
+    """
+
+    field: str = Field(default="candidate", pattern=r"^(candidate|prompt(:\d{1,4})?)$")
+    candidate: int = Field(default=WHOLE, ge=WHOLE, le=MOST)
+    start: int = Field(ge=0, le=MOST)
+    end: int = Field(ge=0, le=MOST)
     label: str = Field(min_length=1, max_length=120)
 
 
@@ -178,7 +260,9 @@ class Answer(Wire):
     slot: str
     epoch: int
     key: str = Field(min_length=8, max_length=120)
-    status: Literal["submitted", "skipped", "flagged"] = "submitted"
+    status: Literal["submitted", "skipped", "flagged", "withdrawn"] = "submitted"
+    """`withdrawn` takes one's own answer back (it stays on record): the place is one's own again, to be answered anew
+    or given back."""
     reason: str = Field(default="", max_length=500)
     tiers: tuple[tuple[int, ...], ...] | None = None
     """Candidate numbers, best tier first; candidates of one tier are tied."""
@@ -187,11 +271,19 @@ class Answer(Wire):
     scores: dict[str, dict[int, float]] = Field(default_factory=dict)
     """Question -> candidate number -> score."""
     values: dict[str, Any] = Field(default_factory=dict)
-    """Question -> answer about the whole task: a number, a choice, a list of choices, or a text."""
+    """Question -> answer about the whole task: a number, a choice, a list of choices or of tags, or a text."""
+    picks: dict[str, dict[int, list[str]]] = Field(default_factory=dict)
+    """Question -> candidate number -> what was chosen for it: choices or tags."""
     flags: dict[int, list[str]] = Field(default_factory=dict)
-    spans: tuple[MarkedSpan, ...] = ()
+    """Candidate number -> what is wrong with it: tags where the form has a taxonomy, else short words."""
+    spans: tuple[MarkedSpan, ...] = Field(default=(), max_length=1000)
     rewrite: str | None = None
-    active_ms: int = Field(default=0, ge=0)
+    """A better text than candidate `rewritten`, or an answer to a prompt that has none."""
+    rewritten: int | None = None
+    """The candidate that was rewritten or left as it is; needed where there are several."""
+    as_is: bool = False
+    """The candidate needs no rewriting: it is a good answer as it stands."""
+    active_ms: int = Field(default=0, ge=0, le=MOST)
 
 
 class Answers(Wire):
@@ -230,6 +322,36 @@ class Kept(Wire):
     ok: bool
 
 
+class Held(Wire):
+    """Which holding of a slot is meant."""
+
+    epoch: int = Field(default=0, le=MOST)
+
+
+class Which(Wire):
+    """Of which project (empty: of all), and how many at most."""
+
+    project: str = ""
+    limit: int = Field(default=50, ge=1, le=500)
+
+
+class Problem(Wire):
+    """Why a request was not answered."""
+
+    error: str
+    """Its kind: DataError, NotFound, Forbidden, Busy ..."""
+    message: str
+    """What was found, in a sentence."""
+    key: str | None = None
+    """The key of the request that is meant."""
+    row: int | None = None
+    file: str | None = None
+    todo: str | None = None
+    """What to do next."""
+    exit_code: int = 1
+    """Of the command that would have met this."""
+
+
 class ByPerson(Wire):
     """How much one person has answered."""
 
@@ -239,7 +361,11 @@ class ByPerson(Wire):
 
 
 class Progress(Wire):
-    """Where a project stands. `hours_left` is None until the rate can be told."""
+    """Where a project stands. `hours_left` is None until the rate can be told.
+
+    Where gold tasks are given, people who do not lead see their own number exactly and all others in tens, or a
+    number that stands still would tell them which task was gold.
+    """
 
     project: str
     tasks: int
@@ -258,3 +384,111 @@ class History(Wire):
     """One's own answers, newest first."""
 
     answers: list[dict[str, Any]]
+
+
+class Settings(Wire):
+    """Settings of a project to be changed; what is not named stays."""
+
+    settings: dict[str, Any]
+
+
+class Expected(Wire):
+    """The answer that a gold task should get, in the words of an answer. Texts are not compared."""
+
+    tiers: tuple[tuple[int, ...], ...] | None = None
+    unrankable: tuple[int, ...] = ()
+    all_bad: bool = False
+    scores: dict[str, dict[int, float]] = Field(default_factory=dict)
+    values: dict[str, Any] = Field(default_factory=dict)
+    flags: dict[int, list[str]] = Field(default_factory=dict)
+    spans: tuple[MarkedSpan, ...] = ()
+    rewrite: str | None = None
+
+
+class NewGold(Wire):
+    """A task to be given blind, now and then, to see whether people answer it as expected."""
+
+    task: str
+    answer: Expected | None = None
+    """None: what was adjudicated."""
+    rationale: str = Field(min_length=1, max_length=5000)
+    """Why this is the right answer, for whoever talks it over with somebody who was wrong."""
+    tolerance: float = Field(default=0.0, ge=0)
+    """How far a number may be off."""
+    enough: float = Field(default=0.8, gt=0, le=1)
+    """Share of what is expected from which an answer is right: of the pairs of a ranking, say."""
+    reserve: bool = False
+    """The task is for this alone: its open places are closed."""
+
+
+class GoldView(Wire):
+    """A gold task and how it went."""
+
+    task: str
+    expected: dict[str, Any]
+    rationale: str
+    retired: bool
+    shown: int
+    answered: int
+    right: int
+
+
+class StandingView(Wire):
+    """How one person did on gold tasks since a lead last looked. For a talk, never for pay."""
+
+    person: str
+    right: int
+    n: int
+    probability: float
+    """Posterior probability that they are right more rarely than the project's threshold."""
+    paused: bool
+
+
+class GoldViews(Wire):
+    """The gold tasks of a project, and the people who answered them."""
+
+    tasks: list[GoldView]
+    people: list[StandingView]
+
+
+class Qualifications(Wire):
+    """What one person has shown to be able to judge."""
+
+    person: str
+    names: list[str]
+
+
+class NewTurn(Wire):
+    """What somebody says in a dialogue. `key` makes sending it twice harmless."""
+
+    message: str = Field(min_length=1, max_length=20_000)
+    key: str = Field(min_length=8, max_length=120)
+    dialogue: str = Field(default="", max_length=120)
+    """Empty goes on with one's newest that has not ended, or begins one."""
+
+
+class EndDialogue(Wire):
+    """Which dialogue; empty is one's newest that has not ended."""
+
+    dialogue: str = Field(default="", max_length=120)
+
+
+class WhichDialogue(Wire):
+    """The dialogue to look at."""
+
+    dialogue: str = Field(default="", max_length=120)
+    """Empty is one's newest that has not ended."""
+
+
+class DialogueView(Wire):
+    """Where a dialogue stands. `item` holds the answers that wait for one's word, to be given like that on any task."""
+
+    dialogue: str
+    project: str
+    messages: tuple[Message, ...]
+    item: Item | None = None
+    turns: int
+    ended: bool = False
+    notes: list[str] = Field(default_factory=list)
+    problem: str = ""
+    """Why there is no answer: the message was not stored and can be sent again."""

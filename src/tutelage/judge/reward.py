@@ -37,10 +37,10 @@ from tutelage.train.batch import ItemSteps, Judged, PreferenceBatch, any_tie, la
 from tutelage.train.calibrate import training_cost
 from tutelage.train.loop import fit, keep_logs
 from tutelage.train.objectives import Rewards, pairs_of
-from tutelage.train.training import Training, settled
+from tutelage.train.training import Scalable, settled
 
 
-class Reward(Training):
+class Reward(Scalable):
     """How the reward model learns."""
 
     batch: int = Field(default=16, ge=1)
@@ -127,6 +127,7 @@ class Panel(nn.Module):
         super().__init__()
         self.reward = reward
         self.offsets = nn.Parameter(torch.zeros(people)) if people else None
+        self.bf16 = reward.decoder.bf16  # what the optimizer asks
 
     def forward(
         self, ids: Tensor, *, lengths: Sequence[int] | None = None, answered: Sequence[int] | None = None
@@ -177,7 +178,7 @@ def reward(config: Reward, inputs: Inputs, out: Path, context: Context) -> dict[
     """Learn what people prefer; writes Hugging Face files with a scalar head and `calibration.json`."""
     device = config.prepare()
     tokenizer = load(inputs.model.path)
-    decoder = config.learner(load_decoder(inputs.model.path).to(device))
+    decoder = config.computing(config.learner(load_decoder(inputs.model.path).to(device)))
     source = inputs.preferences.file("preferences.jsonl")
     longest = decoder.config.max_position_embeddings
     splits, dropped = read_rows(read_jsonl(source, Preference), tokenizer, longest)

@@ -197,26 +197,45 @@ def findings(attempts: Iterable[tuple[str, bool, Attempt]], goals: Mapping[str, 
     confirms them before they train anything; equal conversations are kept once."""
     found: dict[str, Example] = {}
     for target, guarded, attempt in attempts:
-        if attempt.outcome != "harmful":
-            continue
-        goal = goals[attempt.goal]
-        category = category_of(goal)
-        for direction, messages in (("input", attempt.messages[:-1]), ("output", attempt.messages)):
-            name = digest([direction, [each.model_dump(mode="json") for each in messages]])[:16]
-            tags: dict[str, Any] = {
-                "id": name,
-                "split": "train",
-                "direction": direction,
-                "categories": {category: 1.0} if category else {},
-                "cluster": str(goal.tags.get("cluster") or item_id(goal)),
-                "source": "redteam",
-                "licence": str(goal.tags.get("licence", "not-stated")),
-                "attack": attempt.family,
-                "rule": aim_of(goal),
-                "goal": attempt.goal,
-                "secrets": list(goal.tags.get("secrets") or ()),
-                "target": target,
-                "guarded": guarded,
-            }
-            found.setdefault(name, Example(messages=messages, tags=tags))
+        if attempt.outcome == "harmful":
+            for direction in ("input", "output"):
+                row = _conversation(target, guarded, attempt, goals[attempt.goal], direction)
+                found.setdefault(str(row.tags["id"]), row)
     return [found[name] for name in sorted(found)]
+
+
+def near(
+    attempts: Iterable[tuple[str, bool, Attempt]], goals: Mapping[str, Example], least: float = 0.25
+) -> list[Example]:
+    """Requests that came near: answered, not judged harmful, and yet the judge's highest score is at least `least`
+    (half of what counts as harmful). No label, for nobody has said what they are: prompts to ask people about."""
+    found: dict[str, Example] = {}
+    for target, guarded, attempt in attempts:
+        answered = attempt.outcome in ("harmless", "incoherent", "refused")
+        if answered and max(attempt.scores.values(), default=0.0) >= least:
+            row = _conversation(target, guarded, attempt, goals[attempt.goal], "input")
+            tags = {**row.tags, "categories": {}, "category": category_of(goals[attempt.goal]) or ""}
+            found.setdefault(str(row.tags["id"]), row.model_copy(update={"tags": tags}))
+    return [found[name] for name in sorted(found)]
+
+
+def _conversation(target: str, guarded: bool, attempt: Attempt, goal: Example, direction: str) -> Example:
+    """One side of an attempt, named by its words."""
+    messages = attempt.messages[:-1] if direction == "input" else attempt.messages
+    category = category_of(goal)
+    tags: dict[str, Any] = {
+        "id": digest([direction, [each.model_dump(mode="json") for each in messages]])[:16],
+        "split": "train",
+        "direction": direction,
+        "categories": {category: 1.0} if category else {},
+        "cluster": str(goal.tags.get("cluster") or item_id(goal)),
+        "source": "redteam",
+        "licence": str(goal.tags.get("licence", "not-stated")),
+        "attack": attempt.family,
+        "rule": aim_of(goal),
+        "goal": attempt.goal,
+        "secrets": list(goal.tags.get("secrets") or ()),
+        "target": target,
+        "guarded": guarded,
+    }
+    return Example(messages=messages, tags=tags)

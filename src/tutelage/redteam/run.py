@@ -140,11 +140,11 @@ class _Run:
             help="A model that was taught to answer and never to refuse: a rule it keeps itself is not tested.",
         ),
     },
-    version=3,
+    version=4,
     cost=_cost,
 )
 def redteam(config: Redteam, inputs: Inputs, out: Path, context: Context) -> dict[str, Any]:
-    """Attack and audit every target; write results.jsonl, findings.jsonl, bias.json and summary.json."""
+    """Attack and audit every target; write results.jsonl, findings.jsonl, near.jsonl, bias.json, summary.json."""
     corpus: Artifact = inputs.corpus
     items = list(read_jsonl(corpus.file("items.jsonl"), Example))
     goals = plain(items, config.goals, config.seed)
@@ -204,9 +204,11 @@ def redteam(config: Redteam, inputs: Inputs, out: Path, context: Context) -> dic
         "privacy": exposures,
         "queries": config.queries,
     }
-    found = report.findings(run.attempts, {item_id(item): item for item in items})
+    known = {item_id(item): item for item in items}
+    found = report.findings(run.attempts, known)
     write_jsonl(out / "results.jsonl", [*run.results, *probed])
     write_jsonl(out / "findings.jsonl", found)
+    write_jsonl(out / "near.jsonl", report.near(run.attempts, known))
     for file, content in (("bias.json", audit), ("summary.json", summary)):
         (out / file).write_text(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False), encoding="utf-8")
     return headline(summary, audit, len(found))

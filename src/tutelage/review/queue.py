@@ -259,11 +259,13 @@ class Reveal(Record):
 
 def reveal(store: Reader, person: str, slot: str) -> Reveal | None:
     """What was decided, told only to who has answered this slot; None when there is nothing to tell."""
-    mine = [each for each in answers.read(store, person=person) if each.slot == slot]
+    mine = answers.read(store, person=person, slot=slot, own=True)
     if not mine:
         return None
     task = tasks.load(store, [mine[-1].task])[mine[-1].task]
-    row = next(iter(traffic.decisions(store, ids=[task.decision], shadow=None)), None) if task.decision else None
+    if task.kind != "review" or not task.decision:  # answers to a request are judged without a word of the guards
+        return None
+    row = next(iter(traffic.decisions(store, ids=[task.decision], shadow=None)), None)
     if row is None:
         return None
     strictest: Action = "allow"

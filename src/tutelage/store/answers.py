@@ -9,11 +9,13 @@ from typing import Any, Literal
 import sqlalchemy as sql
 
 from tutelage.core.records import digest
-from tutelage.store import ledger, schema, tasks, texts
+from tutelage.store import gold, ledger, schema, tasks, texts, webhooks
 from tutelage.store.engine import Reader, Store, derived_id, next_numbers, now
 
 WHOLE = -1
 """The candidate number of an answer about the whole task."""
+
+PASSED = ("skipped", "flagged")
 
 EXTRA_SLOTS = 3
 """A task that was skipped or flagged this many times more than it wants people waits for a lead (state `stuck`)."""
@@ -47,6 +49,8 @@ class NewAnnotation:
     """(field, candidate, start, end, label)."""
     suggestion_seen: bool = False
     active_ms: int = 0
+    lease_ms: int = 0
+    """How long the place stays one's own after an answer was withdrawn."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class Receipt:
     slot: str
     annotation: str
     status: Literal["stored", "repeated", "stale"]
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,9 @@ def submit(store: Store, person: str, people: str, new: Sequence[NewAnnotation])
     """Store answers in one transaction; when this returns they are on disk.
 
     A key that was seen before gives `repeated`. A slot that another person holds by now, or whose epoch has moved
-    on, gives `stale` and nothing is stored for it. A second answer to one's own finished slot is a revision.
+    on, gives `stale` and nothing is stored for it. A second answer to one's own finished slot is a revision. A slot
+    whose answer is withdrawn, or that is answered after it was skipped, is one's own again, unless the person who was
+    to be asked instead has begun: a task never gets more answers than it wants.
     """
     receipts: dict[int, Receipt] = {}
     with store.write() as connection:
@@ -111,20 +118,62 @@ def submit(store: Store, person: str, people: str, new: Sequence[NewAnnotation])
         rows = _slots(connection, [each.slot for each in new])
         fresh: list[tuple[int, NewAnnotation, Any]] = []
         keys: set[str] = set()
+        moved: set[str] = set()
         for at, each in enumerate(new):
             row = rows.get(each.slot)
             if each.key in known:
                 receipts[at] = Receipt(each.slot, known[each.key], "repeated")
             elif each.key in keys:
                 receipts[at] = Receipt(each.slot, _annotation_id(each.key), "repeated")
-            elif row is None or row.person_id != person or row.lease_epoch != each.epoch or row.state == "void":
+            elif (
+                row is None
+                or row.person_id != person
+                or row.lease_epoch != each.epoch
+                or row.state == "void"
+                or each.slot in moved
+            ):
                 receipts[at] = Receipt(each.slot, "", "stale")
+            elif why := _kept_from(connection, each, row):
+                receipts[at] = Receipt(each.slot, "", "stale", why)
             else:
                 keys.add(each.key)
+                if each.status != "submitted" or row.state in PASSED:
+                    moved.add(each.slot)  # its row has changed since it was read
                 fresh.append((at, each, row))
         if fresh:
             _write(connection, store, person, people, fresh, receipts)
     return [receipts[at] for at in range(len(new))]
+
+
+def _kept_from(connection: sql.Connection, new: NewAnnotation, row: Any) -> str:
+    """Why an answer comes too late for its own slot, "" where it does not.
+
+    A place that was passed over can be had back while nobody has begun in the place that was opened instead; that one
+    is set aside (`spare`).
+    """
+    if new.status == "withdrawn" and row.state == "leased":
+        return "nothing was answered here that could be taken back"
+    if row.state not in PASSED or new.status in PASSED:
+        return ""
+    slot, task = schema.slot.c, schema.task.c
+    wanted = connection.execute(sql.select(task.required).where(task.id == row.task_id).with_for_update()).scalar_one()
+    others = connection.execute(
+        sql.select(slot.id, slot.state, slot.reserved_for).where(
+            slot.task_id == row.task_id,
+            slot.id != row.id,
+            slot.state.in_(("open", "leased", "done")),
+            slot.purpose != gold.PURPOSE,
+        )
+    ).all()
+    if len(others) < wanted:
+        return ""
+    for each in others:
+        if each.state != "done" and each.reserved_for == "":
+            nobodys = (slot.id == each.id, slot.state.in_(("open", "leased")), slot.person_id.is_(None))
+            aside = sql.update(schema.slot).where(*nobodys).values(state="spare")
+            if connection.execute(aside).rowcount:
+                return ""
+    return "somebody else was asked instead and has begun; nothing was stored"
 
 
 def _annotation_id(key: str) -> str:
@@ -159,7 +208,8 @@ def _write(
 ) -> None:
     at = now()
     seq = next_numbers(connection, "annotation", len(fresh))
-    earlier = _revisions(connection, [row.id for _, _, row in fresh if row.state == "done"], person)
+    again = [row.id for _, _, row in fresh if row.state != "leased" or row.lease_epoch > 1]
+    earlier = _revisions(connection, again, person)
     rows: dict[str, list[dict[str, Any]]] = {"annotation": [], "answer": [], "rank": [], "span": []}
     words: list[tuple[str, str, str]] = []
     for number, (index, each, row) in enumerate(fresh, seq):
@@ -223,7 +273,19 @@ def _write(
     for name, made in rows.items():
         if made:
             connection.execute(sql.insert(schema.metadata.tables[name]), made)
+    golden = [
+        (_annotation_id(each.key), row.task_id, said(each))
+        for _, each, row in fresh
+        if row.purpose == gold.PURPOSE and each.status == "submitted"
+    ]
+    if golden:
+        gold.judge(connection, store, person, golden)
+    hooks = webhooks.listening(connection)
+    stood = webhooks.states(connection, sorted({row.task_id for _, _, row in fresh})) if hooks else {}
     _settle(connection, fresh)
+    if hooks:
+        purposes = [row.purpose for _, _, row in fresh]
+        webhooks.tell_answers(connection, hooks, rows["annotation"], purposes, stood)
     ledger.append(
         connection,
         person,
@@ -237,8 +299,18 @@ def _write(
     )
 
 
+def said(given: NewAnnotation) -> gold.Said:
+    """What of an answer can be compared with another one."""
+    values = {
+        (each.question, each.candidate): each.number if each.number is not None else each.value
+        for each in given.values
+        if each.text is None
+    }
+    return gold.Said(dict(given.ranks), values, given.spans)
+
+
 def _revisions(connection: sql.Connection, slots: Sequence[str], person: str) -> dict[str, tuple[int, str | None]]:
-    """Slot -> (number of the newest revision, its id) for one's own slots that are answered already."""
+    """Slot -> (number of the newest revision, its id) for those of these slots that this person has answered before."""
     table = schema.annotation
     found: dict[str, tuple[int, str | None]] = {}
     if slots:
@@ -255,34 +327,51 @@ def _settle(connection: sql.Connection, fresh: Sequence[tuple[int, NewAnnotation
     """Close answered slots, open new ones for what was passed over, and close tasks that have all they want."""
     slot, task = schema.slot, schema.task
     done = [row.id for _, each, row in fresh if each.status == "submitted"]
-    passed = [(each, row) for _, each, row in fresh if each.status != "submitted"]
     if done:
         connection.execute(sql.update(slot).where(slot.c.id.in_(done)).values(state="done"))
-    for each, row in passed:
-        state = "skipped" if each.status == "skipped" else "flagged"
-        connection.execute(sql.update(slot).where(slot.c.id == row.id).values(state=state))
-        numbers = connection.execute(
-            sql.select(sql.func.max(slot.c.no), task.c.required, task.c.position, task.c.priority, task.c.language)
-            .select_from(slot)
-            .join(task, task.c.id == slot.c.task_id)
-            .where(slot.c.task_id == row.task_id)
-            .group_by(task.c.required, task.c.position, task.c.priority, task.c.language)
-        ).one()
-        if row.reserved_for == "" and numbers[0] + 1 < numbers.required + EXTRA_SLOTS:
-            place = (numbers.priority, numbers.position, "", numbers.language)
-            made = tasks.slot_row(row.task_id, numbers[0] + 1, row.project_id, *place)
-            connection.execute(sql.insert(slot).values(**made))
-    touched = sorted({row.task_id for _, _, row in fresh})
+    ordinary = slot.c.purpose != gold.PURPOSE
+    for _, each, row in fresh:
+        if each.status == "withdrawn":
+            again = {"lease_until": now() + each.lease_ms, "lease_epoch": slot.c.lease_epoch + 1}
+            connection.execute(sql.update(slot).where(slot.c.id == row.id).values(state="leased", **again))
+        elif each.status in PASSED:
+            connection.execute(sql.update(slot).where(slot.c.id == row.id).values(state=each.status))
+            if row.reserved_for == "" and row.state not in PASSED:
+                _ask_another(connection, row)
+    touched = sorted({row.task_id for _, _, row in fresh if row.purpose != gold.PURPOSE})
+    opened = any(each.status != "submitted" for _, each, _ in fresh)
     for some in texts.chunks(touched):
-        waiting = sql.exists().where(slot.c.task_id == task.c.id, slot.c.state.in_(("open", "leased")))
+        waiting = sql.exists().where(slot.c.task_id == task.c.id, ordinary, slot.c.state.in_(("open", "leased")))
         answered = (
-            sql.select(sql.func.count()).where(slot.c.task_id == task.c.id, slot.c.state == "done").scalar_subquery()
+            sql.select(sql.func.count())
+            .where(slot.c.task_id == task.c.id, ordinary, slot.c.state == "done")
+            .scalar_subquery()
         )
         connection.execute(
             sql.update(task)
             .where(task.c.id.in_(some), ~waiting)
             .values(state=sql.case((answered >= task.c.required, "done"), else_="stuck"))
         )
+        if opened:
+            closed = (task.c.id.in_(some), waiting, task.c.state != "open")
+            connection.execute(sql.update(task).where(*closed).values(state="open"))
+
+
+def _ask_another(connection: sql.Connection, row: Any) -> None:
+    """A place for somebody else, in a task that was passed over; none once too many people have passed it over."""
+    slot, task = schema.slot, schema.task
+    aside = sql.select(slot.c.id).where(slot.c.task_id == row.task_id, slot.c.state == "spare").limit(1)
+    if spare := connection.execute(aside).scalar():
+        connection.execute(sql.update(slot).where(slot.c.id == spare).values(state="open"))
+        return
+    number = tasks.next_place(connection, row.task_id)
+    ordinary = sql.and_(slot.c.task_id == row.task_id, slot.c.purpose != gold.PURPOSE)
+    many = sql.select(sql.func.count()).where(ordinary).scalar_subquery()
+    wants = connection.execute(sql.select(task.c.required, many.label("many")).where(task.c.id == row.task_id)).one()
+    if wants.many < wants.required + EXTRA_SLOTS:
+        made = tasks.slot_row(row.task_id, number, row.project_id, -row.turn, row.position, "", row.language)
+        made["state"] = "leased"  # and its lease has run out: it comes back before the open ones
+        connection.execute(sql.insert(slot).values(**made))
 
 
 def read(
@@ -291,25 +380,31 @@ def read(
     *,
     person: str | None = None,
     task: str | Sequence[str] | None = None,
+    slot: str | None = None,
     people: str | None = None,
     status: str | None = "submitted",
     newest: bool = True,
+    own: bool = False,
     limit: int | None = None,
     before: int | None = None,
     after: int | None = None,
 ) -> list[Annotation]:
     """Answers in the order they were given, up to a snapshot's watermark; of revisions only the newest one.
 
-    `project` is a name, `person` and `task` are ids, `people` live | simulated | replayed; `status` None reads
+    `project` is a name, `person`, `task` and `slot` are ids, `people` live | simulated | replayed; `status` None reads
     skipped and flagged ones as well. `limit` keeps the last ones, with `after` the first ones; `before` and `after`
-    are numbers (`seq`) that are left out themselves.
+    are numbers (`seq`) that are left out themselves. Answers to gold tasks that people were given on the way are no
+    data and left out; `own` reads them as well: to whoever gave them they look like all others.
     """
     table, who = schema.annotation, schema.person
     query = sql.select(table, who.c.pseudonym, who.c.name).join(who, who.c.id == table.c.person_id)
     if project is not None:
         query = query.join(schema.project, schema.project.c.id == table.c.project_id)
         query = query.where(schema.project.c.name == project)
-    for column, wanted in ((table.c.person_id, person), (table.c.people, people)):
+    if not own:
+        query = query.join(schema.slot, schema.slot.c.id == table.c.slot_id)
+        query = query.where(schema.slot.c.purpose != gold.PURPOSE)
+    for column, wanted in ((table.c.person_id, person), (table.c.slot_id, slot), (table.c.people, people)):
         if wanted is not None:
             query = query.where(column == wanted)
     if task is not None:
@@ -318,19 +413,26 @@ def read(
         query = query.where(table.c.seq < before)
     if after is not None:
         query = query.where(table.c.seq > after)
-    later = table.alias("later")
-    corrected = sql.and_(later.c.slot_id == table.c.slot_id, later.c.supersedes_id == table.c.id)
     if store.until is not None:
         query = query.where(table.c.seq <= store.until)
-        corrected = sql.and_(corrected, later.c.seq <= store.until)
     if newest:
-        query = query.where(~sql.exists().where(corrected))
+        query = query.where(_stands(store))
     if status is not None:
         query = query.where(table.c.status == status)
     query = query.order_by(table.c.seq if after is not None or not limit else table.c.seq.desc()).limit(limit)
     with store.read() as connection:
         rows = sorted(connection.execute(query).all(), key=lambda row: row.seq)
         return _with_details(connection, rows)
+
+
+def _stands(store: Reader) -> sql.ColumnElement[bool]:
+    """That no later revision, up to a snapshot's watermark, corrects or withdraws an answer."""
+    table = schema.annotation
+    later = table.alias("later")
+    corrected = [later.c.slot_id == table.c.slot_id, later.c.supersedes_id == table.c.id]
+    if store.until is not None:
+        corrected.append(later.c.seq <= store.until)
+    return ~sql.exists().where(*corrected)
 
 
 def _with_details(connection: sql.Connection, rows: Sequence[Any]) -> list[Annotation]:
@@ -399,7 +501,7 @@ class Tally:
 
 
 def tallies(store: Reader, project: str, status: str = "submitted") -> list[Tally]:
-    """Answers per person in a project, most first."""
+    """Answers per person in a project, most first; without those to gold tasks."""
     table, who = schema.annotation, schema.person
     count = sql.func.count(sql.distinct(table.c.slot_id))
     query = (
@@ -413,7 +515,9 @@ def tallies(store: Reader, project: str, status: str = "submitted") -> list[Tall
         )
         .join(who, who.c.id == table.c.person_id)
         .join(schema.project, schema.project.c.id == table.c.project_id)
-        .where(schema.project.c.name == project, table.c.status == status)
+        .join(schema.slot, schema.slot.c.id == table.c.slot_id)
+        .where(schema.project.c.name == project, table.c.status == status, schema.slot.c.purpose != gold.PURPOSE)
+        .where(_stands(store))
         .group_by(table.c.person_id, who.c.pseudonym, table.c.people)
         .order_by(count.desc(), who.c.pseudonym)
     )
@@ -432,7 +536,9 @@ def how_many(store: Reader, projects: Sequence[str], people: str | None = None) 
     query = (
         sql.select(table.c.task_id, sql.func.count(sql.distinct(table.c.slot_id)).label("n"))
         .join(schema.project, schema.project.c.id == table.c.project_id)
-        .where(schema.project.c.name.in_(list(projects)), table.c.status == "submitted")
+        .join(schema.slot, schema.slot.c.id == table.c.slot_id)
+        .where(schema.project.c.name.in_(list(projects)), table.c.status == "submitted", _stands(store))
+        .where(schema.slot.c.purpose != gold.PURPOSE)
         .group_by(table.c.task_id)
     )
     if people is not None:

@@ -1,7 +1,7 @@
-"""The database behind a root: connections, transactions, migrations, watermarks.
+"""The database behind a root: transactions, migrations, watermarks.
 
-Writers of people's words commit with synchronous=FULL: an answer is acknowledged when it is on disk. SQLite has one
-writer at a time; inside a process a lock queues them fairly, across processes SQLite's own lock does.
+An answer is acknowledged when it is on disk. SQLite has one writer at a time; inside a process a lock queues them
+fairly, across processes SQLite's own lock does.
 """
 
 from __future__ import annotations
@@ -15,22 +15,18 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import sqlalchemy as sql
-from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DatabaseError, IntegrityError, OperationalError
 
 from tutelage.core.artifact import Root
-from tutelage.core.errors import Busy, DataError, NoSpace, TutelageError, UsageError
-from tutelage.store import schema
+from tutelage.core.errors import UsageError
+from tutelage.store import connect, schema
+from tutelage.store.connect import clear_errors
 from tutelage.store.keys import Keys, derived_id, now, uuid7
 
 __all__ = ["HEAD", "Reader", "Snapshot", "Store", "derived_id", "now", "open", "open_store", "uuid7"]
 
 HEAD = "0004"
 """The schema version this code reads and writes: the last file in migrations/versions."""
-
-WAIT_MS = 15_000
-"""How long a writer waits for another process before it gives up with Busy."""
 
 
 class Reader(Protocol):
@@ -52,13 +48,21 @@ class Store:
 
     until: int | None = None
 
-    def __init__(self, url: sql.URL, keys: Keys, where: Path, writable: bool = True) -> None:
-        self.where, self.keys, self.writable = where, keys, writable
+    def __init__(self, url: sql.URL, keys: Keys, writable: bool = True) -> None:
+        self.keys, self.writable = keys, writable
         self.dialect = url.get_backend_name()
-        self._reading = _engine(url, begin="BEGIN", durable=False)
-        self._words = _engine(url, begin="BEGIN IMMEDIATE", durable=True)
-        self._traces = _engine(url, begin="BEGIN IMMEDIATE", durable=False)
-        self._writer = _writer_lock(str(url)) if self.dialect == "sqlite" else None
+        self.where: str | Path
+        """What errors name: the file, or the address without its password."""
+        if self.dialect == "sqlite":
+            self.where = Path(url.database or "")
+            self._reading = connect.sqlite(url, begin="BEGIN", durable=False)
+            self._words = connect.sqlite(url, begin="BEGIN IMMEDIATE", durable=True)
+            self._traces = connect.sqlite(url, begin="BEGIN IMMEDIATE", durable=False)
+            self._writer = _writer_lock(str(url))
+        else:
+            self.where = connect.shown(url)
+            self._words = self._traces = connect.postgres(url)
+            self._reading = self._words.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
     def __repr__(self) -> str:
         return f"Store({str(self.where)!r})"
@@ -77,7 +81,7 @@ class Store:
     @contextmanager
     def read(self) -> Iterator[sql.Connection]:
         """A connection that sees one state of the store throughout."""
-        with _clear_errors(self.where), self._reading.connect() as connection:
+        with clear_errors(self.where), self._reading.connect() as connection:
             yield connection
 
     @contextmanager
@@ -86,12 +90,13 @@ class Store:
         if not self.writable:
             raise UsageError("this store was opened for reading only", file=self.where)
         engine = self._words if durable else self._traces
-        with _clear_errors(self.where):
-            if self._writer is None:
-                with engine.begin() as connection:
+        with clear_errors(self.where):
+            if self.dialect == "sqlite":
+                with self._writer, engine.begin() as connection:
                     yield connection
             else:
-                with self._writer, engine.begin() as connection:
+                with engine.begin() as connection:
+                    connect.enter(connection, durable)
                     yield connection
 
     def insert(self, table: sql.Table) -> Any:
@@ -134,20 +139,33 @@ class Snapshot:
 def open(root: str | Path | Root, writable: bool = True, url: str = "") -> Store:
     """Open the store of a root; it is made, and brought to this code's schema, when it is opened.
 
-    `url` names another database than ROOT/store.db (`postgresql+psycopg://...`). Raises UsageError when the file was
-    written by a newer version.
+    It lies where `database` in ROOT/service.yaml says, or in ROOT/store.db; `url` names another database. Raises
+    ConfigError for an address that is none, MissingExtra for PostgreSQL without psycopg, Busy when the database does
+    not answer, UsageError when it was written by a newer version.
     """
     place = root if isinstance(root, Root) else Root(root)
     place.path.mkdir(parents=True, exist_ok=True)
-    target = sql.make_url(url) if url else sql.URL.create("sqlite+pysqlite", database=str(place.store_path))
-    store = Store(target, Keys(place.secret), place.store_path, writable)
-    version = _version(store)
-    if version != HEAD:
-        with builtins.open(place.path / ".store.lock", "a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if _version(store) != HEAD:
+    store = Store(connect.address(url or place.database, place.store_path), Keys(place.secret), writable)
+    try:
+        if _version(store) != HEAD:
+            with builtins.open(place.path / ".store.lock", "a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
                 _migrate(store)
+    except BaseException:
+        store.close()
+        raise
     return store
+
+
+def exists(root: Root) -> bool:
+    """Whether a root has a store: whoever only looks makes none."""
+    return bool(root.database) or root.store_path.is_file()
+
+
+def location(root: Root) -> str | Path:
+    """Where a root's store lies, as it may be shown: a file, or an address without its password."""
+    url = connect.address(root.database, root.store_path)
+    return connect.shown(url) if root.database else root.store_path
 
 
 def open_store(ref: str, root: Root | None = None, writable: bool = True, **options: Any) -> Store:
@@ -173,45 +191,6 @@ def next_numbers(connection: sql.Connection, name: str, count: int = 1) -> int:
     )
 
 
-def _engine(url: sql.URL, *, begin: str, durable: bool) -> sql.Engine:
-    if url.get_backend_name() != "sqlite":
-        engine = sql.create_engine(url, pool_pre_ping=True, pool_size=8)
-        if not durable and begin != "BEGIN":
-
-            @event.listens_for(engine, "connect")
-            def _fast(connection: Any, _: Any) -> None:
-                connection.cursor().execute("SET synchronous_commit = off")
-
-        return engine
-    engine = sql.create_engine(
-        url,
-        connect_args={"check_same_thread": False, "timeout": WAIT_MS / 1000, "isolation_level": None},
-        pool_size=16,
-        max_overflow=48,
-    )
-
-    @event.listens_for(engine, "connect")
-    def _prepare(connection: Any, _: Any) -> None:
-        cursor = connection.cursor()
-        for line in (
-            "journal_mode=WAL",
-            f"synchronous={'FULL' if durable else 'NORMAL'}",
-            f"busy_timeout={WAIT_MS}",
-            "foreign_keys=ON",
-            "recursive_triggers=ON",  # so that INSERT OR REPLACE cannot pass by the append-only triggers
-            "cache_size=-16000",
-            "temp_store=MEMORY",
-        ):
-            cursor.execute(f"PRAGMA {line}")
-        cursor.close()
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: sql.Connection) -> None:
-        connection.exec_driver_sql(begin)
-
-    return engine
-
-
 _locks: dict[str, threading.Lock] = {}
 _locks_lock = threading.Lock()
 
@@ -222,46 +201,42 @@ def _writer_lock(url: str) -> threading.Lock:
         return _locks.setdefault(url, threading.Lock())
 
 
-@contextmanager
-def _clear_errors(where: Path) -> Iterator[None]:
-    """Database errors as one clear sentence."""
-    try:
-        yield
-    except (OperationalError, DatabaseError) as error:
-        text = str(error.orig).strip().splitlines()[0] if error.orig else str(error)
-        if "locked" in text or "busy" in text:
-            raise Busy("the store is held by another process", file=where, todo="Try again in a moment") from error
-        if "full" in text:
-            todo = "Free some space and run the same command again: what is finished is kept"
-            raise NoSpace("the disk is full", file=where, todo=todo) from error
-        if "malformed" in text or "not a database" in text:
-            raise TutelageError("the store is damaged", file=where, todo="Restore it from a backup") from error
-        if isinstance(error, IntegrityError):
-            raise DataError(f"the store refuses this: {text}", file=where) from error
-        raise TutelageError(f"the store failed: {text}", file=where) from error
-
-
 def _version(store: Store) -> str:
     """The schema version of the database, "" when it is empty."""
     with store.read() as connection:
-        if not sql.inspect(connection).has_table("alembic_version"):
-            return ""
-        return str(connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar() or "")
+        return _version_of(connection)
+
+
+def _version_of(connection: sql.Connection) -> str:
+    if not sql.inspect(connection).has_table("alembic_version"):
+        return ""
+    return str(connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar() or "")
 
 
 def _migrate(store: Store) -> None:
-    """Bring the schema up to HEAD. Alembic is imported only here: an up-to-date store opens without it."""
+    """Bring the schema up to HEAD, in one transaction, alone. Alembic is imported only here: an up-to-date store opens
+    without it."""
     from alembic import command
     from alembic.config import Config
     from alembic.script import ScriptDirectory
 
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    version = _version(store)
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    if version and version not in known:
-        todo = "Install the version of tutelage that wrote it, or a newer one"
-        raise UsageError(f"the store has schema {version}, this code knows up to {HEAD}", file=store.where, todo=todo)
-    with _clear_errors(store.where), store._words.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, HEAD)
+    with clear_errors(store.where), store._words.begin() as connection:
+        if store.dialect == "postgresql":
+            connect.enter(connection, durable=True)
+        version = _version_of(connection)  # another process may have been first
+        if version and version not in known:
+            todo = "Install the version of tutelage that wrote it, or a newer one"
+            raise UsageError(
+                f"the store has schema {version}, this code knows up to {HEAD}", file=store.where, todo=todo
+            )
+        if store.dialect == "postgresql" and not version:
+            encoding = connection.exec_driver_sql("SHOW server_encoding").scalar()
+            if encoding != "UTF8":
+                todo = "Make it with CREATE DATABASE name ENCODING 'UTF8' TEMPLATE template0"
+                raise UsageError(f"the database keeps texts as {encoding}, not UTF8", file=store.where, todo=todo)
+        if version != HEAD:
+            config.attributes["connection"] = connection
+            command.upgrade(config, HEAD)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import sqlalchemy as sql
 
 from tutelage.core.errors import NotFound
-from tutelage.store import ledger, schema, texts
+from tutelage.store import ledger, profiles, schema, texts
 from tutelage.store.engine import Reader, Store
 
 
@@ -24,9 +24,12 @@ class Words:
 
 
 def words_of(store: Reader, *, person: str = "", subject: str = "") -> Words:
-    """What a person (id) answered and what a user (subject of traffic) asked and said."""
+    """What a person (id) answered, and what a user (subject of traffic) asked and said.
+
+    Of a person also what they asked in the console, and what they said there about answers.
+    """
     annotation, answer, request = schema.annotation.c, schema.answer.c, schema.request.c
-    said, hold = schema.feedback.c, schema.hold.c
+    said, hold, who = schema.feedback.c, schema.hold.c, schema.person.c
     annotations: list[str] = []
     requests: list[str] = []
     conversations: set[str] = set()
@@ -46,10 +49,19 @@ def words_of(store: Reader, *, person: str = "", subject: str = "") -> Words:
                     sql.select(hold.text_id).where(hold.by == person, hold.text_id.is_not(None))
                 ).scalars()
             )
-        if subject:
+            names = [person, *connection.execute(sql.select(who.pseudonym).where(who.id == person)).scalars()]
+            comments = sql.select(said.text_id).where(said.actor.in_(names), said.text_id.is_not(None))
+            found.update(connection.execute(comments).scalars())
+            spoken = (
+                sql.select(schema.task.c.id)
+                .join(schema.slot, schema.slot.c.task_id == schema.task.c.id)
+                .where(schema.task.c.kind == "dialogue", schema.slot.c.reserved_for == person)
+            )
+            found.update(_asked(connection, spoken))
+        if subjects := [each for each in (person, subject) if each]:
             rows = connection.execute(
                 sql.select(request.id, request.conversation_id, request.input_id, request.output_id)
-                .where(request.subject == subject)
+                .where(request.subject.in_(subjects))
                 .order_by(request.at)
             ).all()
             requests = [row.id for row in rows]
@@ -61,12 +73,19 @@ def words_of(store: Reader, *, person: str = "", subject: str = "") -> Words:
                         connection.execute(sql.select(column).where(key.in_(some), column.is_not(None))).scalars()
                     )
                 decided = sql.select(schema.decision.c.id).where(schema.decision.c.request_id.in_(some))
-                found.update(
-                    connection.execute(
-                        sql.select(schema.task.c.prompt_id).where(schema.task.c.decision_id.in_(decided))
-                    ).scalars()
-                )
+                asked = sql.select(schema.task.c.id).where(schema.task.c.decision_id.in_(decided))
+                found.update(_asked(connection, asked))
     return Words(tuple(annotations), tuple(requests), tuple(sorted(conversations)), tuple(sorted(found)))
+
+
+def _asked(connection: sql.Connection, asked: sql.Select[tuple[str]]) -> set[str]:
+    """Texts of these tasks: what a person said, and what models answered to it, which may repeat it."""
+    task, candidate = schema.task.c, schema.candidate.c
+    wanted = (
+        sql.select(task.prompt_id).where(task.id.in_(asked)),
+        sql.select(candidate.text_id).where(candidate.task_id.in_(asked)),
+    )
+    return {id for query in wanted for id in connection.execute(query).scalars()}
 
 
 def erase(store: Store, words: Words, *, person: str = "", subject: str = "", by: str) -> int:
@@ -95,8 +114,15 @@ def _account(connection: sql.Connection, person: str) -> None:
         .where(table.c.id == person)
         .values(name=f"erased {row.pseudonym}", email=None, password=None, status="erased", languages=[])
     )
-    connection.execute(
-        sql.update(schema.profile).where(schema.profile.c.person_id == person).values(sealed=None, consent="withdrawn")
-    )
-    for held in (schema.session, schema.api_token, schema.invitation, schema.draft):
+    profiles.clear(connection, person)
+    ways_in = (schema.session, schema.api_token, schema.invitation, schema.identity)
+    for held in (*ways_in, schema.draft, schema.qualification, schema.role_grant):
         connection.execute(sql.delete(held).where(held.c.person_id == person))
+    slot = schema.slot
+    connection.execute(  # what they had in hand goes to somebody else
+        sql.update(slot)
+        .where(slot.c.person_id == person, slot.c.state == "leased")
+        .values(state="open", person_id=None, lease_until=0, lease_epoch=slot.c.lease_epoch + 1)
+    )
+    kept_for = sql.update(slot).where(slot.c.reserved_for == person, slot.c.state == "open")
+    connection.execute(kept_for.values(reserved_for=""))

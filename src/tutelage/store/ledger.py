@@ -75,6 +75,18 @@ def rows(store: Reader, after: int = 0) -> Iterator[Entry]:
     """The rows after a number, in order."""
     with store.read() as connection:
         for row in connection.execute(sql.select(audit).where(audit.c.seq > after).order_by(audit.c.seq)):
-            yield Entry(
-                row.seq, row.previous, row.hash, row.actor, row.action, row.object, json.loads(row.body), row.at
-            )
+            yield _entry(row)
+
+
+def acts(store: Reader, action: str, object: str | None = None, limit: int = 200) -> list[Entry]:
+    """The last acts of one sort (on one object), newest first."""
+    query = sql.select(audit).where(audit.c.action == action).order_by(audit.c.seq.desc()).limit(limit)
+    with store.read() as connection:
+        return [
+            _entry(row)
+            for row in connection.execute(query.where(audit.c.object == object) if object is not None else query)
+        ]
+
+
+def _entry(row: Any) -> Entry:
+    return Entry(row.seq, row.previous, row.hash, row.actor, row.action, row.object, json.loads(row.body), row.at)

@@ -12,11 +12,13 @@ import sqlalchemy as sql
 
 from tutelage.core.errors import DataError, NotFound, Refused
 from tutelage.core.records import digest
-from tutelage.store import ledger, schema, tasks
+from tutelage.store import gold, ledger, schema, tasks, taxonomies
 from tutelage.store.engine import Reader, Store, derived_id, now
 
 annotation, slot, task = schema.annotation.c, schema.slot.c, schema.task.c
 PASSED = ("skipped", "flagged")
+ORDINARY = slot.purpose != gold.PURPOSE
+"""Gold tasks that people are given on the way are no places of a task, and their answers are no data."""
 LOOKED_AT = 5_000
 """Open places whose language is looked at: where more wait, these speak for them."""
 
@@ -26,8 +28,9 @@ def pace(store: Reader, project_id: str, since: int, width: int) -> dict[str, di
     stretch = ((annotation.at - since) // width).label("stretch")
     query = (
         sql.select(annotation.people, stretch, sql.func.count())
+        .join(schema.slot, slot.id == annotation.slot_id)
         .where(annotation.project_id == project_id, annotation.status == "submitted", annotation.at >= since)
-        .where(annotation.revision == 1)
+        .where(annotation.revision == 1, ORDINARY)
         .group_by(
             annotation.people, "stretch"
         )  # by its name: PostgreSQL takes two bound expressions for different ones
@@ -57,6 +60,7 @@ def reasons(store: Reader, project_id: str, limit: int = 40) -> list[Passed]:
         .select_from(schema.slot)
         .join(schema.annotation, annotation.slot_id == slot.id)
         .where(slot.project_id == project_id, slot.state.in_(PASSED), annotation.status.in_(PASSED))
+        .where(ORDINARY)
         .group_by(annotation.status, annotation.people, annotation.reason)
         .order_by(times.desc(), annotation.status, annotation.reason)
         .limit(limit)
@@ -97,7 +101,7 @@ def stuck(store: Reader, project_id: str, after: int = 0, limit: int = 20) -> li
             sql.select(annotation.task_id, who.pseudonym, annotation.status, annotation.reason)
             .join(schema.person, who.id == annotation.person_id)
             .join(schema.slot, slot.id == annotation.slot_id)
-            .where(annotation.task_id.in_(ids), annotation.status.in_(PASSED), slot.state.in_(PASSED))
+            .where(annotation.task_id.in_(ids), annotation.status.in_(PASSED), slot.state.in_(PASSED), ORDINARY)
             .order_by(annotation.seq)
         ):
             told.setdefault(row.task_id, []).append((row.pseudonym, row.status, row.reason))
@@ -105,7 +109,9 @@ def stuck(store: Reader, project_id: str, after: int = 0, limit: int = 20) -> li
 
 
 def _done(connection: sql.Connection, ids: Sequence[str]) -> dict[str, int]:
-    query = sql.select(slot.task_id, sql.func.count()).where(slot.task_id.in_(list(ids)), slot.state == "done")
+    query = sql.select(slot.task_id, sql.func.count()).where(
+        slot.task_id.in_(list(ids)), slot.state == "done", ORDINARY
+    )
     return {row[0]: row[1] for row in connection.execute(query.group_by(slot.task_id))}
 
 
@@ -122,7 +128,7 @@ class Waiting:
 
 def waiting(store: Reader, project_id: str) -> Waiting:
     """What is still to be handed out."""
-    where = sql.and_(slot.project_id == project_id, slot.state == "open")
+    where = sql.and_(slot.project_id == project_id, slot.state == "open", ORDINARY)
     first = sql.select(slot.language).where(where, slot.reserved_for == "").limit(LOOKED_AT).subquery()
     with store.read() as connection:
         many = sql.select(slot.reserved_for, sql.func.count()).where(where).group_by(slot.reserved_for)
@@ -200,6 +206,7 @@ def make(
     settings: Mapping[str, Any],
     new: Sequence[tasks.NewTask],
     by: str,
+    taxonomy: taxonomies.NewTree | None = None,
 ) -> list[str]:
     """A fresh project with its tasks, in one transaction: all of it or nothing. Raises DataError for a name in use."""
     with store.write() as connection:
@@ -207,7 +214,7 @@ def make(
             raise DataError(f"there is a project {name!r} already", key="name", todo="Give this one another name")
         where = tasks.put_project(
             connection, store, name, kind=kind, questions=questions, guideline=guideline, per_task=per_task,
-            settings=settings, by=by,
+            settings=settings, taxonomy=taxonomy, by=by,
         )  # fmt: skip
         return tasks.put(connection, where.id, where.form, new)
 
@@ -282,7 +289,7 @@ def assign(store: Store, task_id: str, person: str, by: str) -> None:
             sql.select(slot.id).where(slot.task_id == task_id, slot.state == "open", slot.reserved_for == "").limit(1)
         ).scalar()
         if free and numbers["done"] + numbers["open"] >= row.required:
-            connection.execute(sql.update(schema.slot).where(slot.id == free).values(reserved_for=person))
+            connection.execute(sql.update(schema.slot).where(slot.id == free).values(reserved_for=person, language=""))
         else:
             _open(connection, row, numbers["next"], 1, person)
         ledger.append(connection, by, "task.assign", task_id, {"person": person})
@@ -294,7 +301,7 @@ def close(store: Store, task_id: str, by: str, reason: str) -> None:
         _held(connection, task_id)
         connection.execute(
             sql.update(schema.slot)
-            .where(slot.task_id == task_id, slot.state.in_(("open", "leased")))
+            .where(slot.task_id == task_id, slot.state.in_(("open", "leased")), ORDINARY)
             .values(state="void", lease_until=0, lease_epoch=slot.lease_epoch + 1)
         )
         connection.execute(sql.update(schema.task).where(task.id == task_id).values(state="closed"))
@@ -315,16 +322,15 @@ def _held(connection: sql.Connection, task_id: str) -> tuple[Any, dict[str, int]
     row = connection.execute(sql.select(schema.task).where(task.id == task_id).with_for_update()).first()
     if row is None:
         raise NotFound(f"there is no task {task_id!r}", key="task")
-    query = sql.select(slot.state, sql.func.count(), sql.func.max(slot.no)).where(slot.task_id == task_id)
-    states = connection.execute(query.group_by(slot.state)).all()
-    many = {each[0]: each[1] for each in states}
-    following = max((each[2] for each in states), default=-1) + 1
-    return row, {"done": many.get("done", 0), "open": many.get("open", 0) + many.get("leased", 0), "next": following}
+    query = sql.select(slot.state, sql.func.count()).where(slot.task_id == task_id, ORDINARY)
+    many: dict[str, int] = {state: number for state, number in connection.execute(query.group_by(slot.state))}
+    open_ = many.get("open", 0) + many.get("leased", 0)
+    return row, {"done": many.get("done", 0), "open": open_, "next": tasks.next_place(connection, task_id)}
 
 
 def _open(connection: sql.Connection, row: Any, first: int, many: int, person: str = "") -> None:
     places = [
-        tasks.slot_row(row.id, no, row.project_id, row.priority, row.position, person, row.language)
+        tasks.slot_row(row.id, no, row.project_id, row.priority, row.position, person, "" if person else row.language)
         for no in range(first, first + many)
     ]
     connection.execute(sql.insert(schema.slot), places)

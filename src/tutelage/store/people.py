@@ -1,23 +1,16 @@
-"""Accounts, roles, tokens, sessions, and the encrypted profiles of people who consented.
-
-Secrets are stored as hashes only: passwords by scrypt, tokens and cookies (256 random bits) by sha256.
-"""
+"""Accounts: who there is, and which roles they hold where."""
 
 from __future__ import annotations
 
 import hashlib
-import hmac
-import json
-import secrets
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sql
 
 from tutelage.core.errors import DataError, NotFound
-from tutelage.store import ledger, schema, texts
+from tutelage.store import ledger, schema
 from tutelage.store.engine import Reader, Store, derived_id, now, uuid7
 
 ROLES = (
@@ -35,7 +28,9 @@ ROLES = (
 KINDS = ("live", "simulated", "replayed", "service")
 """Who stands behind a name. Figures of the first three are never pooled."""
 
-SCRYPT = {"n": 2**14, "r": 8, "p": 1}
+
+JUNIOR = ("annotator", "reviewer", "adjudicator", "red_teamer")
+"""Roles of those who work for a lead."""
 
 
 @dataclass(frozen=True)
@@ -55,21 +50,14 @@ class Person:
         held = {role for role, where in self.roles if where in ("", project)}
         return bool(held & {*roles, "owner"})
 
+    def anywhere(self, *roles: str) -> bool:
+        """Whether this person holds any of these roles in some project at least."""
+        return bool({role for role, _ in self.roles} & {*roles, "owner"})
 
-@dataclass(frozen=True)
-class Caller:
-    """Who calls with an API token, and what the token allows."""
-
-    person: Person
-    scopes: frozenset[str]
-
-
-@dataclass(frozen=True)
-class Session:
-    """Who is signed in, and the token that forms must carry."""
-
-    person: Person
-    csrf: str
+    @property
+    def reads_only(self) -> bool:
+        """An auditor and nothing else: looks at everything, changes nothing."""
+        return {role for role, _ in self.roles} == {"auditor"}
 
 
 def create(
@@ -79,7 +67,6 @@ def create(
     kind: str = "live",
     roles: Iterable[str] = ("annotator",),
     project: str | None = None,
-    password: str | None = None,
     email: str | None = None,
     languages: Sequence[str] = (),
     by: str = "system",
@@ -91,7 +78,6 @@ def create(
         kind=kind,
         roles=roles,
         project=project,
-        password=password,
         email=email,
         languages=languages,
         by=by,
@@ -105,7 +91,6 @@ def create_many(
     kind: str = "live",
     roles: Iterable[str] = ("annotator",),
     project: str | None = None,
-    password: str | None = None,
     email: str | None = None,
     languages: Sequence[str] = (),
     by: str = "system",
@@ -134,7 +119,6 @@ def create_many(
                         else f"{kind[0]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}",
                         kind=kind,
                         email=email,
-                        password=hash_password(password) if password else None,
                         languages=list(languages),
                         at=now(),
                     )
@@ -168,6 +152,27 @@ def every(store: Reader, kind: str | None = None) -> list[Person]:
     return _load(store, query.where(schema.person.c.kind == kind) if kind else query)
 
 
+def may_grant(by: Person, role: str, project: str = "") -> bool:
+    """Whether somebody may give and take a role there (project id, "" = everywhere).
+
+    An owner every role; a lead, where they lead, those of their people, and lead and auditor.
+    """
+    if by.has("owner", project=project):
+        return True
+    return role in (*JUNIOR, "lead", "auditor") and by.has("lead", project=project)
+
+
+def may_manage(by: Person, person: Person) -> bool:
+    """Whether somebody may make a way in for a person, or shut them out: whoever could would be able to act as them.
+
+    An owner may; a lead, for people who hold nothing but roles that work for this lead.
+    """
+    if by.has("owner"):
+        return True
+    works_for = all(role in JUNIOR and by.has("lead", project=where) for role, where in person.roles)
+    return works_for and bool(person.roles or by.has("lead"))
+
+
 def grant(store: Store, person: str, role: str, project: str | None = None, by: str = "system") -> None:
     """Give a role, in one project (by name) or everywhere."""
     with store.write() as connection:
@@ -175,14 +180,49 @@ def grant(store: Store, person: str, role: str, project: str | None = None, by: 
 
 
 def revoke(store: Store, person: str, role: str, project: str | None = None, by: str = "system") -> None:
-    """Take a role away."""
+    """Take a role away. Raises DataError for the owner's of the last owner who can sign in."""
     table = schema.role_grant
     with store.write() as connection:
         where = project_id(connection, project)
+        if role == "owner" and not where:
+            _keep_an_owner(connection, person)
         connection.execute(
             sql.delete(table).where(table.c.person_id == person, table.c.role == role, table.c.project_id == where)
         )
         ledger.append(connection, by, "role.revoke", person, {"role": role, "project": where})
+
+
+def set_status(store: Store, person: str, status: str, by: str) -> None:
+    """Let a person in (`active`) or keep them out (`inactive`): out at once, their sessions and links end.
+
+    Answers stay, tokens rest until the person is active again. Raises NotFound for an erased or unknown person.
+    """
+    table = schema.person
+    if status not in ("active", "inactive"):
+        raise DataError(f"{status!r} is no status", key="status", todo="One of: active, inactive")
+    with store.write() as connection:
+        if status != "active":
+            _keep_an_owner(connection, person)
+        held = sql.update(table).where(table.c.id == person, table.c.status != "erased")
+        if not connection.execute(held.values(status=status)).rowcount:
+            raise NotFound("there is no such person", key="person")
+        if status != "active":
+            for way in (schema.session, schema.invitation):
+                connection.execute(sql.delete(way).where(way.c.person_id == person))
+        ledger.append(connection, by, f"person.{status}", person)
+
+
+def _keep_an_owner(connection: sql.Connection, person: str) -> None:
+    """Refuse what would leave nobody who may do everything, if this person is an owner."""
+    table, grants = schema.person.c, schema.role_grant.c
+    owners = (
+        sql.select(table.id)
+        .join(schema.role_grant, grants.person_id == table.id)
+        .where(grants.role == "owner", grants.project_id == "", table.status == "active", table.kind == "live")
+    )
+    left = set(connection.execute(owners).scalars())
+    if left == {person}:
+        raise DataError("this is the last owner", key="person", todo="Make another person an owner first")
 
 
 def project_id(connection: sql.Connection, name: str | None) -> str:
@@ -193,231 +233,6 @@ def project_id(connection: sql.Connection, name: str | None) -> str:
     if not found:
         raise NotFound(f"there is no project {name!r}", key="project")
     return str(found)
-
-
-# passwords, tokens, sessions
-
-
-def hash_password(password: str) -> str:
-    """scrypt with its parameters and salt, so that they can be raised later."""
-    if len(password) < 8:
-        raise DataError("a password has at least 8 characters", key="password")
-    salt = secrets.token_bytes(16)
-    made = hashlib.scrypt(password.encode(), salt=salt, **SCRYPT)
-    return f"scrypt${SCRYPT['n']}${SCRYPT['r']}${SCRYPT['p']}${salt.hex()}${made.hex()}"
-
-
-def set_password(store: Store, person: str, password: str) -> None:
-    """Set a new password and end all sessions of this person."""
-    with store.write() as connection:
-        connection.execute(
-            sql.update(schema.person).where(schema.person.c.id == person).values(password=hash_password(password))
-        )
-        connection.execute(sql.delete(schema.session).where(schema.session.c.person_id == person))
-        ledger.append(connection, person, "person.password", person)
-
-
-def has_password(store: Reader, person: str) -> bool:
-    """Whether this person has ever set one: until then a one-time link is the only way in."""
-    with store.read() as connection:
-        found = connection.execute(sql.select(schema.person.c.password).where(schema.person.c.id == person)).scalar()
-    return found is not None
-
-
-def check_password(store: Reader, name: str, password: str) -> Person | None:
-    """The person, if name and password fit. Takes as long for an unknown name."""
-    with store.read() as connection:
-        stored = connection.execute(
-            sql.select(schema.person.c.password).where(
-                schema.person.c.name == name, schema.person.c.status == "active", schema.person.c.kind == "live"
-            )
-        ).scalar()
-    parts = (stored or f"scrypt${SCRYPT['n']}${SCRYPT['r']}${SCRYPT['p']}${'00' * 16}${'00' * 64}").split("$")
-    cost, block, lanes, salt, made = int(parts[1]), int(parts[2]), int(parts[3]), parts[4], parts[5]
-    tried = hashlib.scrypt(password.encode(), salt=bytes.fromhex(salt), n=cost, r=block, p=lanes)
-    fits = hmac.compare_digest(tried.hex(), made)
-    return find(store, name) if fits and stored else None
-
-
-def issue_token(
-    store: Store, person: str, scopes: Sequence[str] = ("feedback",), label: str = "", days: float | None = None
-) -> str:
-    """Make an API token; it is shown once and stored as a hash."""
-    return issue_tokens(store, [person], scopes, label, days)[0]
-
-
-def issue_tokens(
-    store: Store,
-    persons: Sequence[str],
-    scopes: Sequence[str] = ("feedback",),
-    label: str = "",
-    days: float | None = None,
-) -> list[str]:
-    """One API token for each of several people, in one transaction."""
-    tokens = [f"tut_{secrets.token_urlsafe(32)}" for _ in persons]
-    at = now()
-    until = at + int(days * 86_400_000) if days is not None else None
-    with store.write() as connection:
-        for person, token in zip(persons, tokens, strict=True):
-            connection.execute(
-                sql.insert(schema.api_token).values(
-                    id=uuid7(),
-                    person_id=person,
-                    hash=_hash(token),
-                    scopes=list(scopes),
-                    label=label,
-                    at=at,
-                    expires_at=until,
-                )
-            )
-        ledger.append(connection, "system", "token.issue", label, {"people": len(persons), "scopes": list(scopes)})
-    return tokens
-
-
-def by_token(store: Reader, token: str) -> Caller | None:
-    """Who holds a token, unless it has expired or was revoked."""
-    table = schema.api_token
-    with store.read() as connection:
-        row = connection.execute(sql.select(table).where(table.c.hash == _hash(token))).first()
-    if not row or row.revoked_at is not None or (row.expires_at is not None and row.expires_at < now()):
-        return None
-    person = find(store, row.person_id)
-    return Caller(person, frozenset(row.scopes)) if person and person.status == "active" else None
-
-
-def revoke_token(store: Store, token: str) -> None:
-    """End a token."""
-    revoke_tokens(store, [token])
-
-
-def revoke_tokens(store: Store, tokens: Sequence[str]) -> None:
-    """End several tokens in one transaction."""
-    table = schema.api_token
-    with store.write() as connection:
-        for some in texts.chunks(tokens):
-            hashes = [_hash(token) for token in some]
-            connection.execute(sql.update(table).where(table.c.hash.in_(hashes)).values(revoked_at=now()))
-
-
-def open_session(store: Store, person: str, hours: float = 12) -> tuple[str, str]:
-    """Sign in: the cookie (stored as a hash) and the token that forms must carry."""
-    cookie = secrets.token_urlsafe(32)
-    csrf = store.keys.mark("csrf", cookie)
-    with store.write() as connection:
-        connection.execute(sql.delete(schema.session).where(schema.session.c.expires_at < now()))
-        connection.execute(
-            sql.insert(schema.session).values(
-                hash=_hash(cookie), person_id=person, csrf=csrf, at=now(), expires_at=now() + int(hours * 3_600_000)
-            )
-        )
-    return cookie, csrf
-
-
-def by_session(store: Reader, cookie: str) -> Session | None:
-    """Who is signed in with this cookie."""
-    with store.read() as connection:
-        row = connection.execute(sql.select(schema.session).where(schema.session.c.hash == _hash(cookie))).first()
-    if not row or row.expires_at < now():
-        return None
-    person = find(store, row.person_id)
-    return Session(person, row.csrf) if person and person.status == "active" else None
-
-
-def close_session(store: Store, cookie: str) -> None:
-    """Sign out."""
-    with store.write() as connection:
-        connection.execute(sql.delete(schema.session).where(schema.session.c.hash == _hash(cookie)))
-
-
-def invite(store: Store, person: str, hours: float = 24) -> str:
-    """A one-time link's token: whoever opens it first may set the password."""
-    token = secrets.token_urlsafe(32)
-    with store.write() as connection:
-        connection.execute(
-            sql.insert(schema.invitation).values(
-                hash=_hash(token), person_id=person, expires_at=now() + int(hours * 3_600_000)
-            )
-        )
-        ledger.append(connection, "system", "person.invite", person)
-    return token
-
-
-def redeem(store: Store, token: str) -> Person | None:
-    """Use a one-time link; None if it was used, has expired or never was."""
-    table = schema.invitation
-    with store.write() as connection:
-        row = connection.execute(
-            sql.update(table)
-            .where(table.c.hash == _hash(token), table.c.used_at.is_(None), table.c.expires_at >= now())
-            .values(used_at=now())
-            .returning(table.c.person_id)
-        ).first()
-    return find(store, row.person_id) if row else None
-
-
-# profiles
-
-
-def set_profile(store: Store, person: str, attributes: Mapping[str, str], consent: str = "1") -> None:
-    """Keep what a person chose to say about themselves, encrypted, with the version of the consent they gave."""
-    set_profiles(store, {person: attributes}, consent)
-
-
-def set_profiles(store: Store, profiles: Mapping[str, Mapping[str, str]], consent: str = "1") -> None:
-    """Profiles of several people (by id) in one transaction."""
-    with store.write() as connection:
-        for person, attributes in profiles.items():
-            sealed = store.keys.seal("profile", json.dumps(dict(attributes), sort_keys=True).encode(), person)
-            set_to = {"consent": consent, "sealed": sealed, "updated_at": now()}
-            connection.execute(
-                store.insert(schema.profile)
-                .values(person_id=person, **set_to)
-                .on_conflict_do_update(index_elements=["person_id"], set_=set_to)
-            )
-            ledger.append(connection, person, "profile.set", person, {"consent": consent})
-
-
-def profile(store: Reader, person: str) -> dict[str, str]:
-    """What a person said about themselves ({} when nothing). For that person's own eyes; reports use `groups`."""
-    table = schema.profile
-    with store.read() as connection:
-        sealed = connection.execute(sql.select(table.c.sealed).where(table.c.person_id == person)).scalar()
-    return json.loads(store.keys.unseal("profile", sealed, person)) if sealed else {}
-
-
-def withdraw(store: Store, person: str, by: str) -> None:
-    """Withdraw consent: the profile is cleared; what was counted before stays counted nowhere."""
-    with store.write() as connection:
-        connection.execute(
-            sql.update(schema.profile)
-            .where(schema.profile.c.person_id == person)
-            .values(sealed=None, consent="withdrawn", updated_at=now())
-        )
-        ledger.append(connection, by, "profile.withdraw", person)
-
-
-def groups(store: Reader, attribute: str, k: int = 5, kind: str | None = None) -> dict[str, list[str]]:
-    """Value of an attribute -> ids of the people who gave it; values of fewer than k people are left out.
-
-    A single hidden group could be had by subtraction: when exactly one is too small, the next smallest goes as well.
-    """
-    query = sql.select(schema.profile.c.person_id, schema.profile.c.sealed).where(schema.profile.c.sealed.is_not(None))
-    if kind:
-        query = query.join(schema.person, schema.person.c.id == schema.profile.c.person_id).where(
-            schema.person.c.kind == kind
-        )
-    with store.read() as connection:
-        rows = connection.execute(query).all()
-    found: dict[str, list[str]] = {}
-    for row in rows:
-        value = json.loads(store.keys.unseal("profile", row.sealed, row.person_id)).get(attribute)
-        if value:
-            found.setdefault(str(value), []).append(row.person_id)
-    sizes = Counter({value: len(members) for value, members in found.items()})
-    small = {value for value, size in sizes.items() if size < k}
-    if len(small) == 1 and len(sizes) > 1:
-        small.add(min((value for value in sizes if value not in small), key=lambda value: (sizes[value], value)))
-    return {value: sorted(members) for value, members in sorted(found.items()) if value not in small}
 
 
 def _role(role: str) -> str:
@@ -431,8 +246,9 @@ def _grant(connection: sql.Connection, store: Store, person: str, role: str, pro
         store.insert(schema.role_grant)
         .values(id=uuid7(), person_id=person, project_id=project, role=role, by=by, at=now())
         .on_conflict_do_nothing()
+        .returning(schema.role_grant.c.id)  # PostgreSQL's driver counts no rows here
     )
-    if made.rowcount:
+    if made.first() is not None:
         ledger.append(connection, by, "role.grant", person, {"role": role, "project": project})
 
 
@@ -452,7 +268,3 @@ def _load(store: Reader, query: sql.Select[Any]) -> list[Person]:
         )
         for row in rows
     ]
-
-
-def _hash(secret: str) -> str:
-    return hashlib.sha256(secret.encode()).hexdigest()

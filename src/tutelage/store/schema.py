@@ -180,6 +180,7 @@ task = table(
     document("meta"),
     moment(),
     sql.Index("ix_task_project", "project_id", "position"),
+    sql.Index("ix_task_state", "project_id", "state"),
     sql.Index("ix_task_decision", "decision_id"),
 )
 candidate = table(
@@ -208,14 +209,16 @@ slot = table(
     count("lease_epoch"),
     sql.UniqueConstraint("task_id", "no"),
     sql.UniqueConstraint("task_id", "person_id"),
-    sql.Index("ix_slot_next", "project_id", "state", "reserved_for", "turn", "position"),
+    sql.Index("ix_slot_next", "project_id", "state", "reserved_for", "language", "turn", "position"),
     sql.Index("ix_slot_lease", "state", "lease_until"),
     sql.Index("ix_slot_person", "person_id", "project_id", "state", "turn", "position"),
 )
 """One place for one person's answer: a task has as many as it wants people, so overlap is a fact, not a count.
 
-`reserved_for` is a person's id, or a role (`adjudicator`), or empty: anybody's. `turn` is minus the task's priority:
-the lowest turn and position is next, in the order of the index."""
+`reserved_for` is a person's id, or a role (`adjudicator`), or empty: anybody's. `language` is one that whoever takes it
+must have named; empty for a place that a person's id stands on. `turn` is minus the task's priority: the lowest turn
+and position is next, in the order of the index. A place that was given back is one whose lease has run out: those come
+first. A place of purpose `gold` is made when somebody is given a gold task, and counts for nothing else."""
 draft = table(
     "draft",
     link("slot_id", "slot.id", primary=True),
@@ -285,13 +288,27 @@ gold = table(
     document("expected"),
     Column("rationale", Text, nullable=False, server_default=""),
     moment("retired_at", optional=True),
+    count("shown"),
 )
+"""Tasks whose answer is known. `shown` counts the people who were given one, none of whom is told."""
 gold_result = table(
     "gold_result",
     link("annotation_id", "annotation.id", primary=True),
     flag("correct"),
     figure("score"),
 )
+pause = table(
+    "pause",
+    link("person_id", "person.id", primary=True),
+    link("project_id", "project.id", primary=True),
+    flag("active"),
+    figure("probability"),
+    count("n"),
+    Column("after", BigInteger, nullable=False, server_default="0"),
+    moment(),
+)
+"""Who is given nothing more in a project until a lead has looked at their answers. `probability` is the posterior one
+that they are right too rarely, from `n` gold tasks; those up to the annotation number `after` were looked at before."""
 consensus = table(
     "consensus",
     key(),

@@ -8,10 +8,12 @@ from typing import Any
 
 import sqlalchemy as sql
 
+from tutelage.core.config import build
 from tutelage.core.errors import NotFound
 from tutelage.core.records import Message, digest
-from tutelage.store import ledger, schema, texts
+from tutelage.store import ledger, schema, taxonomies, texts
 from tutelage.store.engine import Reader, Store, derived_id, next_numbers, now
+from tutelage.store.settings import ProjectSettings
 
 task, form, project = schema.task.c, schema.form.c, schema.project.c
 
@@ -30,6 +32,8 @@ class Project:
     version: int
     questions: Sequence[Mapping[str, Any]]
     guideline: str
+    taxonomy: str | None = None
+    """The id of the taxonomy that the form uses."""
 
 
 @dataclass(frozen=True)
@@ -88,13 +92,18 @@ def make_project(
     guideline: str = "",
     per_task: int = 1,
     settings: Mapping[str, Any] | None = None,
+    taxonomy: taxonomies.NewTree | None = None,
     by: str = "system",
 ) -> Project:
-    """Make a project, or return the one of this name; other questions or guideline become a new form version."""
+    """Make a project, or return the one of this name.
+
+    Other questions, another guideline or another taxonomy become a new version of the form; tasks that are there keep
+    the version they were made under.
+    """
     with store.write() as connection:
         put_project(
             connection, store, name, kind=kind, questions=questions, guideline=guideline, per_task=per_task,
-            settings=settings, by=by,
+            settings=settings, taxonomy=taxonomy, by=by,
         )  # fmt: skip
     return get_project(store, name)
 
@@ -117,6 +126,7 @@ def put_project(
     guideline: str = "",
     per_task: int = 1,
     settings: Mapping[str, Any] | None = None,
+    taxonomy: taxonomies.NewTree | None = None,
     by: str = "system",
 ) -> Place:
     """`make_project` inside the caller's transaction."""
@@ -127,16 +137,18 @@ def put_project(
         .values(id=id, name=name, kind=kind, state="open", per_task=per_task, settings=dict(settings or {}), at=now())
         .on_conflict_do_nothing()
     )
+    connection.execute(sql.select(project.id).where(project.id == id).with_for_update())  # one version at a time
+    tree = taxonomies.publish(connection, id, taxonomy, by) if taxonomy else None
     newest = connection.execute(
         sql.select(schema.form).where(form.project_id == id).order_by(form.version.desc()).limit(1)
     ).first()
     form_id = newest.id if newest else ""
-    if not newest or digest({"questions": newest.questions, "guideline": newest.guideline}) != digest(content):
+    same = newest and digest({"questions": newest.questions, "guideline": newest.guideline}) == digest(content)
+    if not newest or not same or newest.taxonomy_id != tree:
         version = newest.version + 1 if newest else 1
         form_id = derived_id("form", id, version)
-        connection.execute(
-            sql.insert(schema.form).values(id=form_id, project_id=id, version=version, at=now(), **content)
-        )
+        row = {"id": form_id, "project_id": id, "version": version, "at": now()}
+        connection.execute(sql.insert(schema.form).values(**row, taxonomy_id=tree, **content))
         ledger.append(connection, by, "form.publish", id, {"version": version, "digest": digest(content)})
     if made.rowcount:
         ledger.append(connection, by, "project.create", id, {"name": name, "kind": kind})
@@ -156,7 +168,9 @@ def projects(store: Reader, name: str | None = None) -> list[Project]:
     each = schema.form.alias("each")
     newest = sql.select(sql.func.max(each.c.version)).where(each.c.project_id == project.id).scalar_subquery()
     query = (
-        sql.select(schema.project, form.id.label("form_id"), form.version, form.questions, form.guideline)
+        sql.select(
+            schema.project, form.id.label("form_id"), form.version, form.questions, form.guideline, form.taxonomy_id
+        )
         .select_from(schema.project)
         .join(schema.form, sql.and_(form.project_id == project.id, form.version == newest))
         .order_by(project.at, project.name)
@@ -176,6 +190,7 @@ def projects(store: Reader, name: str | None = None) -> list[Project]:
                 row.version,
                 row.questions,
                 row.guideline,
+                row.taxonomy_id,
             )
             for row in connection.execute(query)
         ]
@@ -195,6 +210,17 @@ def close_project(store: Store, name: str, by: str, state: str = "closed") -> No
         if not changed.rowcount:
             raise NotFound(f"there is no project {name!r}", key="project")
         ledger.append(connection, by, f"project.{state}", derived_id("project", name))
+
+
+def change_settings(store: Store, name: str, settings: Mapping[str, Any], by: str) -> Project:
+    """Change some settings of a project; the others stay. Raises NotFound, and ConfigError for what is no setting."""
+    found = get_project(store, name)
+    changed = build(ProjectSettings, {**ProjectSettings.of(found.settings).model_dump(mode="json"), **settings})
+    kept = changed.model_dump(mode="json", exclude_defaults=True)
+    with store.write() as connection:
+        connection.execute(sql.update(schema.project).where(project.id == found.id).values(settings=kept))
+        ledger.append(connection, by, "project.settings", found.id, {"changed": sorted(settings)})
+    return get_project(store, name)
 
 
 # tasks
@@ -273,7 +299,8 @@ def _collect(
     )
     for no in range(max(new.required, len(new.people))):
         reserved = new.people[no] if no < len(new.people) else ""
-        rows["slot"].append(slot_row(id, no, where.id, new.priority, position, reserved, new.language))
+        language = "" if reserved else new.language
+        rows["slot"].append(slot_row(id, no, where.id, new.priority, position, reserved, language))
 
 
 def slot_row(
@@ -286,7 +313,10 @@ def slot_row(
     language: str = "",
     purpose: str = "normal",
 ) -> dict[str, Any]:
-    """The row of a fresh slot; one transaction makes it for a task that has no slot of this number yet."""
+    """The row of a fresh slot; one transaction makes it for a task that has no slot of this number yet.
+
+    `reserved` is a person's id or a role; who is named by id is not asked for the task's language.
+    """
     return {
         "id": derived_id("slot", id, no),
         "task_id": id,
@@ -299,6 +329,12 @@ def slot_row(
         "state": "open",
         "purpose": purpose,
     }
+
+
+def next_place(connection: sql.Connection, id: str) -> int:
+    """The number of a task's next slot."""
+    last = connection.execute(sql.select(sql.func.max(schema.slot.c.no)).where(schema.slot.c.task_id == id)).scalar()
+    return 0 if last is None else int(last) + 1
 
 
 def load(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sql
 
@@ -248,6 +248,31 @@ def requests(
         )
         for row in found
     ]
+
+
+class Outline(NamedTuple):
+    """What decides whether a request may be asked about: everything but its words."""
+
+    id: str
+    tenant: str
+    release: str
+    meta: Mapping[str, Any]
+
+
+def askable(store: Reader, *, since: int = 0, until: int | None = None, people: str = "live") -> list[Outline]:
+    """Requests whose words are there and that were decided on, without their words, in the order of time."""
+    table, text, decision = schema.request.c, schema.text.c, schema.decision.c
+    decided = sql.exists().where(decision.request_id == table.id, decision.direction == "input")
+    query = (
+        sql.select(table.id, table.tenant, table.release, table.meta)
+        .join(schema.text, text.id == table.input_id)
+        .where(table.at >= since, table.people == people, text.erased_at.is_(None), decided)
+        .order_by(table.at, table.id)
+    )
+    if until is not None:
+        query = query.where(table.at < until)
+    with store.read() as connection:
+        return [Outline(row.id, row.tenant, row.release, row.meta) for row in connection.execute(query)]
 
 
 def subject(store: Reader, decision: str, masked: bool = True) -> tuple[tuple[Message, ...], str]:

@@ -19,6 +19,7 @@ def guards(dialect: str, names: Sequence[str], texts: bool = False) -> list[str]
                 f'CREATE TRIGGER {name}_append_only BEFORE UPDATE OR DELETE ON "{name}" '
                 "FOR EACH ROW EXECUTE FUNCTION tutelage_refuse()"
             )
+            made.append(_keep_all(name))
         if not texts:
             return made
         made.append(
@@ -26,6 +27,7 @@ def guards(dialect: str, names: Sequence[str], texts: bool = False) -> list[str]
             f"WHEN ({lost}) EXECUTE FUNCTION tutelage_refuse()"
         )
         made.append("CREATE TRIGGER text_keep BEFORE DELETE ON text FOR EACH ROW EXECUTE FUNCTION tutelage_refuse()")
+        made.append(_keep_all("text"))
         return made
     for name in names:
         for act in ("UPDATE", "DELETE"):
@@ -41,3 +43,11 @@ def guards(dialect: str, names: Sequence[str], texts: bool = False) -> list[str]
     )
     made.append("CREATE TRIGGER text_keep BEFORE DELETE ON text BEGIN SELECT RAISE(ABORT, 'text is append-only'); END")
     return made
+
+
+def _keep_all(name: str) -> str:
+    """TRUNCATE, which SQLite has not, passes by the triggers of rows."""
+    return (
+        f'CREATE TRIGGER {name}_no_truncate BEFORE TRUNCATE ON "{name}" '
+        "FOR EACH STATEMENT EXECUTE FUNCTION tutelage_refuse()"
+    )

@@ -159,13 +159,21 @@ class Scalable(Training):
 
         Raises ConfigError for what another architecture, or an adapter on several ranks, cannot do.
         """
+        self.computing(model)
+        if self.lora and ranks() > 1:
+            raise ConfigError("an adapter learns in one process", key="lora", todo="Leave out --ranks, or `lora: 0`")
+        return divided(model.to(device))
+
+    def computing(self, model: Decoder) -> Decoder:
+        """The model, set to the precision and the activations that are told.
+
+        Raises ConfigError for what another architecture cannot do.
+        """
         told = {"precision": self.precision == "bf16", "activations": self.activations == "recompute"}
         for key in (key for key, asked in told.items() if asked and type(model) is not Decoder):
             raise ConfigError(f"a model of another architecture has no choice of {key}", key=key)
-        if self.lora and ranks() > 1:
-            raise ConfigError("an adapter learns in one process", key="lora", todo="Leave out --ranks, or `lora: 0`")
         model.bf16, model.recompute = self.precision == "bf16", self.activations == "recompute"
-        return divided(model.to(device))
+        return model
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 from starlette.exceptions import HTTPException
@@ -24,12 +24,29 @@ from starlette.exceptions import HTTPException
 from tutelage.core.artifact import Root, atomic_write
 from tutelage.core.config import build
 from tutelage.core.errors import TutelageError, UsageError
-from tutelage.store import people
-from tutelage.web import auth, feedback, gateway, lead, operate, projects, redteam, render, review
+from tutelage.feedback import openapi
+from tutelage.feedback.webhooks import Sender
+from tutelage.store import access, people
+from tutelage.web import (
+    account,
+    auth,
+    dialogue,
+    feedback,
+    gateway,
+    lead,
+    oidc,
+    operate,
+    projects,
+    redteam,
+    render,
+    review,
+    tasks,
+)
+from tutelage.web import people as people_pages
 from tutelage.web.state import Settings, State, read_settings
 from tutelage.web.wire import Fault
 
-PAGES = (feedback, projects, lead, review, redteam, operate)
+PAGES = (feedback, tasks, dialogue, projects, lead, review, redteam, operate, account, people_pages)
 JSON_PATHS = ("/v1/", "/guard/", "/api/", "/health", "/metrics")
 
 
@@ -46,25 +63,42 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         following = asyncio.create_task(_follow(state))
+        sender = Sender(state.store)
         try:
             yield
         finally:
             following.cancel()
+            await asyncio.to_thread(sender.close)
             with suppress(asyncio.CancelledError):
                 await following
             await state.close()
 
-    app = FastAPI(title="tutelage", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(
+        title="tutelage", docs_url=None, redoc_url=None, lifespan=lifespan, dependencies=[Depends(auth.may_write)]
+    )
     app.state.house = state
-    app.add_middleware(auth.Doors, state=state)
+    app.add_middleware(auth.Doors, state=state, failed=_failed)
     app.include_router(gateway.router(state))
     app.include_router(auth.router(state, render.page))
+    app.include_router(oidc.router(state, render.page))
     app.include_router(render.router())
     for page in PAGES:
         app.include_router(page.router(state))
     for kind in (Fault, HTTPException, TutelageError, RequestValidationError, Exception):
         app.add_exception_handler(kind, _failed)
+    setattr(app, "openapi", partial(_described, app))  # noqa: B010 (a method of the class, as FastAPI's own guide does)
     return app
+
+
+def _described(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document: the gateway's routes as FastAPI sees them, the feedback API's as it describes itself."""
+    if not app.openapi_schema:
+        found, own = FastAPI.openapi(app), openapi.document()
+        found["paths"] |= own["paths"]
+        for kind, known in own["components"].items():
+            found.setdefault("components", {}).setdefault(kind, {}).update(known)
+        app.openapi_schema = found
+    return app.openapi_schema
 
 
 async def _follow(state: State) -> None:
@@ -87,7 +121,9 @@ async def _failed(request: Request, error: Exception) -> Response:
     if path.startswith(JSON_PATHS) or "text/html" not in request.headers.get("accept", ""):
         if path.startswith("/api/") and isinstance(error, TutelageError):
             return JSONResponse(error.as_dict(), fault.status)
-        return gateway.respond(fault)
+        told = gateway.respond(fault)
+        told.headers.update(error.headers or {} if isinstance(error, HTTPException) else {})
+        return told
     text = error.detail if isinstance(error, HTTPException) else fault.body["error"]["message"]
     title = {403: "Not allowed", 404: "Not found"}.get(fault.status, "That did not work")
     return render.page(request, "problem.html", status=fault.status, title=title, text=str(text))
@@ -124,7 +160,7 @@ class Server:
     def key(self, name: str = "service", *, kind: str = "service", scopes: tuple[str, ...] = ("chat",)) -> str:
         """A fresh API key of an account with this name, which is made if it is not there."""
         person = people.create(self.state.store, name, kind=kind, roles=("service",))
-        return people.issue_token(self.state.store, person.id, scopes=scopes, label=name)
+        return access.issue_token(self.state.store, person.id, scopes=scopes, label=name)
 
     def close(self) -> None:
         """Finish what is under way, write what waits, end."""
@@ -138,7 +174,7 @@ def background(ref: str = "app:", root: Root | None = None, **options: Any) -> S
 
     `requests_per_minute` overrides what one tenant may ask (0: no limit), for a stage that sends a week in a minute.
     """
-    where = root or Root("life")
+    where = root or Root("life", os.environ)
     settings = options.pop("settings", None) or read_settings(where)
     if "requests_per_minute" in options:
         pace = {"requests_per_minute": options.pop("requests_per_minute")}
@@ -156,14 +192,14 @@ def background(ref: str = "app:", root: Root | None = None, **options: Any) -> S
 def first_start(state: State, say: Callable[[str], None], address: str) -> str:
     """Print how to get in: a one-time link when nobody can sign in yet, and the API key in ROOT/api.key."""
     owners = [each for each in people.every(state.store, "live") if each.has("owner")]
-    if not any(people.has_password(state.store, each.id) for each in owners):  # an unused link may have been lost
+    if not any(access.has_password(state.store, each.id) for each in owners):  # an unused link may have been lost
         owner = owners[0] if owners else people.create(state.store, "owner", roles=("owner",))
-        token = people.invite(state.store, owner.id)
+        token = access.invite(state.store, owner.id)
         say(f"Sign in once:     {address}/welcome/{token}   (name: {owner.name})")
     file = state.root.path / "api.key"
     if not file.exists():
         service = people.create(state.store, "local", kind="service", roles=("service",))
-        key = people.issue_token(state.store, service.id, scopes=("chat",), label="api.key")
+        key = access.issue_token(state.store, service.id, scopes=("chat",), label="api.key")
         atomic_write(file, key.encode(), 0o600)
     return file.read_text(encoding="utf-8").strip()
 

@@ -20,11 +20,12 @@ from tutelage.core.records import explain
 from tutelage.feedback.wire import Form, Kind, NewProject, Question
 from tutelage.review import queue
 
-KINDS: Final = tuple(kind for kind in get_args(Kind) if kind != "review")
-"""Kinds of task that a lead opens by hand."""
+KINDS: Final = tuple(kind for kind in get_args(Kind) if kind not in ("review", "dialogue"))
+"""Kinds of task that a lead opens by hand, with a file of tasks."""
 QUESTION_KINDS: Final[Mapping[str, str]] = {
     kind: {"scale": "a scale", "choice": "one of several", "choices": "any of several", "boolean": "yes or no",
-           "text": "free text"}.get(kind, kind)
+           "text": "free text", "tags": "labels of the taxonomy", "spans": "marked places",
+           "strength": "how much better"}.get(kind, kind)
     for kind in get_args(Question.model_fields["kind"].annotation)
 }  # fmt: skip
 OF_EACH: Final = ("scale", "boolean")
@@ -146,17 +147,19 @@ class Draft:
     def project(self) -> NewProject:
         """The project to be made. Raises DataError naming the field."""
         settings: dict[str, Any] = {"mask_pii": self.mask_pii, "people": "none"}
-        if self.language:
-            settings["language"] = self.language[:20]
         per_task = whole(self.per_task, "per_task", 1, 1000)
-        raw = {"name": self.name, "kind": self.kind, "per_task": per_task, "settings": settings}
-        try:
-            return NewProject.model_validate({**raw, "form": self.form()})
-        except ValidationError as error:
-            key, message = explain(error)
-            if key == "name":
-                message = "a name begins with a letter or digit and holds letters, digits, spaces and . : @ + - _"
-            raise DataError(message, key=key) from None
+        return checked(name=self.name, kind=self.kind, per_task=per_task, settings=settings, form=self.form())
+
+
+def checked(**raw: Any) -> NewProject:
+    """A project whose form can be answered. Raises DataError naming the field or question."""
+    try:
+        return NewProject.model_validate(raw)
+    except ValidationError as error:
+        key, message = explain(error)
+        if key == "name":
+            message = "a name begins with a letter or digit and holds letters, digits, spaces and . : @ + - _"
+        raise DataError(message, key=key) from None
 
 
 def whole(text: str, key: str, low: int, high: int) -> int:
@@ -204,7 +207,7 @@ def question_of(given: QuestionFields, number: int) -> Question:
                             key=where) from None  # fmt: skip
         raw["anchors"] = _anchors(given.anchors, raw["scale"], where)
     choices = [each.strip() for each in given.choices.split("\n") if each.strip()]
-    if given.kind in ("choice", "choices") or choices:
+    if given.kind in ("choice", "choices", "strength") or choices:
         if len(set(choices)) < len(choices):
             raise DataError("a choice stands there twice", key=where)
         raw["choices"] = choices

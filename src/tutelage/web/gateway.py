@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from tutelage.core.errors import Busy, NotFound, TutelageError, UpstreamError, UsageError
+from tutelage.core.errors import Busy, NoSpace, NotFound, TutelageError, UpstreamError, UsageError
 from tutelage.core.records import Decision, Finish, Message
 from tutelage.guard.limits import Denied, Grant
 from tutelage.guard.pipeline import Pipeline
@@ -452,7 +452,7 @@ def fault_of(error: Exception) -> Fault:
         )
     if isinstance(error, UpstreamError):
         return Fault(error.message, status=502, code="upstream_error", kind="server_error")
-    if isinstance(error, Busy):
+    if isinstance(error, Busy | NoSpace):
         return Fault(error.message, status=503, code="overloaded", kind="server_error", retry_after=1.0)
     return Fault("something failed inside the service", status=500, code="internal_error", kind="server_error")
 

@@ -7,22 +7,25 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from fastapi import APIRouter, HTTPException, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response, StreamingResponse
 from markupsafe import Markup
 from starlette.concurrency import run_in_threadpool
 
 from tutelage.core.errors import DataError, NotFound, Refused, TutelageError
+from tutelage.corpus.catalog import INTERNAL
 from tutelage.feedback import api, desk, disagreement
 from tutelage.feedback.figures import Read
+from tutelage.feedback.routes import BASE, File, dispatch
 from tutelage.measure.statistics import Interval
 from tutelage.report import charts
-from tutelage.store import answers, ledger, oversight, people, tasks
+from tutelage.store import answers, gold, ledger, oversight, people, tasks
 from tutelage.store.people import Person
+from tutelage.store.settings import ProjectSettings
 from tutelage.store.tasks import Project
 from tutelage.web import editor, render
 from tutelage.web.editor import QUESTION_KINDS, Draft, QuestionFields, whole
-from tutelage.web.feedback import failure, fields_of, one
+from tutelage.web.feedback import download, failure, fields_of, one
 from tutelage.web.projects import MAKERS, WATCHERS
 
 CONSUMERS = {
@@ -33,9 +36,10 @@ CONSUMERS = {
     "kto": "good and bad answers (KTO)",
     "classifier": "a classifier (labels)",
     "evaluation": "evaluation (items with references)",
+    "annotations": "tasks with every answer, to be imported elsewhere",
 }
-"""What an export is for."""
-FORMATS = ("jsonl", "parquet")
+"""What an export is for: `answers` is of this page, all others are those of the API."""
+FORMATS = {"jsonl": "JSON lines", "parquet": "Parquet", "zip": "Hugging Face folder"}
 ROLES = ("annotator", "reviewer", "adjudicator", "lead", "auditor")
 """Roles that a lead gives in one project."""
 STUCK = 20
@@ -130,7 +134,7 @@ def router(state: Any) -> APIRouter:
                 return f"{places} further {'people are' if places > 1 else 'person is'} asked"
             case "assign":
                 who = people.get(store, one(fields, "person"))
-                if not who.has(*(where.settings.get("roles") or api.ANSWERERS), project=where.id):
+                if not who.has(*api.answerers(where), project=where.id):
                     raise DataError(f"{who.name} may not answer here", key="person", todo="Give them a role first")
                 oversight.assign(store, task, who.id, person.id)
                 return f"It waits for {who.name}"
@@ -141,20 +145,24 @@ def router(state: Any) -> APIRouter:
 
     # agreement and people
 
-    @routes.get("/projects/{name}/people")
+    @routes.get("/projects/{name}/agreement")
     def who(request: Request, name: str) -> HTMLResponse:
-        _, where = led(request, name, *WATCHERS)
+        person, where = led(request, name, *WATCHERS)
         moment = standing(where)
+        hidden = {each.pseudonym: (each.right, each.n) for each in gold.standings(store, where.id)}
         found = []
         for kind in moment.kinds:
             totals = {each.pseudonym: each.answers for each in moment.tallies if each.people == kind}
 
             def figures(kind: str = kind, totals: dict[str, int] = totals) -> tuple[Any, ...]:
                 read = words(where, kind)
-                return desk.agreements(read), desk.people(read, totals), len(read.given)
+                return desk.agreements(read), desk.people(read, totals, hidden), len(read.given)
 
             found.append((kind, *kept.get(("figures", where.id, kind), figures)))
-        return shown(request, "project_people.html", where, kinds=found, drawn=drawn, standing=moment, most=desk.SAMPLE)
+        return shown(
+            request, "project_agreement.html", where, kinds=found, drawn=drawn, standing=moment, most=desk.SAMPLE,
+            by_groups=person.has("lead", "auditor", project=where.id),
+        )  # fmt: skip
 
     # disagreements
 
@@ -180,9 +188,10 @@ def router(state: Any) -> APIRouter:
             return "?" + urlencode({name: value for name, value in every.items() if value not in ("", None)})
 
         languages = sorted({each.language for each in read.tasks.values() if each.language})
+        reveals = render.signed_in(request).has("lead", "reviewer", project=where.id)
         return shown(
             request, "disagreements.html", where, page=page, wanted=wanted, kinds=kinds, producers=producers, link=link,
-            orders=disagreement.ORDERS, languages=languages,
+            orders=disagreement.ORDERS, languages=languages, reveals=reveals,
         )  # fmt: skip
 
     @routes.get("/projects/{name}/disagreements")
@@ -236,8 +245,10 @@ def router(state: Any) -> APIRouter:
         try:
             draft = Draft.of(one(fields, "draft")) if "draft" in fields else Draft.read(fields)
             draft.kind = where.kind
-            written = api.Form(questions=draft.asked(), guideline=draft.guideline)
-            before = api.Form.model_validate({"questions": where.questions, "guideline": where.guideline})
+            before = api.views(store, [where])[0].form
+            written = before.model_copy(update={"questions": draft.asked(), "guideline": draft.guideline})
+            settings = ProjectSettings.of(where.settings)
+            editor.checked(name=where.name, kind=where.kind, form=written, settings=settings)
             changes = editor.difference(before, written)
             if not changes:
                 raise DataError("nothing is changed")
@@ -309,13 +320,26 @@ def router(state: Any) -> APIRouter:
     # export
 
     @routes.get("/projects/{name}/export")
-    def export_for(request: Request, name: str, consumer: str = "answers", format: str = "jsonl") -> Response:
-        _, where = led(request, name, "lead", "operator", "auditor")
-        if consumer not in CONSUMERS or format not in FORMATS:
-            raise HTTPException(422, "there is no such export")
+    def export_for(
+        request: Request,
+        name: str,
+        consumer: str = "answers",
+        format: str = "jsonl",
+        people: str = "",
+        accept: str = "",
+    ) -> Response:
+        """A file as the API makes it; what cannot be had is said on a page."""
+        person, where = led(request, name, "lead", "operator", "auditor")
         if consumer == "answers" and format == "jsonl":
             return gone(where, "/export.jsonl")
-        return render.see(f"{api.BASE}/projects/{quote(where.name, safe='')}/export/{consumer}.{format}")
+        query = {"people": people or standing(where).main, "accept": ",".join(INTERNAL) if accept else ""}
+        path = f"{BASE}/projects/{where.name}/export/{consumer}.{format}"
+        status, told = dispatch(store, person, "GET", path, None, query)
+        if isinstance(told, File):
+            return download(told)
+        back = f"/projects/{quote(where.name, safe='')}#export"
+        text = f"{told['message']}. {told.get('todo') or ''}"
+        return render.page(request, "problem.html", status, title="Not exported", text=text, back=back)
 
     @routes.get("/projects/{name}/export.jsonl")
     def export(request: Request, name: str) -> Response:

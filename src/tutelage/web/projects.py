@@ -24,6 +24,7 @@ from tutelage.feedback import api, desk, upload
 from tutelage.store import jobs, releases, tasks
 from tutelage.store.engine import now, uuid7
 from tutelage.store.people import Person
+from tutelage.store.settings import ProjectSettings
 from tutelage.text import pii
 from tutelage.web import forms, render, runs
 from tutelage.web.editor import KINDS, QUESTION_KINDS, STANDARD, Draft, QuestionFields, whole
@@ -35,7 +36,7 @@ PREVIEWED = 5
 """Items a preview shows."""
 MOST_UPLOADS, UPLOAD_HOURS = 20, 24
 """Files that wait for their project, and for how long."""
-OFFERED = re.compile(r"(model|corpus):[0-9a-f]{4,64}|release:current")
+OFFERED = re.compile(r"(model|bundle|corpus):[0-9a-f]{4,64}")
 """References that a form may send."""
 MOST_PROMPTS = 2_000
 """Prompts that one request to a model may carry."""
@@ -96,7 +97,7 @@ class Source(NamedTuple):
 def models_of(root: Root, store: Any, most: int = 40) -> list[Source]:
     """What can answer prompts here: the release in service, and the newest models of the root."""
     live = releases.current(store)
-    found = [Source("release:current", f"what is in service now ({live.name or live.bundle[:16]})")] if live else []
+    found = [Source(live.bundle, f"what is in service now ({live.name or live.bundle[:16]})")] if live else []
     return found + [_source(each) for each in reversed(root.list("model", damaged=[]))][:most]
 
 
@@ -131,9 +132,7 @@ def asked_for(draft: Draft, prompts: upload.Upload | None) -> dict[str, Any]:
     for each in (*draft.models, *filter(None, [draft.corpus])):
         if not OFFERED.fullmatch(each):  # a reference may also name code to be imported: not from a form
             raise DataError(f"{each[:60]!r} is none of those offered", key="models")
-    models = [each for each in draft.models if each.startswith("model:")]
-    generators += [each for each in draft.models if not each.startswith("model:")]
-    if not models and not generators:
+    if not draft.models and not generators:
         raise DataError("choose at least one model or endpoint that answers the prompts", key="models")
     try:
         temperature = float(draft.temperature)
@@ -142,7 +141,7 @@ def asked_for(draft: Draft, prompts: upload.Upload | None) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "people": "none", "project": project.name, "kinds": [draft.kind], "per_task": project.per_task,
         "questions": [each.model_dump(mode="json", exclude_defaults=True) for each in project.form.questions],
-        "guideline": draft.guideline, "mask_pii": draft.mask_pii, "generators": generators, "model": models,
+        "guideline": draft.guideline, "mask_pii": draft.mask_pii, "generators": generators, "model": draft.models,
         "candidates": whole(draft.candidates, "candidates", 2, 9), "samples": whole(draft.samples, "samples", 2, 64),
         "max_tokens": whole(draft.max_tokens, "max_tokens", 1, 16_384), "temperature": temperature,
     }  # fmt: skip
@@ -269,7 +268,7 @@ def router(state: Any) -> APIRouter:
         if draft.into:
             where = tasks.get_project(store, draft.into)
             form = api.Form.model_validate({"questions": where.questions, "guideline": where.guideline})
-            sent, mask = parsed(person, draft, where.kind), bool(where.settings.get("mask_pii", True))
+            sent, mask = parsed(person, draft, where.kind), ProjectSettings.of(where.settings).mask_pii
             per_task, kind = where.per_task, where.kind
         else:
             project = draft.project()

@@ -50,6 +50,7 @@ LINKS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
     ("/runs", "Runs", ("lead", "operator", "safety", "auditor")),
     ("/reports", "Reports", ("lead", "operator", "safety", "auditor", "reviewer")),
     ("/operate", "Operate", ("lead", "operator", "safety", "auditor")),
+    ("/people", "People", ("lead", "auditor")),
 )
 """The pages and the roles that see them; none = everybody."""
 
@@ -75,12 +76,18 @@ def prose(text: str) -> Markup:
         lines = [line.strip() for line in block.splitlines() if line.strip()]
         while lines and lines[0].startswith("#"):
             blocks.append(Markup("<h3>{}</h3>").format(inline(lines.pop(0).lstrip("# "))))
-        if lines and all(re.match(r"[-*] ", line) for line in lines):
+        if lines and re.match(r"[-*] ", lines[0]):
+            lines = re.split(r"\n(?=[-*] )", "\n".join(lines))  # an item may go on over several lines
             items = Markup("").join(Markup("<li>{}</li>").format(inline(line[2:])) for line in lines)
             blocks.append(Markup("<ul>{}</ul>").format(items))
         elif lines:
             blocks.append(Markup("<p>{}</p>").format(Markup(" ").join(inline(line) for line in lines)))
     return Markup("").join(blocks)
+
+
+def verbatim(text: str) -> Markup:
+    """A text so that a browser counts its characters as we do: it would make other line ends into plain ones."""
+    return Markup(str(escape(text)).replace("\r", "&#13;").replace("\x00", "&#0;"))
 
 
 @cache
@@ -91,7 +98,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )  # fmt: skip
     made.filters.update(
-        prose=prose, when=when, words=tables.words, number=charts.number, share=charts.share,
+        prose=prose, verbatim=verbatim, when=when, words=tables.words, number=charts.number, share=charts.share,
         duration=tables.duration, figure=tables.figure, json=lambda value: json.dumps(value, ensure_ascii=False),
     )  # fmt: skip
     made.globals.update(badge=tables.badge, static=static_url)
@@ -120,7 +127,8 @@ def page(request: Request, template: str, status: int = 200, **values: Any) -> H
     links = [
         (href, label, href == request.url.path or (href != "/" and request.url.path.startswith(href)))
         for href, label, roles in LINKS
-        if person is not None and (not roles or person.has(*roles) or (href == "/projects" and _leads(person, roles)))
+        if person is not None
+        and (not roles or (person.anywhere if href in ("/people", "/projects") else person.has)(*roles))
     ]
     html = environment().get_template(template).render(
         request=request, person=person, csrf=getattr(session, "csrf", ""), links=links, path=request.url.path, **values
@@ -128,19 +136,21 @@ def page(request: Request, template: str, status: int = 200, **values: Any) -> H
     return HTMLResponse(html, status_code=status, headers=SECURITY)
 
 
-def _leads(person: Person, roles: tuple[str, ...]) -> bool:
-    """Whether this person holds one of the roles in a project, if not everywhere."""
-    return any(role in roles for role, _ in person.roles)
+def signed_in(request: Request, *roles: str, project: str = "", scope: str = "") -> Person:
+    """Who asks. Sends a visitor to the log-in page; refuses (403) a person without any of these roles.
 
-
-def signed_in(request: Request, *roles: str, project: str = "") -> Person:
-    """Who asks. Sends a visitor to the log-in page; refuses (403) a person without any of these roles."""
-    session = getattr(request.state, "session", None) or getattr(request.state, "caller", None)
-    if session is None:
+    Pages are for people who signed in. An API token gets in where a `scope` is named that it has.
+    """
+    session: Any = getattr(request.state, "session", None)
+    caller: Any = getattr(request.state, "caller", None)
+    if session is None and caller is not None and not {scope or "*", "*"} & caller.scopes:
+        needs = f"this token lacks the scope {scope!r}" if scope else "this is a page for people who signed in"
+        raise HTTPException(403, needs)
+    if session is None and caller is None:
         where = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         target = f"/login?next={quote(where)}" if request.method == "GET" else "/login"
         raise HTTPException(303, "sign in first", headers={"location": target})
-    person: Person = session.person
+    person: Person = session.person if session is not None else caller.person
     if roles and not person.has(*roles, project=project):
         raise HTTPException(403, f"this needs the role {' or '.join(roles)}")
     return person

@@ -157,13 +157,14 @@ def router(state: Any) -> APIRouter:
 
     @routes.post("/api/thumbs", summary="Say something about an answer: thumb, comment or appeal")
     async def thumb(request: Request) -> JSONResponse:
-        person = render.signed_in(request)
+        person = render.signed_in(request, scope="chat")
         render.checked(request, request.headers.get("x-csrf-token"))
         try:
             said = Thumb.model_validate(json.loads(await request.body() or b"null"))
             fields = said.model_dump(exclude={"request", "kind"})
             await run_in_threadpool(state.flush)  # an answer is read a moment before it is on disk
-            made = traffic.add_feedback(store, said.request, said.kind, actor=person.pseudonym, **fields)
+            whose = person.kind if person.kind in ("simulated", "replayed") else "live"
+            made = traffic.add_feedback(store, said.request, said.kind, actor=person.pseudonym, people=whose, **fields)
         except ValidationError as error:
             key, message = explain(error)
             return JSONResponse(DataError(message, key=key).as_dict(), 422)

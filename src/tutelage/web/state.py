@@ -14,16 +14,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from tutelage.core import refs
 from tutelage.core.artifact import Root
-from tutelage.core.config import Config, build, load_yaml
-from tutelage.core.errors import ConfigError, NotFound, TutelageError
+from tutelage.core.config import Config, build, load_yaml, secret
+from tutelage.core.errors import NotFound, TutelageError
 from tutelage.core.records import Message
 from tutelage.feedback.desk import Kept
+from tutelage.generate.generator import Generator
 from tutelage.guard.limits import Limiter, Limits
 from tutelage.guard.pipeline import Pipeline, bundle_of, open_parts
 from tutelage.guard.policy import Policy, PolicyFile, Rule, Taxonomy
@@ -33,6 +35,7 @@ from tutelage.guard.upstream import Upstream, open_upstream
 from tutelage.guard.vault import Vault
 from tutelage.store import engine, releases, review, traces
 from tutelage.store.keys import derived_id
+from tutelage.store.people import JUNIOR
 from tutelage.text.pii import redact
 
 
@@ -45,6 +48,10 @@ class Tenant(Config):
     """Of the policy's messages."""
     keys: tuple[str, ...] = ()
     """API keys beside those of the store, each as `env:NAME` or `file:PATH`."""
+    collect: bool = False
+    """Whether people may be asked about its requests (stage `collect`, personal data masked). It is noted with each
+    request, so it holds for those that come in from then on; set back, it holds for none. A request says no for itself
+    with `metadata: {"collect": "no"}`."""
 
 
 class UpstreamSettings(Config):
@@ -56,6 +63,43 @@ class UpstreamSettings(Config):
     """`env:NAME` or `file:PATH`."""
 
 
+class Oidc(Config):
+    """Signing in through an OpenID provider (needs the extra `oidc`)."""
+
+    issuer: str = Field(max_length=300)
+    """The provider's address, as its tokens name it."""
+    client_id: str
+    client_secret: str = ""
+    """`env:NAME` or `file:PATH`; none for a public client."""
+    name: str = "your organisation"
+    """What the button says: Sign in with ..."""
+    domains: tuple[str, ...] = ()
+    """E-mail domains whose people get an account when they first sign in, if the provider has verified the address.
+    Everybody else needs a one-time link."""
+    roles: tuple[str, ...] = ("annotator",)
+    """What they may do then, everywhere."""
+    scopes: tuple[str, ...] = ("openid", "email", "profile")
+    address: str = ""
+    """This service as browsers call it, behind a proxy. The provider must know `ADDRESS/login/return`."""
+    timeout_s: float = Field(10.0, gt=0)
+    """How long the provider may take to answer."""
+
+    @field_validator("issuer")
+    @classmethod
+    def _is_safe(cls, issuer: str) -> str:
+        where = urlsplit(issuer)
+        if where.scheme != "https" and not (where.scheme == "http" and where.hostname in ("localhost", "127.0.0.1")):
+            raise ValueError("a provider's address begins with https://")
+        return issuer
+
+    @field_validator("roles")
+    @classmethod
+    def _are_roles(cls, roles: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := [role for role in roles if role not in JUNIOR]:
+            raise ValueError(f"{wrong[0]!r} is not given to whoever comes; one of {', '.join(JUNIOR)}")
+        return roles
+
+
 class Settings(Config):
     """`ROOT/service.yaml`."""
 
@@ -63,9 +107,14 @@ class Settings(Config):
     port: int = Field(8420, ge=0, le=65535)
     hosts: tuple[str, ...] = ()
     """Names by which browsers may call the service, beside its address."""
+    database: str = ""
+    """Where the store lies: "" is ROOT/store.db; for a team, the address of a PostgreSQL database as `env:NAME` or
+    `file:PATH`, or in clear text without a password."""
     serve: str = "release:current"
     """What answers: `release:current`, or a bundle to try out."""
     upstream: UpstreamSettings | None = None
+    generators: dict[str, UpstreamSettings] = Field(default_factory=dict)
+    """Names by which projects of kind dialogue may call generators at other addresses."""
     tenants: dict[str, Tenant] = Field(default_factory=lambda: {"default": Tenant()})
     max_tokens: int = Field(1024, ge=1)
     """Longest answer."""
@@ -76,31 +125,25 @@ class Settings(Config):
     weights: Literal["float32", "int8"] = "float32"
     """`int8` rounds the embedded model's matrices: up to four times faster for a few answers at once, on a CPU with a C
     compiler. What was evaluated and released are the unrounded ones."""
+    oidc: Oidc | None = None
+    """Signing in through an OpenID provider."""
     follow_seconds: float = Field(1.0, gt=0)
     """How often the service looks whether another release is live."""
 
-
-def secret(value: str, environment: Mapping[str, str], where: str) -> str:
-    """The secret that `env:NAME` or `file:PATH` names. Raises ConfigError; a secret in clear text is refused."""
-    kind, _, name = value.partition(":")
-    if kind == "env":
-        found = environment.get(name, "")
-        problem = f"the environment has no variable {name}"
-    elif kind == "file":
-        path = Path(name)
-        found = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
-        problem = f"the file {name} is missing or empty"
-    else:
-        found, problem = "", "a secret is given as `env:NAME` or `file:PATH`, never in the file itself"
-    if not found:
-        raise ConfigError(problem, key=where)
-    return found
+    def tenant(self, name: str) -> Tenant:
+        """A tenant's settings; those of `default` when it has none of its own."""
+        return self.tenants.get(name) or self.tenants.get("default") or Tenant()
 
 
 def read_settings(root: Root) -> Settings:
     """The settings of a root; the defaults when there is no file."""
     path = root.service_path
     return build(Settings, load_yaml(path), file=path) if path.is_file() else Settings()
+
+
+def open_settings(ref: str, root: Root | None = None) -> Settings:
+    """Open `settings:`: what the service of a root is told, for stages that must know what its tenants allow."""
+    return read_settings(root or Root("life"))
 
 
 BARE = PolicyFile(
@@ -145,13 +188,13 @@ class State:
         found: dict[str, str] = {}
         for name, tenant in self.settings.tenants.items():
             for number, key in enumerate(tenant.keys):
-                value = secret(key, self.environment, f"tenants.{name}.keys.{number}")
+                value = secret(key, self.environment, f"tenants.{name}.keys.{number}", self.root.path)
                 found[hashlib.sha256(value.encode()).hexdigest()] = name
         return found
 
     def tenant(self, name: str) -> Tenant:
-        """A tenant's settings; those of `default` when it has none of its own."""
-        return self.settings.tenants.get(name) or self.settings.tenants.get("default") or Tenant()
+        """A tenant's settings."""
+        return self.settings.tenant(name)
 
     # what answers
 
@@ -210,12 +253,25 @@ class State:
             record=self.record,
         )
 
+    def speaker(self, name: str) -> Generator:
+        """A generator for dialogues: an artifact or fake by reference, or an address that the settings name."""
+        given = self.settings.generators.get(name)
+        if given is not None:
+            key = secret(given.key, self.environment, f"generators.{name}.key") if given.key else None
+            return cast(Generator, refs.open(f"{given.url}#{given.model}", self.root, key=key, retries=1))
+        if not name.startswith(("model:", "bundle:", "release:", "fake:")):
+            todo = "Name it under `generators` in service.yaml"
+            raise NotFound("one of the project's generators is not known to the service", todo=todo)
+        return cast(Generator, refs.open(name, self.root))
+
     def _upstream(self, source: str) -> Upstream:
         """The upstream of a model or an address; a release with the same model keeps the engine that runs."""
         if source not in self._upstreams:
             given = self.settings.upstream
             named = given.key if given and not self._upstream_url else ""
-            key = secret(named, self.environment, "upstream.key") if named else self.environment.get("OPENAI_API_KEY")
+            key = self.environment.get("OPENAI_API_KEY")
+            if named:
+                key = secret(named, self.environment, "upstream.key", self.root.path)
             how: Any = {"max_batch": self.settings.workers, "int8": self.settings.weights == "int8"}
             self._upstreams[source] = open_upstream(source, self.root, key=key, **how)
         return self._upstreams[source]
@@ -303,6 +359,9 @@ class State:
         ask = done.ask
         pipeline = self.pipeline
         conversation = pipeline.conversation(ask) if pipeline else ask.id
+        allowed = self.tenant(ask.tenant).collect and ask.meta.get("collect", "yes") != "no"
+        meta = {name: value for name, value in ask.meta.items() if name != "collect"}
+        meta |= {"collect": True} if allowed else {}
         asked = traces.Decided(
             direction="input",
             channel=done.input.channel,
@@ -330,7 +389,7 @@ class State:
                 usage={"prompt_tokens": answer.usage[0], "completion_tokens": answer.usage[1]},
                 latency_ms=round(done.milliseconds, 3),
                 stream=ask.stream,
-                meta={**ask.meta, **({"error": done.error} if done.error else {}), "choice": answer.index},
+                meta={**meta, **({"error": done.error} if done.error else {}), "choice": answer.index},
                 decisions=((asked,) if answer.index == 0 else ()) + _decided(answer),
             )
             for answer in done.answers

@@ -1,124 +1,146 @@
-// A task without a mouse: a marked row, digits that answer it, a draft that survives, a submit that cannot double.
+// Answering without a mouse and without waiting: the next task lies ready, sending goes on behind it, and what was sent
+// stays in this browser until the server has it on disk. The same key again is the same answer.
 import { csrf, say, typing } from "./console.js";
+import { Item } from "./item.js";
 
-const form = document.querySelector("form[data-task]");
-const rows = [...form.querySelectorAll("fieldset.row")];
-const slot = form.dataset.task;
-const started = Date.now();
-let marked = 0;
-let hiddenSince = null;
-let away = 0;
+const stage = document.getElementById("task");
+const mine = `tutelage.outbox.${stage.dataset.person}.`;
+let current = new Item(stage.querySelector(".item"));
+let ready = [...document.querySelectorAll("template.ahead")].map((each) => new Item(each.content.firstElementChild));
+let last = null; // the last answer that was stored, to be taken back
+let waiting = 0; // answers on their way
+let sending = Promise.resolve();
+let locked = false;
+const answered = new Map(); // project -> answers of this person
 
-// the marked row
+// what is shown
 
-function mark(index, { focus = true } = {}) {
-  if (!rows.length) return;
-  marked = Math.max(0, Math.min(rows.length - 1, index));
-  rows.forEach((row, place) => row.classList.toggle("now", place === marked));
-  const row = rows[marked];
-  const target = row.querySelector("input:checked") ?? row.querySelector("input, textarea");
-  if (focus && target?.type !== "textarea" && target?.tagName !== "TEXTAREA") {
-    target?.focus({ preventScroll: true });
-    row.scrollIntoView({ block: "nearest" });
+function show(item) {
+  document.querySelectorAll("dialog[open]").forEach((each) => each.close());
+  stage.replaceChildren(item.root);
+  current = item;
+  getSelection()?.removeAllRanges();
+  tally();
+  offerUndo();
+  item.enter();
+  scrollTo(0, 0);
+}
+
+/** How many are answered: a task that lay ready was counted before the last ones were sent. */
+function tally(more = 0, item = current) {
+  const project = item.form.elements.project.value;
+  const place = current.root.querySelector("[data-mine]");
+  answered.set(project, (answered.get(project) ?? Number(item.root.querySelector("[data-mine]").textContent)) + more);
+  place.textContent = String(answered.get(current.form.elements.project.value) ?? place.textContent);
+}
+
+function offerUndo() {
+  current.root.querySelector("[data-undo]").hidden = last === null || current.editing;
+}
+
+function lock(on) {
+  locked = on;
+  current.form.querySelectorAll("button").forEach((button) => (button.disabled = on));
+}
+
+function tell(told) {
+  if (!told) return;
+  const [box, line] = [document.createElement("div"), document.createElement("p")];
+  box.className = `notice ${told.tone}`;
+  box.setAttribute("role", "status");
+  line.textContent = told.text;
+  box.append(line);
+  current.root.prepend(box);
+}
+
+// sending
+
+function send(status, reason = "") {
+  if (locked) return;
+  const item = current;
+  const missing = status === "submitted" ? item.missing() : [];
+  if (missing.length) {
+    item.mark(item.rows.indexOf(missing[0]));
+    return void say(`${missing.length} to answer first`);
   }
-}
-
-function answered(row) {
-  const text = row.querySelector("textarea, input[type=text]");
-  return row.querySelector("input:checked") != null || Boolean(text?.value.trim());
-}
-
-function open() {
-  if (form.querySelector("input[name=all_bad]:checked")) return [];
-  return rows.filter((row) => row.dataset.required === "1" && !answered(row));
-}
-
-function count() {
-  const left = open().length;
-  const line = form.querySelector("[data-left]");
-  if (line) line.textContent = left ? `${left} to answer` : "complete: Enter sends it";
-  form.querySelector("button[data-send]").toggleAttribute("data-ready", left === 0);
-}
-
-function choose(key) {
-  const row = rows[marked];
-  const input = row?.querySelector(`input[data-key="${CSS.escape(key)}"]`);
-  if (!input) return false;
-  if (input.type === "checkbox") {
-    input.checked = !input.checked;
-  } else {
-    input.checked = true;
-    mark(marked + 1);
+  const long = item.tooLong();
+  if (long) {
+    long.focus();
+    return void say(`This text has ${long.value.length} characters; at most ${item.form.dataset.mostText} are kept`, true);
   }
-  changed();
-  return true;
+  const body = item.body(status, reason);
+  keep(item.slot, body);
+  const next = item.editing ? null : ready.shift();
+  waiting += 1;
+  if (next) {
+    history.replaceState(null, "", `/task/next?${new URLSearchParams({ project: body.get("project"), after: item.slot })}`);
+    last = { slot: item.slot, epoch: body.get("epoch") };
+    show(next);
+  } else lock(true);
+  sending = sending.then(() => deliver(item.slot, body)).then((reply) => {
+    waiting -= 1;
+    if (reply.done && status === "submitted" && !item.editing) tally(1, item);
+    settle(item, reply, !next);
+  });
 }
 
-function clearRow() {
-  const row = rows[marked];
-  if (!answered(row) && marked > 0) mark(marked - 1);
-  for (const input of rows[marked].querySelectorAll("input")) input.checked = false;
-  changed();
-}
-
-// drafts: kept in this browser at once, on the server every few seconds
-
-const memory = `tutelage.draft.${slot}`;
-
-function values() {
-  const found = {};
-  for (const [name, value] of new FormData(form)) {
-    if (name === "csrf" || name === "key" || name === "epoch" || name === "active_ms") continue;
-    (found[name] ??= []).push(value);
-  }
-  return found;
-}
-
-function restore(saved) {
-  for (const [name, list] of Object.entries(saved ?? {})) {
-    for (const field of form.querySelectorAll(`[name="${CSS.escape(name)}"]`)) {
-      if (field.type === "radio" || field.type === "checkbox") field.checked = list.includes(field.value);
-      else if (field.type !== "hidden") field.value = list[0] ?? "";
+/** What became of an answer. `still`: the page has waited for it. */
+function settle(item, reply, still) {
+  const { told } = reply;
+  if (reply.done) {
+    item.forget();
+    last = { slot: item.slot, epoch: item.form.elements.epoch.value };
+    stage.dataset.stored = String(Number(stage.dataset.stored) + 1);
+    for (const html of told.ahead ?? []) ready.push(made(html));
+    if (still) {
+      const next = item.editing ? null : ready.shift();
+      if (!next) return void location.assign(told.next);
+      show(next);
     }
+    say("Stored");
+    tell(told.told);
+    offerUndo();
+  } else if (reply.status === 409) {
+    item.forget();
+    if (last?.slot === item.slot) last = null;
+    offerUndo();
+    say(told.error ?? "This task is no longer yours", true);
+    if (still) location.assign(told.next ?? "/task/next");
+  } else {
+    if (!still) {
+      ready.unshift(current);
+      show(item);
+    }
+    lock(false);
+    last = null;
+    offerUndo();
+    say(told.error ?? `The server said ${reply.status}`, true);
   }
 }
 
-let saving;
-function changed() {
-  count();
-  try {
-    localStorage.setItem(memory, JSON.stringify(values()));
-  } catch { /* a full or forbidden storage costs the draft, never the answer */ }
-  clearTimeout(saving);
-  saving = setTimeout(() => {
-    const body = JSON.stringify({ epoch: Number(form.elements.epoch.value), body: values() });
-    const headers = { "content-type": "application/json", "x-csrf-token": csrf() };
-    fetch(`/api/feedback/drafts/${slot}`, { method: "PUT", headers, body }).catch(() => {});
-  }, 2500);
+function made(html) {
+  const holder = document.createElement("template");
+  holder.innerHTML = html; // our own template: every word of a person or a model in it is escaped
+  return new Item(holder.content.querySelector(".item"));
 }
 
-// sending: the same key again is the same answer, so a lost connection can be tried again
-
-async function send(action) {
-  if (action === "submitted" && open().length) {
-    mark(rows.indexOf(open()[0]));
-    say(`${open().length} to answer first`);
-    return;
-  }
-  const body = new URLSearchParams(new FormData(form));
-  body.set("status", action);
-  body.set("active_ms", String(Date.now() - started - away));
-  form.querySelectorAll("button").forEach((button) => (button.disabled = true));
+/** Send until the server has answered; a lost connection or a restarting server is tried again. */
+async function deliver(slot, body) {
   for (let attempt = 0; ; attempt++) {
     try {
+      body.delete("have");
+      for (const item of [current, ...ready]) body.append("have", item.slot);
       const headers = { "x-csrf-token": csrf(), accept: "application/json" };
-      const reply = await fetch(form.action, { method: "POST", headers, body });
+      const reply = await fetch(`/task/${slot}`, { method: "POST", headers, body, redirect: "manual" });
+      if (reply.type === "opaqueredirect" || reply.status === 401 || reply.status === 403) {
+        say("You are signed out. Your answer is kept here and is sent once you are back.", true);
+        location.reload();
+        return await new Promise(() => {}); // the page is left
+      }
       const told = await reply.json().catch(() => ({}));
       if (reply.status < 500) {
-        if (reply.ok || reply.status === 409) localStorage.removeItem(memory);
-        if (told.next) return void location.assign(told.next);
-        say(told.error ?? `The server said ${reply.status}`, true);
-        break;
+        drop(slot);
+        return { done: told.status === "stored" || told.status === "repeated", status: reply.status, told };
       }
       say(told.error ?? "The server has a problem; trying again", true);
     } catch {
@@ -126,13 +148,56 @@ async function send(action) {
     }
     await new Promise((done) => setTimeout(done, Math.min(15000, 1000 * 2 ** attempt)));
   }
-  form.querySelectorAll("button").forEach((button) => (button.disabled = false));
+}
+
+function keep(slot, body) {
+  try {
+    localStorage.setItem(mine + slot, body.toString());
+  } catch { /* a full or forbidden storage: the page itself still holds it */ }
+}
+
+function drop(slot) {
+  localStorage.removeItem(mine + slot);
+}
+
+/** What an earlier page could not send any more. */
+async function flush() {
+  const left = Object.keys(localStorage).filter((key) => key.startsWith(mine)).map((key) => key.slice(mine.length));
+  if (left.includes(current.slot)) lock(true);
+  for (const slot of left) {
+    const { done, told } = await deliver(slot, new URLSearchParams(localStorage.getItem(mine + slot)));
+    if (!done) {
+      say(told.error ?? "An earlier answer was not stored", true);
+      continue;
+    }
+    localStorage.removeItem(`tutelage.draft.${slot}`);
+    if (slot === current.slot && !current.editing) return void location.assign(told.next);
+    say("An earlier answer is stored now");
+  }
+  lock(false);
+}
+
+// taking back
+
+async function undo() {
+  if (locked || !last) return;
+  lock(true);
+  await sending;
+  if (!last) return void lock(false); // it was refused, and is shown again
+  const body = new URLSearchParams({ epoch: last.epoch, key: `undo-${last.slot}-${last.epoch}-${Date.now()}`, status: "withdrawn" });
+  const reply = await deliver(last.slot, body);
+  if (reply.done) return void location.assign(`/task/${last.slot}`);
+  lock(false);
+  last = null;
+  offerUndo();
+  say(reply.told.error ?? "It could not be taken back", true);
 }
 
 // keys
 
 document.addEventListener("keydown", (event) => {
   if (document.querySelector("dialog[open]")) return;
+  const item = current;
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();
     return void send("submitted");
@@ -142,38 +207,53 @@ document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") event.target.blur();
     return;
   }
+  if (event.key.startsWith("Arrow") && (item.marks?.step(event.key, event.shiftKey) || item.walk(event.key))) {
+    return void event.preventDefault();
+  }
+  const all = item.form.querySelector("input[name=all_bad]");
   const act = {
-    ArrowDown: () => mark(marked + 1), j: () => mark(marked + 1),
-    ArrowUp: () => mark(marked - 1), k: () => mark(marked - 1),
-    Backspace: clearRow, Enter: () => send("submitted"),
+    ArrowDown: () => item.mark(item.marked + 1), j: () => item.mark(item.marked + 1),
+    ArrowUp: () => item.mark(item.marked - 1), k: () => item.mark(item.marked - 1),
+    Backspace: () => item.clear(), Enter: () => send("submitted"), u: undo,
     s: () => document.getElementById("skip").showModal(),
-    x: () => { const all = form.querySelector("input[name=all_bad]"); if (all) { all.checked = !all.checked; changed(); } },
-    t: () => { const text = rows[marked]?.querySelector("textarea") ?? form.querySelector("textarea"); text?.focus(); },
+    r: () => item.report(), t: () => item.write(),
+    x: () => { if (all) { all.checked = !all.checked; item.changed(); } },
+    w: () => item.marks?.begin(item.rows[item.marked]),
+    Escape: () => { item.marks?.leave(); item.mark(item.marked); },
   }[event.key];
   if (act && !(event.key === "Enter" && event.target.closest("button, a, summary"))) {
     event.preventDefault();
     act();
-  } else if (/^[0-9a-z]$/.test(event.key) && choose(event.key)) {
-    event.preventDefault();
+  } else if (/^[0-9a-z]$/.test(event.key)) {
+    if (item.marks?.picked && !getSelection().isCollapsed ? item.marks.label(event.key) : item.choose(event.key)) event.preventDefault();
   }
 });
 
-rows.forEach((row, place) => row.addEventListener("focusin", () => mark(place, { focus: false })));
-form.addEventListener("input", changed);
-form.addEventListener("submit", (event) => { event.preventDefault(); send("submitted"); });
-document.getElementById("skip")?.addEventListener("submit", (event) => {
+document.addEventListener("selectionchange", () => current.marks?.notice());
+stage.addEventListener("submit", (event) => { event.preventDefault(); send("submitted"); });
+stage.addEventListener("click", (event) => { if (event.target.closest("[data-undo]")) undo(); });
+document.getElementById("skip").addEventListener("submit", (event) => {
   event.preventDefault();
-  form.elements.reason.value = event.target.elements.why.value;
   document.getElementById("skip").close();
-  send(event.submitter?.value ?? "skipped");
-});
-document.addEventListener("visibilitychange", () => {
-  if (document.hidden) hiddenSince = Date.now();
-  else if (hiddenSince) { away += Date.now() - hiddenSince; hiddenSince = null; }
+  send(event.submitter?.value ?? "skipped", event.target.elements.why.value);
 });
 
-let saved = null;
-try { saved = JSON.parse(localStorage.getItem(memory) ?? form.dataset.draft ?? "null"); } catch { /* a torn draft */ }
-restore(saved);
-count();
-mark(rows.findIndex((row) => !answered(row)) < 0 ? 0 : rows.findIndex((row) => !answered(row)));
+// a task that lies ready and is not wanted any more goes back to the others
+document.addEventListener("click", (event) => {
+  const link = event.target.closest("a[href]");
+  if (!link || event.ctrlKey || event.metaKey || event.shiftKey || link.getAttribute("href").startsWith("#")) return;
+  for (const item of ready.splice(0)) {
+    const headers = { "x-csrf-token": csrf() };
+    const epoch = item.form.elements.epoch.value;
+    fetch(`/api/feedback/slots/${item.slot}/return?epoch=${epoch}`, { method: "POST", headers, keepalive: true }).catch(() => {});
+  }
+});
+
+let hiddenSince = null;
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden) hiddenSince = Date.now();
+  else if (hiddenSince) { current.away += Date.now() - hiddenSince; hiddenSince = null; }
+});
+
+current.enter();
+flush();

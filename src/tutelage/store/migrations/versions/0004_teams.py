@@ -27,8 +27,29 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("person_id", "name", name="pk_qualification"),
     )
     op.add_column("slot", sa.Column("language", sa.String(length=20), server_default="", nullable=False))
-    op.execute("UPDATE slot SET language = COALESCE((SELECT language FROM task WHERE task.id = slot.task_id), '')")
-    with op.batch_alter_table("outbox") as outbox:  # nothing was ever written to it
+    op.execute(
+        "UPDATE slot SET language = COALESCE((SELECT language FROM task WHERE task.id = slot.task_id), '') "
+        "WHERE reserved_for = ''"
+    )
+    op.drop_index("ix_slot_next", "slot")
+    op.create_index("ix_slot_next", "slot", ["project_id", "state", "reserved_for", "language", "turn", "position"])
+    op.create_index("ix_task_state", "task", ["project_id", "state"])
+    op.add_column("gold", sa.Column("shown", sa.Integer(), server_default="0", nullable=False))
+    op.create_table(
+        "pause",
+        sa.Column("person_id", sa.String(length=36), nullable=False),
+        sa.Column("project_id", sa.String(length=36), nullable=False),
+        sa.Column("active", sa.Boolean(), server_default=sa.false(), nullable=False),
+        sa.Column("probability", sa.Float()),
+        sa.Column("n", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("after", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(["person_id"], ["person.id"], name="fk_pause_person_id"),
+        sa.ForeignKeyConstraint(["project_id"], ["project.id"], name="fk_pause_project_id"),
+        sa.PrimaryKeyConstraint("person_id", "project_id", name="pk_pause"),
+    )
+    op.execute("DELETE FROM outbox")  # nothing was ever written to it, and whom it was for was not noted
+    with op.batch_alter_table("outbox") as outbox:
         outbox.add_column(sa.Column("webhook_id", sa.String(length=36), nullable=False))
         outbox.add_column(sa.Column("run_after", sa.BigInteger(), server_default="0", nullable=False))
         outbox.add_column(sa.Column("error", sa.String(length=500), server_default="", nullable=False))

@@ -1,0 +1,142 @@
+"""A lead's hand over the API: gold tasks that nobody can tell, pauses, qualifications, the rules of a project."""
+
+from __future__ import annotations
+
+import pytest
+from test_feedback_api import answer, world
+
+from tutelage.feedback import api, routes
+from tutelage.store import answers, people, tasks
+
+BASE = "/api/feedback"
+
+
+def send(store, person, method, path, body=None):
+    return routes.dispatch(store, person, method, f"{BASE}{path}", body)
+
+
+def golden(store, lead, ids, **fields):
+    """Make tasks gold: the candidates stand in the order of their numbers."""
+    for id in ids:
+        body = {"task": id, "answer": {"tiers": [[0], [1], [2]]}, "rationale": "by the guideline", **fields}
+        status, told = send(store, lead, "POST", "/projects/help/gold", body)
+        assert status == 200, told
+    return told
+
+
+@pytest.fixture
+def house(tmp_path):
+    store, lead, crew, ids = world(tmp_path, tasks_=12, per_task=1)
+    send(store, lead, "PUT", "/projects/help/settings", {"settings": {"gold_share": 0.5}})
+    assert golden(store, lead, ids[:4], reserve=True)["expected"]["ranks"] == [[0, 0], [1, 1], [2, 2]]
+    return store, lead, crew, ids
+
+
+def work(store, person, items, tiers):
+    """Items one after the other, each answered with the same order."""
+    found = []
+    for _ in range(items):
+        held = api.claim(store, person, api.Claim(project="help")).items
+        if held:
+            found.append(held[0])
+            api.submit(store, person, api.Answers(answers=[answer(held[0], tiers=tiers)]))
+    return found
+
+
+def test_nothing_that_an_annotator_can_read_tells_which_task_is_gold(house):
+    store, lead, (anna, *_), ids = house
+    before = api.progress(store, anna, "help")
+    seen, told = [], []
+    for _ in range(6):
+        seen += work(store, anna, 1, [[0], [1], [2]])
+        moment = api.progress(store, anna, "help")
+        told.append(moment.per_person[0].answers)
+        assert (moment.answers, moment.needed, moment.in_hand) == (before.answers, before.needed, before.in_hand)
+    assert told == [1, 2, 3, 4, 5, 6] == sorted(told)
+    gold = [item for item in seen if item.task in ids[:4]]
+    plain = [item for item in seen if item.task not in ids[:4]]
+    assert len(gold) == 3
+    shape = {(tuple(item.model_dump()), item.epoch, item.form_version, item.kind, item.draft) for item in gold}
+    assert shape == {(tuple(item.model_dump()), item.epoch, item.form_version, item.kind, item.draft) for item in plain}
+    assert not any(word in item.model_dump_json() for item in seen for word in ("gold", 'guideline":"by', "expected"))
+    assert len(api.history(store, anna, "help")) == 6
+    assert len(answers.read(store, "help")) == 3 == api.progress(store, lead, "help").answers
+
+
+def test_a_lead_sees_how_it_went_and_lifts_a_pause(house):
+    store, lead, crew, _ids = house
+    anna = crew[0]
+    send(store, lead, "PUT", "/projects/help/settings", {"settings": {"gold_doubt": 0.6}})
+    assert len(work(store, anna, 9, [[2], [1], [0]])) < 9
+    reason = api.claim(store, anna, api.Claim(project="help")).reason
+    assert reason == "A lead looks at your answers first; then you can go on."
+    _, told = send(store, lead, "GET", "/projects/help/gold")
+    assert [(each["person"], each["right"], each["paused"]) for each in told["people"]] == [(anna.pseudonym, 0, True)]
+    assert sum(each["answered"] for each in told["tasks"]) == told["people"][0]["n"] >= 1
+    assert send(store, anna, "POST", f"/projects/help/people/{anna.pseudonym}/lift")[0] == 403
+    assert send(store, lead, "POST", f"/projects/help/people/{anna.pseudonym}/lift") == (200, {"ok": True})
+    assert send(store, lead, "POST", f"/projects/help/people/{anna.pseudonym}/lift")[0] == 404
+    assert len(work(store, anna, 1, [[0], [1], [2]])) == 1
+
+
+def test_an_expectation_is_an_answer_that_the_form_takes(house):
+    store, lead, crew, ids = house
+
+    def mark(**fields):
+        return send(store, lead, "POST", "/projects/help/gold", {"task": ids[5], "rationale": "so", **fields})
+
+    for fields, says in (
+        ({"answer": {"tiers": [[0], [1]]}}, "candidate 2 is not ranked"),
+        ({"answer": {"tiers": [[0], [1], [2]], "scores": {"taste": {"0": 1}}}}, "does not ask"),
+        ({}, "no adjudicated answer"),
+        ({"task": "none", "answer": {}}, "there is no task"),
+        ({"rationale": ""}, "at least 1"),
+    ):
+        status, told = mark(**fields)
+        assert status in (404, 422) and says in told["message"]
+    status, told = mark(answer={"tiers": [[0], [1, 2]], "scores": {"quality": {"0": 5, "1": 2, "2": 2}}})
+    assert status == 200 and told["expected"]["values"] == [
+        ["quality", 0, 5.0],
+        ["quality", 1, 2.0],
+        ["quality", 2, 2.0],
+    ]
+    assert send(store, crew[0], "GET", "/projects/help/gold")[0] == 403
+    assert send(store, lead, "POST", f"/projects/help/gold/{ids[5]}/retire")[0] == 200
+    assert send(store, lead, "POST", f"/projects/help/gold/{ids[6]}/retire")[0] == 404
+
+
+def test_what_was_adjudicated_is_expected(house):
+    store, lead, crew, ids = house
+    with store.write() as connection:
+        row = tasks.slot_row(ids[7], 5, tasks.get_project(store, "help").id, 9, 0, crew[1].id, purpose="adjudicate")
+        connection.execute(store.insert(tasks.schema.slot).values(**row))
+    held = api.claim(store, crew[1], api.Claim(project="help", count=4)).items
+    (item,) = (each for each in held if each.task == ids[7])
+    api.submit(store, crew[1], api.Answers(answers=[answer(item, tiers=[[2], [0, 1]])]))
+    assert golden(store, lead, [ids[7]], answer=None)["expected"]["ranks"] == [[0, 1], [1, 1], [2, 0]]
+
+
+def test_qualifications_are_a_leads_to_give(house):
+    store, lead, (anna, *_), _ = house
+    send(store, lead, "PUT", "/projects/help/settings", {"settings": {"qualifications": ["law"]}})
+    assert "law" in api.claim(store, anna, api.Claim(project="help")).reason
+    assert send(store, anna, "PUT", "/people/p0/qualifications/law")[0] == 403
+    assert send(store, lead, "PUT", "/people/nobody/qualifications/law")[0] == 404
+    assert send(store, lead, "PUT", "/people/p0/qualifications/law")[1] == {"person": anna.pseudonym, "names": ["law"]}
+    assert api.claim(store, anna, api.Claim(project="help")).items
+    assert send(store, lead, "DELETE", f"/people/{anna.pseudonym}/qualifications/law")[1]["names"] == []
+    assert send(store, lead, "GET", "/people/p0/qualifications")[1]["names"] == []
+
+
+def test_a_setting_that_does_not_exist_is_refused_and_named(house):
+    store, lead, *_ = house
+    for path, method, body in (
+        ("/projects", "POST", {"name": "other", "settings": {"gold_shar": 0.1}}),
+        ("/projects/help/settings", "PUT", {"settings": {"gold_shar": 0.1}}),
+    ):
+        status, told = send(store, lead, method, path, body)
+        assert status == 422 and "gold_shar" in told["key"]
+    status, told = send(store, lead, "PUT", "/projects/help/settings", {"settings": {"languages": ["de"]}})
+    assert status == 200 and told["settings"] == {"gold_share": 0.5, "languages": ["de"]}
+    reason = api.claim(store, people.create(store, "p9"), api.Claim(project="help")).reason
+    assert reason == "This is for people who named one of these languages: de."

@@ -6,6 +6,7 @@ import re
 import threading
 
 import pytest
+from pydantic import ValidationError
 
 from tutelage.core.artifact import Root
 from tutelage.core.errors import DataError, NotFound, UpstreamError, Waiting
@@ -29,7 +30,7 @@ WORDS = {
 class House:
     """A store with a dialogue project, two people, and generators by name."""
 
-    def __init__(self, where, generators=("kind", "curt"), **settings):
+    def __init__(self, where, generators=("kind", "curt"), kind="choice", required=False, **settings):
         self.store = engine.open(where)
         self.lead = people.create(self.store, "lead", roles=["lead"])
         self.ana, self.ben = people.create(self.store, "ana"), people.create(self.store, "ben")
@@ -37,7 +38,7 @@ class House:
         self.speakers = dialogue.Speakers(self.open)
         self.slow = threading.Event()
         form = api.Form(
-            questions=(api.Question(key="strength", kind="choice", choices=("slightly", "much"), required=False),)
+            questions=(api.Question(key="strength", kind=kind, choices=("slightly", "much"), required=required),)
         )
         told = {"generators": list(generators), "timeout_s": 20, **settings}
         new = api.NewProject(name="talks", kind="dialogue", form=form, per_task=1, settings={"dialogue": told})
@@ -212,6 +213,21 @@ def test_equal_answers_are_shown_once_and_one_generator_may_answer_twice(tmp_pat
         lambda name: FakeGenerator(("apples", "pears and plums", "a cherry tree"), name=name)
     )
     assert len(several.say("Fruit?").item.candidates) == 3
+
+
+def test_a_strength_is_asked_of_two_answers_only(tmp_path):
+    house = House(tmp_path, kind="strength", required=True)
+    now = house.say("Where is the pier?")
+    order = [[each.no] for each in now.item.candidates]
+    answer = api.Answer(slot=now.item.slot, epoch=now.item.epoch, key="a-first-answer", tiers=order)
+    assert "how much better" in api.submit(house.store, house.ana, api.Answers(answers=[answer])).receipts[0].error
+    house.judge(now.item, tiers=order, values={"strength": "much"})
+    assert answers.read(house.store, "talks")[0].value("strength") == 2.0
+    alone = House(tmp_path / "alone", generators=("kind", "twin"), kind="strength", required=True)
+    alone.judge(alone.say("Same?").item, tiers=[[0]])
+    assert answers.read(alone.store, "talks")[0].value("strength") is None
+    with pytest.raises(ValidationError, match="a dialogue of two answers"):
+        House(tmp_path / "three", kind="strength", candidates=3)
 
 
 def test_the_order_of_the_answers_tells_nothing(tmp_path):

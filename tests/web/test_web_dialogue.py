@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 import urllib.error
@@ -69,8 +70,8 @@ def settings_of(speaker: Any) -> Settings:
 def talks(store: Any, lead: people.Person, **changes: Any) -> None:
     form = api.Form(
         questions=(
-            api.Question(key="strength", kind="choice", choices=("slightly", "clearly", "much"), required=False,
-                         prompt="How much better is the best?"),
+            api.Question(key="strength", kind="strength", choices=("slightly better", "clearly better", "much better"),
+                         required=False),
         ),
         guideline="# What counts\nRight before polite, polite before short.",
     )  # fmt: skip
@@ -110,7 +111,7 @@ def test_a_client_talks_picks_and_ends(house: Any, speaker: Any) -> None:
     assert client.dialogue("talks").messages == ()
     first = client.say("talks", "Where is the ferry office?", key="first-message")
     assert first.item is not None and len(first.item.candidates) == 2 and "warm" not in first.model_dump_json()
-    judged(client, first.item, "North", values={"strength": "clearly"})
+    judged(client, first.item, "North", values={"strength": "clearly better"})
     second = client.say("talks", "And the mill?", key="second-message")
     assert second.messages[1].content == "North pier. (Where is the ferry office?)"
     assert second.item is not None
@@ -119,7 +120,7 @@ def test_a_client_talks_picks_and_ends(house: Any, speaker: Any) -> None:
     assert client.end_dialogue("talks").ended
     assert client.dialogue("talks").messages == ()
     given = answers.read(house.store, "talks")
-    assert [each.value("strength") for each in given] == ["clearly", None] and given[1].value("rewrite")
+    assert [each.value("strength") for each in given] == [2.0, None] and given[1].value("rewrite")
     producers = {name for task in tasks.load(house.store, project_name="talks").values() for name in task.producers}
     assert len(producers) == 2 and all("#" in name for name in producers)
     with pytest.raises(DataError, match="kind ranking"):
@@ -172,15 +173,13 @@ def test_a_dialogue_with_the_keyboard_alone(visit: Visit, shots: Any) -> None:
     assert "warm" not in page.content() and "127.0.0.1:" not in page.locator("main").inner_text()
     shown(page, "dialogue-choose", "light", 1280, shots)
     first = page.locator("article.candidate .said").first.inner_text()
-    page.keyboard.press("1")
-    page.keyboard.press("2")
-    page.keyboard.press("3")  # much better
+    page.keyboard.press("1")  # the first is much better
     with page.expect_navigation():
         page.keyboard.press("Enter")
     page.wait_for_selector("form[data-dialogue]")
     assert page.locator(".turn.assistant .said").last.inner_text() == first
     (given,) = answers.read(window.house.store, "talks")
-    assert given.value("strength") == "much" and len(given.tiers) == 2 and given.active_ms > 0
+    assert given.value("strength") == 3.0 and len(given.tiers) == 2 and given.active_ms > 0
     page.keyboard.type("And the mill?")
     with page.expect_navigation():
         page.keyboard.press("Enter")
@@ -195,6 +194,26 @@ def test_a_dialogue_with_the_keyboard_alone(visit: Visit, shots: Any) -> None:
     with page.expect_navigation():
         page.get_by_role("button", name="End the conversation").press("Enter")
     assert page.locator(".turn").count() == 0
+
+
+def test_one_answer_alone_and_a_turn_that_is_passed_over(visit: Visit, speaker: Any, shots: Any) -> None:
+    window = visit("ana", scheme="dark", width=390)
+    talks_of_one(window.house, speaker)
+    speaker.slow.pop("short")
+    page = window.go("/dialogue/slow%20talks")
+    for key, button in (("1", "Go on"), ("s", "Skip")):
+        page.keyboard.type("Is anybody there?")
+        with page.expect_navigation():
+            page.keyboard.press("Enter")
+        assert page.get_by_text("Only one answer can be shown").is_visible()
+        assert page.locator("fieldset.row").count() == 2 and page.locator("button[data-undo]").is_hidden()
+        shown(page, "dialogue-alone", "dark", 390, shots)
+        page.keyboard.press(key)
+        with page.expect_navigation():
+            page.get_by_role("button", name=re.compile(f"{button}( Enter)?$")).press("Enter")
+        page.wait_for_selector("form[data-dialogue]")
+        assert page.url.endswith("/dialogue/slow%20talks")
+        assert page.locator(".turn").count() == 2
 
 
 def test_a_message_is_kept_until_it_is_answered(visit: Visit, speaker: Any, shots: Any) -> None:

@@ -131,10 +131,10 @@ def _strength(
 ) -> list[Value]:
     """How much better the better one is: the step (1 is the weakest) and its word."""
     question = next((each for each in form.questions if each.kind == "strength"), None)
-    if question is None or brief.kind != "pair" or given.status != "submitted":
+    if question is None or brief.kind not in ("pair", "dialogue") or given.status != "submitted":
         return []
     said, where = given.values.get(question.key), f"values.{question.key}"
-    if len({tier for _, tier in ranks if tier is not None}) < 2:
+    if brief.candidates != 2 or len({tier for _, tier in ranks if tier is not None}) < 2:
         if said is not None:
             raise DataError("neither one is better, so there is no strength", key=where)
         return []

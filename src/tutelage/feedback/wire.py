@@ -62,7 +62,7 @@ class Question(Wire):
     key: str = Field(pattern=r"^[a-z][a-z0-9_:.-]{0,60}$")
     kind: Literal["scale", "choice", "choices", "boolean", "text", "tags", "spans", "strength"] = "scale"
     """`tags` chooses nodes of the form's taxonomy; `spans` marks characters with them, or with one of `choices`;
-    `strength` says how much better the better one of a pair is, in the words of `choices`, weakest first."""
+    `strength` says how much better the better one of two is, in the words of `choices`, weakest first."""
     prompt: str = ""
     scale: tuple[float, float] = (1, 5)
     anchors: dict[str, str] = Field(default_factory=dict)
@@ -113,9 +113,13 @@ class NewProject(Wire):
                 raise ValueError(f"question {each.key!r} needs a taxonomy in the form")
             if each.kind == "spans" and self.form.taxonomy is None and not each.choices:
                 raise ValueError(f"question {each.key!r} needs choices, or a taxonomy in the form")
-            if each.kind == "strength" and self.kind != "pair":
-                raise ValueError(f"question {each.key!r}: only a pair has a strength")
+            if each.kind == "strength" and self.kind != "pair" and not self._two_speak():
+                raise ValueError(f"question {each.key!r}: only a pair, or a dialogue of two answers, has a strength")
         return self
+
+    def _two_speak(self) -> bool:
+        told = self.settings.dialogue
+        return self.kind == "dialogue" and told is not None and told.candidates == 2
 
     @field_validator("settings")
     @classmethod

@@ -3,7 +3,6 @@ side."""
 
 from __future__ import annotations
 
-import json
 from typing import Any
 from urllib.parse import quote
 
@@ -15,13 +14,14 @@ from tutelage.core.errors import TutelageError
 from tutelage.feedback import dialogue
 from tutelage.feedback.wire import EndDialogue
 from tutelage.store.engine import uuid7
-from tutelage.web import forms, render
-from tutelage.web.feedback import failure, fields_of, mount, one
+from tutelage.web import render
+from tutelage.web.feedback import failure, mount
+from tutelage.web.tasks import Desk
 
 
 def router(state: Any) -> APIRouter:
     """The page and the requests of this file; `state` has `store` and `speaker`."""
-    routes = APIRouter()
+    routes, desk = APIRouter(), Desk(state)
     table = dialogue.routes(dialogue.Speakers(state.speaker))
     for route in table:
         mount(routes, state, route, table)
@@ -33,24 +33,16 @@ def router(state: Any) -> APIRouter:
             now = dialogue.view(state.store, person, project)
         except TutelageError as error:
             raise failure(error) from None
-        item = now.item
-        return render.page(
-            request,
-            "dialogue.html",
-            now=now,
-            item=item,
-            view=forms.view(item) if item else None,
-            key=uuid7(),
-            draft=json.dumps(item.draft) if item and item.draft else "",
-            guideline=item.guideline if item else "",
-        )
+        if now.item:
+            return desk.page(request, person, [now.item])
+        return render.page(request, "dialogue.html", now=now, key=uuid7())
 
     @routes.post("/dialogue/{project}/end", include_in_schema=False)
     async def end(request: Request, project: str) -> Response:
         person = render.signed_in(request)
-        fields = await fields_of(request)
-        render.checked(request, one(fields, "csrf"))
-        asked = EndDialogue(dialogue=one(fields, "dialogue")[:120])
+        form = await request.form()
+        render.checked(request, str(form.get("csrf") or ""))
+        asked = EndDialogue(dialogue=str(form.get("dialogue") or "")[:120])
         try:
             await run_in_threadpool(dialogue.end, state.store, person, project, asked)
         except TutelageError as error:

@@ -161,6 +161,11 @@ def row_of(question: Question, name: str, taxonomy: Taxonomy | None = None) -> R
     return Row(name, label, "tree" if tags else "many", points, required=question.required, none=none)
 
 
+def _paired(item: Item) -> bool:
+    """Whether two answers stand on one line instead of a rank each."""
+    return item.kind == "pair" or (item.kind == "dialogue" and len(item.candidates) == 2)
+
+
 def _pair(item: Item, letters: Mapping[int, str]) -> Row:
     """One line from the first much better to the second much better; both sides stand as they are shown."""
     strength = next((each for each in item.questions if each.kind == "strength"), None)
@@ -196,39 +201,40 @@ def view(item: Item) -> View:
     candidates = []
     for shown in item.candidates:
         rows: list[Row] = []
-        if ranked and item.kind != "pair":
+        if ranked and not _paired(item):
             points = [Point(str(tier), str(tier), str(tier) if tier < 10 else "") for tier in range(1, places + 1)]
             points.append(Point(UNRANKABLE, "not rankable", "0"))
             rows.append(Row(f"tier:{shown.no}", "Rank (1 is best, same number = tie)", "one", points))
-        if item.kind not in ("ranking", "pair", "dialogue"):
+        if item.kind not in ("ranking", "pair"):
             rows += [
                 row_of(each, f"{'pick' if each.kind in PICKED else 'score'}:{each.key}:{shown.no}", tree)
                 for each in item.questions
                 if each.per_candidate
             ]
         candidates.append(Candidate(shown.no, letters[shown.no], shown.content, rows, flags))
-    whole = [_pair(item, letters)] if item.kind == "pair" else []
+    whole = [_pair(item, letters)] if _paired(item) else []
     whole += _rewriting(item, letters) if item.kind == "rewrite" else []
-    if item.kind == "dialogue":
-        whole.append(Row("rewrite", "A better answer, from which it goes on", "text", required=False))
     whole += [
         row_of(each, f"value:{each.key}", tree)
         for each in item.questions
         if not each.per_candidate and each.kind != "strength"
     ]
+    if item.kind == "dialogue":
+        whole.append(Row("rewrite", "A better answer, from which it goes on", "text", required=False))
     spans = any(each.kind == "spans" for each in item.questions)
     return View(TITLES.get(item.kind, "Task"), candidates, whole, ranked, spans, tuple(_hints(item, spans)))
 
 
 def _hints(item: Item, spans: bool) -> Iterator[tuple[str, str]]:
-    if item.kind in ("ranking", "ranking+scoring", "dialogue"):
+    if item.kind in RANKED and not _paired(item):
         yield "1–9", "rank the marked answer; the same digit ties"
         yield "0", "this answer cannot be ranked"
     if item.kind in RANKED:
         yield "x", "none is acceptable"
     if spans:
         yield from SPAN_HINTS.items()
-    yield from ((key, does) for key, does in HINTS.items() if key != "1–9" or item.kind not in ("ranking",))
+    known = {"1–9"} if item.kind == "ranking" else {"u"} if item.kind == "dialogue" else set()
+    yield from ((key, does) for key, does in HINTS.items() if key not in known)
     if item.candidates and item.kind != "tag":
         yield "r", "report what is wrong with the marked answer"
 
@@ -341,7 +347,7 @@ def answer_of(item: Item, fields: Mapping[str, Sequence[str]], *, key: str, epoc
 def fields_of(annotation: Annotation, item: Item) -> dict[str, list[str]]:
     """An answer given before as the fields of its form, so that it can be corrected."""
     found: dict[str, list[str]] = {}
-    if item.kind == "pair" and annotation.tiers:
+    if _paired(item) and annotation.tiers:
         strength = next((each for each in item.questions if each.kind == "strength"), None)
         step = next((str(each.value) for each in annotation.values if strength and each.question == strength.key), "")
         tied = len(annotation.tiers) == 1

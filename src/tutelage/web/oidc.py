@@ -24,11 +24,12 @@ from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 from starlette.concurrency import run_in_threadpool
 
+from tutelage.core.config import secret
 from tutelage.core.errors import MissingExtra, TutelageError
 from tutelage.store import access, people
 from tutelage.store.people import Person
 from tutelage.web import auth
-from tutelage.web.state import Oidc, State, secret
+from tutelage.web.state import Oidc, State
 
 COOKIE = "tutelage-oidc"
 LASTS = 600.0

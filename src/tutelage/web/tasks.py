@@ -95,6 +95,13 @@ class Desk:
         template = render.environment().get_template("task_item.html")
         return template.render(csrf=getattr(session, "csrf", ""), person=person, **self.values(person, item))
 
+    def page(
+        self, request: Request, person: Person, items: Sequence[Item], told: Mapping[str, str] | None = None
+    ) -> HTMLResponse:
+        """The page of the first of these tasks; the next one lies ready in it."""
+        ahead = [self.html(request, person, each) for each in items[1:AHEAD]]
+        return render.page(request, "task.html", ahead=ahead, **self.values(person, items[0], told))
+
     def answer(self, person: Person, slot: str, fields: Mapping[str, Sequence[str]], claim: bool) -> _Outcome:
         """Store what a form says; with `claim` the next tasks are claimed in the same transaction's wake.
 
@@ -104,7 +111,8 @@ class Desk:
         editing = slots.held(self.store, slot).state != "leased"
         status, epoch = one(fields, "status", "submitted"), int(one(fields, "epoch", "0"))
         given = forms.answer_of(item, fields, key=one(fields, "key"), epoch=epoch, status=status)
-        wanted = Claim(project=item.project, count=AHEAD) if claim and not editing and status != "withdrawn" else None
+        goes_on = claim and not editing and status != "withdrawn" and item.kind != "dialogue"
+        wanted = Claim(project=item.project, count=AHEAD) if goes_on else None
         done = api.submit(self.store, person, Answers(answers=(given,), claim=wanted))
         return _Outcome(item, done, editing, status)
 
@@ -135,19 +143,13 @@ def router(state: Any) -> APIRouter:
             raise failure(error) from None
         if not claimed.items:
             return render.page(request, "nothing.html", reason=claimed.reason, project=project, told=told)
-        return page(request, person, claimed.items, told)
-
-    def page(
-        request: Request, person: Person, items: Sequence[Item], told: Mapping[str, str] | None = None
-    ) -> HTMLResponse:
-        ahead = [desk.html(request, person, each) for each in items[1:AHEAD]]
-        return render.page(request, "task.html", ahead=ahead, **desk.values(person, items[0], told))
+        return desk.page(request, person, claimed.items, told)
 
     @routes.get("/task/{slot}", include_in_schema=False)
     def task(request: Request, slot: str) -> Response:
         person = render.signed_in(request)
         try:
-            return page(request, person, [api.held_item(store, person, slot)])
+            return desk.page(request, person, [api.held_item(store, person, slot)])
         except TutelageError as error:
             raise failure(error) from None
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from tutelage import life
-from tutelage.core.artifact import Root
+from tutelage.core.artifact import Artifact, Root
 from tutelage.core.errors import Refused, Stopped, TutelageError, Waiting
 from tutelage.core.events import Sink
 from tutelage.core.stage import never
@@ -22,6 +22,8 @@ from tutelage.recipe import Recipe, read_recipe
 from tutelage.store import engine, jobs
 
 KIND = "run"
+ALONE = "stage"
+"""A job that makes one stage by itself (`life.run_alone`): the console asks for such ones."""
 LEASE_S = 60.0
 """A worker that has said nothing for so long is taken for dead, and its run is given to another."""
 AGAIN_S = 30.0
@@ -34,10 +36,19 @@ def ask(root: Root, recipe: Recipe, until: str | None = None) -> str:
         return jobs.enqueue(store, KIND, {"recipe": recipe.values, "until": until})
 
 
+def ask_alone(store: engine.Store, section: str, settings: Mapping[str, Any]) -> str:
+    """Ask for one stage by itself, under a section name of its own (`collect@...`); returns the job's id.
+
+    Raises the errors of a recipe with this one section, before anything is asked for.
+    """
+    read_recipe({section: settings})
+    return jobs.enqueue(store, ALONE, {"section": section, "settings": dict(settings)}, dedupe=section)
+
+
 def asked(root: Root) -> list[jobs.Job]:
     """All runs that were asked for, oldest first."""
     with engine.open(root, writable=False) as store:
-        return [job for job in jobs.every(store) if job.kind == KIND]
+        return [job for job in jobs.every(store) if job.kind in (KIND, ALONE)]
 
 
 def work(
@@ -59,7 +70,7 @@ def work(
     with engine.open(root.create()) as store:
         while not stop():
             webhooks.send_due(store)
-            job = jobs.claim(store, [KIND], name, lease_s)
+            job = jobs.claim(store, [KIND, ALONE], name, lease_s)
             if job is None:
                 if once:
                     break
@@ -81,10 +92,7 @@ def _make(
     """Make one run and note how it ended; returns that in a sentence."""
     with _lease(store, job) as lost:
         try:
-            recipe = read_recipe(job.args["recipe"], (), defaults)
-            found = life.run(
-                recipe, root, until=job.args.get("until"), sinks=sinks, stop=lambda: stop() or lost.is_set()
-            )
+            found = _run(job, root, defaults, sinks, lambda: stop() or lost.is_set())
             jobs.finish(store, job, {"made": {section: artifact.ref for section, artifact in found.items()}})
             return "done"
         except Refused as error:
@@ -102,6 +110,16 @@ def _make(
         except BaseException as error:
             jobs.fail(store, job, f"{type(error).__name__}: {error}")
             raise
+
+
+def _run(
+    job: jobs.Job, root: Root, defaults: Mapping[str, Any] | None, sinks: tuple[Sink, ...], stop: Callable[[], bool]
+) -> Mapping[str, Artifact]:
+    if job.kind == ALONE:
+        section, settings = job.args["section"], job.args["settings"]
+        return {section: life.run_alone(section, settings, root, defaults=defaults, sinks=sinks, stop=stop)}
+    recipe = read_recipe(job.args["recipe"], (), defaults)
+    return life.run(recipe, root, until=job.args.get("until"), sinks=sinks, stop=stop)
 
 
 @contextmanager

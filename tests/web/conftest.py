@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 
 from tutelage.core.artifact import Root
 from tutelage.core.records import Message, Verdict
@@ -171,6 +172,26 @@ def house(tmp_path: Path, filled: House, upstream: str) -> Iterator[House]:
     root = Root(tmp_path / "town")
     with Server(create_app(root, Settings(serve="release:none"), upstream=upstream)) as server:
         yield House(root, server.state.store, dict(filled.people), server.url)
+
+
+@pytest.fixture
+def site(tmp_path: Path, filled: Any, upstream: str) -> Iterator[Any]:
+    """A function that gives a client signed in as somebody, over a copy of the filled root."""
+    shutil.copytree(filled.root.path, tmp_path / "town")
+    app = create_app(Root(tmp_path / "town"), Settings(serve="release:none"), upstream=upstream)
+    store = app.state.house.store
+    with TestClient(app, base_url="http://localhost", follow_redirects=False) as client:
+
+        def sign_in(name: str = "") -> TestClient:
+            client.cookies.clear()
+            if name:
+                cookie, token = access.open_session(store, filled.people[name].id)
+                client.cookies.set("tutelage", cookie)
+                client.headers["x-csrf-token"] = token
+            return client
+
+        sign_in.store, sign_in.people, sign_in.root = store, filled.people, app.state.house.root  # type: ignore[attr-defined]
+        yield sign_in
 
 
 @pytest.fixture(scope="session")

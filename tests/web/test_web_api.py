@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fastapi.testclient import TestClient
 
 from tutelage.core.events import JsonLines, Reporter
 from tutelage.feedback import api
@@ -16,33 +14,7 @@ from tutelage.feedback.api import Item, Question
 from tutelage.store import access, answers, people, releases
 from tutelage.web import forms, render, runs
 from tutelage.web.app import announce, create_app, first_start
-from tutelage.web.feedback import tasks_from
 from tutelage.web.state import Settings
-
-
-@pytest.fixture
-def site(tmp_path: Path, filled: Any, upstream: str) -> Iterator[Any]:
-    """A function that gives a client signed in as somebody, over a copy of the filled root."""
-    import shutil
-
-    from tutelage.core.artifact import Root
-
-    shutil.copytree(filled.root.path, tmp_path / "town")
-    app = create_app(Root(tmp_path / "town"), Settings(serve="release:none"), upstream=upstream)
-    store = app.state.house.store
-    with TestClient(app, base_url="http://localhost", follow_redirects=False) as client:
-
-        def sign_in(name: str = "") -> TestClient:
-            client.cookies.clear()
-            if name:
-                cookie, token = access.open_session(store, filled.people[name].id)
-                client.cookies.set("tutelage", cookie)
-                client.headers["x-csrf-token"] = token
-            return client
-
-        sign_in.store, sign_in.people, sign_in.root = store, filled.people, app.state.house.root  # type: ignore[attr-defined]
-        yield sign_in
-
 
 HTML = {"accept": "text/html"}
 PAGES = ("/", "/chat", "/task/next", "/history", "/projects", "/review", "/review/decisions", "/redteam", "/runs")
@@ -79,6 +51,13 @@ FORMS = (
     ("/review/answer", {"hold": "h", "text": "x"}),
     ("/reports", {}),
     ("/projects", {"name": "x"}),
+    ("/projects/-/preview", {"name": "x"}),
+    ("/projects/-/collect", {"name": "x"}),
+    ("/projects/-/change", {"name": "x"}),
+    ("/projects/desk ranking/disagreements", {}),
+    ("/projects/desk ranking/form", {"guideline": "x"}),
+    ("/projects/desk ranking/settings", {"do": "close"}),
+    ("/projects/desk ranking/tasks/x", {"do": "close"}),
 )
 
 
@@ -123,28 +102,6 @@ def test_the_api_is_described(site: Any) -> None:
     paths = site().get("/openapi.json").json()["paths"]
     assert "/api/feedback/claim" in paths and "/api/feedback/answers" in paths
     assert not any(path.startswith(("/task", "/operate")) for path in paths), "pages are no API"
-
-
-@pytest.mark.parametrize(
-    ("data", "row"),
-    [
-        (b"", None), (b"\xff\xfe", None), (b"{", 1), (b'{"prompt": "x", "candidates": ["a", "b"]}\n[]', 2),
-        (b'{"candidates": ["a"]}', 1), (b'{"prompt": "x", "candidates": ["a"]}', 1),
-    ],
-)  # fmt: skip
-def test_a_bad_file_of_tasks_is_one_clear_error(data: bytes, row: int | None) -> None:
-    with pytest.raises(api.DataError) as caught:
-        tasks_from(data, "ranking")
-    assert caught.value.row == row
-
-
-def test_a_bad_upload_names_the_row_and_makes_nothing(site: Any) -> None:
-    client = site("lea")
-    token = client.headers["x-csrf-token"]
-    file = {"file": ("tasks.jsonl", b'{"prompt": "x", "candidates": ["a", "b"]}\n{oops')}
-    reply = client.post("/projects", data={"name": "new", "kind": "ranking", "csrf": token}, files=file, headers=HTML)
-    assert reply.status_code == 422 and "row 2" in reply.text
-    assert "new" not in {view.name for view in api.projects(site.store, site.people["lea"])}
 
 
 KEYED = {"epoch": "1", "key": "12345678"}

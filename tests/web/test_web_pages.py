@@ -36,6 +36,12 @@ PAGES = {
     "decisions": ("lea", "/review/decisions"),
     "projects": ("lea", "/projects"),
     "project": ("lea", "/projects/desk%20ranking"),
+    "project-people": ("lea", "/projects/desk%20ranking/people"),
+    "project-disagreements": ("lea", "/projects/desk%20ranking/disagreements"),
+    "project-form": ("lea", "/projects/desk%20scoring/form"),
+    "project-settings": ("lea", "/projects/desk%20ranking/settings"),
+    "project-new": ("lea", "/projects/-/new"),
+    "project-from-a-model": ("lea", "/projects/-/new?source=model"),
     "runs": ("lea", "/runs"),
     "reports": ("lea", "/reports"),
     "operate": ("lea", "/operate"),
@@ -234,20 +240,6 @@ def test_rollback_in_one_step(visit: Visit) -> None:
     page.get_by_text("Rolled back to spring").wait_for()
     now_live = releases.current(window.house.store)
     assert now_live is not None and now_live.name == "spring"
-
-
-def test_a_project_from_a_file(visit: Visit, tmp_path: Any) -> None:
-    window = visit("lea")
-    page = window.go("/projects")
-    file = tmp_path / "tasks.jsonl"
-    file.write_text(
-        '{"prompt": "Which?", "candidates": ["one", "two"]}\n{"prompt": "What?", "candidates": ["a", "b"]}\n'
-    )
-    page.get_by_role("button", name="New project").click()
-    page.get_by_label("Name").fill("from a file")
-    page.locator("input[type=file]").set_input_files(str(file))
-    page.get_by_role("button", name="Make it").click()
-    page.get_by_text("2 tasks are open").wait_for()
 
 
 def test_runs_move_while_one_looks(visit: Visit) -> None:

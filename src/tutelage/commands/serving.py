@@ -101,7 +101,7 @@ def worker(
     listing: Annotated[bool, typer.Option("--list", help="List the runs that were asked for, and end.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Make the runs that `tutelage run RECIPE --later` asked for, one after the other."""
+    """Make what was asked for with `tutelage run RECIPE --later` or at the console, one after the other."""
     from tutelage import life
     from tutelage import worker as workers
     from tutelage.terminal import Terminal

@@ -31,7 +31,7 @@ from tutelage.feedback.wire import (
     Shown,
     Submitted,
 )
-from tutelage.store import answers, people, tasks, taxonomies, texts
+from tutelage.store import answers, oversight, people, tasks, taxonomies, texts
 from tutelage.store import slots as desk
 from tutelage.store.answers import WHOLE, NewAnnotation
 from tutelage.store.engine import Store
@@ -64,6 +64,7 @@ __all__ = [
     "give_back",
     "held_item",
     "history",
+    "open_project",
     "progress",
     "projects",
     "save_draft",
@@ -108,10 +109,28 @@ def _tree(taxonomy: Taxonomy | None) -> taxonomies.NewTree | None:
     return taxonomies.NewTree(nodes, made.migration, lambda before: made.follows(check.opened(before)))
 
 
+def open_project(store: Store, person: Person, new: NewProject, rows: Sequence[NewTask]) -> list[str]:
+    """Make a project together with its tasks, all of it or nothing; a name that is there already is refused."""
+    _need(person, LEADERS)
+    ids = _person_ids(store, sorted({name for each in rows for name in each.people or ()}))
+    return oversight.make(
+        store,
+        new.name,
+        kind=new.kind,
+        questions=[each.model_dump(mode="json") for each in new.form.questions],
+        guideline=new.form.guideline,
+        per_task=new.per_task,
+        settings=new.settings.model_dump(mode="json", exclude_defaults=True),
+        taxonomy=_tree(new.form.taxonomy),
+        new=[_stored(each, ids, new.per_task, new.settings.mask_pii) for each in rows],
+        by=person.id,
+    )
+
+
 def projects(store: Store, person: Person) -> list[ProjectView]:
     """The projects this person may answer in or lead."""
     mine = [
-        each for each in tasks.projects(store) if person.has(*_answerers(each), *LEADERS, "auditor", project=each.id)
+        each for each in tasks.projects(store) if person.has(*answerers(each), *LEADERS, "auditor", project=each.id)
     ]
     return views(store, mine)
 
@@ -132,7 +151,7 @@ def put_tasks(store: Store, where: tasks.Project, new: Sequence[NewTask], ids: M
 
 def may_answer(person: Person, where: tasks.Project) -> None:
     """Raises Forbidden for a person who may not answer in a project."""
-    _need(person, _answerers(where), where.id)
+    _need(person, answerers(where), where.id)
 
 
 def _person_ids(store: Store, names: Sequence[str]) -> dict[str, str]:
@@ -178,9 +197,9 @@ def claim(store: Store, person: Person, wanted: Claim) -> Claimed:
     """See to it that this person holds `count` tasks; asking again returns the same ones until they are answered."""
     if wanted.project:
         where = [tasks.get_project(store, wanted.project)]
-        _need(person, _answerers(where[0]), where[0].id)
+        _need(person, answerers(where[0]), where[0].id)
     else:
-        where = [each for each in tasks.projects(store) if person.has(*_answerers(each), project=each.id)]
+        where = [each for each in tasks.projects(store) if person.has(*answerers(each), project=each.id)]
     open_ones = [each for each in where if each.state == "open"]
     slots = desk.claim(store, person.id, [each.id for each in open_ones], wanted.count, int(wanted.lease_s * 1000))
     if slots:
@@ -286,7 +305,7 @@ def progress(store: Store, person: Person, project: str) -> Progress:
     where = tasks.get_project(store, project)
     leads = person.has(*LEADERS, "auditor", project=where.id)
     if not leads:
-        _need(person, _answerers(where), where.id)
+        _need(person, answerers(where), where.id)
     near = 10 if ProjectSettings.of(where.settings).gold_share and not leads else 1
     counts = desk.counts(store, where.id)
     tallies = answers.tallies(store, where.name)
@@ -322,7 +341,7 @@ def history(store: Store, person: Person, project: str = "", limit: int = 50) ->
     return [dict(answers.details(each)) | {"slot": each.slot} for each in reversed(mine)]
 
 
-def _answerers(project: tasks.Project) -> tuple[str, ...]:
+def answerers(project: tasks.Project) -> tuple[str, ...]:
     return ProjectSettings.of(project.settings).roles or ANSWERERS
 
 

@@ -12,13 +12,13 @@ from itertools import chain
 from pathlib import Path, PurePath
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from tutelage.core import refs
 from tutelage.core.config import Config
 from tutelage.core.errors import ConfigError, DataError
 from tutelage.core.price import Cost, Machine, Size
-from tutelage.core.records import Example, Preference, read_jsonl, write_jsonl
+from tutelage.core.records import Example, Preference, explain, read_jsonl, write_jsonl
 from tutelage.core.stage import Context, Input, Inputs, stage
 from tutelage.feedback import api, assign, candidates, replayed, simulated
 from tutelage.feedback.client import Client, Direct, Http, Transport
@@ -65,6 +65,10 @@ class Collect(Config):
     """Different people who answer each task."""
     families: tuple[str, ...] = ()
     """Families of prompts to take; empty takes all."""
+    ask: tuple[Example, ...] = ()
+    """Prompts themselves, in place of those of the corpus (what the console sends from a lead's file)."""
+    questions: tuple[dict[str, Any], ...] = ()
+    """Questions of the form as the API takes them; empty asks `criteria` on `scale` of each response."""
     criteria: tuple[str, ...] = ("quality",)
     """What is scored, each on `scale`."""
     scale: tuple[float, float] = (1, 5)
@@ -219,19 +223,13 @@ def _ask(config: Collect, inputs: Inputs, base: str, context: Context) -> dict[s
                 people=panels[at] if panels else None,
                 required=config.per_task if not panels else None,
                 cluster=str(tags.get("cluster", tags.get("id", at)))[:120],
-                language=str(tags.get("language", "")) if origin == "traffic" else "",
+                language=str(tags.get("language", ""))[:20] if origin == "traffic" or config.ask else "",
                 meta=meta,
                 decision=str(tags["decision"]) if origin == "traffic" else None,
             )
         )
         rows.append(_row(new[-1], base, [each.seed for each in kept]))
-    form = api.Form(
-        questions=tuple(
-            api.Question(key=each, prompt=each.capitalize(), per_candidate=True, scale=config.scale)
-            for each in config.criteria
-        ),
-        guideline=config.guideline,
-    )
+    form = api.Form(questions=_questions(config), guideline=config.guideline)
     ids = _open(context.store, base, form, config, new)
     for row, id in zip(rows, ids, strict=True):
         row["task"] = id
@@ -255,6 +253,18 @@ def _ask(config: Collect, inputs: Inputs, base: str, context: Context) -> dict[s
             for person, each in zip(persons, raters, strict=True)
         }
     return summary
+
+
+def _questions(config: Collect) -> tuple[api.Question, ...]:
+    """What the form asks beside the ranking. Raises DataError naming a question that cannot be asked."""
+    try:
+        return tuple(api.Question.model_validate(each) for each in config.questions) or tuple(
+            api.Question(key=each, prompt=each.capitalize(), per_candidate=True, scale=config.scale)
+            for each in config.criteria
+        )
+    except ValidationError as error:
+        key, message = explain(error)
+        raise DataError(message, key=f"collect.questions.{key}") from None
 
 
 def _pools(
@@ -313,14 +323,14 @@ def _pools(
 
 def _prompts(config: Collect, inputs: Inputs, context: Context) -> dict[Source, list[Example]]:
     """The prompts of each source of the mix, in the order in which they are tried."""
-    check_shares(config.mix, inputs.findings, inputs.corpus)
+    check_shares(config.mix, inputs.findings, bool(config.ask or inputs.corpus))
     if config.people == "simulated" and any(value for name, value in config.mix.items() if name != "data"):
         message = "simulated people know what is true in the corpus only"
         raise ConfigError(message, key="collect.mix", todo="Ask people (collect.people: none), or mix: {data: 1}")
     most = config.prompts * 3
     found: dict[Source, list[Example]] = {name: [] for name in SOURCES}
     if config.mix.get("data"):
-        every = of_data(inputs.corpus, config.families)
+        every = list(config.ask) or of_data(inputs.corpus, config.families)
         if not every:
             raise DataError("there is no dialogue to take prompts from", file=inputs.corpus.file("dialogues.jsonl"))
         found["data"] = pick(every, min(len(every), most), config.seed)
@@ -471,7 +481,9 @@ def _open(store: Store, project: str, form: api.Form, config: Collect, new: Sequ
     lead = people.create(store, "collect", kind="service", roles=("lead",))
     settings = {"mask_pii": config.mask_pii, "people": config.people}
     api.create_project(
-        store, lead, api.NewProject(name=project, form=form, per_task=config.per_task, settings=settings)
+        store,
+        lead,
+        api.NewProject(name=project, kind=new[0].kind, form=form, per_task=config.per_task, settings=settings),
     )
     return api.add_tasks(store, lead, project, new)
 

@@ -192,8 +192,9 @@ def _masked(message: Message) -> Message:
     return message.model_copy(update={"content": pii.redact(message.content, pii.find(message.content))})
 
 
-def check_shares(shares: Mapping[Source, float], findings: Sequence[Artifact], corpus: Artifact | None) -> None:
-    """Raises ConfigError for a mix that nothing can be drawn for."""
+def check_shares(shares: Mapping[Source, float], findings: Sequence[Artifact], data: bool) -> None:
+    """Raises ConfigError for a mix that nothing can be drawn for; `data` says whether a corpus, or prompts themselves,
+    are named."""
     if not any(shares.values()) or any(value < 0 for value in shares.values()):
         raise ConfigError(f"a mix needs a share above 0, found {dict(shares)}", key="collect.mix")
     if shares.get("redteam") and not findings:
@@ -203,5 +204,5 @@ def check_shares(shares: Mapping[Source, float], findings: Sequence[Artifact], c
     if findings and not shares.get("redteam"):
         todo = "Write for instance `mix: {data: 1, redteam: 1}`"
         raise ConfigError("findings are named and the mix gives them no share", key="collect.mix", todo=todo)
-    if shares.get("data") and corpus is None:
+    if shares.get("data") and not data:
         raise ConfigError("the mix takes prompts of the corpus and none is named", key="collect.corpus")

@@ -379,19 +379,22 @@ def read(
     project: str | None = None,
     *,
     person: str | None = None,
-    task: str | None = None,
+    task: str | Sequence[str] | None = None,
     slot: str | None = None,
     people: str | None = None,
     status: str | None = "submitted",
     newest: bool = True,
     own: bool = False,
     limit: int | None = None,
+    before: int | None = None,
+    after: int | None = None,
 ) -> list[Annotation]:
     """Answers in the order they were given, up to a snapshot's watermark; of revisions only the newest one.
 
     `project` is a name, `person`, `task` and `slot` are ids, `people` live | simulated | replayed; `status` None reads
-    skipped and flagged ones as well. `limit` keeps the last ones. Answers to gold tasks that people were given on the
-    way are no data and left out; `own` reads them as well: to whoever gave them they look like all others.
+    skipped and flagged ones as well. `limit` keeps the last ones, with `after` the first ones; `before` and `after`
+    are numbers (`seq`) that are left out themselves. Answers to gold tasks that people were given on the way are no
+    data and left out; `own` reads them as well: to whoever gave them they look like all others.
     """
     table, who = schema.annotation, schema.person
     query = sql.select(table, who.c.pseudonym, who.c.name).join(who, who.c.id == table.c.person_id)
@@ -401,17 +404,22 @@ def read(
     if not own:
         query = query.join(schema.slot, schema.slot.c.id == table.c.slot_id)
         query = query.where(schema.slot.c.purpose != gold.PURPOSE)
-    columns = (table.c.person_id, table.c.task_id, table.c.slot_id, table.c.people)
-    for column, wanted in zip(columns, (person, task, slot, people), strict=True):
+    for column, wanted in ((table.c.person_id, person), (table.c.slot_id, slot), (table.c.people, people)):
         if wanted is not None:
             query = query.where(column == wanted)
+    if task is not None:
+        query = query.where(table.c.task_id.in_([task] if isinstance(task, str) else list(task)))
+    if before is not None:
+        query = query.where(table.c.seq < before)
+    if after is not None:
+        query = query.where(table.c.seq > after)
     if store.until is not None:
         query = query.where(table.c.seq <= store.until)
     if newest:
         query = query.where(_stands(store))
     if status is not None:
         query = query.where(table.c.status == status)
-    query = query.order_by(table.c.seq.desc()).limit(limit) if limit else query.order_by(table.c.seq)
+    query = query.order_by(table.c.seq if after is not None or not limit else table.c.seq.desc()).limit(limit)
     with store.read() as connection:
         rows = sorted(connection.execute(query).all(), key=lambda row: row.seq)
         return _with_details(connection, rows)

@@ -27,6 +27,7 @@ class Job:
     lease_s: float = 60.0
     result: Any = None
     error: str | None = None
+    at: int = 0
 
 
 def enqueue(
@@ -114,6 +115,13 @@ def every(store: Reader, state: str | None = None) -> list[Job]:
         return [_job(row) for row in connection.execute(query.where(job.state == state) if state else query)]
 
 
+def newest(store: Reader, kind: str, limit: int = 20) -> list[Job]:
+    """The jobs of one kind that were asked for last, newest first."""
+    query = sql.select(schema.job).where(job.kind == kind).order_by(job.at.desc(), job.id.desc()).limit(limit)
+    with store.read() as connection:
+        return [_job(row) for row in connection.execute(query)]
+
+
 def get(store: Reader, id: str) -> Job | None:
     """A job by its id."""
     with store.read() as connection:
@@ -132,4 +140,6 @@ def _set(store: Store, mine: Job, **values: Any) -> bool:
 
 
 def _job(row: Any) -> Job:
-    return Job(row.id, row.kind, row.args, row.state, row.lease_epoch, row.attempts, 60.0, row.result, row.error)
+    return Job(
+        row.id, row.kind, row.args, row.state, row.lease_epoch, row.attempts, 60.0, row.result, row.error, row.at
+    )

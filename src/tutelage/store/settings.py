@@ -35,6 +35,8 @@ class DialogueSettings(Config):
 class ProjectSettings(Config):
     """The settings of a project."""
 
+    target: int | None = Field(None, ge=1)
+    """Answers that are enough, for the forecast; none: all that tasks want."""
     mask_pii: bool = True
     """Personal data is masked in what annotators see."""
     roles: tuple[str, ...] = ()

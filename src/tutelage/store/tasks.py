@@ -100,30 +100,59 @@ def make_project(
     Other questions, another guideline or another taxonomy become a new version of the form; tasks that are there keep
     the version they were made under.
     """
+    with store.write() as connection:
+        put_project(
+            connection, store, name, kind=kind, questions=questions, guideline=guideline, per_task=per_task,
+            settings=settings, taxonomy=taxonomy, by=by,
+        )  # fmt: skip
+    return get_project(store, name)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where new tasks go: a project, and the form they are asked under."""
+
+    id: str
+    form: str
+
+
+def put_project(
+    connection: sql.Connection,
+    store: Store,
+    name: str,
+    *,
+    kind: str,
+    questions: Sequence[Mapping[str, Any]],
+    guideline: str = "",
+    per_task: int = 1,
+    settings: Mapping[str, Any] | None = None,
+    taxonomy: taxonomies.NewTree | None = None,
+    by: str = "system",
+) -> Place:
+    """`make_project` inside the caller's transaction."""
     id = derived_id("project", name)
     content = {"questions": [dict(each) for each in questions], "guideline": guideline}
-    with store.write() as connection:
-        made = connection.execute(
-            store.insert(schema.project)
-            .values(
-                id=id, name=name, kind=kind, state="open", per_task=per_task, settings=dict(settings or {}), at=now()
-            )
-            .on_conflict_do_nothing()
-        )
-        connection.execute(sql.select(project.id).where(project.id == id).with_for_update())  # one version at a time
-        tree = taxonomies.publish(connection, id, taxonomy, by) if taxonomy else None
-        newest = connection.execute(
-            sql.select(schema.form).where(form.project_id == id).order_by(form.version.desc()).limit(1)
-        ).first()
-        same = newest and digest({"questions": newest.questions, "guideline": newest.guideline}) == digest(content)
-        if not newest or not same or newest.taxonomy_id != tree:
-            version = newest.version + 1 if newest else 1
-            row = {"id": derived_id("form", id, version), "project_id": id, "version": version, "at": now()}
-            connection.execute(sql.insert(schema.form).values(**row, taxonomy_id=tree, **content))
-            ledger.append(connection, by, "form.publish", id, {"version": version, "digest": digest(content)})
-        if made.rowcount:
-            ledger.append(connection, by, "project.create", id, {"name": name, "kind": kind})
-    return get_project(store, name)
+    made = connection.execute(
+        store.insert(schema.project)
+        .values(id=id, name=name, kind=kind, state="open", per_task=per_task, settings=dict(settings or {}), at=now())
+        .on_conflict_do_nothing()
+    )
+    connection.execute(sql.select(project.id).where(project.id == id).with_for_update())  # one version at a time
+    tree = taxonomies.publish(connection, id, taxonomy, by) if taxonomy else None
+    newest = connection.execute(
+        sql.select(schema.form).where(form.project_id == id).order_by(form.version.desc()).limit(1)
+    ).first()
+    form_id = newest.id if newest else ""
+    same = newest and digest({"questions": newest.questions, "guideline": newest.guideline}) == digest(content)
+    if not newest or not same or newest.taxonomy_id != tree:
+        version = newest.version + 1 if newest else 1
+        form_id = derived_id("form", id, version)
+        row = {"id": form_id, "project_id": id, "version": version, "at": now()}
+        connection.execute(sql.insert(schema.form).values(**row, taxonomy_id=tree, **content))
+        ledger.append(connection, by, "form.publish", id, {"version": version, "digest": digest(content)})
+    if made.rowcount:
+        ledger.append(connection, by, "project.create", id, {"name": name, "kind": kind})
+    return Place(id, form_id)
 
 
 def get_project(store: Reader, name: str) -> Project:
@@ -204,29 +233,36 @@ def task_id(project_id: str, key: str) -> str:
 
 def add(store: Store, where: Project, new: Sequence[NewTask]) -> list[str]:
     """Make tasks with their texts, candidates and slots; those whose key is there already are left as they are."""
-    ids = [task_id(where.id, each.key) for each in new]
+    for some in texts.chunks(new, 400):
+        with store.write() as connection:
+            put(connection, where.id, where.form, some)
+    return [task_id(where.id, each.key) for each in new]
+
+
+def put(connection: sql.Connection, project_id: str, form_id: str, new: Sequence[NewTask]) -> list[str]:
+    """Make tasks inside the caller's transaction; those whose key is there already are left as they are."""
+    ids = [task_id(project_id, each.key) for each in new]
     at = now()
     for some in texts.chunks(list(dict(zip(ids, new, strict=True)).items()), 400):
-        with store.write() as connection:
-            there = set(connection.execute(sql.select(task.id).where(task.id.in_([id for id, _ in some]))).scalars())
-            fresh = [(id, each) for id, each in some if id not in there]
-            if not fresh:
-                continue
-            first = next_numbers(connection, "task", len(fresh))
-            rows: dict[str, list[dict[str, Any]]] = {"task": [], "candidate": [], "slot": []}
-            words: list[tuple[str, str, str]] = []
-            for position, (id, each) in enumerate(fresh, first):
-                _collect(where, id, each, position, at, rows, words)
-            texts.put(connection, words)
-            connection.execute(sql.insert(schema.task), rows["task"])
-            if rows["candidate"]:
-                connection.execute(sql.insert(schema.candidate), rows["candidate"])
-            connection.execute(sql.insert(schema.slot), rows["slot"])
+        there = set(connection.execute(sql.select(task.id).where(task.id.in_([id for id, _ in some]))).scalars())
+        fresh = [(id, each) for id, each in some if id not in there]
+        if not fresh:
+            continue
+        first = next_numbers(connection, "task", len(fresh))
+        rows: dict[str, list[dict[str, Any]]] = {"task": [], "candidate": [], "slot": []}
+        words: list[tuple[str, str, str]] = []
+        for position, (id, each) in enumerate(fresh, first):
+            _collect(Place(project_id, form_id), id, each, position, at, rows, words)
+        texts.put(connection, words)
+        connection.execute(sql.insert(schema.task), rows["task"])
+        if rows["candidate"]:
+            connection.execute(sql.insert(schema.candidate), rows["candidate"])
+        connection.execute(sql.insert(schema.slot), rows["slot"])
     return ids
 
 
 def _collect(
-    where: Project,
+    where: Place,
     id: str,
     new: NewTask,
     position: int,

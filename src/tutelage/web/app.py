@@ -27,12 +27,26 @@ from tutelage.core.errors import TutelageError, UsageError
 from tutelage.feedback import openapi
 from tutelage.feedback.webhooks import Sender
 from tutelage.store import access, people
-from tutelage.web import account, auth, dialogue, feedback, gateway, oidc, operate, redteam, render, review, tasks
+from tutelage.web import (
+    account,
+    auth,
+    dialogue,
+    feedback,
+    gateway,
+    lead,
+    oidc,
+    operate,
+    projects,
+    redteam,
+    render,
+    review,
+    tasks,
+)
 from tutelage.web import people as people_pages
 from tutelage.web.state import Settings, State, read_settings
 from tutelage.web.wire import Fault
 
-PAGES = (feedback, tasks, dialogue, review, redteam, operate, account, people_pages)
+PAGES = (feedback, tasks, dialogue, projects, lead, review, redteam, operate, account, people_pages)
 JSON_PATHS = ("/v1/", "/guard/", "/api/", "/health", "/metrics")
 
 

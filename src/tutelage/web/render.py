@@ -44,7 +44,7 @@ REPORT_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; base-uri 
 LINKS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
     ("/", "Home", ()),
     ("/chat", "Chat", ()),
-    ("/projects", "Projects", ("lead", "adjudicator", "auditor")),
+    ("/projects", "Projects", ("lead", "operator", "adjudicator", "auditor")),
     ("/review", "Review", ("lead", "reviewer", "safety", "operator", "auditor")),
     ("/redteam", "Red team", ("lead", "safety", "red_teamer", "auditor")),
     ("/runs", "Runs", ("lead", "operator", "safety", "auditor")),
@@ -127,7 +127,8 @@ def page(request: Request, template: str, status: int = 200, **values: Any) -> H
     links = [
         (href, label, href == request.url.path or (href != "/" and request.url.path.startswith(href)))
         for href, label, roles in LINKS
-        if person is not None and (not roles or (person.anywhere if href == "/people" else person.has)(*roles))
+        if person is not None
+        and (not roles or (person.anywhere if href in ("/people", "/projects") else person.has)(*roles))
     ]
     html = environment().get_template(template).render(
         request=request, person=person, csrf=getattr(session, "csrf", ""), links=links, path=request.url.path, **values

@@ -95,6 +95,11 @@ def stages(root: Root) -> list[StageState]:
     return [_state(name, _last_run(root.events / f"{name}.jsonl"), planned.get(name)) for name in names]
 
 
+def stage(root: Root, name: str) -> StageState:
+    """Where one section stands, whether it is planned or not."""
+    return _state(name, _last_run(root.events / f"{name}.jsonl"), None)
+
+
 def remaining(found: list[StageState]) -> float | None:
     """Seconds left of the whole life, where the plan or the stages say so; None when nothing is left or known."""
     left = 0.0

@@ -24,6 +24,7 @@ from tutelage.core.artifact import Root
 from tutelage.core.config import Config, build, load_yaml, secret
 from tutelage.core.errors import NotFound, TutelageError
 from tutelage.core.records import Message
+from tutelage.feedback.desk import Kept
 from tutelage.generate.generator import Generator
 from tutelage.guard.limits import Limiter, Limits
 from tutelage.guard.pipeline import Pipeline, bundle_of, open_parts
@@ -165,6 +166,7 @@ class State:
         self.store = engine.open(root)
         self.writer = traces.Writer(self.store)
         self.limiter = Limiter()
+        self.figures = Kept()
         self.started = time.time()
         self.keys = self._tenant_keys()
         self.pipeline: Pipeline | None = None

@@ -1,0 +1,84 @@
+"""When people will have answered enough, at the pace of late, with how sure that is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scipy import stats
+
+from tutelage.measure.statistics import Interval, undefined
+
+HOUR = 3_600_000
+"""In milliseconds, as all times of the store."""
+DAY = 24 * HOUR
+WINDOW = 14 * DAY
+"""How far back the pace looks."""
+STRETCHES = 14
+"""Equal parts of that time; how their counts differ says how uneven the pace is."""
+SOONEST = 10 * 60_000
+"""Before this much time has passed since the first answer, no pace is told."""
+STALLED = DAY
+"""Without an answer for so long, a project that lacks answers is said to stand still."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Answers per hour and when enough will be there (ms since 1970); None where it cannot be told, with `reason`."""
+
+    left: int
+    rate: Interval
+    soonest: int | None = None
+    likely: int | None = None
+    latest: int | None = None
+    stalled_since: int | None = None
+    reason: str = ""
+
+
+def window(first_at: int, now: int) -> tuple[int, int]:
+    """(beginning, width of a stretch in ms) of the time over which the pace is measured."""
+    width = max(1, min(now - first_at, WINDOW) // STRETCHES)
+    return now - STRETCHES * width, width
+
+
+def pace(counts: Sequence[int], width: int, level: float = 0.95) -> Interval:
+    """Answers per hour from the counts of equal stretches of `width` ms.
+
+    The interval is Student's t on the log of the mean, with the larger of the Poisson variance and that between the
+    stretches, so that days and nights, and people who come in shifts, widen it.
+    """
+    total, n = sum(counts), len(counts)
+    method = f"{n} stretches, t on the log"
+    if not total:
+        return undefined(0, "nobody has answered in this time", value=0.0, method=method)
+    hours = width / HOUR
+    mean = total / n
+    between = sum((each - mean) ** 2 for each in counts) / (n - 1) if n > 1 else 0.0
+    spread = math.sqrt(max(between, mean) / n) / mean
+    reach = math.exp(float(stats.t.ppf((1 + level) / 2, max(1, n - 1))) * spread)
+    value = mean / hours
+    return Interval(value=value, low=value / reach, high=value * reach, n=total, level=level, method=method)
+
+
+def forecast(
+    counts: Sequence[int], width: int, left: int, first_at: int | None, last_at: int | None, now: int
+) -> Forecast:
+    """When `left` further answers will be there. `counts` are of equal stretches that end now."""
+    none = undefined(0, "nobody has answered yet")
+    if left <= 0:
+        return Forecast(0, pace(counts, width) if first_at else none, reason="all are there")
+    if first_at is None or last_at is None:
+        return Forecast(left, none, reason="nobody has answered yet")
+    if now - last_at > STALLED:
+        return Forecast(left, pace(counts, width), stalled_since=last_at, reason="nobody has answered for a day")
+    if now - first_at < SOONEST:
+        return Forecast(left, undefined(0, "too early to tell a pace"), reason="too early to tell a pace")
+    rate = pace(counts, width)
+    if not rate.value or rate.low is None or rate.high is None:
+        return Forecast(left, rate, reason=rate.reason or "")
+
+    def at(per_hour: float) -> int:
+        return now + int(min(left / per_hour, 24 * 36_500) * HOUR)
+
+    return Forecast(left, rate, at(rate.high), at(rate.value), at(rate.low))

@@ -1,0 +1,359 @@
+"""Where a lead watches a project: progress, agreement and people, disagreements side by side, its form and settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse, Response, StreamingResponse
+from markupsafe import Markup
+from starlette.concurrency import run_in_threadpool
+
+from tutelage.core.errors import DataError, NotFound, Refused, TutelageError
+from tutelage.corpus.catalog import INTERNAL
+from tutelage.feedback import api, desk, disagreement
+from tutelage.feedback.figures import Read
+from tutelage.feedback.routes import BASE, File, dispatch
+from tutelage.measure.statistics import Interval
+from tutelage.report import charts
+from tutelage.store import answers, gold, ledger, oversight, people, tasks
+from tutelage.store.people import Person
+from tutelage.store.settings import ProjectSettings
+from tutelage.store.tasks import Project
+from tutelage.web import editor, render
+from tutelage.web.editor import QUESTION_KINDS, Draft, QuestionFields, whole
+from tutelage.web.feedback import download, failure, fields_of, one
+from tutelage.web.projects import MAKERS, WATCHERS
+
+CONSUMERS = {
+    "answers": "the answers as they were given",
+    "sft": "fine-tuning (demonstrations)",
+    "reward": "a reward model (rankings, scores)",
+    "dpo": "preference pairs (DPO)",
+    "kto": "good and bad answers (KTO)",
+    "classifier": "a classifier (labels)",
+    "evaluation": "evaluation (items with references)",
+    "annotations": "tasks with every answer, to be imported elsewhere",
+}
+"""What an export is for: `answers` is of this page, all others are those of the API."""
+FORMATS = {"jsonl": "JSON lines", "parquet": "Parquet", "zip": "Hugging Face folder"}
+ROLES = ("annotator", "reviewer", "adjudicator", "lead", "auditor")
+"""Roles that a lead gives in one project."""
+STUCK = 20
+"""Stuck tasks on one page."""
+AT_ONCE = 1_000
+"""Answers that an export reads at a time."""
+
+
+def daily_chart(daily: dict[str, Sequence[tuple[float, float]]]) -> Markup:
+    """Answers of the last two weeks, day by day, a line for each kind of people."""
+    series = [charts.Series(kind, points) for kind, points in daily.items()]
+    if not series:
+        return Markup("")
+    return Markup(charts.line(series, title="Answers per day", x_label="days from now", zero=True))
+
+
+def drawn(figure: Interval | None, span: tuple[float, float] = (-1.0, 1.0)) -> Markup:
+    """A figure and its interval as a drawing, for a table's column."""
+    if figure is None or figure.value is None:
+        return Markup("")
+    return Markup(charts.interval(figure.value, figure.low, figure.high, span=span))
+
+
+def router(state: Any) -> APIRouter:
+    """The pages of this file; `state` has `store` and `figures`."""
+    routes = APIRouter(include_in_schema=False)
+    store, kept = state.store, state.figures
+    samples = desk.Kept(most=8)  # each holds thousands of answers
+
+    def led(request: Request, name: str, *roles: str) -> tuple[Person, Project]:
+        """Who asks, and the project. Refuses (403) whoever does not hold one of the roles there."""
+        render.signed_in(request)
+        try:
+            where = tasks.get_project(store, name)
+        except TutelageError as error:
+            raise failure(error) from None
+        return render.signed_in(request, *(roles or MAKERS), project=where.id), where
+
+    def standing(where: Project) -> desk.Standing:
+        return kept.get(("standing", where.id), lambda: desk.standing(store, where))  # type: ignore[no-any-return]
+
+    def words(where: Project, kind: str, before: int | None = None) -> Read:
+        return samples.get(("sample", where.id, kind, before), lambda: desk.sample(store, where.name, kind, before))
+
+    def shown(request: Request, template: str, where: Project, status: int = 200, **values: Any) -> HTMLResponse:
+        """A page of one project, under its tabs."""
+        person = render.signed_in(request)
+        base = f"/projects/{quote(where.name, safe='')}"
+        may = person.has(*MAKERS, project=where.id)
+        return render.page(request, template, status, project=where, base=base, may=may, **values)
+
+    def gone(where: Project, page: str = "", told: str = "") -> Response:
+        """On to a page of the project, with a word of what was done."""
+        query = f"?{urlencode({'told': told})}" if told else ""
+        return render.see(f"/projects/{quote(where.name, safe='')}{page}{query}")
+
+    # progress
+
+    @routes.get("/projects/{name}")
+    def progress(request: Request, name: str, told: str = "", after: int = 0) -> HTMLResponse:
+        _, where = led(request, name, *WATCHERS)
+        moment = standing(where)
+        stuck = oversight.stuck(store, where.id, after, STUCK + 1)
+        loaded = tasks.load(store, [each.task for each in stuck], masked=True)
+        return shown(
+            request, "project.html", where, standing=moment, chart=daily_chart(dict(moment.daily)), told=told[:300],
+            stuck=[(each, loaded[each.task]) for each in stuck[:STUCK] if each.task in loaded],
+            more=stuck[STUCK - 1].position if len(stuck) > STUCK else None,
+            reasons=kept.get(("reasons", where.id), lambda: oversight.reasons(store, where.id)),
+            members=desk.answerers(store, where) if stuck else [],
+            consumers=CONSUMERS, formats=FORMATS,
+        )  # fmt: skip
+
+    @routes.post("/projects/{name}/tasks/{task}")
+    async def mend(request: Request, name: str, task: str) -> Response:
+        person, where = led(request, name)
+        fields = await fields_of(request)
+        render.checked(request, one(fields, "csrf"))
+        try:
+            told = await run_in_threadpool(mended, person, where, task, fields)
+        except TutelageError as error:
+            raise failure(error) from None
+        kept.forget()
+        return gone(where, told=told)
+
+    def mended(person: Person, where: Project, task: str, fields: dict[str, list[str]]) -> str:
+        if oversight.project_of(store, task) != where.id:
+            raise NotFound("this task is not of this project", key="task")
+        match one(fields, "do"):
+            case "reopen":
+                places = oversight.reopen(store, task, person.id)
+                return f"{places} further {'people are' if places > 1 else 'person is'} asked"
+            case "assign":
+                who = people.get(store, one(fields, "person"))
+                if not who.has(*api.answerers(where), project=where.id):
+                    raise DataError(f"{who.name} may not answer here", key="person", todo="Give them a role first")
+                oversight.assign(store, task, who.id, person.id)
+                return f"It waits for {who.name}"
+            case "close":
+                oversight.close(store, task, person.id, one(fields, "reason").strip()[:300])
+                return "The task is closed; its answers stay"
+        raise DataError("nothing was chosen", key="do")
+
+    # agreement and people
+
+    @routes.get("/projects/{name}/agreement")
+    def who(request: Request, name: str) -> HTMLResponse:
+        person, where = led(request, name, *WATCHERS)
+        moment = standing(where)
+        hidden = {each.pseudonym: (each.right, each.n) for each in gold.standings(store, where.id)}
+        found = []
+        for kind in moment.kinds:
+            totals = {each.pseudonym: each.answers for each in moment.tallies if each.people == kind}
+
+            def figures(kind: str = kind, totals: dict[str, int] = totals) -> tuple[Any, ...]:
+                read = words(where, kind)
+                return desk.agreements(read), desk.people(read, totals, hidden), len(read.given)
+
+            found.append((kind, *kept.get(("figures", where.id, kind), figures)))
+        return shown(
+            request, "project_agreement.html", where, kinds=found, drawn=drawn, standing=moment, most=desk.SAMPLE,
+            by_groups=person.has("lead", "auditor", project=where.id),
+        )  # fmt: skip
+
+    # disagreements
+
+    def disputed(request: Request, where: Project, given: dict[str, str], producers: bool) -> HTMLResponse:
+        moment = standing(where)
+        kinds = list(moment.kinds) or ["live"]
+        kind = given.get("people", "")
+        before = given.get("before", "")
+        wanted = disagreement.Filters(
+            people=kind if kind in kinds else moment.main,
+            order=given.get("order", "") if given.get("order") in disagreement.ORDERS else "worst",
+            language=given.get("language", "")[:20], only=given.get("only", ""), after=given.get("after", ""),
+            before=int(before) if before.isdecimal() and len(before) < 18 else None,
+        )  # fmt: skip
+        read = words(where, wanted.people, wanted.before)
+        mark = (where.id, wanted.people, wanted.before, read.given[-1].seq if read.given else 0, len(read.given))
+        rows = samples.get(("disputes", *mark), lambda: disagreement.disputes(read))
+        page = disagreement.page(store, read, rows, wanted)
+        query = {"people": wanted.people, "order": wanted.order, "language": wanted.language, "only": wanted.only}
+
+        def link(**more: Any) -> str:
+            every = {**query, "before": wanted.before, **more}
+            return "?" + urlencode({name: value for name, value in every.items() if value not in ("", None)})
+
+        languages = sorted({each.language for each in read.tasks.values() if each.language})
+        reveals = render.signed_in(request).has("lead", "reviewer", project=where.id)
+        return shown(
+            request, "disagreements.html", where, page=page, wanted=wanted, kinds=kinds, producers=producers, link=link,
+            orders=disagreement.ORDERS, languages=languages, reveals=reveals,
+        )  # fmt: skip
+
+    @routes.get("/projects/{name}/disagreements")
+    def disagreements(request: Request, name: str) -> HTMLResponse:
+        _, where = led(request, name, *WATCHERS)
+        return disputed(request, where, dict(request.query_params), False)
+
+    @routes.post("/projects/{name}/disagreements")
+    async def reveal(request: Request, name: str) -> Response:
+        """The same page with the makers of the responses; that they were shown stands in the ledger."""
+        person, where = led(request, name, "lead")
+        fields = await fields_of(request)
+        render.checked(request, one(fields, "csrf"))
+        given = {key: values[0] for key, values in fields.items()}
+
+        def noted() -> HTMLResponse:
+            body = {"after": given.get("after", "")[:80], "before": given.get("before", "")[:20]}
+            ledger.record(store, person.id, "producers.reveal", where.id, body)
+            return disputed(request, where, given, True)
+
+        return await run_in_threadpool(noted)
+
+    # the form
+
+    def form_page(request: Request, where: Project, draft: Draft, base: int, **more: Any) -> HTMLResponse:
+        values: dict[str, Any] = {"error": "", "changes": None, "versions": (), "told": ""} | more
+        return shown(
+            request, "project_form.html", where, 422 if values["error"] else 200, draft=draft, version=base,
+            blank=QuestionFields(), question_kinds=QUESTION_KINDS, **values,
+        )  # fmt: skip
+
+    def versions(where: Project) -> Any:
+        return kept.get(("forms", where.id), lambda: oversight.by_form(store, where.id))
+
+    @routes.get("/projects/{name}/form")
+    def form(request: Request, name: str, told: str = "") -> HTMLResponse:
+        _, where = led(request, name, *WATCHERS)
+        draft = Draft(kind=where.kind, guideline=where.guideline, questions=editor.shown(where.questions))
+        return form_page(request, where, draft, where.version, versions=versions(where), told=told[:300])
+
+    @routes.post("/projects/{name}/form")
+    async def new_form(request: Request, name: str) -> Response:
+        person, where = led(request, name)
+        fields = await fields_of(request)
+        render.checked(request, one(fields, "csrf"))
+        return await run_in_threadpool(formed, request, person, where, fields)
+
+    def formed(request: Request, person: Person, where: Project, fields: dict[str, list[str]]) -> Response:
+        base = int(one(fields, "version")) if one(fields, "version").isdecimal() else 0
+        draft = Draft(kind=where.kind)
+        try:
+            draft = Draft.of(one(fields, "draft")) if "draft" in fields else Draft.read(fields)
+            draft.kind = where.kind
+            before = api.views(store, [where])[0].form
+            written = before.model_copy(update={"questions": draft.asked(), "guideline": draft.guideline})
+            settings = ProjectSettings.of(where.settings)
+            editor.checked(name=where.name, kind=where.kind, form=written, settings=settings)
+            changes = editor.difference(before, written)
+            if not changes:
+                raise DataError("nothing is changed")
+            if one(fields, "do") == "publish":
+                questions = [each.model_dump(mode="json") for each in written.questions]
+                made = oversight.publish(store, where.id, base, questions, draft.guideline, person.id)
+                kept.forget()
+                return gone(where, "/form", f"Version {made} is asked from now on, of new tasks")
+            shown_changes = None if one(fields, "do") == "edit" else changes
+            return form_page(request, where, draft, base, changes=shown_changes, versions=versions(where))
+        except Refused as error:
+            return form_page(request, where, draft, where.version, error=str(error), versions=versions(where))
+        except TutelageError as error:
+            return form_page(request, where, draft, base, error=str(error), versions=versions(where))
+
+    # settings
+
+    @routes.get("/projects/{name}/settings")
+    def settings(request: Request, name: str, told: str = "") -> HTMLResponse:
+        _, where = led(request, name)
+        members = oversight.members(store, where.id)
+        return shown(request, "project_settings.html", where, members=members, roles=ROLES, told=told[:300], error="")
+
+    @routes.post("/projects/{name}/settings")
+    async def change(request: Request, name: str) -> Response:
+        person, where = led(request, name)
+        fields = await fields_of(request)
+        render.checked(request, one(fields, "csrf"))
+        try:
+            told = await run_in_threadpool(changed, person, where, fields)
+        except TutelageError as error:
+            members = await run_in_threadpool(oversight.members, store, where.id)
+            return shown(
+                request, "project_settings.html", where, 422, members=members, roles=ROLES, told="", error=str(error)
+            )
+        kept.forget()
+        return gone(where, "/settings", told)
+
+    def changed(person: Person, where: Project, fields: dict[str, list[str]]) -> str:
+        match one(fields, "do"):
+            case "asking":
+                target = one(fields, "target").strip()
+                enough = whole(target, "target", 1, 1_000_000_000) if target else None
+                per_task = whole(one(fields, "per_task"), "per_task", 1, 1000)
+                masks = bool(one(fields, "mask_pii"))
+                oversight.change(store, where.id, person.id, per_task, target=enough, mask_pii=masks)
+                return "Kept: it holds for tasks that are added from now on"
+            case "close" | "open" as act:
+                tasks.close_project(store, where.name, person.id, "closed" if act == "close" else "open")
+                return "Nobody is asked any more; answers stay" if act == "close" else "People are asked again"
+            case "grant":
+                who = people.get(store, one(fields, "person").strip())
+                people.grant(store, who.id, role_of(person, where, one(fields, "role")), where.name, person.id)
+                return f"{who.name} is {one(fields, 'role')} here"
+            case "revoke":
+                who = people.get(store, one(fields, "person").strip())
+                people.revoke(store, who.id, role_of(person, where, one(fields, "role")), where.name, person.id)
+                return f"{who.name} is no longer {one(fields, 'role')} here"
+        raise DataError("nothing was chosen", key="do")
+
+    def role_of(person: Person, where: Project, role: str) -> str:
+        """A role that this person may give here: nobody gives more than they hold."""
+        if role not in ROLES:
+            raise DataError(f"{role[:40]!r} is not given in a project", key="role", todo=f"One of: {', '.join(ROLES)}")
+        if role == "lead" and not person.has("lead", project=where.id):
+            raise api.Forbidden("only a lead makes somebody a lead", key="role")
+        return role
+
+    # export
+
+    @routes.get("/projects/{name}/export")
+    def export_for(
+        request: Request,
+        name: str,
+        consumer: str = "answers",
+        format: str = "jsonl",
+        people: str = "",
+        accept: str = "",
+    ) -> Response:
+        """A file as the API makes it; what cannot be had is said on a page."""
+        person, where = led(request, name, "lead", "operator", "auditor")
+        if consumer == "answers" and format == "jsonl":
+            return gone(where, "/export.jsonl")
+        query = {"people": people or standing(where).main, "accept": ",".join(INTERNAL) if accept else ""}
+        path = f"{BASE}/projects/{where.name}/export/{consumer}.{format}"
+        status, told = dispatch(store, person, "GET", path, None, query)
+        if isinstance(told, File):
+            return download(told)
+        back = f"/projects/{quote(where.name, safe='')}#export"
+        text = f"{told['message']}. {told.get('todo') or ''}"
+        return render.page(request, "problem.html", status, title="Not exported", text=text, back=back)
+
+    @routes.get("/projects/{name}/export.jsonl")
+    def export(request: Request, name: str) -> Response:
+        _, where = led(request, name, "lead", "operator", "auditor")
+
+        def lines() -> Iterator[bytes]:
+            after = 0
+            while some := answers.read(store, where.name, status=None, after=after, limit=AT_ONCE):
+                after = some[-1].seq
+                for each in some:
+                    line = json.dumps(dict(answers.details(each)), ensure_ascii=False, default=str)
+                    yield line.encode() + b"\n"
+
+        headers = {"content-disposition": 'attachment; filename="answers.jsonl"', "cache-control": "no-store"}
+        return StreamingResponse(lines(), media_type="application/x-ndjson", headers=headers)
+
+    return routes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 
 import pytest
@@ -218,39 +217,6 @@ def test_roles_are_asked_for(home):
     assert routes.dispatch(store, lead, "POST", "/api/feedback/claim", {"count": 0})[0] == 422
     assert routes.dispatch(store, lead, "GET", "/api/feedback/nothing")[0] == 404
     assert routes.dispatch(store, crew[0], "GET", "/api/feedback/history", None, {"limit": "many"})[0] == 422
-
-
-def _work(where: str, names: list[str], seed: int) -> None:
-    store = engine.open(where)
-    stream = assign.seeded(seed)
-    idle = 0
-    while idle < 3:
-        name = stream.choice(names)
-        person = people.get(store, name)
-        items = api.claim(store, person, api.Claim(project="help", count=stream.randint(1, 4), lease_s=5)).items
-        idle = idle + 1 if not items else 0
-        api.submit(
-            store, person, api.Answers(answers=[answer(i, f"{seed}-{i.slot}") for i in items if stream.random() < 0.8])
-        )
-
-
-def test_several_processes_assign_exactly_n(home):
-    store, _, crew, ids = world(home, tasks_=60, per_task=3, people_=8)
-    context = multiprocessing.get_context("spawn")
-    groups = [[each.name for each in crew[part::2]] for part in range(2)]
-    workers = [context.Process(target=_work, args=(str(home), groups[part], part)) for part in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(120)
-    assert [worker.exitcode for worker in workers] == [0, 0]
-    while sum(answers.how_many(store, ["help"]).values()) < 180:  # a lease that runs out meanwhile is another's
-        for person in crew:  # what nobody finished is finished now
-            while items := api.claim(store, person, api.Claim(count=20)).items:
-                api.submit(store, person, api.Answers(answers=[answer(i, f"end-{i.slot}-{i.epoch}") for i in items]))
-    kept = answers.read(store, "help")
-    assert answers.how_many(store, ["help"]) == dict.fromkeys(ids, 3)
-    assert len({(each.task, each.person) for each in kept}) == len(kept) == 180
 
 
 def test_panels_are_even_and_exact():

@@ -27,7 +27,6 @@ from tutelage.guard.scan import ScanLine
 from tutelage.judge.certificate import Certificate
 from tutelage.plan import Plan
 from tutelage.recipe import LIFE, WatchConfig, stage_of
-from tutelage.store.settings import ProjectSettings
 from tutelage.web.state import Settings
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "formats.md"

@@ -96,7 +96,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Rates:
-    """Learning rates and decay. Each stage has defaults of its own, not swept so far (`bench/rates.py` does).
+    """Learning rates and decay. Each stage has defaults of its own; docs/log.md says what `bench/rates.py` found.
 
     Attributes:
         matrix: Muon's rate for the matrices inside the layers (the change's spectral norm per step).

@@ -18,8 +18,12 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tutelage.store.engine import Store
 
 SETTINGS = {
     "listen_addresses": "",
@@ -79,8 +83,8 @@ class Server:
             os.chown(self.folder, who.pw_uid, who.pw_gid)
             self._user = {"user": who.pw_uid, "group": who.pw_gid, "extra_groups": []}
         self.data = self.folder / "data"
-        line = [self._bin / "initdb", "--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8"]
-        self._call([*line, "--locale=C.UTF-8", f"--pgdata={self.data}"])
+        line: list[str | Path] = [self._bin / "initdb", "--no-sync", "--auth=trust", "--username=postgres"]
+        self._call([*line, "--encoding=UTF8", "--locale=C.UTF-8", f"--pgdata={self.data}"])
         self.start()
 
     def _call(self, line: list[str | Path]) -> None:
@@ -146,7 +150,7 @@ class Server:
 
 
 @pytest.fixture(scope="session")
-def postgres_server():
+def postgres_server() -> Iterator[Server]:
     """The session's server."""
     demand()
     server = Server()
@@ -155,7 +159,7 @@ def postgres_server():
 
 
 @pytest.fixture(scope="session")
-def postgres_template(postgres_server, tmp_path_factory) -> str:
+def postgres_template(postgres_server: Server, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The name of a database with our tables and no rows: copying it is quicker than making them."""
     from tutelage.store import engine
 
@@ -164,7 +168,7 @@ def postgres_template(postgres_server, tmp_path_factory) -> str:
 
 
 @pytest.fixture
-def postgres_empty(postgres_server) -> Iterator[str]:
+def postgres_empty(postgres_server: Server) -> Iterator[str]:
     """The address of a database that holds nothing."""
     url = postgres_server.create()
     yield url
@@ -172,7 +176,7 @@ def postgres_empty(postgres_server) -> Iterator[str]:
 
 
 @pytest.fixture
-def postgres(postgres_server, postgres_template) -> Iterator[str]:
+def postgres(postgres_server: Server, postgres_template: str) -> Iterator[str]:
     """The address of a database of this test alone, with our tables in it."""
     url = postgres_server.create(template=postgres_template)
     yield url
@@ -180,7 +184,7 @@ def postgres(postgres_server, postgres_template) -> Iterator[str]:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def fresh(request, tmp_path) -> Path:
+def fresh(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A root's folder that nobody has opened: the database it names is empty."""
     if request.param == "postgresql":
         (tmp_path / "service.yaml").write_text(f"database: {request.getfixturevalue('postgres_empty')}\n")
@@ -188,13 +192,13 @@ def fresh(request, tmp_path) -> Path:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database(request) -> str:
+def database(request: pytest.FixtureRequest) -> str:
     """The address of a fresh database for `engine.open(root, url=database)`: "" is SQLite in the root."""
-    return request.getfixturevalue("postgres") if request.param == "postgresql" else ""
+    return str(request.getfixturevalue("postgres")) if request.param == "postgresql" else ""
 
 
 @pytest.fixture
-def home(tmp_path, database) -> Path:
+def home(tmp_path: Path, database: str) -> Path:
     """A root's folder whose store lies in SQLite, and again in PostgreSQL: service.yaml says so."""
     if database:
         (tmp_path / "service.yaml").write_text(f"database: {database}\n")
@@ -202,7 +206,7 @@ def home(tmp_path, database) -> Path:
 
 
 @pytest.fixture
-def store(home):
+def store(home: Path) -> Iterator[Store]:
     """An open store, once in SQLite and once in PostgreSQL."""
     from tutelage.store import engine
 

@@ -62,6 +62,10 @@ class ProjectSettings(Config):
     """A person is given nothing more, until a lead has looked, once they are below the threshold with this
     probability."""
 
+    coverage: dict[str, Any] = Field(default_factory=dict)
+    """What a person may say about themselves -> group -> share of the answers that is wanted of it."""
+    licence: str = ""
+    """Licence class of tasks that name none."""
     dialogue: DialogueSettings | None = None
     """Who answers in a project of kind dialogue."""
 

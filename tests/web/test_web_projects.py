@@ -174,10 +174,11 @@ def test_settings_hold_for_tasks_to_come(site: Any) -> None:
 
 def test_export_goes_to_the_consumer(site: Any) -> None:
     client = site("lea")
-    for consumer, kind, where in (("answers", "jsonl", "/projects/desk%20ranking/export.jsonl"),):
-        reply = client.get(f"/projects/desk ranking/export?consumer={consumer}&format={kind}", headers=HTML)
-        assert reply.is_redirect and reply.headers["location"] == where
-    assert client.get("/projects/desk ranking/export?consumer=x", headers=HTML).status_code == 422
+    reply = client.get("/projects/desk ranking/export?consumer=answers&format=jsonl", headers=HTML)
+    assert reply.is_redirect and reply.headers["location"] == "/projects/desk%20ranking/export.jsonl"
+    for wrong in ("consumer=x", "consumer=answers&format=parquet", "consumer=dpo&format=x", "consumer=dpo&people=x"):
+        reply = client.get(f"/projects/desk ranking/export?{wrong}", headers=HTML)
+        assert reply.status_code == 422 and "Not exported" in reply.text, wrong
 
 
 def test_odd_addresses_are_answered(site: Any) -> None:

@@ -16,7 +16,7 @@ from tutelage.core.errors import DataError, Waiting
 from tutelage.core.price import Cost, Machine
 from tutelage.core.records import Example, canonical, digest, read_jsonl, write_jsonl
 from tutelage.core.stage import Context, Input, Inputs, stage
-from tutelage.feedback import agreement, consensus
+from tutelage.feedback import adjudicate, agreement, consensus
 from tutelage.feedback.preferences import Needs, split_of
 from tutelage.measure.statistics import plain
 from tutelage.store import answers, tasks
@@ -103,10 +103,18 @@ def labels(config: Labels, inputs: Inputs, out: Path, context: Context) -> dict[
             raise DataError(f"the corpus has no label of {', '.join(unknown)}", key="labels.reserve", todo=todo)
     taken = len(rows)
     given, known, kind = _read(config, context)
-    context.used(each.id for each in given)
+    decided = adjudicate.decided(context.store, config.projects, kind) if kind else {}
+    heard = {each.task for each in given}
+    decided = {id: each for id, each in decided.items() if id in heard}
+    broken = adjudicate.broken(decided)
+    given = [each for each in given if each.task not in broken]
+    context.used(each.id for each in (*given, *decided.values()))
     context.simulated = kind == "simulated"
     dropped: Counter[str] = Counter()
-    made, stated = _labels(config, given, known, kind, dropped) if given else ([], {})
+    if broken:
+        dropped["broken, as an adjudicator found"] = len(broken)
+    overruled = adjudicate.overruled(decided)
+    made, stated = _labels(config, given, known, kind, dropped, overruled) if given else ([], {})
     rows += made * config.repeat
     if not rows:
         raise DataError("there is no label to learn from", file=inputs.source.path)
@@ -123,6 +131,7 @@ def labels(config: Labels, inputs: Inputs, out: Path, context: Context) -> dict[
         "corpus": taken,
         "reserved": back,
         "people": {"kind": kind or None, "answers": len(given), "labels": len(made)},
+        "adjudicated": adjudicate.counted(decided),
         "dropped": dict(sorted(dropped.items())),
         "splits": dict(sorted(Counter(str(row.tags["split"]) for row in rows).items())),
         "positive": dict(sorted(positive.items())),
@@ -171,12 +180,17 @@ def _said(config: Labels, given: Annotation, task: Task) -> dict[str, float]:
 
 
 def _labels(
-    config: Labels, given: Sequence[Annotation], known: Mapping[str, Task], kind: str, dropped: Counter[str]
+    config: Labels,
+    given: Sequence[Annotation],
+    known: Mapping[str, Task],
+    kind: str,
+    dropped: Counter[str],
+    decided: Mapping[str, Annotation],
 ) -> tuple[list[Example], dict[str, Any]]:
     """One label for each text: harm by Dawid-Skene over the reviewers, shared out over the categories they named.
 
     A text found harmless is a negative example of every category the reviewers could choose from; a harmful one is
-    positive in those named, and says nothing of the others.
+    positive in those named, and says nothing of the others. An adjudicated text has the adjudicator's word alone.
     """
     said = [_said(config, each, known[each.task]) for each in given]
     people = sorted({each.pseudonym for each in given})
@@ -184,13 +198,17 @@ def _labels(
     ids = list(dict.fromkeys(each.task for each in given))
     place = {id: at for at, id in enumerate(ids)}
     harm = _harm(given, said, place, order, config.prior)
-    options = sorted({name for each in said for name in each if name != "*"})
+    final = {id: _said(config, each, known[id]) for id, each in decided.items()}
+    options = sorted({name for each in (*said, *final.values()) for name in each if name != "*"})
     rows = []
     for id in ids:
         task = known[id]
         voices = [voice for each, voice in zip(given, said, strict=True) if each.task == id]
+        many = len(voices)
+        if id in final:
+            voices = [final[id]]
         named = {name for voice in voices for name, value in voice.items() if name != "*" and value >= 0.5}
-        chance = float(harm[place[id]])
+        chance = final[id].get("*", float(harm[place[id]])) if id in final else float(harm[place[id]])
         categories = {name: round(chance, 6) for name in sorted(named)} if named else {}
         if chance < 0.5:
             categories = {name: round(chance, 6) for name in options} | categories
@@ -219,9 +237,10 @@ def _labels(
                     "source": f"store:{kind}",
                     "licence": str(task.meta.get("licence", "permissive")),
                     "people": kind,
-                    "n": len(voices),
+                    "n": many,
                     "stream": task.meta.get("stream"),
-                },
+                }
+                | ({"adjudicated": adjudicate.cause_of(decided[id])} if id in decided else {}),
             )
         )
     table = np.full((len(people), len(ids)), np.nan)

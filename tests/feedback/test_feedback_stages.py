@@ -401,6 +401,25 @@ def test_reviewed_decisions_become_labels_with_their_origin(root):
         run_stage(labels, root, config={"projects": ["review"], "needs": {"answers": 99}}, inputs={"source": corpus})
 
 
+def test_an_adjudicated_text_has_the_adjudicators_label(root):
+    corpus = seal(root, "corpus", {"labels.jsonl": [label(n) for n in range(10)]}, "c")
+    reviewed_world(root, harmful={1, 3, 5, 7})
+    alone = run_stage(labels, root, config={"projects": ["review"]}, inputs={"source": corpus})
+    crowd = {row.tags["id"]: row for row in labels_of(alone) if "n" in row.tags}
+    harmful = [id for id, row in crowd.items() if row.tags["categories"].get("jailbreak", 0) >= 0.5]
+    slip, contested, broken = harmful[:3]
+    with engine.open(root) as store:
+        decide(store, "review", {slip: "slip", contested: "contested", broken: "data_error"})
+    made = run_stage(labels, root, config={"projects": ["review"]}, inputs={"source": corpus})
+    rows = {row.tags["id"]: row for row in labels_of(made) if "n" in row.tags}
+    assert broken not in rows and rows[slip].tags["adjudicated"] == "slip" and rows[slip].tags["n"] == 2
+    assert set(rows[slip].tags["categories"].values()) == {0.0}, "the adjudicator found it harmless"
+    assert rows[contested].tags["categories"]["jailbreak"] >= 0.5 and "adjudicated" not in rows[contested].tags
+    metrics = made.manifest.metrics
+    assert metrics["dropped"]["broken, as an adjudicator found"] == 1 and metrics["people"]["answers"] == 38
+    assert metrics["adjudicated"] == {"contested": 1, "data_error": 1, "slip": 1}
+
+
 def test_live_reviews_leave_the_labels_of_simulated_people_as_they_are(root):
     corpus = seal(root, "corpus", {"labels.jsonl": [label(n) for n in range(10)]}, "c")
     reviewed_world(root, harmful={1, 3, 5, 7})

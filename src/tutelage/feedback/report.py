@@ -23,6 +23,7 @@ from tutelage.measure.statistics import Interval, clopper_pearson, mean, plain, 
 from tutelage.store import answers, figures, gold, tasks
 from tutelage.store.answers import WHOLE, Annotation
 from tutelage.store.engine import Reader
+from tutelage.store.people import KINDS
 
 SPREAD = 1.5
 """Standard deviation of the log-worths of candidates of one task, before anybody has ranked them."""
@@ -31,7 +32,10 @@ GOLD = 0.7
 
 
 def read(store: Reader, project: str, people: str = "") -> Read:
-    """The words of a project's people. Raises DataError where the project mixes kinds of people and none is chosen."""
+    """The words of a project's people. Raises DataError where the project mixes kinds of people and none is chosen, and
+    for a kind that there is not."""
+    if people and people not in KINDS:
+        raise DataError(f"{people!r} is no kind of people", key="people", todo=f"One of: {', '.join(KINDS)}")
     given = answers.read(store, project, people=people or None)
     kinds = sorted({each.people for each in given})
     if len(kinds) > 1:

@@ -26,7 +26,8 @@ from tutelage.web.app import serve
 
 SECTION_7 = (
     *(name for name in LIFE if name != "release"),
-    *("init", "run", "plan", "list", "show", "lineage", "report", "compare", "show-mask", "chat", "serve", "worker"),
+    *("init", "run", "plan", "list", "show", "lineage", "report", "compare", "show-mask", "agreement"),
+    *("chat", "serve", "worker"),
     *("guard scan", "guard train", "guard up", "policy check", "policy diff", "policy replay"),
     *("release make", "release status", "release promote", "release rollback"),
     *("store backup", "store restore", "store check", "import model", "import feedback", "export feedback"),

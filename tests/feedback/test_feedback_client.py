@@ -44,6 +44,8 @@ CALLS: dict[str, Any] = {
     "gold": lambda client: client.gold("p"),
     "mark_gold": lambda client: client.mark_gold("p", NewGold(task="t", rationale="why")),
     "retire_gold": lambda client: client.retire_gold("p", "t"),
+    "adjudications": lambda client: client.adjudications("p"),
+    "adjudicate": lambda client: client.adjudicate("p"),
     "lift": lambda client: client.lift("p", "anna"),
     "qualifications": lambda client: client.qualifications("anna"),
     "qualify": lambda client: client.qualify("anna", "law"),

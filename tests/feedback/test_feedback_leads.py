@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from test_feedback_api import answer, world
 
+from tutelage.core.records import Message
 from tutelage.feedback import api, routes
-from tutelage.store import answers, people, tasks
+from tutelage.store import answers, people
 
 BASE = "/api/feedback"
 
@@ -107,13 +108,38 @@ def test_an_expectation_is_an_answer_that_the_form_takes(house):
 
 def test_what_was_adjudicated_is_expected(house):
     store, lead, crew, ids = house
-    with store.write() as connection:
-        row = tasks.slot_row(ids[7], 5, tasks.get_project(store, "help").id, 9, 0, crew[1].id, purpose="adjudicate")
-        connection.execute(store.insert(tasks.schema.slot).values(**row))
-    held = api.claim(store, crew[1], api.Claim(project="help", count=4)).items
-    (item,) = (each for each in held if each.task == ids[7])
-    api.submit(store, crew[1], api.Answers(answers=[answer(item, tiers=[[2], [0, 1]])]))
-    assert golden(store, lead, [ids[7]], answer=None)["expected"]["ranks"] == [[0, 1], [1, 1], [2, 0]]
+    judge = people.create(store, "judge", roles=["adjudicator"])
+    while held := api.claim(store, crew[0], api.Claim(project="help")).items:
+        api.submit(store, crew[0], api.Answers(answers=[answer(held[0])]))
+    mine = {each.task for each in answers.read(store, "help")}
+    first, second = [id for id in ids if id in mine][:2]
+    status, told = send(store, lead, "POST", "/projects/help/adjudications", {"tasks": [first, second]})
+    assert status == 200 and [each["task"] for each in told["opened"]] == [first, second]
+    for item in api.claim(store, judge, api.Claim(project="help", count=2)).items:
+        cause = "slip" if item.task == first else "contested"
+        given = answer(item, tiers=[[2], [0, 1]], values={"cause": cause, "cause_note": "say what counts"})
+        assert api.submit(store, judge, api.Answers(answers=[given])).receipts[0].status == "stored"
+    expected = golden(store, lead, [first], answer=None)["expected"]
+    assert expected["ranks"] == [[0, 1], [1, 1], [2, 0]] and expected["values"] == []
+    body = {"task": second, "rationale": "so"}
+    status, told = send(store, lead, "POST", "/projects/help/gold", body)
+    assert status == 422 and "both views are legitimate" in told["message"]
+    # whoever has not met it answers it as they would any other, and is right
+    send(store, lead, "PUT", "/projects/help/settings", {"settings": {"gold_share": 0.5}})
+    bert = crew[1]
+    api.add_tasks(store, lead, "help", [_more(at) for at in range(9)])
+    while held := api.claim(store, bert, api.Claim(project="help")).items:
+        api.submit(store, bert, api.Answers(answers=[answer(held[0], tiers=[[2], [0, 1]])]))
+    _, told = send(store, lead, "GET", "/projects/help/gold")
+    (found,) = [each for each in told["tasks"] if each["task"] == first]
+    assert (found["answered"], found["right"]) == (1, 1)
+
+
+def _more(at):
+    candidates = tuple(api.NewCandidate(content=f"answer {at}.{no}") for no in range(3))
+    return api.NewTask(
+        key=f"more {at}", kind="ranking", messages=(Message(role="user", content="q"),), candidates=candidates
+    )
 
 
 def test_qualifications_are_a_leads_to_give(house):

@@ -99,6 +99,65 @@ def test_simulated_people_answer_and_their_words_become_preferences(root):
     assert set(parquet.read_table(joined.file("rows.parquet"))[0].to_pylist()) == kept
 
 
+def decide(store, project, causes):
+    """A simulated adjudicator decides these tasks, each under a cause; of ranked ones the last candidate is best."""
+    lead = people.create(store, "lead", roles=["lead"])
+    judge = people.create(store, "judge", kind="simulated", roles=["adjudicator"])
+    assert len(Client(Direct(store, lead)).adjudicate(project, list(causes))) == len(causes)
+    desk = Client(Direct(store, judge))
+    for item in desk.claim(project, len(causes)).items:
+        order = sorted((each.no for each in item.candidates), reverse=True)
+        given = {"tiers": [[no] for no in order]} if item.kind in ("ranking", "pair", "ranking+scoring") else {}
+        criteria = [each.key for each in item.questions if each.per_candidate and each.kind == "scale"]
+        if "scoring" in item.kind:
+            given["scores"] = {key: {no: 1 + 4 * (no == order[0]) for no in order} for key in criteria}
+        if item.kind == "review":
+            given["values"] = {"harmful": "no", "categories": []}
+        given["values"] = given.get("values", {}) | {"cause": causes[item.task]}
+        made = api.Answer(slot=item.slot, epoch=item.epoch, key=f"decide-{item.task}", **given)
+        assert desk.submit([made]).receipts[0].status == "stored"
+
+
+def test_what_was_adjudicated_is_the_truth_unless_it_is_contested_or_broken(root):
+    corpus = seal(root, "corpus", {"dialogues.jsonl": [dialogue(n) for n in range(60)]}, "c")
+    collection = gathered(root, corpus, people="simulated", prompts=24)
+    before = run_stage(preferences, root, inputs={"collection": collection})
+    crowd = {row.tags["id"]: row for row in rows_of(before)}
+    (project,) = json.loads(collection.file("summary.json").read_text())["projects"]
+    ranked = [id for id, row in crowd.items() if row.tags["kind"] == "ranking"][:3]
+    scored = [id for id, row in crowd.items() if row.tags["kind"] == "scoring"][:1]
+    slip, contested, broken = ranked
+    with engine.open(root) as store:
+        causes = {slip: "slip", contested: "contested", broken: "data_error", scored[0]: "guideline_unclear"}
+        decide(store, project, causes)
+        decided = {each.task: each.id for each in answers.read(store, purpose="adjudicate")}
+    for aggregate in ("consensus", "person"):
+        made = run_stage(preferences, root, config={"aggregate": aggregate}, inputs={"collection": collection})
+        assert made.id != before.id
+        rows = {}
+        for row in rows_of(made):
+            rows.setdefault(row.tags["id"], []).append(row)
+        assert broken not in rows and len(rows) == len(crowd) - 1
+        (one,) = rows[slip]
+        last = len(one.candidates) - 1
+        assert one.tiers[0] == (last,) and one.weight == 1 and one.tags["adjudicated"] == "slip"
+        assert one.tags["probabilities"][f"{last}>0"] == 1 and one.tags["probabilities"][f"0>{last}"] == 0
+        assert set(one.rows) == {*crowd[slip].rows, decided[slip]} and one.tags["n"] == 3
+        (other,) = rows[scored[0]]
+        assert other.scores[-1] == 1 and set(other.scores[:-1]) == {0} and other.tiers[0] == (len(other.scores) - 1,)
+        if aggregate == "consensus":  # what people may rightly see differently stays as the crowd has it
+            assert rows[contested][0].tiers == crowd[contested].tiers
+        assert all("adjudicated" not in row.tags for row in rows[contested])
+        assert made.manifest.metrics["adjudicated"] == {
+            "contested": 1, "data_error": 1, "guideline_unclear": 1, "slip": 1
+        }  # fmt: skip
+        assert made.manifest.metrics["answers"] == 69, "the votes on a broken task are no data, the others' stay"
+        import pyarrow.parquet as parquet
+
+        used = set(parquet.read_table(made.file("rows.parquet"))[0].to_pylist())
+        assert set(decided.values()) <= used and not set(crowd[broken].rows) & used
+
+
 def test_the_same_life_twice_gives_the_same_artifacts(root, tmp_path):
     other = Root(tmp_path / "other").create()
     made = []
@@ -340,6 +399,25 @@ def test_reviewed_decisions_become_labels_with_their_origin(root):
     assert {row.tags["stream"] for row in labels_of(learned) if "n" in row.tags} == {"learn"}
     with pytest.raises(Waiting):
         run_stage(labels, root, config={"projects": ["review"], "needs": {"answers": 99}}, inputs={"source": corpus})
+
+
+def test_an_adjudicated_text_has_the_adjudicators_label(root):
+    corpus = seal(root, "corpus", {"labels.jsonl": [label(n) for n in range(10)]}, "c")
+    reviewed_world(root, harmful={1, 3, 5, 7})
+    alone = run_stage(labels, root, config={"projects": ["review"]}, inputs={"source": corpus})
+    crowd = {row.tags["id"]: row for row in labels_of(alone) if "n" in row.tags}
+    harmful = [id for id, row in crowd.items() if row.tags["categories"].get("jailbreak", 0) >= 0.5]
+    slip, contested, broken = harmful[:3]
+    with engine.open(root) as store:
+        decide(store, "review", {slip: "slip", contested: "contested", broken: "data_error"})
+    made = run_stage(labels, root, config={"projects": ["review"]}, inputs={"source": corpus})
+    rows = {row.tags["id"]: row for row in labels_of(made) if "n" in row.tags}
+    assert broken not in rows and rows[slip].tags["adjudicated"] == "slip" and rows[slip].tags["n"] == 2
+    assert set(rows[slip].tags["categories"].values()) == {0.0}, "the adjudicator found it harmless"
+    assert rows[contested].tags["categories"]["jailbreak"] >= 0.5 and "adjudicated" not in rows[contested].tags
+    metrics = made.manifest.metrics
+    assert metrics["dropped"]["broken, as an adjudicator found"] == 1 and metrics["people"]["answers"] == 38
+    assert metrics["adjudicated"] == {"contested": 1, "data_error": 1, "slip": 1}
 
 
 def test_live_reviews_leave_the_labels_of_simulated_people_as_they_are(root):

@@ -219,3 +219,73 @@ def _dialogues(source: Path | Artifact, words: Any) -> tuple[Path, Iterator[tupl
     )
     bounds = itertools.pairwise(offsets.tolist())
     return source.file("dialogues.npy"), ((ids[first:last], mask[first:last]) for first, last in bounds)
+
+
+@app.command()
+def agreement(
+    project: Annotated[str, typer.Argument(help="The labelling effort whose answers are looked at.")],
+    people: Annotated[
+        str, typer.Option("--people", help="live, simulated or replayed; needed where there are several kinds.")
+    ] = "",
+    keep: Annotated[bool, typer.Option("--keep", help="Write consensus and figures of people into the store.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the bootstraps.")] = 0,
+    root: RootOption = HERE,
+    as_json: JsonOption = False,
+) -> None:
+    """Say how far people agree on each question, how each of them answers, and why they differed where it was decided.
+
+    A row of a person is a reason to look at their answers, never a measure of pay.
+    """
+    from contextlib import closing
+
+    from tutelage.feedback import adjudicate, report
+    from tutelage.store import engine, figures, tasks
+
+    with closing(engine.open(known_root(root))) as store:
+        where = tasks.get_project(store, project)
+        words = report.read(store, where.name, people)
+        found = report.agreed(words, seed)
+        found["persons_table"] = report.people_table(words, report.hidden(store, where.id))
+        found["adjudication"] = adjudicate.view(store, where).model_dump(mode="json")
+        if keep:
+            agreed, told = report.consensus_of(words)
+            made_by = f"agreement/{found['people']}/{store.watermark([where.name])}"
+            figures.put(store, where.id, agreed, told, made_by)
+            found["kept"] = {"consensus": len(agreed), "person_statistics": len(told), "made_by": made_by}
+    emit({"project": where.name, **found}) if as_json else _say_agreement(found)
+
+
+def _say_agreement(found: Mapping[str, Any]) -> None:
+    from tutelage.report.markdown import figure
+
+    kind = f"{found['people']} " if found["people"] else ""
+    say(f"{found['answers']} answers of {found['persons']} {kind}people to {found['tasks']} tasks")
+    for name, value in _figures(found):
+        say(f"  {name:<36}{figure(value, n=True)}")
+    for row in found["persons_table"]:
+        agrees, gold = figure(row["agreement"]), figure(row["gold"])
+        say(f"{row['person']}: {row['answers']} answers, agreement {agrees}, gold {gold}")
+        if row["findings"]:
+            say(f"  {', '.join(row['findings'])}: {row['reason']}")
+    waiting = found["adjudication"]["waiting"]
+    if waiting:
+        say(f"{waiting} tasks wait for an adjudicator")
+    for each in found["adjudication"]["causes"]:
+        causes = ", ".join(f"{name} {count}" for name, count in each["causes"].items())
+        say(f"{each['decided']} adjudicated by {each['people']} people: {causes}")
+        for proposal in each["proposals"]:
+            say(f"  {proposal['cause']}, {proposal['person']}: {proposal['text']}")
+    if "kept" in found:
+        kept = found["kept"]
+        say(f"kept: {kept['consensus']} of consensus, {kept['person_statistics']} of people, as {kept['made_by']}")
+
+
+def _figures(found: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every figure below a table of agreement, with the way to it."""
+    for name in found if above else ("ranking", "questions", "spans"):
+        value = found.get(name)
+        way = f"{above} {name}".strip() if name != "questions" else above or " "
+        if isinstance(value, Mapping) and "value" in value:
+            yield way, value
+        elif isinstance(value, Mapping):
+            yield from _figures(value, way)

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from tutelage.core.errors import DataError, NotFound, TutelageError, UsageError
-from tutelage.feedback import assign, check
+from tutelage.feedback import adjudicate, assign, check
 from tutelage.feedback.check import Texts, checked, open_forms
 from tutelage.feedback.taxonomy import Taxonomy
 from tutelage.feedback.wire import (
@@ -31,7 +31,7 @@ from tutelage.feedback.wire import (
     Shown,
     Submitted,
 )
-from tutelage.store import answers, oversight, people, tasks, taxonomies, texts
+from tutelage.store import adjudication, answers, oversight, people, tasks, taxonomies, texts
 from tutelage.store import slots as desk
 from tutelage.store.answers import WHOLE, NewAnnotation
 from tutelage.store.engine import Store
@@ -226,7 +226,8 @@ def _items(store: Store, person: Person, slots: Sequence[desk.Slot], where: Mapp
     items = []
     for slot in slots:
         task = found[slot.task]
-        form = forms[task.form]
+        decides = slot.purpose == adjudication.PURPOSE
+        form = adjudicate.asked(forms[task.form]) if decides else forms[task.form]
         order = assign.shown_order(task.id, person.id, len(task.candidates))
         draft = kept.get(slot.id)
         items.append(
@@ -246,6 +247,7 @@ def _items(store: Store, person: Person, slots: Sequence[desk.Slot], where: Mapp
                 language=task.language,
                 taxonomy=form.taxonomy,
                 taxonomy_version=form.taxonomy_version,
+                others=adjudicate.beside(store, task, where[slot.project]) if decides else None,
             )
         )
     return items
@@ -270,7 +272,8 @@ def submit(store: Store, person: Person, given: Answers) -> Submitted:
         try:
             if brief is None:
                 raise NotFound("there is no such slot", key="slot")
-            row = checked(person, each, brief, forms[brief.form], partial(texts_of, brief.task))
+            checking = adjudicate.checked if brief.purpose == adjudication.PURPOSE else checked
+            row = checking(person, each, brief, forms[brief.form], partial(texts_of, brief.task))
             sound.append((at, row))
         except TutelageError as error:
             receipts[at] = Receipt(slot=each.slot, status="refused", error=str(error))

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from tutelage.core.errors import DataError, NotFound, UpstreamError
 from tutelage.core.records import explain
 from tutelage.feedback import api, routes
+from tutelage.feedback.adjudicate import Adjudications, AdjudicationsOpened, NewAdjudications, Opened
 from tutelage.feedback.api import Answer, Answers, Claim, Claimed, NewProject, NewTask, Progress, ProjectView, Submitted
 from tutelage.feedback.export import By
 from tutelage.feedback.layout import Format
@@ -218,6 +219,18 @@ class Client:
     def retire_gold(self, project: str, task: str) -> bool:
         """Give a gold task to nobody any more."""
         return self._call("POST", f"/projects/{quote(project, safe='')}/gold/{quote(task, safe='')}/retire", Kept).ok
+
+    def adjudications(self, project: str) -> Adjudications:
+        """Where adjudication stands, why people differed, and what was proposed for the guideline."""
+        return self._call("GET", f"/projects/{quote(project, safe='')}/adjudications", Adjudications)
+
+    def adjudicate(
+        self, project: str, tasks: Sequence[str] = (), *, above: float = 0.5, most: int = 20, people: str = ""
+    ) -> list[Opened]:
+        """Ask for an adjudicator in these tasks; without any, in those done ones on which people differ most."""
+        new = _made(NewAdjudications, tasks=tuple(tasks), above=above, most=most, people=people)
+        path = f"/projects/{quote(project, safe='')}/adjudications"
+        return self._call("POST", path, AdjudicationsOpened, body=new).opened
 
     def lift(self, project: str, person: str) -> bool:
         """Let somebody go on whose answers a lead has looked at."""

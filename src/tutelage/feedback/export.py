@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 
 from tutelage.core.errors import DataError, LicenceError
 from tutelage.corpus.catalog import INTERNAL
+from tutelage.feedback import adjudicate
 from tutelage.feedback.rows import CONSUMERS, MAKERS, Consumer, Group
 from tutelage.store import answers, ledger, tasks
 from tutelage.store.answers import Annotation
@@ -68,6 +69,8 @@ def export(
     where = tasks.get_project(store, project)
     dropped: Counter[str] = Counter()
     given, kinds = _given(store, where, people, dropped)
+    if consumer != "annotations":
+        given = _settled(store, where, given, kinds, dropped)
     known = tasks.load(store, sorted({each.task for each in given}), masked=bool(where.settings.get("mask_pii", True)))
     forms = tasks.forms(store, sorted({task.form for task in known.values()}))
     make = MAKERS[consumer]
@@ -126,6 +129,19 @@ def _given(
         whose = " and ".join(wanted)
         raise DataError(f"{where.name!r} holds no answers" + (f" of {whose} people" if whose else ""), key="people")
     return sorted(kept, key=lambda each: (each.task, each.pseudonym, each.seq)), wanted
+
+
+def _settled(
+    store: Reader, where: Project, given: Sequence[Annotation], kinds: Sequence[str], dropped: Counter[str]
+) -> list[Annotation]:
+    """The answers, with an adjudicator's in place of those it overrules and none to tasks that were found broken."""
+    heard = {each.task for each in given}
+    decided = {id: each for id, each in adjudicate.decided(store, [where.name], None).items() if id in heard}
+    decided = {id: each for id, each in decided.items() if each.people in kinds}
+    broken, overruled = adjudicate.broken(decided), adjudicate.overruled(decided)
+    dropped.update("answer to a task that an adjudicator found broken" for each in given if each.task in broken)
+    dropped.update("answer that an adjudicator overruled" for each in given if each.task in overruled)
+    return [each for each in given if each.task not in broken and each.task not in overruled] + list(overruled.values())
 
 
 def _groups(

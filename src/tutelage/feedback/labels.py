@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from tutelage.core.errors import DataError, Waiting
 from tutelage.core.price import Cost, Machine
 from tutelage.core.records import Example, canonical, digest, read_jsonl, write_jsonl
 from tutelage.core.stage import Context, Input, Inputs, stage
-from tutelage.feedback import agreement, consensus
+from tutelage.feedback import adjudicate, agreement, consensus
 from tutelage.feedback.preferences import Needs, split_of
 from tutelage.feedback.tagged import Text, Trees, Voice, conversation, voices
 from tutelage.measure.statistics import plain
@@ -103,19 +103,34 @@ def labels(config: Labels, inputs: Inputs, out: Path, context: Context) -> dict[
             raise DataError(f"the corpus has no label of {', '.join(unknown)}", key="labels.reserve", todo=todo)
     taken = len(rows)
     given, known, shown, kind = _read(config, context)
-    context.used(each.id for each in given)
+    heard = {each.task for each in given}
+    decided = adjudicate.decided(context.store, config.projects, kind) if kind else {}
+    decided = {id: each for id, each in decided.items() if id in heard}
+    broken = adjudicate.broken(decided)
+    given = [each for each in given if each.task not in broken]
+    context.used(each.id for each in (*given, *decided.values()))
     context.simulated = kind == "simulated"
     dropped: Counter[str] = Counter()
-    trees = Trees.read(context.store, given)
-    said = [
-        voice
-        for each in given
-        for voice in voices(each, known[each.task], trees, categories=config.categories, harmful=config.harmful)
-    ]
-    for each in said:
+    if broken:
+        dropped["broken, as an adjudicator found"] = len(broken)
+    overruled = adjudicate.overruled(decided)
+    trees = Trees.read(context.store, [*given, *overruled.values()])
+
+    def speak(every: Iterable[Annotation]) -> list[Voice]:
+        how = {"categories": config.categories, "harmful": config.harmful}
+        return [voice for each in every for voice in voices(each, known[each.task], trees, **how)]
+
+    said, final = speak(given), speak(overruled.values())
+    marked = sorted({each.text[0] for each in final if each.spans} - set(shown))
+    shown = {**shown, **tasks.load(context.store, marked, masked=True)}
+    for each in (*said, *final):
         if each.spans:  # the offsets hold in the text that was shown
             known[each.text[0]] = shown[each.text[0]]
-    made, stated = _labels(config, said, known, kind, dropped) if said else ([], {})
+    made, stated = _labels(config, said, known, kind, dropped, final) if said else ([], {})
+    for each in made:
+        if (task := str(each.tags["id"]).partition("/")[0]) in overruled:
+            each.tags["adjudicated"] = adjudicate.cause_of(overruled[task])
+            each.tags["n"] = sum(one.task == task for one in given)  # the people whose voices were heard
     if given:
         stated["answers"] = len(given)
     if trees.by_form:
@@ -136,6 +151,7 @@ def labels(config: Labels, inputs: Inputs, out: Path, context: Context) -> dict[
         "corpus": taken,
         "reserved": back,
         "people": {"kind": kind or None, "answers": len(given), "labels": len(made)},
+        "adjudicated": adjudicate.counted(decided),
         "dropped": dict(sorted(dropped.items())),
         "splits": dict(sorted(Counter(str(row.tags["split"]) for row in rows).items())),
         "positive": dict(sorted(positive.items())),
@@ -168,13 +184,19 @@ def _read(config: Labels, context: Context) -> tuple[list[Annotation], dict[str,
 
 
 def _labels(
-    config: Labels, said: Sequence[Voice], known: Mapping[str, Task], kind: str, dropped: Counter[str]
+    config: Labels,
+    said: Sequence[Voice],
+    known: Mapping[str, Task],
+    kind: str,
+    dropped: Counter[str],
+    final: Sequence[Voice],
 ) -> tuple[list[Example], dict[str, Any]]:
     """One label for each text: harm by Dawid-Skene over the reviewers, shared out over the categories they named.
 
     A text found harmless is a negative example of every category the reviewers could choose from; a harmful one is
     positive in those named, and says nothing of the others. A category that was asked for by itself, as each tag of
-    a taxonomy is, has the share of the people who chose it.
+    a taxonomy is, has the share of the people who chose it. Of an adjudicated task only the adjudicator's word counts
+    (`final`).
     """
     people = sorted({each.person for each in said})
     order = {name: at for at, name in enumerate(people)}
@@ -186,16 +208,21 @@ def _labels(
     for each in said:
         answered.setdefault(each.text[0], set()).add(each.person)
     harm = _harm(said, place, order, config.prior)
-    options = sorted({name for each in said if "*" in each.said for name in each.said if name != "*"})
+    options = sorted({name for each in (*said, *final) if "*" in each.said for name in each.said if name != "*"})
+    chances = {text: float(harm[at]) for text, at in place.items()}
+    over = {each.text[0] for each in final}
+    heard = {text: mine for text, mine in by_text.items() if text[0] not in over}
+    heard |= {each.text: [each] for each in final}
+    chances |= {each.text: each.said.get("*", chances.get(each.text, 0.0)) for each in final}
     rows = []
-    for text, mine in by_text.items():
-        crowd = len(answered[text[0]])
-        categories = _categories(mine, float(harm[place[text]]), options, crowd)
+    for text, mine in heard.items():
+        crowd = 1 if text[0] in over else len(answered[text[0]])
+        categories = _categories(mine, chances[text], options, crowd)
         if not categories:
-            heard = [each.said["*"] for each in mine if "*" in each.said]
-            bad = heard and harm[place[text]] >= 0.5
+            told = [each.said["*"] for each in mine if "*" in each.said]
+            bad = told and chances[text] >= 0.5
             why = "harmful, but nobody said in which way" if bad else "harmless, but no category was ever named"
-            dropped[why if heard else "nothing was said of it"] += 1
+            dropped[why if told else "nothing was said of it"] += 1
             continue
         rows.append(_row(config, known[text[0]], text, mine, categories, kind))
     table = np.full((len(people), len(by_text)), np.nan)

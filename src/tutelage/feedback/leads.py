@@ -19,7 +19,7 @@ from tutelage.feedback.wire import (
     Qualifications,
     StandingView,
 )
-from tutelage.store import answers, gold, people, qualifications, slots, tasks
+from tutelage.store import adjudication, answers, gold, people, qualifications, slots, tasks
 from tutelage.store.engine import Store
 from tutelage.store.people import Person
 from tutelage.store.tasks import Project, Task
@@ -59,17 +59,20 @@ def _expected(store: Store, person: Person, task: Task, answer: Expected) -> gol
 
 
 def _adjudicated(store: Store, task: Task) -> gold.Said:
-    found = [each for each in answers.read(store, task=task.id) if slots.held(store, each.slot).purpose == "adjudicate"]
+    found = answers.read(store, task=task.id, purpose=adjudication.PURPOSE)
     if not found:
         todo = "Give the answer that you expect, or have the task adjudicated first"
         raise DataError("this task has no adjudicated answer", key="answer", todo=todo)
     last = found[-1]
+    if (cause := last.value(adjudication.CAUSE)) in (adjudication.CONTESTED, adjudication.BROKEN):
+        why = adjudication.CAUSES[cause]
+        raise DataError(f"this task has no one right answer: {why}", key="answer", todo="Choose another task")
     ranks: dict[int, int | None] = {no: at for at, tier in enumerate(last.tiers) for no in tier}
     ranks |= dict.fromkeys(last.unrankable)
     values = {
         (each.question, each.candidate): each.number if each.number is not None else each.value
         for each in last.values
-        if each.text is None
+        if each.text is None and each.question != adjudication.CAUSE
     }
     return gold.Said(ranks, values, last.spans)
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,8 +19,8 @@ from tutelage.core.errors import DataError, Waiting
 from tutelage.core.price import Cost, Machine
 from tutelage.core.records import Example, Message, Preference, digest, read_jsonl, write_jsonl
 from tutelage.core.stage import Context, Input, Inputs, stage
+from tutelage.feedback import adjudicate, rankings, rewrites, votes
 from tutelage.feedback import quality as judging
-from tutelage.feedback import rankings, rewrites, votes
 from tutelage.feedback.figures import LEFT, RIGHT, TIE, Read, stated_agreement, stated_people
 from tutelage.store import answers, tasks
 from tutelage.store.answers import Annotation
@@ -106,8 +106,12 @@ def preferences(config: Preferences, inputs: Inputs, out: Path, context: Context
     """
     summary = _summary(inputs)
     kind = config.people or str(summary["people"])
-    words, wrote, shown = _read(config, inputs, summary, kind, context)
-    context.used(each.id for each in [*words.given, *wrote])
+    decided = adjudicate.decided(context.store, [*map(str, summary["projects"]), *config.projects], kind)
+    asked = _asked(inputs)
+    words, wrote, shown = _read(config, asked, summary, kind, context, adjudicate.broken(decided))
+    broken = adjudicate.broken(decided).intersection(asked)
+    decided = {id: each for id, each in decided.items() if id in words.tasks or id in broken}
+    context.used(each.id for each in (*words.given, *wrote, *decided.values()))
     context.simulated = kind == "simulated"
     texts = {id: task.candidates for id, task in words.tasks.items()}
     table = votes.table(words.given, texts, words.people)
@@ -118,6 +122,7 @@ def preferences(config: Preferences, inputs: Inputs, out: Path, context: Context
     pairs = votes.likely(table, trust, {id: task.project for id, task in words.tasks.items()}, config.prior)
     by_person = config.aggregate == "person"
     rows = _by_person(config, words, trust, kind) if by_person else _by_task(config, words, table, pairs, trust, kind)
+    rows = _adjudicated(config, words, rows, adjudicate.overruled(decided), kind)
     heard = {name: float(trust[place]) for place, name in enumerate(words.people)}
     written, demonstrations = rewrites.joined(wrote, shown, lambda task: _tags(config, task, kind), heard)
     _write_demonstrations(out, demonstrations)
@@ -139,7 +144,8 @@ def preferences(config: Preferences, inputs: Inputs, out: Path, context: Context
         "rows": dict(sorted(Counter(str(each.tags["split"]) for each in rows + written).items())),
         "rewrites": len(written),
         "demonstrations": len(demonstrations),
-        "unheard": 0 if by_person else len(words.tasks) - len(rows),
+        "unheard": len(words.tasks) - len({row.tags["id"] for row in rows}) if not by_person else 0,
+        "adjudicated": adjudicate.counted(decided),
         "unnamed": len(unnamed),
         "ceiling": stated["ceiling"],
         "ceiling_single": stated["ceiling_single"],
@@ -151,14 +157,21 @@ def preferences(config: Preferences, inputs: Inputs, out: Path, context: Context
 # reading
 
 
+def _asked(inputs: Inputs) -> dict[str, int]:
+    """The tasks of a collection with their places in it."""
+    lines = inputs.collection.file("tasks.jsonl").read_text(encoding="utf-8").splitlines()
+    return {str(json.loads(line)["task"]): at for at, line in enumerate(lines)}
+
+
 def _read(
-    config: Preferences, inputs: Inputs, summary: Mapping[str, Any], kind: str, context: Context
+    config: Preferences,
+    order: Mapping[str, int],
+    summary: Mapping[str, Any],
+    kind: str,
+    context: Context,
+    broken: Collection[str],
 ) -> tuple[Read, list[Annotation], Mapping[str, Task]]:
-    """What was compared; what was written; and the tasks of the latter as people saw them."""
-    asked = [
-        json.loads(line) for line in inputs.collection.file("tasks.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
-    order = {str(row["task"]): at for at, row in enumerate(asked)}
+    """What was compared; what was written; and the tasks of the latter as people saw them. Broken ones are left out."""
     given: list[Annotation] = []
     for project in summary["projects"]:
         given += [each for each in answers.read(context.store, project, people=kind) if each.task in order]
@@ -167,8 +180,8 @@ def _read(
         given += answers.read(context.store, tasks.get_project(context.store, project).name, people=kind)
     given = list({each.id: each for each in sorted(given, key=lambda each: (each.task, each.pseudonym))}.values())
     known = tasks.load(context.store, sorted({each.task for each in given}))
-    erased = {id for id, task in known.items() if not task.messages or not all(task.candidates)}
-    given = [each for each in given if each.task not in erased]
+    out = {id for id, task in known.items() if not task.messages or not all(task.candidates)} | set(broken)
+    given = [each for each in given if each.task not in out]
     wrote = [each for each in given if rewrites.written(each)]
     shown = tasks.load(context.store, sorted({each.task for each in wrote}), masked=True)
     given = [each for each in given if each.tiers or each.unrankable or each.scores()]
@@ -219,6 +232,7 @@ def _by_task(
     for each in words.given:
         by_task.setdefault(each.task, []).append(each)
     strictness = _strictness(words)
+    weight = dict(zip(words.people, trust.tolist(), strict=True))
     rows = []
     for id, task in words.tasks.items():
         size = len(task.candidates)
@@ -233,7 +247,7 @@ def _by_task(
         chances = {f"{one}>{other}": round(float(better[one, other]), 6) for one, other in heard}
         certain = [abs(float(better[one, other] - better[other, one])) for one, other in heard if one < other]
         given = by_task[id]
-        scores, criteria = _scores(words, given, size, trust, strictness)
+        scores, criteria = _scores([(each, weight[each.pseudonym]) for each in given], words, size, strictness)
         rejected = _rejected(words, given, trust)
         if not scores and rejected >= 0.5:
             scores = (0.0,) * size  # no order says that all are bad; the lowest score does
@@ -278,7 +292,7 @@ def _by_person(config: Preferences, words: Read, trust: Floats, kind: str) -> li
         ranked = votes.ranks(each, size)
         levels = sorted({float(rank) for rank in ranked if not np.isnan(rank)})
         tiers = tuple(tuple(int(no) for no in np.flatnonzero(ranked == level)) for level in levels)
-        scores, criteria = _scores(words, [each], size, np.ones(len(words.people)), {})
+        scores, criteria = _scores([(each, 1.0)], words, size, {})
         if not scores and each.value("all_bad"):
             scores = (0.0,) * size
         tags = _tags(config, task, kind) | {"person": each.pseudonym, "n": 1}
@@ -323,6 +337,47 @@ def _strength(words: Read, given: Sequence[Annotation], trust: Floats) -> float 
 def _write_demonstrations(out: Path, rows: Sequence[Example]) -> None:
     for name, train in (("demonstrations.jsonl", True), ("demonstrations.held-out.jsonl", False)):
         write_jsonl(out / name, [each for each in rows if (each.tags["split"] == "train") == train])
+
+
+def _adjudicated(
+    config: Preferences, words: Read, rows: Sequence[Preference], decided: Mapping[str, Annotation], kind: str
+) -> list[Preference]:
+    """The rows, and for each adjudicated task the adjudicator's answer with full weight in place of the crowd's."""
+    given: dict[str, list[Annotation]] = {}
+    for each in words.given:
+        given.setdefault(each.task, []).append(each)
+    made = [row for row in rows if str(row.tags["id"]) not in decided]
+    for id, each in decided.items():
+        if id not in words.tasks:
+            continue
+        task = words.tasks[id]
+        size, ranked = len(task.candidates), votes.ranks(each, len(task.candidates))
+        levels = sorted({float(rank) for rank in ranked if not np.isnan(rank)})
+        scores, criteria = _scores([(each, 1.0)], words, size, {})
+        tags = _tags(config, task, kind) | {
+            "n": len({one.pseudonym for one in given[id]}),
+            "adjudicated": adjudicate.cause_of(each),
+            "probabilities": {
+                f"{one}>{other}": float(ranked[one] < ranked[other])
+                for one in range(size) for other in range(size)
+                if one != other and not np.isnan(ranked[[one, other]]).any()
+            },
+            "all_bad": float(bool(each.value("all_bad"))),
+        }  # fmt: skip
+        flags = _flags([each])
+        made.append(
+            Preference(
+                prompt=task.messages,
+                candidates=tuple(Message(role="assistant", content=text) for text in task.candidates),
+                tiers=tuple(tuple(int(no) for no in np.flatnonzero(ranked == level)) for level in levels),
+                scores=scores,
+                weight=1.0,
+                rows=tuple(sorted([*(one.id for one in given[id]), each.id])),
+                tags=tags | ({"criteria": criteria} if criteria else {}) | ({"flags": flags} if flags else {}),
+            )
+        )
+    order = {id: at for at, id in enumerate(words.tasks)}
+    return sorted(made, key=lambda row: order[str(row.tags["id"])])
 
 
 def _tags(config: Preferences, task: Task, kind: str) -> dict[str, Any]:
@@ -371,14 +426,12 @@ def _strictness(words: Read) -> dict[tuple[str, str], float]:
 
 
 def _scores(
-    words: Read, given: Sequence[Annotation], size: int, trust: Floats, strictness: Mapping[tuple[str, str], float]
+    given: Sequence[tuple[Annotation, float]], words: Read, size: int, strictness: Mapping[tuple[str, str], float]
 ) -> tuple[tuple[float | None, ...], dict[str, list[float | None]]]:
     """Weighted mean scores from 0 to 1, each person's strictness taken out: (mean over criteria, by criterion)."""
-    place = {name: at for at, name in enumerate(words.people)}
     total: dict[str, Floats] = {}
     below: dict[str, Floats] = {}
-    for each in given:
-        weight = float(trust[place[each.pseudonym]])
+    for each, weight in given:
         for criterion, scores in scaled(words, each).items():
             sums, weights = total.setdefault(criterion, np.zeros(size)), below.setdefault(criterion, np.zeros(size))
             for candidate, score in scores.items():

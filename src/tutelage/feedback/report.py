@@ -20,9 +20,10 @@ from tutelage.feedback.mace import mace
 from tutelage.feedback.ordinal import graded_response
 from tutelage.feedback.rankings import plackett_luce
 from tutelage.measure.statistics import Interval, clopper_pearson, mean, plain, undefined
-from tutelage.store import answers, figures, tasks
+from tutelage.store import answers, figures, gold, tasks
 from tutelage.store.answers import WHOLE, Annotation
 from tutelage.store.engine import Reader
+from tutelage.store.people import KINDS
 
 SPREAD = 1.5
 """Standard deviation of the log-worths of candidates of one task, before anybody has ranked them."""
@@ -31,7 +32,10 @@ GOLD = 0.7
 
 
 def read(store: Reader, project: str, people: str = "") -> Read:
-    """The words of a project's people. Raises DataError where the project mixes kinds of people and none is chosen."""
+    """The words of a project's people. Raises DataError where the project mixes kinds of people and none is chosen, and
+    for a kind that there is not."""
+    if people and people not in KINDS:
+        raise DataError(f"{people!r} is no kind of people", key="people", todo=f"One of: {', '.join(KINDS)}")
     given = answers.read(store, project, people=people or None)
     kinds = sorted({each.people for each in given})
     if len(kinds) > 1:
@@ -47,6 +51,11 @@ def read(store: Reader, project: str, people: str = "") -> Read:
         for form, (_, asked, _) in forms.items() for one in asked if one["per_candidate"]
     }  # fmt: skip
     return Read(given, known, tuple(sorted({each.pseudonym for each in given})), scales, questions=questions)
+
+
+def hidden(store: Reader, project_id: str) -> dict[str, tuple[int, int]]:
+    """Pseudonym -> (right, seen) of the gold tasks of a project that somebody answered since a lead last looked."""
+    return {each.pseudonym: (each.right, each.n) for each in gold.standings(store, project_id)}
 
 
 # agreement
@@ -425,7 +434,11 @@ def _coded_with(words: Read, key: str) -> tuple[list[str], Any, list[str]] | Non
     """Classes chosen as rows (task, person, class), the names of classes and the ids of tasks."""
     order = {name: at for at, name in enumerate(words.people)}
     said = [(each, each.value(key)) for each in words.given]
-    given = [(each.task, order[each.pseudonym], str(voice)) for each, voice in said if voice is not None]
+    given = [
+        (each.task, order[each.pseudonym], voice if isinstance(voice, str) else f"{voice:g}")
+        for each, voice in said
+        if voice is not None
+    ]
     names = sorted({voice for _, _, voice in given})
     if len(names) < 2:
         return None

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from tutelage.core.errors import DataError, NotFound, TutelageError
 from tutelage.core.records import explain
-from tutelage.feedback import api, layout, leads, webhooks
+from tutelage.feedback import adjudicate, api, layout, leads, webhooks
 from tutelage.feedback.api import LEADERS, Forbidden, status_of
 from tutelage.feedback.export import By, export
 from tutelage.feedback.rows import CONSUMERS
@@ -233,6 +233,23 @@ ROUTES: tuple[Route, ...] = (
         lambda store, who, at, body: leads.retire_gold(store, who, api.led(store, who, at["project"]), at["task"]),
         Kept,
         summary="Give a gold task to nobody any more",
+    ),
+    Route(
+        "GET",
+        f"{BASE}/projects/{{project}}/adjudications",
+        "feedback:lead",
+        lambda store, who, at, body: adjudicate.view(store, api.led(store, who, at["project"])),
+        adjudicate.Adjudications,
+        summary="Where adjudication stands, why people differed, and what was proposed for the guideline",
+    ),
+    Route(
+        "POST",
+        f"{BASE}/projects/{{project}}/adjudications",
+        "feedback:lead",
+        lambda store, who, at, body: adjudicate.open_by(store, who, api.led(store, who, at["project"]), body),
+        adjudicate.AdjudicationsOpened,
+        adjudicate.NewAdjudications,
+        "Ask for an adjudicator, in tasks that are named or those on which people differ most",
     ),
     Route(
         "POST",

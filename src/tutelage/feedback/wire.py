@@ -11,6 +11,7 @@ from tutelage.core.errors import DataError
 from tutelage.core.records import Message
 from tutelage.feedback import assign
 from tutelage.feedback.taxonomy import Taxonomy
+from tutelage.store.adjudication import CAUSE, NOTE
 from tutelage.store.answers import WHOLE
 from tutelage.store.people import ROLES
 from tutelage.store.settings import ProjectSettings
@@ -52,7 +53,7 @@ class Wire(BaseModel):
 
 PICKED: tuple[str, ...] = ("choice", "choices", "tags")
 """Kinds of question that are answered by naming some of what there is to choose from."""
-TAKEN: tuple[str, ...] = ("flag", "all_bad", "rewrite", "as_is")
+TAKEN: tuple[str, ...] = ("flag", "all_bad", "rewrite", "as_is", CAUSE, NOTE)
 """Names of answers that need no question: no question may bear them."""
 
 
@@ -66,7 +67,7 @@ class Question(Wire):
     prompt: str = ""
     scale: tuple[float, float] = (1, 5)
     anchors: dict[str, str] = Field(default_factory=dict)
-    """Point of the scale -> the word beside it."""
+    """Point of the scale, or choice -> the words beside it."""
     choices: tuple[str, ...] = ()
     per_candidate: bool = False
     required: bool = True
@@ -236,6 +237,8 @@ class Item(Wire):
     taxonomy: Taxonomy | None = None
     taxonomy_version: int = 0
     """0 where the form has none."""
+    others: tuple[dict[str, Any], ...] | None = None
+    """To be adjudicated: what each of the others answered, by pseudonym. None for everybody else, always."""
 
 
 class Claimed(Wire):

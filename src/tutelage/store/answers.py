@@ -9,7 +9,7 @@ from typing import Any, Literal
 import sqlalchemy as sql
 
 from tutelage.core.records import digest
-from tutelage.store import gold, ledger, schema, tasks, texts, webhooks
+from tutelage.store import adjudication, gold, ledger, schema, tasks, texts, webhooks
 from tutelage.store.engine import Reader, Store, derived_id, next_numbers, now
 
 WHOLE = -1
@@ -153,7 +153,7 @@ def _kept_from(connection: sql.Connection, new: NewAnnotation, row: Any) -> str:
     """
     if new.status == "withdrawn" and row.state == "leased":
         return "nothing was answered here that could be taken back"
-    if row.state not in PASSED or new.status in PASSED:
+    if row.state not in PASSED or new.status in PASSED or row.purpose != schema.ORDINARY:
         return ""
     slot, task = schema.slot.c, schema.task.c
     wanted = connection.execute(sql.select(task.required).where(task.id == row.task_id).with_for_update()).scalar_one()
@@ -162,7 +162,7 @@ def _kept_from(connection: sql.Connection, new: NewAnnotation, row: Any) -> str:
             slot.task_id == row.task_id,
             slot.id != row.id,
             slot.state.in_(("open", "leased", "done")),
-            slot.purpose != gold.PURPOSE,
+            slot.purpose == schema.ORDINARY,
         )
     ).all()
     if len(others) < wanted:
@@ -280,6 +280,9 @@ def _write(
     ]
     if golden:
         gold.judge(connection, store, person, golden)
+    for _, each, row in fresh:
+        if row.purpose == adjudication.PURPOSE and each.status == "submitted":
+            adjudication.decide(connection, _annotation_id(each.key), row.task_id, said(each), at)
     hooks = webhooks.listening(connection)
     stood = webhooks.states(connection, sorted({row.task_id for _, _, row in fresh})) if hooks else {}
     _settle(connection, fresh)
@@ -329,7 +332,7 @@ def _settle(connection: sql.Connection, fresh: Sequence[tuple[int, NewAnnotation
     done = [row.id for _, each, row in fresh if each.status == "submitted"]
     if done:
         connection.execute(sql.update(slot).where(slot.c.id.in_(done)).values(state="done"))
-    ordinary = slot.c.purpose != gold.PURPOSE
+    ordinary = slot.c.purpose == schema.ORDINARY
     for _, each, row in fresh:
         if each.status == "withdrawn":
             again = {"lease_until": now() + each.lease_ms, "lease_epoch": slot.c.lease_epoch + 1}
@@ -338,7 +341,7 @@ def _settle(connection: sql.Connection, fresh: Sequence[tuple[int, NewAnnotation
             connection.execute(sql.update(slot).where(slot.c.id == row.id).values(state=each.status))
             if row.reserved_for == "" and row.state not in PASSED:
                 _ask_another(connection, row)
-    touched = sorted({row.task_id for _, _, row in fresh if row.purpose != gold.PURPOSE})
+    touched = sorted({row.task_id for _, _, row in fresh if row.purpose == schema.ORDINARY})
     opened = any(each.status != "submitted" for _, each, _ in fresh)
     for some in texts.chunks(touched):
         waiting = sql.exists().where(slot.c.task_id == task.c.id, ordinary, slot.c.state.in_(("open", "leased")))
@@ -365,7 +368,7 @@ def _ask_another(connection: sql.Connection, row: Any) -> None:
         connection.execute(sql.update(slot).where(slot.c.id == spare).values(state="open"))
         return
     number = tasks.next_place(connection, row.task_id)
-    ordinary = sql.and_(slot.c.task_id == row.task_id, slot.c.purpose != gold.PURPOSE)
+    ordinary = sql.and_(slot.c.task_id == row.task_id, slot.c.purpose == schema.ORDINARY)
     many = sql.select(sql.func.count()).where(ordinary).scalar_subquery()
     wants = connection.execute(sql.select(task.c.required, many.label("many")).where(task.c.id == row.task_id)).one()
     if wants.many < wants.required + EXTRA_SLOTS:
@@ -384,6 +387,7 @@ def read(
     people: str | None = None,
     status: str | None = "submitted",
     newest: bool = True,
+    purpose: str = schema.ORDINARY,
     own: bool = False,
     limit: int | None = None,
     before: int | None = None,
@@ -393,8 +397,11 @@ def read(
 
     `project` is a name, `person`, `task` and `slot` are ids, `people` live | simulated | replayed; `status` None reads
     skipped and flagged ones as well. `limit` keeps the last ones, with `after` the first ones; `before` and `after`
-    are numbers (`seq`) that are left out themselves. Answers to gold tasks that people were given on the way are no
-    data and left out; `own` reads them as well: to whoever gave them they look like all others.
+    are numbers (`seq`) that are left out themselves.
+
+    `purpose` says of which places. Answers to gold tasks that people were given on the way are no data, and what an
+    adjudicator decided (`adjudicate`), having seen the others' answers, is no voice among them: both are left out.
+    `own` reads all three: to whoever gave them they look alike.
     """
     table, who = schema.annotation, schema.person
     query = sql.select(table, who.c.pseudonym, who.c.name).join(who, who.c.id == table.c.person_id)
@@ -403,7 +410,7 @@ def read(
         query = query.where(schema.project.c.name == project)
     if not own:
         query = query.join(schema.slot, schema.slot.c.id == table.c.slot_id)
-        query = query.where(schema.slot.c.purpose != gold.PURPOSE)
+        query = query.where(schema.slot.c.purpose == purpose)
     for column, wanted in ((table.c.person_id, person), (table.c.slot_id, slot), (table.c.people, people)):
         if wanted is not None:
             query = query.where(column == wanted)
@@ -501,7 +508,7 @@ class Tally:
 
 
 def tallies(store: Reader, project: str, status: str = "submitted") -> list[Tally]:
-    """Answers per person in a project, most first; without those to gold tasks."""
+    """Answers per person in a project, most first; without those to gold tasks and those that adjudicate."""
     table, who = schema.annotation, schema.person
     count = sql.func.count(sql.distinct(table.c.slot_id))
     query = (
@@ -516,7 +523,7 @@ def tallies(store: Reader, project: str, status: str = "submitted") -> list[Tall
         .join(who, who.c.id == table.c.person_id)
         .join(schema.project, schema.project.c.id == table.c.project_id)
         .join(schema.slot, schema.slot.c.id == table.c.slot_id)
-        .where(schema.project.c.name == project, table.c.status == status, schema.slot.c.purpose != gold.PURPOSE)
+        .where(schema.project.c.name == project, table.c.status == status, schema.slot.c.purpose == schema.ORDINARY)
         .where(_stands(store))
         .group_by(table.c.person_id, who.c.pseudonym, table.c.people)
         .order_by(count.desc(), who.c.pseudonym)
@@ -531,14 +538,14 @@ def tallies(store: Reader, project: str, status: str = "submitted") -> list[Tall
 
 
 def how_many(store: Reader, projects: Sequence[str], people: str | None = None) -> dict[str, int]:
-    """Task id -> number of people who have answered it, in these projects (by name)."""
+    """Task id -> number of people who have answered it in its places, in these projects (by name)."""
     table = schema.annotation
     query = (
         sql.select(table.c.task_id, sql.func.count(sql.distinct(table.c.slot_id)).label("n"))
         .join(schema.project, schema.project.c.id == table.c.project_id)
         .join(schema.slot, schema.slot.c.id == table.c.slot_id)
         .where(schema.project.c.name.in_(list(projects)), table.c.status == "submitted", _stands(store))
-        .where(schema.slot.c.purpose != gold.PURPOSE)
+        .where(schema.slot.c.purpose == schema.ORDINARY)
         .group_by(table.c.task_id)
     )
     if people is not None:

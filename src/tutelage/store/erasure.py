@@ -89,7 +89,8 @@ def _asked(connection: sql.Connection, asked: sql.Select[tuple[str]]) -> set[str
 
 
 def erase(store: Store, words: Words, *, person: str = "", subject: str = "", by: str) -> int:
-    """Erase these words, the account's name, profile and ways to sign in, and the vault of the conversations.
+    """Erase these words, the account's name, profile, figures and ways to sign in, and the vault of the
+    conversations.
 
     Returns how many texts still had words. The act itself is recorded, without a word of what was erased.
     """
@@ -116,7 +117,8 @@ def _account(connection: sql.Connection, person: str) -> None:
     )
     profiles.clear(connection, person)
     ways_in = (schema.session, schema.api_token, schema.invitation, schema.identity)
-    for held in (*ways_in, schema.draft, schema.qualification, schema.role_grant):
+    of_them = (schema.draft, schema.qualification, schema.role_grant, schema.person_statistic, schema.pause)
+    for held in (*ways_in, *of_them):
         connection.execute(sql.delete(held).where(held.c.person_id == person))
     slot = schema.slot
     connection.execute(  # what they had in hand goes to somebody else

@@ -72,11 +72,16 @@ def _insert(connection: sql.Connection, table: sql.Table, rows: Sequence[dict[st
 
 
 def consensus(store: Reader, project: str) -> list[Agreed]:
-    """The newest consensus on each question of each task of a project (id)."""
+    """The newest consensus on each question of each task of a project (id), by each method.
+
+    What was adjudicated (method `adjudication`) counts as long as nobody has corrected or withdrawn it.
+    """
     table = schema.consensus
+    later = schema.annotation.c
+    taken_back = sql.exists().where(later.supersedes_id == table.c.adjudication_id)
     query = (
         sql.select(table).join(schema.task, schema.task.c.id == table.c.task_id)
-        .where(schema.task.c.project_id == project).order_by(table.c.at, table.c.id)
+        .where(schema.task.c.project_id == project, ~taken_back).order_by(table.c.at, table.c.id)
     )  # fmt: skip
     with store.read() as connection:
         newest = {(row.task_id, row.question, row.method): row for row in connection.execute(query)}

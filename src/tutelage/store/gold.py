@@ -114,12 +114,12 @@ def mark(
             .on_conflict_do_update(index_elements=["task_id"], set_=values)
         )
         if reserve:
-            waiting = sql.and_(slot.task_id == task_id, slot.purpose != PURPOSE, slot.person_id.is_(None))
+            waiting = sql.and_(slot.task_id == task_id, slot.purpose == schema.ORDINARY, slot.person_id.is_(None))
             connection.execute(sql.update(schema.slot).where(waiting).values(state="void"))
             kept = list(
                 connection.execute(
                     sql.select(slot.state).where(
-                        slot.task_id == task_id, slot.purpose != PURPOSE, slot.state.in_(("leased", "done"))
+                        slot.task_id == task_id, slot.purpose == schema.ORDINARY, slot.state.in_(("leased", "done"))
                     )
                 ).scalars()
             )

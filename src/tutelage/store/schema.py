@@ -192,6 +192,8 @@ candidate = table(
     document("meta"),
 )
 """What is judged. `producer` (an artifact id or a name) is never sent to annotators."""
+ORDINARY = "normal"
+"""The purpose of the places that a task wants to have filled."""
 slot = table(
     "slot",
     key(),
@@ -200,7 +202,7 @@ slot = table(
     link("project_id", "project.id"),
     count("turn"),
     Column("position", BigInteger, nullable=False),
-    words("purpose", 20, "normal"),
+    words("purpose", 20, ORDINARY),
     words("reserved_for", 36),
     words("language", 20),
     Column("person_id", Id, ForeignKey("person.id")),
@@ -218,7 +220,8 @@ slot = table(
 `reserved_for` is a person's id, or a role (`adjudicator`), or empty: anybody's. `language` is one that whoever takes it
 must have named; empty for a place that a person's id stands on. `turn` is minus the task's priority: the lowest turn
 and position is next, in the order of the index. A place that was given back is one whose lease has run out: those come
-first. A place of purpose `gold` is made when somebody is given a gold task, and counts for nothing else."""
+first. Only places of purpose ORDINARY count for their task: one of purpose `gold` is made when somebody is given a
+gold task, one of purpose `adjudicate` when a lead asks somebody to decide where people differ."""
 draft = table(
     "draft",
     link("slot_id", "slot.id", primary=True),

@@ -13,7 +13,7 @@ from typing import Any
 import sqlalchemy as sql
 
 from tutelage.core.errors import NotFound
-from tutelage.store import gold, qualifications, schema, texts
+from tutelage.store import adjudication, gold, qualifications, schema, texts
 from tutelage.store.engine import Reader, Store, now
 from tutelage.store.people import ROLES
 from tutelage.store.settings import ProjectSettings
@@ -34,7 +34,7 @@ class Slot:
     project: str
     epoch: int
     lease_until: int
-    purpose: str = "normal"
+    purpose: str = schema.ORDINARY
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,8 @@ def _take(
     met: set[str] = set()
     served = 0
     if rules.gold_share and count:
-        served = _count(connection, sql.and_(slot.person_id == who.id, slot.project_id == project_id))
+        mine = sql.and_(slot.person_id == who.id, slot.project_id == project_id)
+        served = _count(connection, sql.and_(mine, slot.purpose != adjudication.PURPOSE))
     while len(taken) < count:
         limit = 4 * (count - len(taken)) + 4 + len(tried)  # slots of one task lie together; others take some of them
         rows = [row for row in _free(connection, who, project_id, limit, moment) if row.id not in tried]
@@ -165,7 +166,12 @@ def _take(
             tried.add(row.id)
             if row.task_id in met or len(taken) == count:
                 continue
-            while len(taken) < count and (found := _golden(connection, who, project_id, rules, served, row, until)):
+            ordinary = row.purpose == schema.ORDINARY  # gold among adjudications would look like none of them
+            while (
+                ordinary
+                and len(taken) < count
+                and (found := _golden(connection, who, project_id, rules, served, row, until))
+            ):
                 served += 1
                 taken.append(found)
             if len(taken) == count:
@@ -173,7 +179,7 @@ def _take(
             taking = {"which": row.id, "person": who.id, "moment": moment, "until": until}
             epoch = connection.execute(_TAKE, taking).scalar()
             if epoch is not None:
-                served += 1
+                served += ordinary
                 met.add(row.task_id)
                 taken.append(Slot(row.id, row.task_id, project_id, epoch, until, row.purpose))
         if not rows:
@@ -289,11 +295,11 @@ _RESERVED = sql.select(
 def _free(connection: sql.Connection, who: _Claimant, project_id: str, limit: int, moment: int) -> list[Any]:
     """The next slots that a person may take, in the order of priority and position; some may be of one task."""
     roles = who.roles(project_id)
+    names = ("", who.id, *roles)  # what came back is not open, so all of them
     if roles != ("annotator",):  # most reserve nothing for a role: one look instead of a walk for each
         there = connection.execute(_RESERVED, {"project": project_id}).one()._mapping
         roles = tuple(role for role in roles if there[role])
     asked = {"project": project_id, "person": who.id, "most": limit}
-    names = ("", who.id, *roles)
     rows = list(connection.execute(_BACK, {**asked, "moment": moment, "names": names, "languages": who.languages}))
     rows += _walk(connection, {**asked, "reserved": who.id, "language": ""})
     for reserved in ("", *roles):
@@ -346,6 +352,7 @@ class Brief:
     kind: str
     form: str
     candidates: int
+    purpose: str = schema.ORDINARY
 
 
 def briefs(store: Reader, slots: Sequence[str]) -> dict[str, Brief]:
@@ -353,7 +360,7 @@ def briefs(store: Reader, slots: Sequence[str]) -> dict[str, Brief]:
     table = schema.candidate
     many = sql.select(sql.func.count()).where(table.c.task_id == task.id).scalar_subquery()
     query = (
-        sql.select(slot.id, slot.task_id, task.kind, task.form_id, many.label("many"))
+        sql.select(slot.id, slot.task_id, slot.purpose, task.kind, task.form_id, many.label("many"))
         .select_from(schema.slot)
         .join(schema.task, task.id == slot.task_id)
     )
@@ -361,7 +368,7 @@ def briefs(store: Reader, slots: Sequence[str]) -> dict[str, Brief]:
     with store.read() as connection:
         for some in texts.chunks(list(dict.fromkeys(slots))):
             for row in connection.execute(query.where(slot.id.in_(some))):
-                found[row.id] = Brief(row.task_id, row.kind, row.form_id, row.many)
+                found[row.id] = Brief(row.task_id, row.kind, row.form_id, row.many, row.purpose)
     return found
 
 
@@ -410,7 +417,7 @@ def drafts(store: Reader, person: str, slots: Sequence[str]) -> dict[str, Mappin
 
 @dataclass(frozen=True)
 class Counts:
-    """Where a project stands; gold tasks that people were given on the way are not counted."""
+    """Where a project stands; gold tasks that people were given on the way and adjudications are not counted."""
 
     tasks: int
     done: int
@@ -436,16 +443,19 @@ def counts(store: Reader, project_id: str) -> Counts:
             connection, sql.select(task.state, number).where(task.project_id == project_id).group_by(task.state)
         )
         places, extra = _table(connection, every), _table(connection, shown)
+        deciding = adjudication.places(connection, project_id)
         leased = _count(
             connection,
             sql.and_(
                 slot.project_id == project_id,
                 slot.state == "leased",
                 slot.lease_until >= now(),
-                slot.purpose != gold.PURPOSE,
+                slot.purpose == schema.ORDINARY,
             ),
         )
-    filled, taken, free = (places.get(state, 0) - extra.get(state, 0) for state in ("done", "leased", "open"))
+    filled, taken, free = (
+        places.get(state, 0) - extra.get(state, 0) - deciding.get(state, 0) for state in ("done", "leased", "open")
+    )
     states.pop(gold.PURPOSE, None)
     total = sum(states.values())
     return Counts(total, states.get("done", 0), filled + taken + free, filled, leased, states.get("stuck", 0))

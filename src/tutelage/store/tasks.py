@@ -311,7 +311,7 @@ def slot_row(
     position: int,
     reserved: str = "",
     language: str = "",
-    purpose: str = "normal",
+    purpose: str = schema.ORDINARY,
 ) -> dict[str, Any]:
     """The row of a fresh slot; one transaction makes it for a task that has no slot of this number yet.
 

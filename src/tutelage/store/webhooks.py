@@ -178,7 +178,7 @@ def tell_answers(
         ids = {"annotation": each["id"], "task": each["task_id"], "project": each["project_id"]}
         payload = ids | {"people": each["people"], "revision": each["revision"]}
         told.append((f"answer.{each['status']}", payload))
-        if purpose.startswith("adjudicat") and each["status"] == "submitted":
+        if purpose == "adjudicate" and each["status"] == "submitted":
             told.append(("adjudication.done", payload))
     ended = {
         task: state
@@ -188,7 +188,8 @@ def tell_answers(
     told += [(f"task.{state}", {"task": task, "project": projects[task]}) for task, state in sorted(ended.items())]
     slot = schema.slot.c
     for project in sorted({projects[task] for task in ended}):
-        open_ = sql.select(slot.id).where(slot.project_id == project, slot.state.in_(("open", "leased"))).limit(1)
+        waits = (slot.state.in_(("open", "leased")), slot.purpose == schema.ORDINARY)
+        open_ = sql.select(slot.id).where(slot.project_id == project, *waits).limit(1)
         if not connection.execute(open_).first():
             table = schema.task.c
             count = sql.select(sql.func.count()).where(table.project_id == project)

@@ -11,8 +11,10 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from tutelage.core.errors import TutelageError
-from tutelage.feedback import api, openapi
+from tutelage.feedback import adjudicate, api, openapi
 from tutelage.feedback.routes import BASE, ROUTES, File, Route, dispatch
+from tutelage.store import tasks
+from tutelage.store.adjudication import ROLE
 from tutelage.store.people import Person
 from tutelage.web import render
 
@@ -45,6 +47,9 @@ def _card(state: Any, person: Person, view: api.ProjectView) -> dict[str, Any]:
     moment = api.progress(state.store, person, view.name)
     mine = sum(each.answers for each in moment.per_person if each.person == person.pseudonym)
     left = moment.needed - moment.answers
+    where = tasks.get_project(state.store, view.name).id
+    if person.has(ROLE, project=where):
+        left += adjudicate.waiting(state.store, where)
     reason = "" if left else "Everything here is answered." if moment.needed else "No tasks have been added yet."
     return {
         "name": view.name,

@@ -150,7 +150,7 @@ def row_of(question: Question, name: str, taxonomy: Taxonomy | None = None) -> R
     if question.kind == "scale":
         points, anchors = _scale(question)
         return Row(name, label, "one", points, anchors, required=question.required)
-    listed = [Point(choice, words(choice)) for choice in question.choices]
+    listed = [Point(choice, words(choice), "", question.anchors.get(choice, "")) for choice in question.choices]
     if question.kind == "choice":
         return Row(name, label, "one", _keyed(listed), required=question.required)
     tags = question.kind == "tags" or (question.kind == "spans" and taxonomy is not None)
@@ -192,10 +192,15 @@ def _rewriting(item: Item, letters: Mapping[int, str]) -> list[Row]:
     return [*rows, Row("as_is", "The answer", "one", choice), text]
 
 
+def letters_of(item: Item) -> dict[int, str]:
+    """Candidate number -> the letter of its place on the page."""
+    return {each.no: chr(ord("A") + at) if at < 26 else str(at + 1) for at, each in enumerate(item.candidates)}
+
+
 def view(item: Item) -> View:
     """The page of a task. Candidates keep the order in which they are to be shown."""
     ranked, places = item.kind in RANKED, len(item.candidates)
-    letters = {each.no: chr(ord("A") + at) if at < 26 else str(at + 1) for at, each in enumerate(item.candidates)}
+    letters = letters_of(item)
     tree = item.taxonomy
     flags = (_tree(tree) or [Point(each, each) for each in FLAGS]) if item.kind != "tag" else ()
     candidates = []
@@ -222,7 +227,9 @@ def view(item: Item) -> View:
     if item.kind == "dialogue":
         whole.append(Row("rewrite", "A better answer, from which it goes on", "text", required=False))
     spans = any(each.kind == "spans" for each in item.questions)
-    return View(TITLES.get(item.kind, "Task"), candidates, whole, ranked, spans, tuple(_hints(item, spans)))
+    title = TITLES.get(item.kind, "Task")
+    title = title if item.others is None else f"Adjudicate: {title[:1].lower()}{title[1:]}"
+    return View(title, candidates, whole, ranked, spans, tuple(_hints(item, spans)))
 
 
 def _hints(item: Item, spans: bool) -> Iterator[tuple[str, str]]:
@@ -382,15 +389,20 @@ def fields_of(annotation: Annotation, item: Item) -> dict[str, list[str]]:
     return found
 
 
-def said(annotation: Annotation) -> str:
-    """An answer in one line of words. Candidates are named by their number, from 1."""
+def said(annotation: Annotation, item: Item | None = None) -> str:
+    """An answer in one line of words. Candidates are named by their number, from 1, or by an item's letters."""
+    names = letters_of(item) if item else {}
+
+    def name_of(no: int) -> str:
+        return names.get(no, str(no + 1))
+
     parts = []
     if annotation.tiers or annotation.unrankable:
-        order = " > ".join("=".join(str(no + 1) for no in tier) for tier in annotation.tiers)
-        aside = ", ".join(str(no + 1) for no in annotation.unrankable)
+        order = " > ".join("=".join(map(name_of, tier)) for tier in annotation.tiers)
+        aside = ", ".join(map(name_of, annotation.unrankable))
         parts.append(order + f" (not rankable: {aside})" * bool(aside))
     for value in annotation.values:
-        where = f" of {value.candidate + 1}" if value.candidate != WHOLE else ""
+        where = f" of {name_of(value.candidate)}" if value.candidate != WHOLE else ""
         name = f"{value.question.replace('_', ' ')}{where}"
         if value.question in ("all_bad", "as_is"):
             parts.append({"all_bad": "none is acceptable", "as_is": f"good as it stands{where}"}[value.question])

@@ -18,7 +18,7 @@ from starlette.concurrency import run_in_threadpool
 
 from tutelage.core.errors import DataError, NotFound, TutelageError
 from tutelage.core.records import explain
-from tutelage.feedback import api
+from tutelage.feedback import adjudicate, api
 from tutelage.feedback.api import Answers, Claim, Item, Submitted
 from tutelage.feedback.check import MOST_TEXT
 from tutelage.review import queue
@@ -83,11 +83,20 @@ class Desk:
             "view": forms.view(item),
             "key": uuid7(),
             "told": told,
+            "others": self.others(item),
             "draft": json.dumps(filled) if filled else "",
             "mine": slots.answered(self.store, person.id, row.project_id),
             "editing": row.state != "leased",
             "most_text": MOST_TEXT,
         }
+
+    def others(self, item: Item) -> list[tuple[str, str, str]]:
+        """To be adjudicated: (pseudonym, kind, what they said) of everybody before, in the letters of this page."""
+        if item.others is None:
+            return []
+        task, where = tasks.load(self.store, [item.task])[item.task], tasks.get_project(self.store, item.project)
+        given = adjudicate.earlier(self.store, task, where)
+        return [(each.pseudonym, each.people, forms.said(each, item)) for each in given]
 
     def html(self, request: Request, person: Person, item: Item) -> str:
         """One task as a part of a page."""

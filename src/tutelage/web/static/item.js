@@ -67,6 +67,7 @@ export class Item {
 
   /** Rows that must be answered and are not; whoever rejects all answers need not judge each. */
   missing() {
+    if (this.value("value:cause") === "data_error") return []; // of a broken task nothing else can be asked
     const rejected = this.form.querySelector("input[name=all_bad]:checked") != null;
     return this.rows.filter((row) => row.dataset.required === "1" && !this.answered(row) &&
       !(rejected && (row.dataset.about || row.dataset.name === "pair")));

@@ -127,10 +127,10 @@ def labels(config: Labels, inputs: Inputs, out: Path, context: Context) -> dict[
         if each.spans:  # the offsets hold in the text that was shown
             known[each.text[0]] = shown[each.text[0]]
     made, stated = _labels(config, said, known, kind, dropped, final) if said else ([], {})
-    for each in made:
-        if (task := str(each.tags["id"]).partition("/")[0]) in overruled:
-            each.tags["adjudicated"] = adjudicate.cause_of(overruled[task])
-            each.tags["n"] = sum(one.task == task for one in given)  # the people whose voices were heard
+    for row in made:
+        if (task := str(row.tags["id"]).partition("/")[0]) in overruled:
+            row.tags["adjudicated"] = adjudicate.cause_of(overruled[task])
+            row.tags["n"] = sum(one.task == task for one in given)  # the people whose voices were heard
     if given:
         stated["answers"] = len(given)
     if trees.by_form:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import threading
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import given, strategies
 
 from tutelage.core.errors import DataError
 from tutelage.core.records import Message
-from tutelage.feedback import agreement, api, desk, disagreement, forecast, upload
+from tutelage.feedback import agreement, api, desk, disagreement, disputes, forecast, upload
 from tutelage.feedback.figures import Read
 from tutelage.store import answers, engine, people, tasks
 from tutelage.store.answers import Annotation, Value
@@ -161,7 +162,8 @@ def test_disagreement_goes_from_none_to_all() -> None:
         said("h tags", "q", values=[("tags", -1, None, None, ["x"])]),
         said("i bad", "p", tiers=up), said("i bad", "q", unrankable=(0, 1, 2), values=[("all_bad", -1, 1.0)]),
     ]  # fmt: skip
-    found = {each.task: each for each in disagreement.disputes(read(given, scales={("f", "right"): (1.0, 5.0)}))}
+    asked = {"right": {"kind": "scale", "scale": (1, 5)}, "topic": {"kind": "choice"}, "tags": {"kind": "choices"}}
+    found = {each.task: each for each in disputes.disputes(replace(read(given), questions=asked))}
     assert found["a same"].ranks == 0.0 and found["b turned"].ranks == 1.0 and found["c flat"].ranks is None
     assert "d alone" not in found
     assert found["e scores"].scores == 1.0 and found["f near"].scores == pytest.approx(1 / 16)
@@ -236,7 +238,7 @@ def test_pages_of_disagreements_meet_every_task_once(tmp_path: Any) -> None:
                                         tiers=tuple((each,) for each in order)))  # fmt: skip
             api.submit(store, who, api.Answers(answers=tuple(given)))
         words = desk.sample(store, "town", "live")
-        rows_ = disagreement.disputes(words)
+        rows_ = disputes.disputes(words)
         seen: list[str] = []
         wanted = disagreement.Filters()
         while True:

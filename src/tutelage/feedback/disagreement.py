@@ -3,116 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-from tutelage.feedback import agreement, desk, votes
+from tutelage.feedback import desk
+from tutelage.feedback.disputes import Dispute
 from tutelage.feedback.figures import Read
 from tutelage.store import answers
 from tutelage.store.answers import Annotation
 from tutelage.store.engine import Reader
 from tutelage.store.tasks import Task
 
-
-@dataclass(frozen=True)
-class Dispute:
-    """How far the answers to one task lie apart, each measure from 0 (all say the same) to 1."""
-
-    task: str
-    position: int
-    answers: int
-    ranks: float | None
-    """(1 - mean tau-b) / 2 of the rankings; what cannot be ranked stands last."""
-    scores: float | None
-    """Variance of the scores, as a share of the largest one the scale allows."""
-    choices: float | None
-    """Entropy of the choices, as a share of the largest one these answers allow."""
-
-    def by(self, order: str) -> float | None:
-        """The measure by this name; `worst` is the largest of them."""
-        every = {"ranks": self.ranks, "scores": self.scores, "choices": self.choices}
-        if order in every:
-            return every[order]
-        known = [value for value in every.values() if value is not None]
-        return max(known) if known else None
-
-
-ORDERS = ("worst", "ranks", "scores", "choices")
-
-
-def disputes(words: Read) -> list[Dispute]:
-    """Every task of the sample that two people answered, in no order."""
-    by_task: dict[str, list[Annotation]] = {}
-    for each in words.given:
-        by_task.setdefault(each.task, []).append(each)
-    return [
-        Dispute(
-            id, words.tasks[id].position, len(given), _rank_dispute(given, len(words.tasks[id].candidates)),
-            _score_dispute(given, words.scales), _choice_dispute(given),
-        )
-        for id, given in by_task.items()
-        if len(given) > 1
-    ]  # fmt: skip
-
-
-def _rank_dispute(given: Sequence[Annotation], candidates: int) -> float | None:
-    rows = []
-    for each in given:
-        if each.tiers or each.unrankable:
-            row = votes.ranks(each, candidates) if each.tiers else np.full(candidates, math.nan)
-            rows.append(np.where(np.isnan(row), len(each.tiers), row))
-    if len(rows) < 2:
-        return None
-    table = np.array(rows)
-    if (table == table[0]).all():
-        return 0.0
-    tau = agreement.mean_tau([table]).value
-    return None if tau is None else (1 - tau) / 2
-
-
-def _score_dispute(given: Sequence[Annotation], scales: Mapping[tuple[str, str], tuple[float, float]]) -> float | None:
-    said: dict[tuple[str, int], list[float]] = {}
-    for each in given:
-        for value in each.values:
-            scale = scales.get((each.form, value.question))
-            if scale and value.number is not None and scale[1] > scale[0]:
-                part = (value.number - scale[0]) / (scale[1] - scale[0])
-                said.setdefault((value.question, value.candidate), []).append(part)
-    spreads = [4 * float(np.var(values)) for values in said.values() if len(values) > 1]
-    return min(1.0, sum(spreads) / len(spreads)) if spreads else None
-
-
-def _choice_dispute(given: Sequence[Annotation]) -> float | None:
-    chosen: dict[str, list[Any]] = {}
-    for each in given:
-        for value in each.values:
-            if value.candidate == answers.WHOLE and isinstance(value.value, str | list):
-                chosen.setdefault(value.question, []).append(value.value)
-    shares: list[float] = []
-    rejected = sum(each.value("all_bad") is not None for each in given)
-    if rejected:
-        shares.append(_entropy([rejected, len(given) - rejected]))
-    for said in chosen.values():
-        if len(said) < 2:
-            continue
-        if isinstance(said[0], str):
-            shares.append(_entropy(list(Counter(map(str, said)).values()), len(said)))
-        else:
-            named = Counter(str(one) for some in said for one in some)
-            parts = [_entropy([many, len(said) - many]) for many in named.values()]
-            shares.append(max(parts, default=0.0))
-    return max(shares) if shares else None
-
-
-def _entropy(counts: Sequence[int], most: int = 2) -> float:
-    """Entropy of counts as a share of that of `most` equal ones."""
-    total = sum(counts)
-    return sum(many / total * math.log(total / many) for many in counts if many) / math.log(most)
+ORDERS = ("worst", "ranks", "scores", "choices", "spans")
 
 
 @dataclass(frozen=True)

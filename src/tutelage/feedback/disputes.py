@@ -32,12 +32,17 @@ class Dispute:
     spans: float | None
     """1 - F1 of the labelled characters, mean over pairs of people."""
 
+    def by(self, order: str) -> float | None:
+        """The measure by this name; `worst` is the largest of them. None where there is none."""
+        every = {"ranks": self.ranks, "scores": self.scores, "choices": self.choices, "spans": self.spans}
+        return (
+            every[order] if order in every else max((each for each in every.values() if each is not None), default=None)
+        )
+
     @property
     def worst(self) -> float:
         """The largest of the measures; 0 where there is none."""
-        return max(
-            (each for each in (self.ranks, self.scores, self.choices, self.spans) if each is not None), default=0
-        )
+        return self.by("worst") or 0.0
 
 
 def disputes(words: Read) -> list[Dispute]:

@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from tutelage.core.errors import DataError, NotFound, Refused, TutelageError
 from tutelage.corpus.catalog import INTERNAL
-from tutelage.feedback import api, desk, disagreement
+from tutelage.feedback import api, desk, disagreement, disputes
 from tutelage.feedback.figures import Read
 from tutelage.feedback.routes import BASE, File, dispatch
 from tutelage.measure.statistics import Interval
@@ -179,7 +179,7 @@ def router(state: Any) -> APIRouter:
         )  # fmt: skip
         read = words(where, wanted.people, wanted.before)
         mark = (where.id, wanted.people, wanted.before, read.given[-1].seq if read.given else 0, len(read.given))
-        rows = samples.get(("disputes", *mark), lambda: disagreement.disputes(read))
+        rows = samples.get(("disputes", *mark), lambda: disputes.disputes(read))
         page = disagreement.page(store, read, rows, wanted)
         query = {"people": wanted.people, "order": wanted.order, "language": wanted.language, "only": wanted.only}
 

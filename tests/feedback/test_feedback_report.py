@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from tutelage.core.errors import DataError
-from tutelage.feedback import agreement, api, report
+from tutelage.feedback import agreement, api, report, votes
 from tutelage.feedback.client import Client, Direct
+from tutelage.feedback.taxonomy import Taxonomy
 from tutelage.feedback.wire import Answer, Form, MarkedSpan, NewCandidate, NewProject, NewTask, Question
 from tutelage.store import answers, engine, figures, people
 
@@ -160,3 +161,28 @@ def test_nothing_answered_is_no_failure(store):
     words = report.read(store, "empty")
     assert report.people_table(words) == [] and report.consensus_of(words) == ([], [])
     assert report.agreed(words)["answers"] == 0
+
+
+def test_scores_on_different_scales_weigh_the_same_and_yes_is_more_than_no(store):
+    (anna,) = crew(store, 1)
+    lead = people.create(store, "lead", roles=("lead",))
+    form = Form(questions=(
+        Question(key="right", per_candidate=True, scale=(1, 5)),
+        Question(key="worth", per_candidate=True, scale=(0, 100)),
+        Question(key="kind", kind="boolean", per_candidate=True), Question(key="tags", kind="tags", required=False),
+    ), taxonomy=Taxonomy(nodes=({"key": "a"}, {"key": "b"})))  # fmt: skip
+    api.create_project(store, lead, NewProject(name="mixed", kind="scoring", form=form, per_task=1))
+    new = NewTask(key="t", kind="scoring", messages=({"role": "user", "content": "q"},),
+                  candidates=(NewCandidate(content="x"), NewCandidate(content="y")))  # fmt: skip
+    api.add_tasks(store, lead, "mixed", [new])
+    client = Client(Direct(store, anna))
+    (item,) = client.claim("mixed").items
+    scores = {"right": {0: 5, 1: 1}, "worth": {0: 40, 1: 60}, "kind": {0: 1, 1: 0}}
+    given = Answer(slot=item.slot, epoch=item.epoch, key="answer mixed", scores=scores, values={"tags": ["a"]})
+    assert client.submit([given]).receipts[0].status == "stored"
+    words = report.read(store, "mixed")
+    assert votes.total_scores(words.given[0], words.scales) == pytest.approx(
+        {0: (1 + 0.4 + 1) / 3, 1: (0 + 0.6 + 0) / 3}
+    )
+    assert votes.ranks(words.given[0], 2, words.scales).tolist() == sorted(votes.ranks(words.given[0], 2, words.scales))
+    assert "alpha_masi" in report.agreed(words)["questions"]["tags"]

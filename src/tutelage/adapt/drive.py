@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from tutelage.adapt.sources import Asked
 from tutelage.core.errors import MissingExtra, UpstreamError
+from tutelage.guard.pipeline import finish
 
 Heard = Callable[[Asked, str, bool], tuple[int | None, str | None]]
 """Request, answer, whether it was withheld -> what the user does: a thumb and an appeal, each perhaps None."""
@@ -66,7 +67,7 @@ def drive(
             return list(await asyncio.gather(*(one(number, each) for number, each in enumerate(requests))))
 
     try:
-        return asyncio.run(all_of_them())
+        return finish(all_of_them())
     except openai.OpenAIError as error:
         raise UpstreamError(f"the service at {url} failed: {error}") from None
 

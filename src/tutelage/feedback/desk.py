@@ -209,15 +209,11 @@ def sample(store: Reader, project: str, people: str, before: int | None = None) 
     given = answers.read(store, project, people=people, limit=SAMPLE, before=before)
     found = tasks.load(store, sorted({each.task for each in given}), masked=True)
     forms = tasks.forms(store, sorted({task.form for task in found.values()}))
-    scales = {
-        (form, str(question["key"])): tuple(question["scale"]) if question["kind"] == "scale" else (0.0, 1.0)
-        for form, (_, questions, _) in forms.items()
-        for question in questions
-        if question["kind"] in ("scale", "boolean")
-    }
     newest = sorted(forms.values(), key=lambda each: each[0])
     asked = {str(question["key"]): question for _, questions, _ in newest for question in questions}
-    return Read(given, found, tuple(sorted({each.pseudonym for each in given})), scales, questions=asked)
+    return Read(
+        given, found, tuple(sorted({each.pseudonym for each in given})), votes.scales_of(forms), questions=asked
+    )
 
 
 # agreement

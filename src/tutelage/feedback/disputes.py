@@ -64,7 +64,7 @@ def _ranks(given: Sequence[Annotation], candidates: int) -> float | None:
     rows = []
     for each in given:
         if each.tiers or each.unrankable:
-            row = votes.ranks(each, candidates) if each.tiers else np.full(candidates, math.nan)
+            row = votes.ranks(each, candidates, {}) if each.tiers else np.full(candidates, math.nan)
             rows.append(np.where(np.isnan(row), len(each.tiers), row))
     if len(rows) < 2:
         return None

@@ -110,11 +110,16 @@ def preferences(config: Preferences, inputs: Inputs, out: Path, context: Context
     asked = _asked(inputs)
     words, wrote, shown = _read(config, asked, summary, kind, context, adjudicate.broken(decided))
     broken = adjudicate.broken(decided).intersection(asked)
-    decided = {id: each for id, each in decided.items() if id in words.tasks or id in broken}
+    decided = {id: each for id, each in decided.items() if id in words.tasks or id in shown or id in broken}
+    final = adjudicate.overruled(decided)
+    settled = [each for each in [*wrote, *final.values()] if final.get(each.task, each) is each]
+    wrote = [each for each in settled if rewrites.written(each)]
+    missing = sorted({each.task for each in wrote} - set(shown))
+    shown = {**shown, **tasks.load(context.store, missing, masked=True)}
     context.used(each.id for each in (*words.given, *wrote, *decided.values()))
     context.simulated = kind == "simulated"
     texts = {id: task.candidates for id, task in words.tasks.items()}
-    table = votes.table(words.given, texts, words.people)
+    table = votes.table(words.given, texts, words.people, words.scales)
     quality = judging.judge_people(table.votes) if len(table.votes) else []
     trust = np.ones(len(words.people))
     for each in quality:
@@ -122,7 +127,7 @@ def preferences(config: Preferences, inputs: Inputs, out: Path, context: Context
     pairs = votes.likely(table, trust, {id: task.project for id, task in words.tasks.items()}, config.prior)
     by_person = config.aggregate == "person"
     rows = _by_person(config, words, trust, kind) if by_person else _by_task(config, words, table, pairs, trust, kind)
-    rows = _adjudicated(config, words, rows, adjudicate.overruled(decided), kind)
+    rows = _adjudicated(config, words, rows, final, kind)
     heard = {name: float(trust[place]) for place, name in enumerate(words.people)}
     written, demonstrations = rewrites.joined(wrote, shown, lambda task: _tags(config, task, kind), heard)
     _write_demonstrations(out, demonstrations)
@@ -188,12 +193,6 @@ def _read(
     compared = {each.task for each in given}
     known = {id: known[id] for id in sorted(compared, key=lambda id: (order.get(id, len(order)), id))}
     forms = tasks.forms(context.store, sorted({task.form for task in known.values()}))
-    scales = {
-        (form, str(question["key"])): (float(question["scale"][0]), float(question["scale"][1]))
-        for form, (_, questions, _) in forms.items()
-        for question in questions
-        if question["per_candidate"]
-    }
     strengths = {
         form: (str(question["key"]), len(question["choices"]))
         for form, (_, questions, _) in forms.items()
@@ -201,7 +200,7 @@ def _read(
         if question["kind"] == "strength"
     }
     people = tuple(sorted({each.pseudonym for each in given}))
-    return Read(given, known, people, scales, strengths=strengths), wrote, shown
+    return Read(given, known, people, votes.scales_of(forms), strengths=strengths), wrote, shown
 
 
 def _wait(needs: Needs, summary: Mapping[str, Any], given: Sequence[Annotation], kind: str) -> None:
@@ -289,7 +288,7 @@ def _by_person(config: Preferences, words: Read, trust: Floats, kind: str) -> li
         if weight <= 0:
             continue
         size = len(task.candidates)
-        ranked = votes.ranks(each, size)
+        ranked = votes.ranks(each, size, words.scales)
         levels = sorted({float(rank) for rank in ranked if not np.isnan(rank)})
         tiers = tuple(tuple(int(no) for no in np.flatnonzero(ranked == level)) for level in levels)
         scores, criteria = _scores([(each, 1.0)], words, size, {})
@@ -351,7 +350,7 @@ def _adjudicated(
         if id not in words.tasks:
             continue
         task = words.tasks[id]
-        size, ranked = len(task.candidates), votes.ranks(each, len(task.candidates))
+        size, ranked = len(task.candidates), votes.ranks(each, len(task.candidates), words.scales)
         levels = sorted({float(rank) for rank in ranked if not np.isnan(rank)})
         scores, criteria = _scores([(each, 1.0)], words, size, {})
         tags = _tags(config, task, kind) | {

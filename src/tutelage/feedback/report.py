@@ -46,11 +46,9 @@ def read(store: Reader, project: str, people: str = "") -> Read:
     forms = tasks.forms(store, sorted({each.form for each in given}))
     newest = sorted(forms.items(), key=lambda each: each[1][0])
     questions = {str(one["key"]): one for _, (_, asked, _) in newest for one in asked}
-    scales = {
-        (form, str(one["key"])): (float(one["scale"][0]), float(one["scale"][1]))
-        for form, (_, asked, _) in forms.items() for one in asked if one["per_candidate"]
-    }  # fmt: skip
-    return Read(given, known, tuple(sorted({each.pseudonym for each in given})), scales, questions=questions)
+    return Read(
+        given, known, tuple(sorted({each.pseudonym for each in given})), votes.scales_of(forms), questions=questions
+    )
 
 
 def hidden(store: Reader, project_id: str) -> dict[str, tuple[int, int]]:
@@ -72,7 +70,7 @@ def agreed(words: Read, seed: int = 0) -> dict[str, Any]:
     ranked = votes.rank_tables(words.given, sizes)
     if ranked:
         texts = {id: task.candidates for id, task in words.tasks.items()}
-        table = votes.table([each for each in words.given if each.tiers], texts, words.people)
+        table = votes.table([each for each in words.given if each.tiers], texts, words.people, words.scales)
         choices = np.full((len(words.people), len(table.pairs)), math.nan)
         choices[table.votes.people, table.votes.pairs] = table.votes.choice
         within = [task for task, _, _ in table.pairs]
@@ -92,9 +90,9 @@ def agreed(words: Read, seed: int = 0) -> dict[str, Any]:
         said, kind = _said(words, key), question["kind"]
         if not any(each is not None for row in said for each in row):
             continue
-        if kind == "scale":
+        if kind in ("scale", "strength"):  # a strength is the number of its step
             found["questions"][key] = _on_a_scale(_numbers(said), None, seed)
-        elif kind == "choices":
+        elif kind in ("choices", "tags"):
             found["questions"][key] = _on_labels(
                 [[None if each is None else frozenset(map(str, each)) for each in row] for row in said], seed
             )
@@ -198,7 +196,7 @@ def people_table(
     """One row for each person, by pseudonym: how much they did, how they agree, hidden questions (`gold`: right, seen),
     position, straight-lining, speed, strictness, and what was found, with the reason. Undefined figures say why."""
     texts = {id: task.candidates for id, task in words.tasks.items()}
-    table = votes.table(words.given, texts, words.people)
+    table = votes.table(words.given, texts, words.people, words.scales)
     judged = {each.person: each for each in quality.judge_people(table.votes, rules)} if len(table.votes) else {}
     lines = careless.straight_lining(words.given, habits)
     long = {id: _words(task.messages, task.candidates) for id, task in words.tasks.items()}
@@ -397,7 +395,7 @@ def consensus_of(words: Read) -> tuple[list[figures.Agreed], list[figures.Told]]
 
 def _ranked(words: Read, ranked: Sequence[Annotation]) -> tuple[list[figures.Agreed], list[quality.Quality]]:
     texts = {id: task.candidates for id, task in words.tasks.items()}
-    judged = quality.judge_people(votes.table(words.given, texts, words.people).votes)
+    judged = quality.judge_people(votes.table(words.given, texts, words.people, words.scales).votes)
     weight = {words.people[each.person]: each.weight for each in judged}
     start: dict[str, int] = {}
     items = 0

@@ -38,6 +38,11 @@ class Group:
     mask: bool
     meta: Mapping[str, Any]
 
+    @property
+    def scales(self) -> votes.Scales:
+        """The scales of the form."""
+        return votes.scales_of({self.task.form: (0, list(self.questions.values()), "")})
+
     def text(self, text: str) -> str:
         """What a person wrote, with personal data masked where the project masks it."""
         return pii.redact(text, pii.find(text)) if self.mask else text
@@ -67,7 +72,7 @@ def _duels(group: Group) -> dict[tuple[int, int], tuple[int, int, int]]:
     """Pair of candidates -> how many people prefer the first, tie them, prefer the second; pairs somebody judged."""
     size = len(group.task.candidates)
     found: dict[tuple[int, int], tuple[int, int, int]] = {}
-    ranked = [votes.ranks(each, size).tolist() for each in group.given]
+    ranked = [votes.ranks(each, size, group.scales).tolist() for each in group.given]
     for one, other in combinations(range(size), 2):
         signs = [rank[other] - rank[one] for rank in ranked if not math.isnan(rank[one] + rank[other])]
         if signs:
@@ -82,7 +87,7 @@ def _strength(group: Group, one: int, other: int) -> float:
         return 0.0
     steps, said = len(group.questions[key]["choices"]), []
     for each in group.given:
-        number, rank = each.value(key), votes.ranks(each, len(group.task.candidates)).tolist()
+        number, rank = each.value(key), votes.ranks(each, len(group.task.candidates), group.scales).tolist()
         if isinstance(number, float) and not math.isnan(rank[one] + rank[other]):
             said.append(math.copysign(number / steps, rank[other] - rank[one]))
     return sum(said) / len(said) if said else 0.0

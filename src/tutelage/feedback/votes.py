@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,31 +46,47 @@ class Table:
     tasks: tuple[str, ...]
 
 
-def ranks(given: Annotation, candidates: int, criterion: str | None = None) -> Floats:
+Scales = Mapping[tuple[str, str], tuple[float, float]]
+"""(form, criterion) -> lowest and highest score."""
+
+
+def scales_of(forms: Mapping[str, tuple[int, Sequence[Mapping[str, Any]], str]]) -> Scales:
+    """The scales of forms by id; yes and no are 1 and 0."""
+    return {
+        (form, str(each["key"])): (float(each["scale"][0]), float(each["scale"][1]))
+        if each["kind"] == "scale"
+        else (0.0, 1.0)
+        for form, (_, questions, _) in forms.items()
+        for each in questions
+        if each["kind"] in ("scale", "boolean")
+    }
+
+
+def ranks(given: Annotation, candidates: int, scales: Scales) -> Floats:
     """The rank of each candidate (0 best, equal = tied, NaN = not ranked), from tiers or else from scores."""
     found = np.full(candidates, math.nan)
     if given.tiers:
         for tier, members in enumerate(given.tiers):
             found[list(members)] = tier
     else:
-        for candidate, score in total_scores(given, criterion).items():
+        for candidate, score in total_scores(given, scales).items():
             found[candidate] = -score
     return found
 
 
-def total_scores(given: Annotation, criterion: str | None = None) -> dict[int, float]:
-    """Candidate -> its score on one criterion, or its mean over all criteria on which it was scored."""
-    by_criterion = given.scores()
-    if criterion is not None:
-        return by_criterion.get(criterion, {})
+def total_scores(given: Annotation, scales: Scales) -> dict[int, float]:
+    """Candidate -> the mean of its scores over all criteria, each as a part of its scale (raw where none is known)."""
     found: dict[int, list[float]] = {}
-    for scores in by_criterion.values():
+    for criterion, scores in given.scores().items():
+        low, high = scales.get((given.form, criterion), (0.0, 1.0))
         for candidate, score in scores.items():
-            found.setdefault(candidate, []).append(score)
+            found.setdefault(candidate, []).append((score - low) / (high - low))
     return {candidate: sum(scores) / len(scores) for candidate, scores in found.items()}
 
 
-def table(answers: Sequence[Annotation], texts: Mapping[str, Sequence[str]], people: Sequence[str]) -> Table:
+def table(
+    answers: Sequence[Annotation], texts: Mapping[str, Sequence[str]], people: Sequence[str], scales: Scales
+) -> Table:
     """All pairs that somebody judged. `texts` holds the candidates of each task; `people` orders pseudonyms."""
     order = {name: at for at, name in enumerate(people)}
     tasks = tuple(dict.fromkeys(each.task for each in answers))
@@ -78,7 +95,7 @@ def table(answers: Sequence[Annotation], texts: Mapping[str, Sequence[str]], peo
     rows: list[tuple[int, int, int, int, int, int]] = []
     for each in answers:
         words = texts[each.task]
-        rank = ranks(each, len(words))
+        rank = ranks(each, len(words), scales)
         shown = {candidate: at for at, candidate in enumerate(each.shown)}
         for left in range(len(words)):
             for right in range(left + 1, len(words)):
@@ -143,7 +160,7 @@ def rank_tables(answers: Sequence[Annotation], sizes: Mapping[str, int]) -> list
     found: dict[str, list[Floats]] = {}
     for each in answers:
         if each.tiers:
-            found.setdefault(each.task, []).append(ranks(each, sizes[each.task]))
+            found.setdefault(each.task, []).append(ranks(each, sizes[each.task], {}))
     return [np.array(rows) for rows in found.values()]
 
 

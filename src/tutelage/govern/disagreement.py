@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from tutelage.feedback.votes import total_scores
+from tutelage.feedback.votes import Scales, total_scores
 from tutelage.measure.statistics import Interval, benjamini_hochberg, newcombe, undefined
 from tutelage.store.answers import WHOLE, Annotation
 
@@ -234,14 +234,14 @@ def _bootstrap(
 # tasks whose winner depends on the group
 
 
-def choices(answers: Iterable[Annotation]) -> dict[str, dict[str, int]]:
+def choices(answers: Iterable[Annotation], scales: Scales | None = None) -> dict[str, dict[str, int]]:
     """Task -> person -> the candidate they put first (TIE where several), by their ranking or else their scores."""
     found: dict[str, dict[str, int]] = {}
     for each in answers:
         if each.tiers:
             best: Sequence[int] = each.tiers[0]
         else:
-            scores = total_scores(each)
+            scores = total_scores(each, scales or {})
             top = max(scores.values(), default=0.0)
             best = [no for no, score in scores.items() if score == top] if len(scores) > 1 else ()
         if best:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from tutelage.core.errors import ConfigError, UsageError
 from tutelage.core.records import Record
+from tutelage.feedback.votes import scales_of
 from tutelage.govern import disagreement
 from tutelage.measure.statistics import Interval
 from tutelage.store import answers, ledger, profiles, tasks
@@ -164,7 +165,8 @@ def make(
         for first, second in itertools.combinations(sorted(groups[name]), 2)
         for question, ratings in said.items()
     ]
-    depends, compared = disagreement.depending(disagreement.choices(given), groups, K)
+    scales = scales_of(tasks.forms(store, sorted({each.form for each in given})))
+    depends, compared = disagreement.depending(disagreement.choices(given, scales), groups, K)
     return Report(
         project=project,
         kind=kind,

@@ -376,7 +376,7 @@ class GuardedGenerator:
 
     def generate(self, prompts: Sequence[Example], sampling: Sampling) -> list[list[Response]]:
         """`sampling.n` guarded responses per prompt."""
-        return _run(self._generate(prompts, sampling))
+        return finish(self._generate(prompts, sampling))
 
     async def _generate(self, prompts: Sequence[Example], sampling: Sampling) -> list[list[Response]]:
         gate = asyncio.Semaphore(max(1, self._at_once // sampling.n))
@@ -420,9 +420,14 @@ class GuardedGenerator:
         return self._generator.loglikelihood(prompts, choices)
 
 
-def _run(work: Coroutine[Any, Any, T]) -> T:
-    """Run to the end from synchronous code."""
-    return asyncio.run(work)
+def finish(work: Coroutine[Any, Any, T]) -> T:
+    """Run to the end from synchronous code; in a thread of its own where this one has a loop, as in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as aside:
+        return aside.submit(asyncio.run, work).result()
 
 
 def open_bundle(ref: str, root: Root | None = None, **options: Any) -> GuardedGenerator:

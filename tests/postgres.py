@@ -25,6 +25,9 @@ import pytest
 if TYPE_CHECKING:
     from tutelage.store.engine import Store
 
+ENGINES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)]
+"""What tests of the store run on. The second half of them waits for the slow part, which `.ci/run` does."""
+
 SETTINGS = {
     "listen_addresses": "",
     "fsync": "off",
@@ -183,7 +186,7 @@ def postgres(postgres_server: Server, postgres_template: str) -> Iterator[str]:
     postgres_server.drop(url)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=ENGINES)
 def fresh(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A root's folder that nobody has opened: the database it names is empty."""
     if request.param == "postgresql":
@@ -191,7 +194,7 @@ def fresh(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=ENGINES)
 def database(request: pytest.FixtureRequest) -> str:
     """The address of a fresh database for `engine.open(root, url=database)`: "" is SQLite in the root."""
     return str(request.getfixturevalue("postgres")) if request.param == "postgresql" else ""

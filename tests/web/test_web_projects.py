@@ -172,6 +172,17 @@ def test_settings_hold_for_tasks_to_come(site: Any) -> None:
     assert send(client, "/projects/new/settings", {"do": "dance"}).status_code == 422
 
 
+@pytest.mark.parametrize("role", ["reviewer", "auditor", "lead"])
+def test_an_operator_gives_nobody_a_role(site: Any, role: str) -> None:
+    made(site("lea"))
+    people.grant(site.store, site.people["ana"].id, "operator", "new")
+    client = site("ana")
+    for act in ("grant", "revoke"):
+        reply = send(client, "/projects/new/settings", {"do": act, "person": "ana", "role": role})
+        assert reply.status_code == 422 and "may not give or take" in reply.text
+    assert {each for each, _ in people.get(site.store, "ana").roles} == {"annotator", "operator"}
+
+
 def test_export_goes_to_the_consumer(site: Any) -> None:
     client = site("lea")
     reply = client.get("/projects/desk ranking/export?consumer=answers&format=jsonl", headers=HTML)

@@ -310,11 +310,11 @@ def router(state: Any) -> APIRouter:
         raise DataError("nothing was chosen", key="do")
 
     def role_of(person: Person, where: Project, role: str) -> str:
-        """A role that this person may give here: nobody gives more than they hold."""
+        """A role that this person may give and take here."""
         if role not in ROLES:
             raise DataError(f"{role[:40]!r} is not given in a project", key="role", todo=f"One of: {', '.join(ROLES)}")
-        if role == "lead" and not person.has("lead", project=where.id):
-            raise api.Forbidden("only a lead makes somebody a lead", key="role")
+        if not people.may_grant(person, role, where.id):
+            raise api.Forbidden(f"you may not give or take the role {role!r} here", key="role", todo="Ask a lead")
         return role
 
     # export

@@ -204,6 +204,36 @@ def test_odd_addresses_are_answered(site: Any) -> None:
         assert send(client, "/projects/desk ranking/tasks/nothing", fields).status_code == 404
 
 
+@pytest.mark.parametrize("masks", [True, False])
+def test_what_people_wrote_is_masked_on_a_leads_pages(site: Any, masks: bool) -> None:
+    store, lead = site.store, site.people["lea"]
+    new = {"name": "words", "per_task": 2, "settings": {"mask_pii": masks},
+           "form": {"questions": [{"key": "why", "kind": "text", "prompt": "Why?"}]}}  # fmt: skip
+    row = {"key": "t", "kind": "ranking", "messages": [{"role": "user", "content": "x"}],
+           "candidates": [{"content": "a"}, {"content": "b"}]}  # fmt: skip
+    task = api.NewTask.model_validate(row)
+    api.open_project(store, lead, api.NewProject.model_validate(new), [task])
+    for at, tiers in enumerate((((0,), (1,)), ((1,), (0,)))):
+        who = people.create(store, f"writer{at}", roles=("annotator",))
+        (item,) = api.claim(store, who, api.Claim(project="words")).items
+        given = api.Answer(slot=item.slot, epoch=item.epoch, key=f"1234567{at}", tiers=tiers,
+                           values={"why": "ask ann@mill.example"})  # fmt: skip
+        assert api.submit(store, who, api.Answers(answers=(given,))).receipts[0].status == "stored"
+    api.open_project(store, lead, api.NewProject.model_validate(new | {"name": "stuck", "per_task": 1}),
+                     [task])  # fmt: skip
+    for at in range(4):
+        who = people.create(store, f"passer{at}", roles=("annotator",))
+        (item,) = api.claim(store, who, api.Claim(project="stuck")).items
+        given = api.Answer(slot=item.slot, epoch=item.epoch, key=f"1234567{at}", status="skipped",
+                           reason="bob@mill.example knows")  # fmt: skip
+        api.submit(store, who, api.Answers(answers=(given,)))
+    client = site("lea")
+    page = client.get("/projects/words/disagreements", headers=HTML).text
+    assert "ask " in page and ("ann@mill.example" in page) is not masks
+    page = client.get("/projects/stuck", headers=HTML).text
+    assert page.count(" knows") == 5 and page.count("bob@mill.example") == (0 if masks else 5)
+
+
 def test_an_open_task_is_closed_with_its_answers_kept(site: Any) -> None:
     client = site("lea")
     ana, rio = site.people["ana"], site.people["rio"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -15,6 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from tutelage.core.errors import DataError, NotFound, Refused, TutelageError
 from tutelage.corpus.catalog import INTERNAL
 from tutelage.feedback import api, desk, disagreement, disputes
+from tutelage.feedback.adjudicate import hidden
 from tutelage.feedback.figures import Read
 from tutelage.feedback.routes import BASE, File, dispatch
 from tutelage.measure.statistics import Interval
@@ -106,12 +108,18 @@ def router(state: Any) -> APIRouter:
         loaded = tasks.load(store, [each.task for each in stuck], masked=True)
         return shown(
             request, "project.html", where, standing=moment, chart=daily_chart(dict(moment.daily)), told=told[:300],
-            stuck=[(each, loaded[each.task]) for each in stuck[:STUCK] if each.task in loaded],
+            stuck=[(each, said(where, each), loaded[each.task]) for each in stuck[:STUCK] if each.task in loaded],
             more=stuck[STUCK - 1].position if len(stuck) > STUCK else None,
-            reasons=kept.get(("reasons", where.id), lambda: oversight.reasons(store, where.id)),
+            reasons=kept.get(("reasons", where.id), lambda: passed_over(where)),
             members=desk.answerers(store, where) if stuck else [],
             consumers=CONSUMERS, formats=FORMATS,
         )  # fmt: skip
+
+    def said(where: Project, each: oversight.Stuck) -> list[tuple[str, str, str]]:
+        return [(who, status, hidden(where, reason)) for who, status, reason in each.said]
+
+    def passed_over(where: Project) -> list[oversight.Passed]:
+        return [replace(each, reason=hidden(where, each.reason)) for each in oversight.reasons(store, where.id)]
 
     @routes.post("/projects/{name}/tasks/{task}")
     async def mend(request: Request, name: str, task: str) -> Response:
@@ -180,7 +188,7 @@ def router(state: Any) -> APIRouter:
         read = words(where, wanted.people, wanted.before)
         mark = (where.id, wanted.people, wanted.before, read.given[-1].seq if read.given else 0, len(read.given))
         rows = samples.get(("disputes", *mark), lambda: disputes.disputes(read))
-        page = disagreement.page(store, read, rows, wanted)
+        page = disagreement.page(store, where, read, rows, wanted)
         query = {"people": wanted.people, "order": wanted.order, "language": wanted.language, "only": wanted.only}
 
         def link(**more: Any) -> str:

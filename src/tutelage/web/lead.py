@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 from urllib.parse import quote, urlencode
 
 from fastapi import APIRouter, Request
-from fastapi.responses import HTMLResponse, Response, StreamingResponse
+from fastapi.responses import HTMLResponse, Response
 from markupsafe import Markup
 from starlette.concurrency import run_in_threadpool
 
@@ -21,7 +20,7 @@ from tutelage.feedback.figures import Read
 from tutelage.feedback.routes import BASE, File, dispatch
 from tutelage.measure.statistics import Interval
 from tutelage.report import charts
-from tutelage.store import answers, gold, ledger, oversight, people, tasks
+from tutelage.store import gold, ledger, oversight, people, tasks
 from tutelage.store.people import Person
 from tutelage.store.settings import ProjectSettings
 from tutelage.store.tasks import Project
@@ -31,23 +30,20 @@ from tutelage.web.feedback import download, failure, fields_of, one
 from tutelage.web.projects import MAKERS, WATCHERS
 
 CONSUMERS = {
-    "answers": "the answers as they were given",
+    "annotations": "tasks with every answer as it was given",
     "sft": "fine-tuning (demonstrations)",
     "reward": "a reward model (rankings, scores)",
     "dpo": "preference pairs (DPO)",
     "kto": "good and bad answers (KTO)",
     "classifier": "a classifier (labels)",
     "evaluation": "evaluation (items with references)",
-    "annotations": "tasks with every answer, to be imported elsewhere",
 }
-"""What an export is for: `answers` is of this page, all others are those of the API."""
+"""What an export is for, as the API names it."""
 FORMATS = {"jsonl": "JSON lines", "parquet": "Parquet", "zip": "Hugging Face folder"}
 ROLES = ("annotator", "reviewer", "adjudicator", "lead", "auditor")
 """Roles that a lead gives in one project."""
 STUCK = 20
 """Stuck tasks on one page."""
-AT_ONCE = 1_000
-"""Answers that an export reads at a time."""
 
 
 def daily_chart(daily: dict[str, Sequence[tuple[float, float]]]) -> Markup:
@@ -331,15 +327,13 @@ def router(state: Any) -> APIRouter:
     def export_for(
         request: Request,
         name: str,
-        consumer: str = "answers",
+        consumer: str = "annotations",
         format: str = "jsonl",
         people: str = "",
         accept: str = "",
     ) -> Response:
         """A file as the API makes it; what cannot be had is said on a page."""
         person, where = led(request, name, "lead", "operator", "auditor")
-        if consumer == "answers" and format == "jsonl":
-            return gone(where, "/export.jsonl")
         query = {"people": people or standing(where).main, "accept": ",".join(INTERNAL) if accept else ""}
         path = f"{BASE}/projects/{where.name}/export/{consumer}.{format}"
         status, told = dispatch(store, person, "GET", path, None, query)
@@ -351,17 +345,6 @@ def router(state: Any) -> APIRouter:
 
     @routes.get("/projects/{name}/export.jsonl")
     def export(request: Request, name: str) -> Response:
-        _, where = led(request, name, "lead", "operator", "auditor")
-
-        def lines() -> Iterator[bytes]:
-            after = 0
-            while some := answers.read(store, where.name, status=None, after=after, limit=AT_ONCE):
-                after = some[-1].seq
-                for each in some:
-                    line = json.dumps(dict(answers.details(each)), ensure_ascii=False, default=str)
-                    yield line.encode() + b"\n"
-
-        headers = {"content-disposition": 'attachment; filename="answers.jsonl"', "cache-control": "no-store"}
-        return StreamingResponse(lines(), media_type="application/x-ndjson", headers=headers)
+        return export_for(request, name)
 
     return routes

@@ -154,6 +154,14 @@ def test_qualifications_are_a_leads_to_give(house):
     assert send(store, lead, "GET", "/people/p0/qualifications")[1]["names"] == []
 
 
+def test_only_who_leads_or_audits_a_project_sees_its_settings(house):
+    store, lead, (anna, *_), _ = house
+    auditor = people.create(store, "audra", roles=("auditor",), project="help")
+    for who, settings in ((lead, {"gold_share": 0.5}), (auditor, {"gold_share": 0.5}), (anna, {})):
+        (shown,) = send(store, who, "GET", "/projects")[1]["projects"]
+        assert shown["name"] == "help" and shown["settings"] == settings
+
+
 def test_a_setting_that_does_not_exist_is_refused_and_named(house):
     store, lead, *_ = house
     for path, method, body in (

@@ -11,7 +11,7 @@ import pytest
 from tutelage.core.events import JsonLines, Reporter
 from tutelage.feedback import api
 from tutelage.feedback.api import Item, Question
-from tutelage.store import access, answers, people, releases
+from tutelage.store import access, answers, ledger, people, releases
 from tutelage.web import forms, render, runs
 from tutelage.web.app import announce, create_app, first_start
 from tutelage.web.state import Settings
@@ -184,8 +184,14 @@ def test_export_is_one_object_a_line(site: Any) -> None:
     tiers = tuple((shown.no,) for shown in item.candidates)
     given = api.Answer(slot=item.slot, epoch=item.epoch, key="12345678", tiers=tiers)
     api.submit(site.store, site.people["ana"], api.Answers(answers=(given,)))
-    rows = [json.loads(line) for line in site("lea").get("/projects/desk ranking/export.jsonl").text.splitlines()]
+    refused = site("lea").get("/projects/desk ranking/export.jsonl")
+    assert refused.status_code == 422 and "internal" in refused.text, "nobody said how these texts may be used"
+    assert not any(row.action == "feedback.export" for row in ledger.rows(site.store))
+    reply = site("lea").get("/projects/desk ranking/export?accept=1")
+    rows = [json.loads(line) for line in reply.text.splitlines()]
     assert len(rows) == 1 and "ana" not in json.dumps(rows), "people leave the house under a pseudonym"
+    (noted,) = [row.body for row in ledger.rows(site.store) if row.action == "feedback.export"]
+    assert noted["accepted"] == ["not-stated"]
 
 
 # the pieces

@@ -172,11 +172,20 @@ def test_settings_hold_for_tasks_to_come(site: Any) -> None:
     assert send(client, "/projects/new/settings", {"do": "dance"}).status_code == 422
 
 
+@pytest.mark.parametrize("role", ["reviewer", "auditor", "lead"])
+def test_an_operator_gives_nobody_a_role(site: Any, role: str) -> None:
+    made(site("lea"))
+    people.grant(site.store, site.people["ana"].id, "operator", "new")
+    client = site("ana")
+    for act in ("grant", "revoke"):
+        reply = send(client, "/projects/new/settings", {"do": act, "person": "ana", "role": role})
+        assert reply.status_code == 422 and "may not give or take" in reply.text
+    assert {each for each, _ in people.get(site.store, "ana").roles} == {"annotator", "operator"}
+
+
 def test_export_goes_to_the_consumer(site: Any) -> None:
     client = site("lea")
-    reply = client.get("/projects/desk ranking/export?consumer=answers&format=jsonl", headers=HTML)
-    assert reply.is_redirect and reply.headers["location"] == "/projects/desk%20ranking/export.jsonl"
-    for wrong in ("consumer=x", "consumer=answers&format=parquet", "consumer=dpo&format=x", "consumer=dpo&people=x"):
+    for wrong in ("consumer=x", "consumer=dpo&format=x", "consumer=dpo&people=x"):
         reply = client.get(f"/projects/desk ranking/export?{wrong}", headers=HTML)
         assert reply.status_code == 422 and "Not exported" in reply.text, wrong
 
@@ -191,6 +200,36 @@ def test_odd_addresses_are_answered(site: Any) -> None:
     assert client.get("/projects/desk ranking?after=x", headers=HTML).status_code == 422
     for fields in ({"do": "reopen"}, {"do": "assign", "person": "nobody"}, {}):
         assert send(client, "/projects/desk ranking/tasks/nothing", fields).status_code == 404
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_what_people_wrote_is_masked_on_a_leads_pages(site: Any, masks: bool) -> None:
+    store, lead = site.store, site.people["lea"]
+    new = {"name": "words", "per_task": 2, "settings": {"mask_pii": masks},
+           "form": {"questions": [{"key": "why", "kind": "text", "prompt": "Why?"}]}}  # fmt: skip
+    row = {"key": "t", "kind": "ranking", "messages": [{"role": "user", "content": "x"}],
+           "candidates": [{"content": "a"}, {"content": "b"}]}  # fmt: skip
+    task = api.NewTask.model_validate(row)
+    api.open_project(store, lead, api.NewProject.model_validate(new), [task])
+    for at, tiers in enumerate((((0,), (1,)), ((1,), (0,)))):
+        who = people.create(store, f"writer{at}", roles=("annotator",))
+        (item,) = api.claim(store, who, api.Claim(project="words")).items
+        given = api.Answer(slot=item.slot, epoch=item.epoch, key=f"1234567{at}", tiers=tiers,
+                           values={"why": "ask ann@mill.example"})  # fmt: skip
+        assert api.submit(store, who, api.Answers(answers=(given,))).receipts[0].status == "stored"
+    api.open_project(store, lead, api.NewProject.model_validate(new | {"name": "stuck", "per_task": 1}),
+                     [task])  # fmt: skip
+    for at in range(4):
+        who = people.create(store, f"passer{at}", roles=("annotator",))
+        (item,) = api.claim(store, who, api.Claim(project="stuck")).items
+        given = api.Answer(slot=item.slot, epoch=item.epoch, key=f"1234567{at}", status="skipped",
+                           reason="bob@mill.example knows")  # fmt: skip
+        api.submit(store, who, api.Answers(answers=(given,)))
+    client = site("lea")
+    page = client.get("/projects/words/disagreements", headers=HTML).text
+    assert "ask " in page and ("ann@mill.example" in page) is not masks
+    page = client.get("/projects/stuck", headers=HTML).text
+    assert page.count(" knows") == 5 and page.count("bob@mill.example") == (0 if masks else 5)
 
 
 def test_an_open_task_is_closed_with_its_answers_kept(site: Any) -> None:

@@ -146,16 +146,20 @@ def asked(form: OpenForm) -> OpenForm:
 def earlier(store: Reader, task: Task, project: Project) -> list[Annotation]:
     """What people answered, skipped or flagged, in the order they did, with personal data masked as in the task."""
     given = answers.read(store, task=task.id, status=None)
-    mask = ProjectSettings.of(project.settings).mask_pii
-    return [_masked(each) if mask else each for each in given if each.status != "withdrawn"]
+    return [masked(project, each) for each in given if each.status != "withdrawn"]
 
 
-def _masked(given: Annotation) -> Annotation:
-    def hide(text: str) -> str:
-        return pii.redact(text, pii.find(text))
+def masked(project: Project, given: Annotation) -> Annotation:
+    """An answer as others see it: what its person wrote with personal data masked where the project masks it."""
+    values = tuple(
+        each if each.text is None else replace(each, text=hidden(project, each.text)) for each in given.values
+    )
+    return replace(given, values=values, reason=hidden(project, given.reason))
 
-    values = tuple(each if each.text is None else replace(each, text=hide(each.text)) for each in given.values)
-    return replace(given, values=values, reason=hide(given.reason))
+
+def hidden(project: Project, text: str) -> str:
+    """A text with personal data masked, where the project masks it."""
+    return pii.redact(text, pii.find(text)) if ProjectSettings.of(project.settings).mask_pii else text
 
 
 def beside(store: Reader, task: Task, project: Project) -> tuple[dict[str, Any], ...]:

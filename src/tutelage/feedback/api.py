@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -128,11 +129,14 @@ def open_project(store: Store, person: Person, new: NewProject, rows: Sequence[N
 
 
 def projects(store: Store, person: Person) -> list[ProjectView]:
-    """The projects this person may answer in or lead."""
-    mine = [
-        each for each in tasks.projects(store) if person.has(*answerers(each), *LEADERS, "auditor", project=each.id)
-    ]
-    return views(store, mine)
+    """The projects this person may answer in or lead. Only who leads or audits one sees its settings: they name who
+    stands behind blind answers, and how often an answer is checked.
+    """
+    open_to = (*LEADERS, "auditor")
+    mine = [each for each in tasks.projects(store) if person.has(*answerers(each), *open_to, project=each.id)]
+    return views(
+        store, [each if person.has(*open_to, project=each.id) else replace(each, settings={}) for each in mine]
+    )
 
 
 def add_tasks(store: Store, person: Person, project: str, new: Sequence[NewTask]) -> list[str]:

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tutelage.feedback import desk
+from tutelage.feedback.adjudicate import masked
 from tutelage.feedback.disputes import Dispute
 from tutelage.feedback.figures import Read
 from tutelage.store import answers
 from tutelage.store.answers import Annotation
 from tutelage.store.engine import Reader
-from tutelage.store.tasks import Task
+from tutelage.store.tasks import Project, Task
 
 ORDERS = ("worst", "ranks", "scores", "choices", "spans")
 
@@ -115,8 +116,13 @@ class Filters:
     before: int | None = None
 
 
-def page(store: Reader, words: Read, found: Sequence[Dispute], wanted: Filters, size: int = 20) -> Page:
-    """Tasks with the largest disagreement first, those without the measure left out; from behind the key `after`."""
+def page(
+    store: Reader, project: Project, words: Read, found: Sequence[Dispute], wanted: Filters, size: int = 20
+) -> Page:
+    """Tasks with the largest disagreement first, those without the measure left out; from behind the key `after`.
+
+    What people wrote is masked where the project masks personal data.
+    """
     marked = _marked(words, wanted.only)
     kept = [
         (-value, each.position, each)
@@ -134,7 +140,7 @@ def page(store: Reader, words: Read, found: Sequence[Dispute], wanted: Filters, 
     shown = [each for _, _, each in rest[:size]]
     given: dict[str, list[Annotation]] = {}
     for one in answers.read(store, task=[each.task for each in shown], people=wanted.people):
-        given.setdefault(one.task, []).append(one)
+        given.setdefault(one.task, []).append(masked(project, one))
     rows = tuple((each, side(words.tasks[each.task], given.get(each.task, ()))) for each in shown)
     last = shown[-1] if len(rest) > size else None
     return Page(

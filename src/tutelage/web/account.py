@@ -132,7 +132,7 @@ def router(state: Any) -> APIRouter:
     ) -> HTMLResponse:
         version, text = consent(state)
         given = profiles.profile(store, person.id)
-        held = dict(given.attributes) if given else {}
+        held = set(given.attributes) if given else set()  # names alone: whoever gets in here must not read the values
         return render.page(
             request,
             "profile.html",
@@ -146,7 +146,7 @@ def router(state: Any) -> APIRouter:
             agreed=bool(held) and given is not None and given.consent == version,
             questions=profiles.QUESTIONS,
             held=held,
-            typed=held if typed is None else typed,
+            typed=typed or {},
             longest=profiles.LONGEST,
         )
 
@@ -170,7 +170,7 @@ def router(state: Any) -> APIRouter:
             return profile_page(request, person, 422, error="You left every field empty: nothing is stored.")
         profiles.keep_consent(store, version, text)
         profiles.set_profile(store, person.id, wanted, version)
-        return render.see("/account/profile?told=Stored.+Below+is+all+that+is+kept")
+        return render.see("/account/profile?told=Stored.+It+took+the+place+of+what+was+kept+before")
 
     @routes.post("/account/profile/withdraw")
     def withdraw(request: Request, csrf: Field = "") -> Response:

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote, urlencode
 
 from fastapi import APIRouter, Request
-from fastapi.responses import HTMLResponse, Response, StreamingResponse
+from fastapi.responses import HTMLResponse, Response
 from markupsafe import Markup
 from starlette.concurrency import run_in_threadpool
 
 from tutelage.core.errors import DataError, NotFound, Refused, TutelageError
 from tutelage.corpus.catalog import INTERNAL
 from tutelage.feedback import api, desk, disagreement, disputes
+from tutelage.feedback.adjudicate import hidden
 from tutelage.feedback.figures import Read
 from tutelage.feedback.routes import BASE, File, dispatch
 from tutelage.measure.statistics import Interval
 from tutelage.report import charts
-from tutelage.store import answers, gold, ledger, oversight, people, tasks
+from tutelage.store import gold, ledger, oversight, people, tasks
 from tutelage.store.people import Person
 from tutelage.store.settings import ProjectSettings
 from tutelage.store.tasks import Project
@@ -29,23 +30,20 @@ from tutelage.web.feedback import download, failure, fields_of, one
 from tutelage.web.projects import MAKERS, WATCHERS
 
 CONSUMERS = {
-    "answers": "the answers as they were given",
+    "annotations": "tasks with every answer as it was given",
     "sft": "fine-tuning (demonstrations)",
     "reward": "a reward model (rankings, scores)",
     "dpo": "preference pairs (DPO)",
     "kto": "good and bad answers (KTO)",
     "classifier": "a classifier (labels)",
     "evaluation": "evaluation (items with references)",
-    "annotations": "tasks with every answer, to be imported elsewhere",
 }
-"""What an export is for: `answers` is of this page, all others are those of the API."""
+"""What an export is for, as the API names it."""
 FORMATS = {"jsonl": "JSON lines", "parquet": "Parquet", "zip": "Hugging Face folder"}
 ROLES = ("annotator", "reviewer", "adjudicator", "lead", "auditor")
 """Roles that a lead gives in one project."""
 STUCK = 20
 """Stuck tasks on one page."""
-AT_ONCE = 1_000
-"""Answers that an export reads at a time."""
 
 
 def daily_chart(daily: dict[str, Sequence[tuple[float, float]]]) -> Markup:
@@ -106,12 +104,18 @@ def router(state: Any) -> APIRouter:
         loaded = tasks.load(store, [each.task for each in stuck], masked=True)
         return shown(
             request, "project.html", where, standing=moment, chart=daily_chart(dict(moment.daily)), told=told[:300],
-            stuck=[(each, loaded[each.task]) for each in stuck[:STUCK] if each.task in loaded],
+            stuck=[(each, said(where, each), loaded[each.task]) for each in stuck[:STUCK] if each.task in loaded],
             more=stuck[STUCK - 1].position if len(stuck) > STUCK else None,
-            reasons=kept.get(("reasons", where.id), lambda: oversight.reasons(store, where.id)),
+            reasons=kept.get(("reasons", where.id), lambda: passed_over(where)),
             members=desk.answerers(store, where) if stuck else [],
             consumers=CONSUMERS, formats=FORMATS,
         )  # fmt: skip
+
+    def said(where: Project, each: oversight.Stuck) -> list[tuple[str, str, str]]:
+        return [(who, status, hidden(where, reason)) for who, status, reason in each.said]
+
+    def passed_over(where: Project) -> list[oversight.Passed]:
+        return [replace(each, reason=hidden(where, each.reason)) for each in oversight.reasons(store, where.id)]
 
     @routes.post("/projects/{name}/tasks/{task}")
     async def mend(request: Request, name: str, task: str) -> Response:
@@ -180,7 +184,7 @@ def router(state: Any) -> APIRouter:
         read = words(where, wanted.people, wanted.before)
         mark = (where.id, wanted.people, wanted.before, read.given[-1].seq if read.given else 0, len(read.given))
         rows = samples.get(("disputes", *mark), lambda: disputes.disputes(read))
-        page = disagreement.page(store, read, rows, wanted)
+        page = disagreement.page(store, where, read, rows, wanted)
         query = {"people": wanted.people, "order": wanted.order, "language": wanted.language, "only": wanted.only}
 
         def link(**more: Any) -> str:
@@ -310,11 +314,11 @@ def router(state: Any) -> APIRouter:
         raise DataError("nothing was chosen", key="do")
 
     def role_of(person: Person, where: Project, role: str) -> str:
-        """A role that this person may give here: nobody gives more than they hold."""
+        """A role that this person may give and take here."""
         if role not in ROLES:
             raise DataError(f"{role[:40]!r} is not given in a project", key="role", todo=f"One of: {', '.join(ROLES)}")
-        if role == "lead" and not person.has("lead", project=where.id):
-            raise api.Forbidden("only a lead makes somebody a lead", key="role")
+        if not people.may_grant(person, role, where.id):
+            raise api.Forbidden(f"you may not give or take the role {role!r} here", key="role", todo="Ask a lead")
         return role
 
     # export
@@ -323,15 +327,13 @@ def router(state: Any) -> APIRouter:
     def export_for(
         request: Request,
         name: str,
-        consumer: str = "answers",
+        consumer: str = "annotations",
         format: str = "jsonl",
         people: str = "",
         accept: str = "",
     ) -> Response:
         """A file as the API makes it; what cannot be had is said on a page."""
         person, where = led(request, name, "lead", "operator", "auditor")
-        if consumer == "answers" and format == "jsonl":
-            return gone(where, "/export.jsonl")
         query = {"people": people or standing(where).main, "accept": ",".join(INTERNAL) if accept else ""}
         path = f"{BASE}/projects/{where.name}/export/{consumer}.{format}"
         status, told = dispatch(store, person, "GET", path, None, query)
@@ -343,17 +345,6 @@ def router(state: Any) -> APIRouter:
 
     @routes.get("/projects/{name}/export.jsonl")
     def export(request: Request, name: str) -> Response:
-        _, where = led(request, name, "lead", "operator", "auditor")
-
-        def lines() -> Iterator[bytes]:
-            after = 0
-            while some := answers.read(store, where.name, status=None, after=after, limit=AT_ONCE):
-                after = some[-1].seq
-                for each in some:
-                    line = json.dumps(dict(answers.details(each)), ensure_ascii=False, default=str)
-                    yield line.encode() + b"\n"
-
-        headers = {"content-disposition": 'attachment; filename="answers.jsonl"', "cache-control": "no-store"}
-        return StreamingResponse(lines(), media_type="application/x-ndjson", headers=headers)
+        return export_for(request, name)
 
     return routes

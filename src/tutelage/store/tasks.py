@@ -132,11 +132,12 @@ def put_project(
     """`make_project` inside the caller's transaction."""
     id = derived_id("project", name)
     content = {"questions": [dict(each) for each in questions], "guideline": guideline}
-    made = connection.execute(
+    fresh = connection.execute(
         store.insert(schema.project)
         .values(id=id, name=name, kind=kind, state="open", per_task=per_task, settings=dict(settings or {}), at=now())
         .on_conflict_do_nothing()
-    )
+        .returning(project.id)  # PostgreSQL's driver counts no rows here
+    ).first()
     connection.execute(sql.select(project.id).where(project.id == id).with_for_update())  # one version at a time
     tree = taxonomies.publish(connection, id, taxonomy, by) if taxonomy else None
     newest = connection.execute(
@@ -150,7 +151,7 @@ def put_project(
         row = {"id": form_id, "project_id": id, "version": version, "at": now()}
         connection.execute(sql.insert(schema.form).values(**row, taxonomy_id=tree, **content))
         ledger.append(connection, by, "form.publish", id, {"version": version, "digest": digest(content)})
-    if made.rowcount:
+    if fresh:
         ledger.append(connection, by, "project.create", id, {"name": name, "kind": kind})
     return Place(id, form_id)
 

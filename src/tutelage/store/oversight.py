@@ -17,8 +17,8 @@ from tutelage.store.engine import Reader, Store, derived_id, now
 
 annotation, slot, task = schema.annotation.c, schema.slot.c, schema.task.c
 PASSED = ("skipped", "flagged")
-ORDINARY = slot.purpose != gold.PURPOSE
-"""Gold tasks that people are given on the way are no places of a task, and their answers are no data."""
+ORDINARY = slot.purpose == schema.ORDINARY
+"""Gold tasks that people are given on the way and adjudicators' places are no places of a task: they fill none."""
 LOOKED_AT = 5_000
 """Open places whose language is looked at: where more wait, these speak for them."""
 
@@ -296,12 +296,12 @@ def assign(store: Store, task_id: str, person: str, by: str) -> None:
 
 
 def close(store: Store, task_id: str, by: str, reason: str) -> None:
-    """Ask nobody any more for a task: places that nobody has answered become void, answers stay."""
+    """Ask nobody any more for a task, nor an adjudicator: places that nobody has answered become void, answers stay."""
     with store.write() as connection:
         _held(connection, task_id)
         connection.execute(
             sql.update(schema.slot)
-            .where(slot.task_id == task_id, slot.state.in_(("open", "leased")), ORDINARY)
+            .where(slot.task_id == task_id, slot.state.in_(("open", "leased")), slot.purpose != gold.PURPOSE)
             .values(state="void", lease_until=0, lease_epoch=slot.lease_epoch + 1)
         )
         connection.execute(sql.update(schema.task).where(task.id == task_id).values(state="closed"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -198,11 +199,28 @@ def test_a_form_is_published_once_and_open_tasks_keep_theirs(store: Store, crew:
 
 def test_settings_change_and_are_taken_out(store: Store) -> None:
     where = opened(store, new("a"))
-    oversight.change(store, where.id, "lead", 3, target=10, mask_pii=False)
-    oversight.change(store, where.id, "lead", target=None)
+    tasks.change_settings(store, where.id, {"target": 10, "mask_pii": False}, "lead", 3)
+    tasks.change_settings(store, "town", {"target": None}, "lead")
     found = tasks.get_project(store, "town")
     assert found.per_task == 3 and found.settings == {"mask_pii": False}
     assert [row.body for row in ledger.rows(store) if row.action == "project.change"][1] == {
         "per_task": 3,
         "target": None,
     }
+
+
+def test_settings_changed_at_the_same_time_are_all_kept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened(store, new("a"))
+    build, others = tasks.build, []
+
+    def late(*given: Any) -> Any:
+        if not others:  # somebody else changes another one between our reading and our writing
+            others.append(threading.Thread(target=tasks.change_settings, args=(store, "town", {"target": 7}, "b")))
+            others[0].start()
+            others[0].join(0.3)
+        return build(*given)
+
+    monkeypatch.setattr(tasks, "build", late)
+    tasks.change_settings(store, "town", {"mask_pii": False}, "a")
+    others[0].join()
+    assert tasks.get_project(store, "town").settings == {"target": 7, "mask_pii": False}

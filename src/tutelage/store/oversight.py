@@ -250,19 +250,6 @@ def publish(
     return int(version)
 
 
-def change(store: Store, project_id: str, by: str, per_task: int | None = None, **settings: Any) -> None:
-    """Change how many people new tasks want, and settings; a setting that becomes None is taken out."""
-    project = schema.project
-    with store.write() as connection:
-        row = connection.execute(sql.select(project).where(project.c.id == project_id).with_for_update()).first()
-        if row is None:
-            raise NotFound(f"there is no project {project_id!r}", key="project")
-        merged = {name: value for name, value in {**row.settings, **settings}.items() if value is not None}
-        wanted = {"per_task": per_task or row.per_task, "settings": merged}
-        connection.execute(sql.update(project).where(project.c.id == project_id).values(**wanted))
-        ledger.append(connection, by, "project.change", project_id, {"per_task": wanted["per_task"], **settings})
-
-
 def reopen(store: Store, task_id: str, by: str) -> int:
     """Ask further people to do a stuck or closed task; returns how many places were opened."""
     with store.write() as connection:

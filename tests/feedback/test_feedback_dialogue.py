@@ -157,6 +157,25 @@ def test_a_message_is_asked_once_and_a_turn_is_judged_before_the_next(house):
     assert len(tasks.load(house.store, project_name="talks")) == 1
 
 
+def test_a_first_message_that_is_sent_twice_at_once_begins_one_dialogue(home):
+    house, both = House(home), threading.Barrier(2)
+
+    class Together(dialogue.Speakers):
+        def answer(self, *given):
+            both.wait(10)  # neither has stored anything yet
+            return super().answer(*given)
+
+    house.speakers, seen = Together(house.open), []
+    threads = [threading.Thread(target=lambda: seen.append(house.say("Hello", key="the-same-key"))) for _ in "ab"]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert len(seen) == 2 and seen[0].dialogue == seen[1].dialogue and seen[0].item.slot == seen[1].item.slot
+    assert len(tasks.load(house.store, project_name="talks")) == 1
+    house.store.close()
+
+
 def test_nobody_sees_or_answers_a_dialogue_of_somebody_else(house):
     first = house.say("Mine")
     assert dialogue.view(house.store, house.ben, "talks").messages == ()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
 
 from tutelage.core.errors import DataError, NotFound, Refused
 from tutelage.core.records import Message
-from tutelage.store import answers, ledger, oversight, people, slots, tasks
+from tutelage.store import adjudication, answers, ledger, oversight, people, slots, tasks
 from tutelage.store.answers import NewAnnotation, Value
 from tutelage.store.engine import Store, now
 
@@ -125,6 +126,52 @@ def test_a_closed_task_takes_no_answer(store: Store, crew: list[people.Person]) 
         oversight.project_of(store, "no such task")
 
 
+def test_what_a_lead_closed_stays_closed(store: Store, crew: list[people.Person]) -> None:
+    where = opened(store, new("a", 2))
+    held = slots.claim(store, crew[0].id, [where.id], 1, LEASE)[0]
+
+    def say(key: str, status: str = "submitted") -> None:
+        given = NewAnnotation(held.id, held.epoch, key, status, ranks=[(0, 0), (1, 1)])
+        assert answers.submit(store, crew[0].id, "live", [given])[0].status == "stored"
+        assert tasks.load(store, [held.task])[held.task].state == ("open" if key == "first" else "closed")
+
+    say("first")
+    oversight.close(store, held.task, "lead", "unclear")
+    say("corrected")
+    say("skipped", "skipped")
+    say("again")
+    say("withdrawn", "withdrawn")
+    assert oversight.waiting(store, where.id).free == 0
+    assert slots.claim(store, crew[1].id, [where.id], 1, LEASE) == []
+
+
+def test_the_places_of_adjudicators_are_none_of_the_task(store: Store, crew: list[people.Person]) -> None:
+    where = opened(store, new("a"))
+    judge = people.create(store, "ada", roles=("adjudicator",))
+    task = answer(store, crew[0], where)
+    adjudication.open_places(store, where.id, [task], "lead")
+    assert oversight.waiting(store, where.id).kept == {}
+    held = slots.claim(store, judge.id, [where.id], 1, LEASE)[0]
+    given = NewAnnotation(held.id, held.epoch, "decided", ranks=[(0, 0), (1, 1)], values=[Value("cause", value="slip")])
+    assert answers.submit(store, judge.id, "live", [given])[0].status == "stored"
+    found = oversight.pace(store, where.id, now() - 600_000, 1_200_000)
+    assert found == {"live": {0: 1}}
+    (mine,) = answers.read(store, "town", person=crew[0].id)
+    again = NewAnnotation(mine.slot, 1, "back", "withdrawn", lease_ms=LEASE)
+    assert answers.submit(store, crew[0].id, "live", [again])[0].status == "stored"
+    oversight.close(store, task, "lead", "unclear")
+    assert oversight.reopen(store, task, "lead") == 1, "the adjudicator's answer is none of those wanted"
+
+
+def test_closing_a_task_asks_no_adjudicator(store: Store, crew: list[people.Person]) -> None:
+    where = opened(store, new("a"))
+    judge = people.create(store, "ada", roles=("adjudicator",))
+    task = answer(store, crew[0], where)
+    adjudication.open_places(store, where.id, [task], "lead")
+    oversight.close(store, task, "lead", "unclear")
+    assert slots.claim(store, judge.id, [where.id], 1, LEASE) == []
+
+
 def test_who_belongs_to_a_project(store: Store, crew: list[people.Person]) -> None:
     where = opened(store, new("a", language="sl"), new("b"))
     opened(store, new("a"), name="elsewhere")
@@ -152,11 +199,28 @@ def test_a_form_is_published_once_and_open_tasks_keep_theirs(store: Store, crew:
 
 def test_settings_change_and_are_taken_out(store: Store) -> None:
     where = opened(store, new("a"))
-    oversight.change(store, where.id, "lead", 3, target=10, mask_pii=False)
-    oversight.change(store, where.id, "lead", target=None)
+    tasks.change_settings(store, where.id, {"target": 10, "mask_pii": False}, "lead", 3)
+    tasks.change_settings(store, "town", {"target": None}, "lead")
     found = tasks.get_project(store, "town")
     assert found.per_task == 3 and found.settings == {"mask_pii": False}
     assert [row.body for row in ledger.rows(store) if row.action == "project.change"][1] == {
         "per_task": 3,
         "target": None,
     }
+
+
+def test_settings_changed_at_the_same_time_are_all_kept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened(store, new("a"))
+    build, others = tasks.build, []
+
+    def late(*given: Any) -> Any:
+        if not others:  # somebody else changes another one between our reading and our writing
+            others.append(threading.Thread(target=tasks.change_settings, args=(store, "town", {"target": 7}, "b")))
+            others[0].start()
+            others[0].join(0.3)
+        return build(*given)
+
+    monkeypatch.setattr(tasks, "build", late)
+    tasks.change_settings(store, "town", {"mask_pii": False}, "a")
+    others[0].join()
+    assert tasks.get_project(store, "town").settings == {"target": 7, "mask_pii": False}

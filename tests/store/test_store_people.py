@@ -10,7 +10,7 @@ import sqlalchemy as sql
 from argon2 import PasswordHasher
 
 from tutelage.core.errors import UsageError
-from tutelage.store import access, engine, ledger, people, profiles, schema, tasks
+from tutelage.store import access, engine, ledger, people, profiles, qualifications, releases, review, schema, tasks
 
 
 def test_profiles_are_encrypted_and_can_be_withdrawn(tmp_path):
@@ -180,3 +180,17 @@ def test_accounts_tokens_sessions(tmp_path):
         people.create(store, "x", roles=["king"])
     with pytest.raises(UsageError, match="live"):
         people.create(store, "lena", kind="simulated")
+
+
+def test_what_is_there_already_is_no_act_again(store):
+    ana = people.create(store, "ana").id
+    for _ in range(2):
+        tasks.make_project(store, "p", kind="ranking", questions=[])
+        qualifications.grant(store, ana, "medicine", "lead")
+        review.save_policy(store, {"rate": 0.1}, "seed")
+    release = releases.create(store, "bundle:a", name="one")
+    for _ in range(2):
+        releases.approve(store, release, ana, "fine")
+    acts = [row.action for row in ledger.rows(store)]
+    for name in ("project.create", "qualification.grant", "sample.policy", "release.approve"):
+        assert acts.count(name) == 1, name

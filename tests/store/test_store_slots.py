@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sql
 
 from tutelage.core.errors import ConfigError, DataError, NotFound
-from tutelage.store import answers, people, qualifications, schema, slots, tasks
+from tutelage.store import answers, erasure, gold, people, qualifications, schema, slots, tasks
 from tutelage.store.slots import REASONS
 
 LEASE = 60_000
@@ -242,3 +242,30 @@ def test_settings_are_changed_one_by_one_and_a_wrong_one_is_named(store):
         tasks.change_settings(store, where.name, {"gold_shar": 0.1}, "lead")
     with pytest.raises(ConfigError, match="most_per_day"):
         tasks.change_settings(store, where.name, {"most_per_day": 0}, "lead")
+
+
+def test_what_was_kept_for_who_is_erased_is_asked_of_those_who_can(store):
+    where = project(store, gold_share=0.5)
+    anna, bert, carl = (
+        crew(store, name, languages=spoken)[0] for name, spoken in (("anna", ["de"]), ("bert", []), ("carl", ["de"]))
+    )
+    ids = fill(store, where, *((key, {"people": [anna], "language": "de"}) for key in "ab"), ("gold", {}))
+    gold.mark(
+        store, ids["gold"], gold.Said({0: 0, 1: 1}, {}), rationale="", tolerance=0, enough=1, reserve=True, by="l"
+    )
+    talks = tasks.make_project(store, "talks", kind="dialogue", questions=[])
+    (talk,) = tasks.add(
+        store, talks, [tasks.NewTask("t", "dialogue", (), (("a", "", {}), ("b", "", {})), people=[anna])]
+    )
+    held = take(store, anna, where, 3)
+    assert {each.task for each in held} == set(ids.values())
+    for each in held[:2]:
+        assert slots.give_back(store, anna, each.id, each.epoch)
+    erasure.erase(store, erasure.words_of(store, person=anna), person=anna, by="lead")
+    assert take(store, bert, where, 9) == [] and take(store, bert, talks) == []
+    given = [each.task for each in take(store, carl, where, 9) if each.purpose == schema.ORDINARY]
+    assert sorted(given) == sorted((ids["a"], ids["b"]))
+    assert tasks.load(store, [talk])[talk].state == "closed"
+    with store.read() as connection:
+        left = sql.select(schema.slot.c.state).where(schema.slot.c.reserved_for == anna)
+        assert set(connection.execute(left).scalars()) == {"void"}

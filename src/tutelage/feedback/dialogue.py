@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tutelage.core.errors import DataError, TutelageError, UpstreamError
 from tutelage.core.records import Example, Message
@@ -25,7 +25,7 @@ from tutelage.generate.generator import Generator, Sampling
 from tutelage.store import answers, dialogues, tasks
 from tutelage.store import slots as desk
 from tutelage.store.answers import Annotation, NewAnnotation, Value
-from tutelage.store.engine import Reader, Store, uuid7
+from tutelage.store.engine import Reader, Store, derived_id
 from tutelage.store.people import Person
 from tutelage.store.settings import DialogueSettings, ProjectSettings
 from tutelage.store.tasks import Project, Task
@@ -134,6 +134,8 @@ def say(store: Store, person: Person, project: str, new: NewTurn, speakers: Spea
     """
     where, settings = _project(store, person, project)
     now = _standing(store, person, where, new.dialogue)
+    if not now.turns:  # sent twice at the same time it begins one dialogue
+        now = replace(now, id=derived_id("dialogue", person.id, where.id, new.key))
     if now.waiting is not None:
         if tasks.load(store, [now.waiting.task])[now.waiting.task].meta.get("sent") == new.key:
             return _view(store, person, where, now)
@@ -325,7 +327,7 @@ def _standing(store: Store, person: Person, where: Project, dialogue: str) -> St
         dialogue = next((turn.dialogue for turn in reversed(mine) if turn.dialogue not in over), "")
     turns = [turn for turn in mine if turn.dialogue == dialogue] if dialogue else []
     if not turns:
-        return Standing(uuid7(), (), 0, None, None, False)
+        return Standing("", (), 0, None, None, False)
     last = turns[-1]
     task = tasks.load(store, [last.task])[last.task]
     answered = given.get(last.task) if last.state not in ("open", "leased") else None

@@ -333,13 +333,20 @@ def _settle(connection: sql.Connection, fresh: Sequence[tuple[int, NewAnnotation
     if done:
         connection.execute(sql.update(slot).where(slot.c.id.in_(done)).values(state="done"))
     ordinary = slot.c.purpose == schema.ORDINARY
+    back = [row.task_id for _, each, row in fresh if each.status != "submitted" and row.purpose != gold.PURPOSE]
+    closed: set[str] = set()  # by a lead: nobody is asked there any more
+    for some in texts.chunks(back):
+        query = sql.select(task.c.id).where(task.c.id.in_(some), task.c.state == "closed")
+        closed.update(connection.execute(query).scalars())
     for _, each, row in fresh:
-        if each.status == "withdrawn":
+        if each.status == "withdrawn" and row.task_id in closed:
+            connection.execute(sql.update(slot).where(slot.c.id == row.id).values(state="void"))
+        elif each.status == "withdrawn":
             again = {"lease_until": now() + each.lease_ms, "lease_epoch": slot.c.lease_epoch + 1}
             connection.execute(sql.update(slot).where(slot.c.id == row.id).values(state="leased", **again))
         elif each.status in PASSED:
             connection.execute(sql.update(slot).where(slot.c.id == row.id).values(state=each.status))
-            if row.reserved_for == "" and row.state not in PASSED:
+            if row.reserved_for == "" and row.state not in PASSED and row.task_id not in closed:
                 _ask_another(connection, row)
     touched = sorted({row.task_id for _, _, row in fresh if row.purpose == schema.ORDINARY})
     opened = any(each.status != "submitted" for _, each, _ in fresh)
@@ -352,12 +359,12 @@ def _settle(connection: sql.Connection, fresh: Sequence[tuple[int, NewAnnotation
         )
         connection.execute(
             sql.update(task)
-            .where(task.c.id.in_(some), ~waiting)
+            .where(task.c.id.in_(some), task.c.state != "closed", ~waiting)  # a lead has closed it, a lead reopens it
             .values(state=sql.case((answered >= task.c.required, "done"), else_="stuck"))
         )
         if opened:
-            closed = (task.c.id.in_(some), waiting, task.c.state != "open")
-            connection.execute(sql.update(task).where(*closed).values(state="open"))
+            other = (task.c.id.in_(some), waiting, task.c.state.not_in(("open", "closed")))
+            connection.execute(sql.update(task).where(*other).values(state="open"))
 
 
 def _ask_another(connection: sql.Connection, row: Any) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import sqlalchemy as sql
 
 from tutelage.core.errors import NotFound
-from tutelage.store import ledger, profiles, schema, texts
+from tutelage.store import dialogues, gold, ledger, profiles, schema, texts
 from tutelage.store.engine import Reader, Store
 
 
@@ -126,5 +126,13 @@ def _account(connection: sql.Connection, person: str) -> None:
         .where(slot.c.person_id == person, slot.c.state == "leased")
         .values(state="open", person_id=None, lease_until=0, lease_epoch=slot.c.lease_epoch + 1)
     )
-    kept_for = sql.update(slot).where(slot.c.reserved_for == person, slot.c.state == "open")
-    connection.execute(kept_for.values(reserved_for=""))
+    task = schema.task
+    waits = (slot.c.reserved_for == person, slot.c.state.in_(("open", "leased")))
+    talks = slot.c.task_id.in_(sql.select(task.c.id).where(task.c.kind == dialogues.KIND))
+    unheld = list(connection.execute(sql.select(slot.c.task_id).where(*waits, talks)).scalars())
+    theirs = sql.or_(talks, slot.c.purpose == gold.PURPOSE)  # nobody else goes on with these
+    connection.execute(sql.update(slot).where(*waits, theirs).values(state="void"))
+    for some in texts.chunks(unheld):
+        connection.execute(sql.update(task).where(task.c.id.in_(some)).values(state="closed"))
+    asked = sql.select(task.c.language).where(task.c.id == slot.c.task_id).scalar_subquery()
+    connection.execute(sql.update(slot).where(*waits).values(reserved_for="", language=asked))

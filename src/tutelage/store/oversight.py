@@ -17,8 +17,8 @@ from tutelage.store.engine import Reader, Store, derived_id, now
 
 annotation, slot, task = schema.annotation.c, schema.slot.c, schema.task.c
 PASSED = ("skipped", "flagged")
-ORDINARY = slot.purpose != gold.PURPOSE
-"""Gold tasks that people are given on the way are no places of a task, and their answers are no data."""
+ORDINARY = slot.purpose == schema.ORDINARY
+"""Gold tasks that people are given on the way and adjudicators' places are no places of a task: they fill none."""
 LOOKED_AT = 5_000
 """Open places whose language is looked at: where more wait, these speak for them."""
 
@@ -250,19 +250,6 @@ def publish(
     return int(version)
 
 
-def change(store: Store, project_id: str, by: str, per_task: int | None = None, **settings: Any) -> None:
-    """Change how many people new tasks want, and settings; a setting that becomes None is taken out."""
-    project = schema.project
-    with store.write() as connection:
-        row = connection.execute(sql.select(project).where(project.c.id == project_id).with_for_update()).first()
-        if row is None:
-            raise NotFound(f"there is no project {project_id!r}", key="project")
-        merged = {name: value for name, value in {**row.settings, **settings}.items() if value is not None}
-        wanted = {"per_task": per_task or row.per_task, "settings": merged}
-        connection.execute(sql.update(project).where(project.c.id == project_id).values(**wanted))
-        ledger.append(connection, by, "project.change", project_id, {"per_task": wanted["per_task"], **settings})
-
-
 def reopen(store: Store, task_id: str, by: str) -> int:
     """Ask further people to do a stuck or closed task; returns how many places were opened."""
     with store.write() as connection:
@@ -296,12 +283,12 @@ def assign(store: Store, task_id: str, person: str, by: str) -> None:
 
 
 def close(store: Store, task_id: str, by: str, reason: str) -> None:
-    """Ask nobody any more for a task: places that nobody has answered become void, answers stay."""
+    """Ask nobody any more for a task, nor an adjudicator: places that nobody has answered become void, answers stay."""
     with store.write() as connection:
         _held(connection, task_id)
         connection.execute(
             sql.update(schema.slot)
-            .where(slot.task_id == task_id, slot.state.in_(("open", "leased")), ORDINARY)
+            .where(slot.task_id == task_id, slot.state.in_(("open", "leased")), slot.purpose != gold.PURPOSE)
             .values(state="void", lease_until=0, lease_epoch=slot.lease_epoch + 1)
         )
         connection.execute(sql.update(schema.task).where(task.id == task_id).values(state="closed"))

@@ -25,8 +25,9 @@ def grant(store: Store, person: str, name: str, by: str) -> None:
             store.insert(schema.qualification)
             .values(person_id=person, name=name, by=by, at=now())
             .on_conflict_do_nothing()
+            .returning(table.name)  # PostgreSQL's driver counts no rows here
         )
-        if made.rowcount:
+        if made.first() is not None:
             ledger.append(connection, by, "qualification.grant", person, {"name": name})
 
 

@@ -218,8 +218,9 @@ def approve(store: Store, release: str, person: str, note: str = "") -> None:
             store.insert(schema.approval)
             .values(id=uuid7(), release_id=release, person_id=person, note=note, at=now())
             .on_conflict_do_nothing()
+            .returning(schema.approval.c.id)  # PostgreSQL's driver counts no rows here
         )
-        if made.rowcount:
+        if made.first() is not None:
             ledger.append(connection, person, "release.approve", release, {"note": note})
 
 

@@ -39,8 +39,9 @@ def save_policy(store: Store, spec: Mapping[str, Any], seed_commit: str = "", ve
             store.insert(schema.sample_policy)
             .values(id=id, version=version, spec=dict(spec), seed_commit=seed_commit, at=now())
             .on_conflict_do_nothing()
+            .returning(schema.sample_policy.c.id)  # PostgreSQL's driver counts no rows here
         )
-        if made.rowcount:
+        if made.first() is not None:
             ledger.append(connection, "system", "sample.policy", id, {"seed": seed_commit})
     return id
 

@@ -132,11 +132,12 @@ def put_project(
     """`make_project` inside the caller's transaction."""
     id = derived_id("project", name)
     content = {"questions": [dict(each) for each in questions], "guideline": guideline}
-    made = connection.execute(
+    fresh = connection.execute(
         store.insert(schema.project)
         .values(id=id, name=name, kind=kind, state="open", per_task=per_task, settings=dict(settings or {}), at=now())
         .on_conflict_do_nothing()
-    )
+        .returning(project.id)  # PostgreSQL's driver counts no rows here
+    ).first()
     connection.execute(sql.select(project.id).where(project.id == id).with_for_update())  # one version at a time
     tree = taxonomies.publish(connection, id, taxonomy, by) if taxonomy else None
     newest = connection.execute(
@@ -150,7 +151,7 @@ def put_project(
         row = {"id": form_id, "project_id": id, "version": version, "at": now()}
         connection.execute(sql.insert(schema.form).values(**row, taxonomy_id=tree, **content))
         ledger.append(connection, by, "form.publish", id, {"version": version, "digest": digest(content)})
-    if made.rowcount:
+    if fresh:
         ledger.append(connection, by, "project.create", id, {"name": name, "kind": kind})
     return Place(id, form_id)
 
@@ -212,14 +213,24 @@ def close_project(store: Store, name: str, by: str, state: str = "closed") -> No
         ledger.append(connection, by, f"project.{state}", derived_id("project", name))
 
 
-def change_settings(store: Store, name: str, settings: Mapping[str, Any], by: str) -> Project:
-    """Change some settings of a project; the others stay. Raises NotFound, and ConfigError for what is no setting."""
-    found = get_project(store, name)
-    changed = build(ProjectSettings, {**ProjectSettings.of(found.settings).model_dump(mode="json"), **settings})
-    kept = changed.model_dump(mode="json", exclude_defaults=True)
+def change_settings(
+    store: Store, name: str, settings: Mapping[str, Any], by: str, per_task: int | None = None
+) -> Project:
+    """Change some settings of a project, and how many people new tasks want; the others stay.
+
+    Raises NotFound, and ConfigError for what is no setting.
+    """
     with store.write() as connection:
-        connection.execute(sql.update(schema.project).where(project.id == found.id).values(settings=kept))
-        ledger.append(connection, by, "project.settings", found.id, {"changed": sorted(settings)})
+        row = connection.execute(
+            sql.select(schema.project).where(sql.or_(project.name == name, project.id == name)).with_for_update()
+        ).first()
+        if row is None:
+            raise NotFound(f"there is no project {name!r}", key="project")
+        before = ProjectSettings.of(row.settings).model_dump(mode="json")
+        kept = build(ProjectSettings, {**before, **settings}).model_dump(mode="json", exclude_defaults=True)
+        changed = {"per_task": per_task or row.per_task, "settings": kept}
+        connection.execute(sql.update(schema.project).where(project.id == row.id).values(**changed))
+        ledger.append(connection, by, "project.change", row.id, {"per_task": changed["per_task"], **settings})
     return get_project(store, name)
 
 

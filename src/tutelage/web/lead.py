@@ -298,7 +298,8 @@ def router(state: Any) -> APIRouter:
                 enough = whole(target, "target", 1, 1_000_000_000) if target else None
                 per_task = whole(one(fields, "per_task"), "per_task", 1, 1000)
                 masks = bool(one(fields, "mask_pii"))
-                oversight.change(store, where.id, person.id, per_task, target=enough, mask_pii=masks)
+                asked = {"target": enough, "mask_pii": masks}
+                tasks.change_settings(store, where.name, asked, person.id, per_task)
                 return "Kept: it holds for tasks that are added from now on"
             case "close" | "open" as act:
                 tasks.close_project(store, where.name, person.id, "closed" if act == "close" else "open")

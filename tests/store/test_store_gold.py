@@ -11,7 +11,7 @@ import scipy.stats
 from test_store_slots import answered, crew, fill, project, take, why
 
 from tutelage.core.errors import DataError, NotFound
-from tutelage.store import answers, gold, people, slots, tasks
+from tutelage.store import answers, connect, engine, gold, people, slots, tasks
 from tutelage.store.slots import REASONS
 
 RIGHT = gold.Said({0: 0, 1: 1}, {})
@@ -212,3 +212,20 @@ def test_simulated_people_are_judged_as_well(store):
     held = take(store, bot.id, where, 2)
     answers.submit(store, bot.id, bot.kind, [said(each) for each in held])
     assert [each.pseudonym for each in gold.standings(store, where.id)] == [bot.pseudonym]
+
+
+def test_people_who_take_several_at_once_never_wait_in_a_circle(tmp_path, postgres, monkeypatch):
+    monkeypatch.setattr(connect, "WAIT_MS", 200)
+    with engine.open(tmp_path, url=postgres) as store:  # SQLite has one writer
+        where, golden, (anna, bert) = house(store, gold_=2, plain=1, persons=2)
+
+        def serve(connection, person):
+            found = gold.serve(connection, person, ("",), where.id, 50, (0, 1), 1)
+            return found and found[1]
+
+        with store.write(durable=False) as one, store.write(durable=False) as other:
+            first, second = serve(one, anna), serve(other, bert)
+            assert {first, second} == golden
+            assert serve(one, anna) is None and serve(other, bert) is None
+        with store.write(durable=False) as one:
+            assert serve(one, anna) == second and serve(one, bert) == first

@@ -224,6 +224,9 @@ def serve(
     )
     some = sorted(connection.execute(query).scalars(), key=lambda id: _hash(person, id))
     for id in some:  # whoever counts up holds the row, and with it the number of the slot, until the transaction ends
+        free = sql.select(gold.task_id).join(schema.task, task.id == gold.task_id).where(gold.task_id == id)
+        if not connection.execute(free.with_for_update(key_share=True, skip_locked=True)).first():
+            continue  # who takes several and waited for one could wait in a circle
         taken = connection.execute(
             sql.update(schema.gold)
             .where(gold.task_id == id, gold.shown < exposure)

@@ -401,20 +401,11 @@ def split_of(cluster: str, validation: float, test: float, seed: int) -> str:
     return "test" if place < test else "validation" if place < test + validation else "train"
 
 
-def scaled(words: Read, given: Annotation) -> dict[str, dict[int, float]]:
-    """Criterion -> candidate -> score from 0 (the scale's lowest) to 1."""
-    found: dict[str, dict[int, float]] = {}
-    for criterion, scores in given.scores().items():
-        low, high = words.scales.get((given.form, criterion), (0.0, 1.0))
-        found[criterion] = {candidate: (score - low) / (high - low) for candidate, score in scores.items()}
-    return found
-
-
 def _strictness(words: Read) -> dict[tuple[str, str], float]:
     """(person, criterion) -> how far their mean score lies from everybody's, for people with ten scored tasks."""
     means: dict[tuple[str, str], list[float]] = {}
     for each in words.given:
-        for criterion, scores in scaled(words, each).items():
+        for criterion, scores in votes.scaled(each, words.scales).items():
             means.setdefault((each.pseudonym, criterion), []).append(sum(scores.values()) / len(scores))
     overall: dict[str, list[float]] = {}
     for (_, criterion), values in means.items():
@@ -431,7 +422,7 @@ def _scores(
     total: dict[str, Floats] = {}
     below: dict[str, Floats] = {}
     for each, weight in given:
-        for criterion, scores in scaled(words, each).items():
+        for criterion, scores in votes.scaled(each, words.scales).items():
             sums, weights = total.setdefault(criterion, np.zeros(size)), below.setdefault(criterion, np.zeros(size))
             for candidate, score in scores.items():
                 sums[candidate] += weight * (score - strictness.get((each.pseudonym, criterion), 0.0))

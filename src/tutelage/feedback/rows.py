@@ -51,20 +51,14 @@ class Group:
 # what people said, as numbers
 
 
-def scaled(question: Mapping[str, Any] | None, number: float) -> float:
-    """A score from 0 (the scale's lowest) to 1."""
-    low, high = (0.0, 1.0) if question is None or question["kind"] != "scale" else question["scale"]
-    return (number - low) / (high - low)
-
-
 def _scores(group: Group) -> dict[int, float]:
     """Candidate -> mean score from 0 to 1, over criteria and people."""
     found: dict[int, list[float]] = {}
     for each in group.given:
-        for criterion, by_number in each.scores().items():
+        for criterion, by_number in votes.scaled(each, group.scales).items():
             if criterion in group.questions:
-                for no, number in by_number.items():
-                    found.setdefault(no, []).append(scaled(group.questions[criterion], number))
+                for no, part in by_number.items():
+                    found.setdefault(no, []).append(part)
     return {no: sum(some) / len(some) for no, some in sorted(found.items())}
 
 

@@ -74,13 +74,21 @@ def ranks(given: Annotation, candidates: int, scales: Scales) -> Floats:
     return found
 
 
-def total_scores(given: Annotation, scales: Scales) -> dict[int, float]:
-    """Candidate -> the mean of its scores over all criteria, each as a part of its scale (raw where none is known)."""
-    found: dict[int, list[float]] = {}
+def scaled(given: Annotation, scales: Scales) -> dict[str, dict[int, float]]:
+    """Criterion -> candidate -> score from 0 (the scale's lowest) to 1; raw where no scale is known."""
+    found: dict[str, dict[int, float]] = {}
     for criterion, scores in given.scores().items():
         low, high = scales.get((given.form, criterion), (0.0, 1.0))
+        found[criterion] = {candidate: (score - low) / (high - low) for candidate, score in scores.items()}
+    return found
+
+
+def total_scores(given: Annotation, scales: Scales) -> dict[int, float]:
+    """Candidate -> the mean of its scores over all criteria, each as a part of its scale."""
+    found: dict[int, list[float]] = {}
+    for scores in scaled(given, scales).values():
         for candidate, score in scores.items():
-            found.setdefault(candidate, []).append((score - low) / (high - low))
+            found.setdefault(candidate, []).append(score)
     return {candidate: sum(scores) / len(scores) for candidate, scores in found.items()}
 
 

@@ -13,7 +13,7 @@ import sqlalchemy as sql
 from tutelage.core.errors import DataError, NotFound, Refused
 from tutelage.core.records import digest
 from tutelage.store import gold, ledger, schema, tasks, taxonomies
-from tutelage.store.engine import Reader, Store, derived_id, now
+from tutelage.store.engine import Reader, Store
 
 annotation, slot, task = schema.annotation.c, schema.slot.c, schema.task.c
 PASSED = ("skipped", "flagged")
@@ -239,15 +239,8 @@ def publish(
             raise Refused("somebody else has published another version meanwhile", key="version", todo=todo)
         if digest({"questions": newest.questions, "guideline": newest.guideline}) == digest(content):
             raise DataError("nothing is changed", key="form")
-        version = newest.version + 1
-        connection.execute(
-            sql.insert(form).values(
-                id=derived_id("form", project_id, version), project_id=project_id, version=version,
-                taxonomy_id=newest.taxonomy_id, at=now(), **content,
-            )
-        )  # fmt: skip
-        ledger.append(connection, by, "form.publish", project_id, {"version": version, "digest": digest(content)})
-    return int(version)
+        tasks.put_form(connection, project_id, base + 1, content, newest.taxonomy_id, by)
+    return base + 1
 
 
 def reopen(store: Store, task_id: str, by: str) -> int:

@@ -146,14 +146,21 @@ def put_project(
     form_id = newest.id if newest else ""
     same = newest and digest({"questions": newest.questions, "guideline": newest.guideline}) == digest(content)
     if not newest or not same or newest.taxonomy_id != tree:
-        version = newest.version + 1 if newest else 1
-        form_id = derived_id("form", id, version)
-        row = {"id": form_id, "project_id": id, "version": version, "at": now()}
-        connection.execute(sql.insert(schema.form).values(**row, taxonomy_id=tree, **content))
-        ledger.append(connection, by, "form.publish", id, {"version": version, "digest": digest(content)})
+        form_id = put_form(connection, id, newest.version + 1 if newest else 1, content, tree, by)
     if fresh:
         ledger.append(connection, by, "project.create", id, {"name": name, "kind": kind})
     return Place(id, form_id)
+
+
+def put_form(
+    connection: sql.Connection, project_id: str, version: int, content: Mapping[str, Any], tree: str | None, by: str
+) -> str:
+    """A version of a project's form: `content` has its questions and guideline, `tree` is the id of its taxonomy."""
+    id = derived_id("form", project_id, version)
+    row = {"id": id, "project_id": project_id, "version": version, "taxonomy_id": tree, "at": now()}
+    connection.execute(sql.insert(schema.form).values(**row, **content))
+    ledger.append(connection, by, "form.publish", project_id, {"version": version, "digest": digest(content)})
+    return id
 
 
 def get_project(store: Reader, name: str) -> Project:

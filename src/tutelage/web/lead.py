@@ -14,13 +14,13 @@ from starlette.concurrency import run_in_threadpool
 
 from tutelage.core.errors import DataError, NotFound, Refused, TutelageError
 from tutelage.corpus.catalog import INTERNAL
-from tutelage.feedback import api, desk, disagreement, disputes
+from tutelage.feedback import api, desk, disagreement, disputes, report
 from tutelage.feedback.adjudicate import hidden
 from tutelage.feedback.figures import Read
 from tutelage.feedback.routes import BASE, File, dispatch
 from tutelage.measure.statistics import Interval
 from tutelage.report import charts
-from tutelage.store import gold, ledger, oversight, people, tasks
+from tutelage.store import ledger, oversight, people, tasks
 from tutelage.store.people import Person
 from tutelage.store.settings import ProjectSettings
 from tutelage.store.tasks import Project
@@ -153,14 +153,14 @@ def router(state: Any) -> APIRouter:
     def who(request: Request, name: str) -> HTMLResponse:
         person, where = led(request, name, *WATCHERS)
         moment = standing(where)
-        hidden = {each.pseudonym: (each.right, each.n) for each in gold.standings(store, where.id)}
+        gold = report.hidden(store, where.id)
         found = []
         for kind in moment.kinds:
             totals = {each.pseudonym: each.answers for each in moment.tallies if each.people == kind}
 
             def figures(kind: str = kind, totals: dict[str, int] = totals) -> tuple[Any, ...]:
                 read = words(where, kind)
-                return desk.agreements(read), desk.people(read, totals, hidden), len(read.given)
+                return desk.agreements(read), desk.people(read, totals, gold), len(read.given)
 
             found.append((kind, *kept.get(("figures", where.id, kind), figures)))
         return shown(

@@ -15,8 +15,8 @@ from typing import Any
 from bench import side
 from bench.environments import HOME, python_of
 
-NAMES = ("pretrain", "step", "finetune", "reward", "dpo", "grpo", "generate", "decode", "plan", "annotate")
-NAMES = ("pretrain", "step", "finetune", "reward", "dpo", "grpo", "generate", "decode", "consensus", "plan")
+NAMES = ("pretrain", "step", "finetune", "reward", "dpo", "grpo", "generate", "decode", "plan")
+NAMES += ("annotate", "consensus")
 RESULTS = HOME / "bench" / "results.md"
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import threading
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -206,17 +209,54 @@ def browser() -> Iterator[Any]:
             pytest.fail("CI needs Chromium and Playwright for the console's tests")
         pytest.skip("no Chromium on this machine: apt-get install chromium")
     with sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        made = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        made = Browsers(playwright.chromium)
         yield made
         made.close()
+
+
+class Browsers:
+    """One Chromium for all tests of a worker. One that hangs while a window closes is killed, and the next test gets another."""
+
+    PATIENCE_S = 30.0
+
+    def __init__(self, kind: Any) -> None:
+        self.kind, self.browser, self.mark = kind, None, ""  # type: Any, Any, str
+
+    def new_context(self, **options: Any) -> Any:
+        if self.browser is None or not self.browser.is_connected():
+            self.mark = f"--tests={uuid.uuid4().hex}"  # Chromium passes over switches that it does not know
+            flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", self.mark]
+            self.browser = self.kind.launch(executable_path=CHROMIUM, args=flags)
+        return self.browser.new_context(**options)
+
+    def close(self, window: Any = None) -> None:
+        """Close a window, or the browser."""
+        closing = self.browser if window is None else window
+        if closing is None:
+            return
+        killer = threading.Timer(self.PATIENCE_S, self.signal, (signal.SIGKILL,))
+        killer.start()
+        try:
+            closing.close()
+        except Exception:  # a playwright Error of its own kind, when its browser was killed
+            if self.browser.is_connected():
+                raise
+        finally:
+            killer.cancel()
+
+    def signal(self, number: int) -> None:
+        """To every process of the browser."""
+        for each in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if self.mark.encode() in (each / "cmdline").read_bytes():
+                    os.kill(int(each.name), number)
 
 
 class Visitor:
     """A signed-in person's browser window that fails on any error of a script or of the content policy."""
 
-    def __init__(self, browser: Any, house: House, name: str, scheme: str = "light", width: int = 1280) -> None:
-        self.house, self.errors = house, []  # type: tuple[House, list[str]]
+    def __init__(self, browser: Browsers, house: House, name: str, scheme: str = "light", width: int = 1280) -> None:
+        self.browser, self.house, self.errors = browser, house, []  # type: tuple[Browsers, House, list[str]]
         self.context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 900})
         cookie, self.csrf = house.cookie(name)
         self.context.add_cookies([{"name": "tutelage", "value": cookie, "url": house.url}])
@@ -229,7 +269,7 @@ class Visitor:
         return self.page
 
     def close(self) -> None:
-        self.context.close()
+        self.browser.close(self.context)
         assert self.errors == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from typing import Any
 
 import pytest
@@ -255,3 +256,16 @@ def test_runs_move_while_one_looks(visit: Visit) -> None:
     page.get_by_text("60 of 100 steps").wait_for()
     say.say("done")
     page.get_by_text("1 of 1 stages are done").wait_for()
+
+
+def test_a_browser_that_hangs_is_killed_and_the_next_window_gets_another(
+    browser: Any, visit: Visit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    window = visit("ana")
+    first = browser.mark
+    monkeypatch.setattr(browser, "PATIENCE_S", 1.0)
+    browser.signal(signal.SIGSTOP)
+    window.close()
+    again = visit("ana")
+    again.go("/")
+    assert browser.mark != first

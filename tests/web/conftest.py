@@ -215,7 +215,7 @@ def browser() -> Iterator[Any]:
 
 
 class Browsers:
-    """One Chromium for all tests of a worker. One that hangs while a window closes is killed, and the next test gets another."""
+    """One Chromium for a worker's tests. If it hangs while a window closes it is killed; the next test gets another."""
 
     PATIENCE_S = 30.0
 

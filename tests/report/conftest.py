@@ -83,6 +83,11 @@ def _seal() -> Any:
 def life(tmp_path_factory: pytest.TempPathFactory) -> tuple[Root, dict[str, Artifact]]:
     """A root and its artifacts by stage name."""
     root = Root(tmp_path_factory.mktemp("town")).create()
+    return root, invented(root)
+
+
+def invented(root: Root) -> dict[str, Artifact]:
+    """Seal the artifacts of a whole life in a root; by stage name."""
     made: dict[str, Artifact] = {}
     recall = {"value": 0.91, "low": 0.89, "high": 0.93, "n": 600, "level": 0.95, "method": "wilson", "reason": None}
     report = {
@@ -429,4 +434,4 @@ def life(tmp_path_factory: pytest.TempPathFactory) -> tuple[Root, dict[str, Arti
         licences=["own"],
         simulated=True,
     )
-    return root, made
+    return made

@@ -39,6 +39,7 @@ class House:
     store: engine.Store
     people: dict[str, people.Person] = field(default_factory=dict)
     url: str = ""
+    app: Any = None
 
     def cookie(self, name: str) -> tuple[str, str]:
         """(cookie, csrf token) of a fresh session."""
@@ -174,7 +175,7 @@ def house(tmp_path: Path, filled: House, upstream: str) -> Iterator[House]:
     shutil.copytree(filled.root.path, tmp_path / "town")
     root = Root(tmp_path / "town")
     with Server(create_app(root, Settings(serve="release:none"), upstream=upstream)) as server:
-        yield House(root, server.state.store, dict(filled.people), server.url)
+        yield House(root, server.state.store, dict(filled.people), server.url, server.app)
 
 
 @pytest.fixture

@@ -42,11 +42,11 @@ SIZES = {"ranking": 5, "scoring": 2, "pair": 2, "tag": 1, "rewrite": 1}
 PROMPT = "Where is the 🛳 ferry office?\nWrite to anna@example.org now."
 
 
-def add(house: Any, kind: str, many: int = 3, size: int | None = None, per_task: int = 1) -> None:
-    """A project of a kind, named by it, with some tasks."""
+def add(house: Any, kind: str, many: int = 3, size: int | None = None, per_task: int = 1, name: str = "") -> None:
+    """A project of a kind, named by it if by nothing else, with some tasks."""
     lead = house.people["lea"]
     form = FORMS[kind] | {"guideline": GUIDELINE}
-    made = {"name": kind, "kind": kind, "form": form, "per_task": per_task}
+    made = {"name": name or kind, "kind": kind, "form": form, "per_task": per_task}
     api.create_project(house.store, lead, api.NewProject.model_validate(made))
     texts = [
         text if kind != "tag" else f"{text} Buy pills now!" for text in TEXTS[: SIZES[kind] if size is None else size]
@@ -60,7 +60,7 @@ def add(house: Any, kind: str, many: int = 3, size: int | None = None, per_task:
         )
         for at in range(many)
     ]
-    api.add_tasks(house.store, lead, kind, new)
+    api.add_tasks(house.store, lead, name or kind, new)
 
 
 def begin(visit: Visit, kind: str, name: str = "ana", **options: Any) -> tuple[Any, Any]:

@@ -106,9 +106,9 @@ def open_by(store: Store, person: Person, project: Project, wanted: NewAdjudicat
         made = adjudication.open_places(store, project.id, wanted.tasks, person.id)
         return AdjudicationsOpened(opened=[Opened(task=id, disagreement=None) for id in made])
     words = report.read(store, project.name, wanted.people)
-    done = {adjudicated.task for adjudicated in answers.read(store, project.name, purpose=PURPOSE)}
-    found = [each for each in disputes.disputes(words) if each.worst > wanted.above and each.task not in done]
-    found = [each for each in found if words.tasks[each.task].state == "done"]
+    found = [each for each in disputes.disputes(words) if each.worst > wanted.above]
+    waiting_or_done = adjudication.states(store, [each.task for each in found])
+    found = [each for each in found if words.tasks[each.task].state == "done" and each.task not in waiting_or_done]
     found.sort(key=lambda each: (-each.worst, each.position))
     far = {each.task: each.worst for each in found[: wanted.most]}
     made = adjudication.open_places(store, project.id, list(far), person.id)

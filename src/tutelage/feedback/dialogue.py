@@ -136,6 +136,8 @@ def say(store: Store, person: Person, project: str, new: NewTurn, speakers: Spea
     now = _standing(store, person, where, new.dialogue)
     if not now.turns:  # sent twice at the same time it begins one dialogue
         now = replace(now, id=derived_id("dialogue", person.id, where.id, new.key))
+        if dialogues.turns(store, where.id, dialogue=now.id):  # it was sent before, and that dialogue has ended since
+            return _view(store, person, where, _standing(store, person, where, now.id))
     if now.waiting is not None:
         if tasks.load(store, [now.waiting.task])[now.waiting.task].meta.get("sent") == new.key:
             return _view(store, person, where, now)

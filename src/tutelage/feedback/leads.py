@@ -5,6 +5,7 @@ The caller's role has been checked: a lead of the project, or everywhere for qua
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from tutelage.core.errors import DataError, NotFound
@@ -48,6 +49,8 @@ def _task(store: Store, project: Project, id: str) -> Task:
 
 def _expected(store: Store, person: Person, task: Task, answer: Expected) -> gold.Said:
     form = check.open_forms(store, [task.form])[task.form]
+    asked = [each.model_copy(update={"required": False}) if each.kind == "text" else each for each in form.questions]
+    form = replace(form, questions=tuple(asked))  # words have no one right answer: nobody need invent any
     given = Answer(slot="gold", epoch=0, key="expected", **answer.model_dump())
     brief = slots.Brief(task.id, task.kind, task.form, len(task.candidates))
 
@@ -106,9 +109,9 @@ def view_gold(store: Store, project: Project) -> GoldViews:
     return GoldViews(tasks=found, people=did)
 
 
-def lift(store: Store, person: Person, project: Project, who: str) -> Kept:
+def lift(store: Store, person: Person, project: Project, who: str, reason: str = "") -> Kept:
     """Let somebody (name, id or pseudonym) go on whose answers have been looked at."""
-    gold.lift(store, _person(store, who).id, project.id, person.id)
+    gold.lift(store, _person(store, who).id, project.id, person.id, reason)
     return Kept(ok=True)
 
 

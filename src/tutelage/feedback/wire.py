@@ -407,9 +407,12 @@ class Expected(Wire):
     all_bad: bool = False
     scores: dict[str, dict[int, float]] = Field(default_factory=dict)
     values: dict[str, Any] = Field(default_factory=dict)
+    picks: dict[str, dict[int, list[str]]] = Field(default_factory=dict)
     flags: dict[int, list[str]] = Field(default_factory=dict)
     spans: tuple[MarkedSpan, ...] = ()
     rewrite: str | None = None
+    rewritten: int | None = None
+    as_is: bool = False
 
 
 class NewGold(Wire):

@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy as sql
 
 from tutelage.store import gold, ledger, schema, tasks, texts
-from tutelage.store.engine import Store, derived_id
+from tutelage.store.engine import Reader, Store, derived_id
 
 PURPOSE = "adjudicate"
 ROLE = "adjudicator"
@@ -75,6 +75,18 @@ def places(connection: sql.Connection, project_id: str) -> dict[str, int]:
     mine = (slot.project_id == project_id, slot.state.in_(("open", "leased", "done")), slot.reserved_for == ROLE)
     query = sql.select(slot.state, sql.func.count()).where(*mine, slot.purpose == PURPOSE).group_by(slot.state)
     return {state: number for state, number in connection.execute(query)}
+
+
+def states(store: Reader, ids: Sequence[str]) -> dict[str, str]:
+    """Task id -> how far its adjudication is (open, leased or done), of these tasks those that have one."""
+    found: dict[str, str] = {}
+    with store.read() as connection:
+        for some in texts.chunks(ids):
+            query = sql.select(slot.task_id, slot.state).where(
+                slot.task_id.in_(some), slot.purpose == PURPOSE, slot.state.in_(("open", "leased", "done"))
+            )
+            found.update((row.task_id, row.state) for row in connection.execute(query))
+    return found
 
 
 def decide(connection: sql.Connection, annotation: str, task_id: str, said: gold.Said, at: int) -> None:

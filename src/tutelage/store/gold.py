@@ -372,7 +372,35 @@ def paused(connection: sql.Connection, person: str, project_ids: Sequence[str]) 
     return frozenset(connection.execute(query).scalars())
 
 
-def lift(store: Store, person: str, project_id: str, by: str) -> None:
+@dataclass(frozen=True)
+class Pause:
+    """Who is given nothing more for now: since when, and from how many gold tasks the probability was."""
+
+    person: str
+    pseudonym: str
+    project: str
+    probability: float
+    n: int
+    at: int
+
+
+def pauses(store: Reader, project_ids: Sequence[str]) -> list[Pause]:
+    """Everybody who is paused in these projects, longest first."""
+    who = schema.person.c
+    query = (
+        sql.select(schema.pause, who.pseudonym)
+        .join(schema.person, who.id == pause.person_id)
+        .where(pause.active, pause.project_id.in_(list(project_ids)))
+        .order_by(pause.at, who.pseudonym)
+    )
+    with store.read() as connection:
+        return [
+            Pause(row.person_id, row.pseudonym, row.project_id, row.probability, row.n, row.at)
+            for row in connection.execute(query)
+        ]
+
+
+def lift(store: Store, person: str, project_id: str, by: str, reason: str = "") -> None:
     """Let a person (id) go on: what they answered so far has been looked at. Raises NotFound for who is not paused."""
     with store.write() as connection:
         last = sql.select(sql.func.max(annotation.seq)).where(annotation.person_id == person).scalar_subquery()
@@ -383,7 +411,18 @@ def lift(store: Store, person: str, project_id: str, by: str) -> None:
         )
         if not changed.rowcount:
             raise NotFound("this person is not paused here", key="person")
-        ledger.append(connection, by, "gold.lift", person, {"project": project_id})
+        ledger.append(connection, by, "gold.lift", person, {"project": project_id, "reason": reason})
+
+
+def scores(store: Reader, person: str, project_id: str) -> dict[str, tuple[bool, float]]:
+    """Annotation id -> (right, score) of everything a person (id) answered to gold tasks of a project."""
+    query = (
+        sql.select(result.annotation_id, result.correct, result.score)
+        .join(schema.annotation, annotation.id == result.annotation_id)
+        .where(annotation.person_id == person, annotation.project_id == project_id)
+    )
+    with store.read() as connection:
+        return {row.annotation_id: (bool(row.correct), row.score) for row in connection.execute(query)}
 
 
 def standings(store: Reader, project_id: str) -> list[Standing]:

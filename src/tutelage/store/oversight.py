@@ -12,7 +12,7 @@ import sqlalchemy as sql
 
 from tutelage.core.errors import DataError, NotFound, Refused
 from tutelage.core.records import digest
-from tutelage.store import gold, ledger, schema, tasks, taxonomies
+from tutelage.store import dialogues, gold, ledger, schema, tasks, taxonomies
 from tutelage.store.engine import Reader, Store
 
 annotation, slot, task = schema.annotation.c, schema.slot.c, schema.task.c
@@ -247,6 +247,7 @@ def reopen(store: Store, task_id: str, by: str) -> int:
     """Ask further people to do a stuck or closed task; returns how many places were opened."""
     with store.write() as connection:
         row, numbers = _held(connection, task_id)
+        _others_may(row)
         missing = row.required - numbers["done"] - numbers["open"]
         if missing <= 0:
             raise DataError("this task has all the answers it wants, or waits for them", key="task")
@@ -259,6 +260,7 @@ def assign(store: Store, task_id: str, person: str, by: str) -> None:
     """Keep a place in a task for one person. Raises DataError for somebody who has met this task already."""
     with store.write() as connection:
         row, numbers = _held(connection, task_id)
+        _others_may(row)
         met = sql.select(slot.id).where(
             slot.task_id == task_id,
             sql.or_(slot.person_id == person, sql.and_(slot.reserved_for == person, slot.state == "open")),
@@ -306,6 +308,12 @@ def _held(connection: sql.Connection, task_id: str) -> tuple[Any, dict[str, int]
     many: dict[str, int] = {state: number for state, number in connection.execute(query.group_by(slot.state))}
     open_ = many.get("open", 0) + many.get("leased", 0)
     return row, {"done": many.get("done", 0), "open": open_, "next": tasks.next_place(connection, task_id)}
+
+
+def _others_may(row: Any) -> None:
+    """Refuse to ask others about a turn of somebody's dialogue: it is theirs, and its words may be erased."""
+    if row.kind == dialogues.KIND:
+        raise DataError("a turn of a dialogue belongs to whoever speaks there", key="task", todo="Leave it closed")
 
 
 def _open(connection: sql.Connection, row: Any, first: int, many: int, person: str = "") -> None:

@@ -500,6 +500,26 @@ def why_empty(store: Reader, person: str, project_ids: Sequence[str]) -> str:
     return min(found, key=order.index, default=REASONS["none"])
 
 
+def prospects(store: Reader, person: str, project_ids: Sequence[str]) -> dict[str, str]:
+    """Project id -> "" where a person would be given something now, else why not, in a sentence. Takes nothing, and
+    looks at the person's own places and the next free ones, never at a whole project."""
+    moment, found = now(), {}
+    with store.read() as connection:
+        who = _claimant(connection, person)
+        stopped = gold.paused(connection, person, project_ids)
+        rules = _rules(connection, project_ids)
+        mine = sql.and_(slot.person_id == person, slot.state == "leased")
+        held = set(connection.execute(sql.select(slot.project_id).where(mine).distinct()).scalars())
+        for id in project_ids:
+            room, why = (0, REASONS["paused"]) if id in stopped else _room(connection, who, id, rules[id], 1, moment)
+            if id in held and id not in stopped:
+                why = ""
+            elif room:
+                why = "" if _free(connection, who, id, 1, moment) else _waiting(connection, who, id, moment)
+            found[id] = why
+    return found
+
+
 def _waiting(connection: sql.Connection, who: _Claimant, project_id: str, moment: int) -> str:
     """What still waits in a project that lets a person in; each look ends at the first slot it finds."""
     here, is_open = slot.project_id == project_id, slot.state == "open"

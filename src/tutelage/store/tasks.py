@@ -355,6 +355,13 @@ def next_place(connection: sql.Connection, id: str) -> int:
     return 0 if last is None else int(last) + 1
 
 
+def behind(store: Reader, project_id: str, position: int, limit: int) -> list[str]:
+    """Ids of a project's tasks behind a position, in the order they were made."""
+    query = sql.select(task.id).where(task.project_id == project_id, task.position > position)
+    with store.read() as connection:
+        return list(connection.execute(query.order_by(task.position).limit(limit)).scalars())
+
+
 def load(
     store: Reader, ids: Sequence[str] | None = None, project_name: str | None = None, masked: bool = False
 ) -> dict[str, Task]:

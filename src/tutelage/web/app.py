@@ -29,14 +29,17 @@ from tutelage.feedback.webhooks import Sender
 from tutelage.store import access, people
 from tutelage.web import (
     account,
+    adjudication,
     auth,
     dialogue,
     feedback,
     gateway,
+    gold,
     lead,
     oidc,
     operate,
     projects,
+    qualifications,
     redteam,
     render,
     review,
@@ -46,7 +49,10 @@ from tutelage.web import people as people_pages
 from tutelage.web.state import Settings, State, read_settings
 from tutelage.web.wire import Fault
 
-PAGES = (feedback, tasks, dialogue, projects, lead, review, redteam, operate, account, people_pages)
+PAGES = (
+    *(feedback, tasks, dialogue, projects, lead, gold, adjudication, review, redteam, operate, account),
+    *(qualifications, people_pages),  # in this order: an address of the first must not be taken for a person
+)
 JSON_PATHS = ("/v1/", "/guard/", "/api/", "/health", "/metrics")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,6 +20,7 @@ from tutelage.core.errors import DataError
 from tutelage.core.records import explain
 from tutelage.feedback.wire import Form, Kind, NewProject, Question
 from tutelage.review import queue
+from tutelage.store.qualifications import NAME
 
 KINDS: Final = tuple(kind for kind in get_args(Kind) if kind not in ("review", "dialogue"))
 """Kinds of task that a lead opens by hand, with a file of tasks."""
@@ -76,6 +78,7 @@ class Draft:
     per_task: str = "3"
     language: str = ""
     mask_pii: bool = True
+    qualifications: str = ""
     guideline: str = ""
     questions: list[QuestionFields] = field(default_factory=list)
     upload: str = ""
@@ -147,6 +150,7 @@ class Draft:
     def project(self) -> NewProject:
         """The project to be made. Raises DataError naming the field."""
         settings: dict[str, Any] = {"mask_pii": self.mask_pii, "people": "none"}
+        settings["qualifications"] = named(self.qualifications)
         per_task = whole(self.per_task, "per_task", 1, 1000)
         return checked(name=self.name, kind=self.kind, per_task=per_task, settings=settings, form=self.form())
 
@@ -170,6 +174,26 @@ def whole(text: str, key: str, low: int, high: int) -> int:
         value = low - 1
     if not low <= value <= high:
         raise DataError(f"expected a whole number from {low} to {high}, found {text[:40]!r}", key=key)
+    return value
+
+
+def named(text: str) -> tuple[str, ...]:
+    """Qualifications separated by commas, each once. Raises DataError for what is no name of one."""
+    found = tuple(dict.fromkeys(filter(None, (" ".join(each.split()) for each in text.split(",")))))
+    if wrong := next((each for each in found if not NAME.fullmatch(each)), ""):
+        todo = "A name begins with a letter or digit and holds up to 60 letters, digits, spaces and . : + -"
+        raise DataError(f"{wrong[:40]!r} is no name of a qualification", key="qualifications", todo=todo)
+    return found
+
+
+def part(text: str, key: str, low: float, high: float) -> float:
+    """A number of a field, perhaps with decimals. Raises DataError."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not low <= value <= high:
+        raise DataError(f"expected a number from {low:g} to {high:g}, found {text[:40]!r}", key=key)
     return value
 
 

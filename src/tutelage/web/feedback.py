@@ -11,10 +11,9 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from tutelage.core.errors import TutelageError
-from tutelage.feedback import adjudicate, api, openapi
+from tutelage.feedback import api, openapi
 from tutelage.feedback.routes import BASE, ROUTES, File, Route, dispatch
-from tutelage.store import tasks
-from tutelage.store.adjudication import ROLE
+from tutelage.store import slots, tasks
 from tutelage.store.people import Person
 from tutelage.web import render
 
@@ -42,29 +41,18 @@ def one(fields: Mapping[str, Sequence[str]], name: str, default: str = "") -> st
     return (fields.get(name) or [default])[0]
 
 
-def _card(state: Any, person: Person, view: api.ProjectView) -> dict[str, Any]:
-    """What the home page shows of a project."""
-    moment = api.progress(state.store, person, view.name)
-    mine = sum(each.answers for each in moment.per_person if each.person == person.pseudonym)
-    left = moment.needed - moment.answers
-    where = tasks.get_project(state.store, view.name).id
-    if person.has(ROLE, project=where):
-        left += adjudicate.waiting(state.store, where)
-    reason = "" if left else "Everything here is answered." if moment.needed else "No tasks have been added yet."
-    return {
-        "name": view.name,
-        "kind": view.kind,
-        "answers": moment.answers,
-        "needed": moment.needed,
-        "mine": mine,
-        "open": (left > 0 or view.kind == "dialogue") and view.state == "open",
-        "reason": reason if view.state == "open" else f"The project is {view.state}.",
-        "simulated": bool(moment.people.get("simulated")),
-        "people": moment.people,
-        "hours_left": moment.hours_left,
-        "per_hour": moment.per_hour,
-        "state": view.state,
-    }
+def cards(store: Any, person: Person) -> list[dict[str, Any]]:
+    """What the home page shows of the projects in which somebody may answer: their own part, and whether something
+    waits for them. Nothing here counts a whole project."""
+    found = [each for each in tasks.projects(store) if person.has(*api.answerers(each), project=each.id)]
+    why = slots.prospects(store, person.id, [each.id for each in found if each.state == "open"])
+    made = []
+    for each in found:
+        talks = each.kind == "dialogue" and each.state == "open"  # a turn is made when somebody speaks
+        reason = "" if talks else why.get(each.id, f"The project is {each.state}.")
+        mine = slots.answered(store, person.id, each.id)
+        made.append({"project": each, "mine": mine, "reason": reason})
+    return sorted(made, key=lambda card: bool(card["reason"]))
 
 
 def router(state: Any) -> APIRouter:
@@ -81,8 +69,8 @@ def router(state: Any) -> APIRouter:
     @routes.get("/", include_in_schema=False)
     def home(request: Request) -> HTMLResponse:
         person = render.signed_in(request)
-        cards = [_card(state, person, view) for view in api.projects(store, person)]
-        return render.page(request, "home.html", projects=cards, any_open=any(card["open"] for card in cards))
+        found = cards(store, person)
+        return render.page(request, "home.html", cards=found, any_open=any(not card["reason"] for card in found))
 
     return routes
 

@@ -14,18 +14,18 @@ from starlette.concurrency import run_in_threadpool
 
 from tutelage.core.errors import DataError, NotFound, Refused, TutelageError
 from tutelage.corpus.catalog import INTERNAL
-from tutelage.feedback import api, desk, disagreement, disputes, report
+from tutelage.feedback import adjudicate, api, desk, disagreement, disputes, report
 from tutelage.feedback.adjudicate import hidden
 from tutelage.feedback.figures import Read
 from tutelage.feedback.routes import BASE, File, dispatch
 from tutelage.measure.statistics import Interval
 from tutelage.report import charts
-from tutelage.store import ledger, oversight, people, tasks
+from tutelage.store import adjudication, answers, gold, ledger, oversight, people, qualifications, tasks
 from tutelage.store.people import Person
 from tutelage.store.settings import ProjectSettings
 from tutelage.store.tasks import Project
 from tutelage.web import editor, render
-from tutelage.web.editor import QUESTION_KINDS, Draft, QuestionFields, whole
+from tutelage.web.editor import QUESTION_KINDS, Draft, QuestionFields, named, whole
 from tutelage.web.feedback import download, failure, fields_of, one
 from tutelage.web.projects import MAKERS, WATCHERS
 
@@ -61,6 +61,37 @@ def drawn(figure: Interval | None, span: tuple[float, float] = (-1.0, 1.0)) -> M
     return Markup(charts.interval(figure.value, figure.low, figure.high, span=span))
 
 
+# what every page of a project begins with
+
+
+def led_by(store: Any, request: Request, name: str, *roles: str) -> tuple[Person, Project]:
+    """Who asks, and the project. Refuses (403) whoever does not hold one of the roles (else: leads) there."""
+    render.signed_in(request)
+    try:
+        where = tasks.get_project(store, name)
+    except TutelageError as error:
+        raise failure(error) from None
+    return render.signed_in(request, *(roles or MAKERS), project=where.id), where
+
+
+def shown(request: Request, template: str, where: Project, status: int = 200, **values: Any) -> HTMLResponse:
+    """A page of one project, under its tabs."""
+    person = render.signed_in(request)
+    may = person.has(*MAKERS, project=where.id)
+    return render.page(request, template, status, project=where, base=address(where), may=may, **values)
+
+
+def address(where: Project, page: str = "", **query: Any) -> str:
+    """Where a page of a project stands."""
+    asked = f"?{urlencode(query)}" if query else ""
+    return f"/projects/{quote(where.name, safe='')}{page}{asked}"
+
+
+def gone(where: Project, page: str = "", told: str = "") -> Response:
+    """On to a page of the project, with a word of what was done."""
+    return render.see(address(where, page, told=told) if told else address(where, page))
+
+
 def router(state: Any) -> APIRouter:
     """The pages of this file; `state` has `store` and `figures`."""
     routes = APIRouter(include_in_schema=False)
@@ -68,31 +99,13 @@ def router(state: Any) -> APIRouter:
     samples = desk.Kept(most=8)  # each holds thousands of answers
 
     def led(request: Request, name: str, *roles: str) -> tuple[Person, Project]:
-        """Who asks, and the project. Refuses (403) whoever does not hold one of the roles there."""
-        render.signed_in(request)
-        try:
-            where = tasks.get_project(store, name)
-        except TutelageError as error:
-            raise failure(error) from None
-        return render.signed_in(request, *(roles or MAKERS), project=where.id), where
+        return led_by(store, request, name, *roles)
 
     def standing(where: Project) -> desk.Standing:
         return kept.get(("standing", where.id), lambda: desk.standing(store, where))  # type: ignore[no-any-return]
 
     def words(where: Project, kind: str, before: int | None = None) -> Read:
         return samples.get(("sample", where.id, kind, before), lambda: desk.sample(store, where.name, kind, before))
-
-    def shown(request: Request, template: str, where: Project, status: int = 200, **values: Any) -> HTMLResponse:
-        """A page of one project, under its tabs."""
-        person = render.signed_in(request)
-        base = f"/projects/{quote(where.name, safe='')}"
-        may = person.has(*MAKERS, project=where.id)
-        return render.page(request, template, status, project=where, base=base, may=may, **values)
-
-    def gone(where: Project, page: str = "", told: str = "") -> Response:
-        """On to a page of the project, with a word of what was done."""
-        query = f"?{urlencode({'told': told})}" if told else ""
-        return render.see(f"/projects/{quote(where.name, safe='')}{page}{query}")
 
     # progress
 
@@ -108,7 +121,7 @@ def router(state: Any) -> APIRouter:
             more=stuck[STUCK - 1].position if len(stuck) > STUCK else None,
             reasons=kept.get(("reasons", where.id), lambda: passed_over(where)),
             members=desk.answerers(store, where) if stuck else [],
-            consumers=CONSUMERS, formats=FORMATS,
+            consumers=CONSUMERS, formats=FORMATS, paused=len(gold.pauses(store, [where.id])),
         )  # fmt: skip
 
     def said(where: Project, each: oversight.Stuck) -> list[tuple[str, str, str]]:
@@ -153,14 +166,14 @@ def router(state: Any) -> APIRouter:
     def who(request: Request, name: str) -> HTMLResponse:
         person, where = led(request, name, *WATCHERS)
         moment = standing(where)
-        gold = report.hidden(store, where.id)
+        hidden_ones = report.hidden(store, where.id)
         found = []
         for kind in moment.kinds:
             totals = {each.pseudonym: each.answers for each in moment.tallies if each.people == kind}
 
             def figures(kind: str = kind, totals: dict[str, int] = totals) -> tuple[Any, ...]:
                 read = words(where, kind)
-                return desk.agreements(read), desk.people(read, totals, gold), len(read.given)
+                return desk.agreements(read), desk.people(read, totals, hidden_ones), len(read.given)
 
             found.append((kind, *kept.get(("figures", where.id, kind), figures)))
         return shown(
@@ -191,11 +204,17 @@ def router(state: Any) -> APIRouter:
             every = {**query, "before": wanted.before, **more}
             return "?" + urlencode({name: value for name, value in every.items() if value not in ("", None)})
 
+        ids = [dispute.task for dispute, _ in page.rows]
+        causes = {
+            each.task: adjudicate.cause_of(each) for each in answers.read(store, task=ids, purpose=adjudication.PURPOSE)
+        }
         languages = sorted({each.language for each in read.tasks.values() if each.language})
         reveals = render.signed_in(request).has("lead", "reviewer", project=where.id)
         return shown(
             request, "disagreements.html", where, page=page, wanted=wanted, kinds=kinds, producers=producers, link=link,
-            orders=disagreement.ORDERS, languages=languages, reveals=reveals,
+            orders=disagreement.ORDERS, languages=languages, reveals=reveals, told=given.get("told", "")[:300],
+            deciding=adjudication.states(store, ids), causes=causes,
+            over={id for id in ids if read.tasks[id].state != "open"},
         )  # fmt: skip
 
     @routes.get("/projects/{name}/disagreements")
@@ -273,8 +292,17 @@ def router(state: Any) -> APIRouter:
     @routes.get("/projects/{name}/settings")
     def settings(request: Request, name: str, told: str = "") -> HTMLResponse:
         _, where = led(request, name)
+        return settings_page(request, where, told=told[:300])
+
+    def settings_page(
+        request: Request, where: Project, status: int = 200, told: str = "", error: str = ""
+    ) -> HTMLResponse:
         members = oversight.members(store, where.id)
-        return shown(request, "project_settings.html", where, members=members, roles=ROLES, told=told[:300], error="")
+        return shown(
+            request, "project_settings.html", where, status, members=members, roles=ROLES, told=told, error=error,
+            rules=ProjectSettings.of(where.settings), known=qualifications.every(store),
+            held=qualifications.of(store, [each.id for each in members]),
+        )  # fmt: skip
 
     @routes.post("/projects/{name}/settings")
     async def change(request: Request, name: str) -> Response:
@@ -284,10 +312,7 @@ def router(state: Any) -> APIRouter:
         try:
             told = await run_in_threadpool(changed, person, where, fields)
         except TutelageError as error:
-            members = await run_in_threadpool(oversight.members, store, where.id)
-            return shown(
-                request, "project_settings.html", where, 422, members=members, roles=ROLES, told="", error=str(error)
-            )
+            return await run_in_threadpool(settings_page, request, where, api.status_of(error), "", str(error))
         kept.forget()
         return gone(where, "/settings", told)
 
@@ -301,6 +326,14 @@ def router(state: Any) -> APIRouter:
                 asked = {"target": enough, "mask_pii": masks}
                 tasks.change_settings(store, where.name, asked, person.id, per_task)
                 return "Kept: it holds for tasks that are added from now on"
+            case "who":
+                rules: dict[str, Any] = {"qualifications": named(one(fields, "qualifications"))}
+                rules["languages"] = one(fields, "languages").replace(",", " ").lower().split()[:50]
+                for key in ("most_per_person", "most_per_day"):
+                    given = one(fields, key).strip()
+                    rules[key] = whole(given, key, 1, 1_000_000_000) if given else None
+                tasks.change_settings(store, where.name, rules, person.id)
+                return "Kept: it holds from the next task that somebody is given"
             case "close" | "open" as act:
                 tasks.close_project(store, where.name, person.id, "closed" if act == "close" else "open")
                 return "Nobody is asked any more; answers stay" if act == "close" else "People are asked again"

@@ -11,7 +11,7 @@ from fastapi.responses import HTMLResponse, Response
 from tutelage.core.errors import ConfigError, NotFound, TutelageError
 from tutelage.feedback import api
 from tutelage.govern import diversity
-from tutelage.store import access, people, profiles, reveal, tasks
+from tutelage.store import access, people, profiles, qualifications, reveal, tasks
 from tutelage.store.people import Person
 from tutelage.web import render
 
@@ -153,6 +153,9 @@ def router(state: Any) -> APIRouter:
             tokens=access.tokens(store, found.id) if people.may_manage(person, found) else [],
             scopes=access.SCOPES,
             tenants=sorted(state.settings.tenants),
+            qualified=qualifications.of(store, [found.id]).get(found.id, ()),
+            qualifies=person.has(*api.LEADERS) and found.status == "active",
+            known=qualifications.every(store),
         )
 
     @routes.post("/people/{id}/roles")

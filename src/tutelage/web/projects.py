@@ -21,7 +21,7 @@ from tutelage.core.artifact import Artifact, Root, atomic_write
 from tutelage.core.errors import DataError, NotFound, TutelageError, UsageError
 from tutelage.core.records import Example, read_jsonl
 from tutelage.feedback import api, desk, upload
-from tutelage.store import jobs, releases, tasks
+from tutelage.store import gold, jobs, qualifications, releases, tasks
 from tutelage.store.engine import now, uuid7
 from tutelage.store.people import Person
 from tutelage.store.settings import ProjectSettings
@@ -193,7 +193,7 @@ def router(state: Any) -> APIRouter:
         return render.page(
             request, "new_project.html", 422 if error else 200, draft=draft, source=source, error=error, held=held,
             kinds=[(kind, forms.TITLES.get(kind, kind)) for kind in KINDS], question_kinds=QUESTION_KINDS,
-            standard=sorted(STANDARD), blank=QuestionFields(),
+            standard=sorted(STANDARD), blank=QuestionFields(), known=qualifications.every(store),
             models=models_of(root, store) if source == "model" else [], corpora=corpora,
             families=families_of(root, corpora[0].ref) if corpora else {},
         )  # fmt: skip
@@ -232,10 +232,11 @@ def router(state: Any) -> APIRouter:
         cards = [
             (each, kept.get(("standing", each.id), lambda each=each: desk.standing(store, each))) for each in found
         ]
+        paused = Counter(each.project for each in gold.pauses(store, [each.id for each in found]))
         making = [each for each in jobs.newest(store, worker.ALONE) if each.state != "done"]
         return render.page(
             request, "projects.html", projects=cards, told=told[:300], may_make=person.has(*MAKERS),
-            making=making if person.has(*MAKERS) else [],
+            making=making if person.has(*MAKERS) else [], paused=paused,
         )  # fmt: skip
 
     @routes.get("/projects/-/new")

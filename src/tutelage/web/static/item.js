@@ -121,6 +121,23 @@ export class Item {
     details.querySelector("input")?.focus();
   }
 
+  /** A key that answers something or goes somewhere; false for one that does nothing here. */
+  press(event) {
+    if (event.key.startsWith("Arrow") && (this.marks?.step(event.key, event.shiftKey) || this.walk(event.key))) return true;
+    const all = this.form.querySelector("input[name=all_bad]");
+    const act = {
+      ArrowDown: () => this.mark(this.marked + 1), j: () => this.mark(this.marked + 1),
+      ArrowUp: () => this.mark(this.marked - 1), k: () => this.mark(this.marked - 1),
+      Backspace: () => this.clear(), r: () => this.report(), t: () => this.write(),
+      x: () => { if (all) { all.checked = !all.checked; this.changed(); } },
+      w: () => this.marks?.begin(this.rows[this.marked]),
+      Escape: () => { this.marks?.leave(); this.mark(this.marked); },
+    }[event.key];
+    if (act) return act(), true;
+    if (!/^[0-9a-z]$/.test(event.key)) return false;
+    return this.marks?.picked && !getSelection().isCollapsed ? this.marks.label(event.key) : this.choose(event.key);
+  }
+
   /** In a tree: up and down its nodes, left to the parent, right to the first child. False at its ends. */
   walk(key) {
     const node = document.activeElement?.closest?.(".tree .node");

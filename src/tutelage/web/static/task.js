@@ -207,26 +207,10 @@ document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") event.target.blur();
     return;
   }
-  if (event.key.startsWith("Arrow") && (item.marks?.step(event.key, event.shiftKey) || item.walk(event.key))) {
-    return void event.preventDefault();
-  }
-  const all = item.form.querySelector("input[name=all_bad]");
-  const act = {
-    ArrowDown: () => item.mark(item.marked + 1), j: () => item.mark(item.marked + 1),
-    ArrowUp: () => item.mark(item.marked - 1), k: () => item.mark(item.marked - 1),
-    Backspace: () => item.clear(), Enter: () => send("submitted"), u: undo,
-    s: () => document.getElementById("skip").showModal(),
-    r: () => item.report(), t: () => item.write(),
-    x: () => { if (all) { all.checked = !all.checked; item.changed(); } },
-    w: () => item.marks?.begin(item.rows[item.marked]),
-    Escape: () => { item.marks?.leave(); item.mark(item.marked); },
-  }[event.key];
-  if (act && !(event.key === "Enter" && event.target.closest("button, a, summary"))) {
-    event.preventDefault();
-    act();
-  } else if (/^[0-9a-z]$/.test(event.key)) {
-    if (item.marks?.picked && !getSelection().isCollapsed ? item.marks.label(event.key) : item.choose(event.key)) event.preventDefault();
-  }
+  const act = { Enter: () => send("submitted"), u: undo, s: () => document.getElementById("skip").showModal() }[event.key];
+  if (event.key === "Enter" && event.target.closest("button, a, summary")) return;
+  if (act) act();
+  if (act || item.press(event)) event.preventDefault();
 });
 
 document.addEventListener("selectionchange", () => current.marks?.notice());

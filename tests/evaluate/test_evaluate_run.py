@@ -153,7 +153,7 @@ def test_the_summary_states_what_each_figure_is_worth(life):
         assert 0 < translated["low"] < translated["value"] <= 1
         assert "version:" in translated["signature"]
     assert cells["finetune", "grammar", "A", "accuracy"]["value"] > 0.8
-    assert cells["finetune", "grammar", "A", "calibration_error"]["reason"] == "fewer than 100 items"
+    assert cells["finetune", "grammar", "A", "calibration_error"]["reason"] == "fewer than 300 items"
     assert {s["group"] for s in summary["slices"]} == {"hill", "market"}
     assert any(s["reason"] for s in summary["slices"])
     figures = found.metrics["figures"]

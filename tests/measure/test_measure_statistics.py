@@ -1,4 +1,4 @@
-"""Intervals cover what they promise, tests keep their level, and nothing undefined is ever 0."""
+"""Figures are the published formulas', and nothing undefined is ever 0. Coverage stands in test_measure_coverage.py."""
 
 import itertools
 import math
@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import linalg, stats
 
 from tutelage.measure import statistics as s
+from tutelage.measure.clusters import Partition
 
 
 def test_wilson_and_clopper_pearson_agree_with_scipy():
@@ -77,69 +78,129 @@ def test_wrong_input_is_named():
         s.rate([0.5])
 
 
-def _clustered(rng, groups, size, spread):
-    """Rates drawn per cluster around one half, then items: what i.i.d. errors get wrong."""
-    rates = rng.uniform(0.5 - spread, 0.5 + spread, groups)
-    return (rng.random((groups, size)) < rates[:, None]).astype(float).ravel()
+def test_errors_of_clusters_are_those_of_the_whole_matrices():
+    """CR2 and its degrees of freedom in closed form, beside the matrices they are defined by (Bell and McCaffrey)."""
+    rng = np.random.default_rng(2)
+    sizes = np.array([1, 2, 2, 5, 9])
+    codes = np.repeat(np.arange(5), sizes)
+    values = rng.normal(size=len(codes)) + np.array([0.0, 1.5, -1.0, 1.0, -0.5])[codes]
+    parts = Partition.of(codes.tolist(), len(codes))
+    n = len(codes)
+    hat = np.full((n, n), 1 / n)
+    rows = []
+    for each in range(5):
+        mine = codes == each
+        inner = np.eye(mine.sum()) - hat[np.ix_(mine, mine)]
+        root = linalg.fractional_matrix_power(inner, -0.5)
+        rows.append(np.full(mine.sum(), 1 / n) @ root @ (np.eye(n) - hat)[mine])
+    made = np.array(rows)
+    assert parts.error(values) == pytest.approx(math.sqrt(((made @ values) ** 2).sum()))
+    between = (sizes * (np.bincount(codes, values) / sizes - values.mean()) ** 2).sum() / 4
+    inside = sum(((values[codes == g] - values[codes == g].mean()) ** 2).sum() for g in range(5)) / (n - 5)
+    typical = (n - (sizes**2).sum() / n) / 4
+    correlation = np.clip((between - inside) / (between + (typical - 1) * inside), 0, 1)
+    spread = np.where(codes[:, None] == codes, correlation, 0.0)
+    np.fill_diagonal(spread, 1.0)
+    small = made @ spread @ made.T
+    assert 0.1 < correlation < 0.9
+    assert parts.degrees(values) == pytest.approx(np.trace(small) ** 2 / np.trace(small @ small))
+    even = Partition.of([0, 0, 1, 1, 2, 2], 6)
+    assert even.degrees(values[:6]) == 2.0
 
 
-def coverage(repeats, seed=0):
-    """Share of intervals that hold the truth, by method: (name, what, coverage)."""
-    rng = np.random.default_rng(seed)
-    names = [f"c{i // 8}" for i in range(30 * 8)]
-    held = dict.fromkeys(["wilson", "exact", "rate", "mean", "naive", "bootstrap", "paired", "newcombe"], 0)
-    for turn in range(repeats):
-        k, j = int(rng.binomial(60, 0.2)), int(rng.binomial(80, 0.35))
-        held["wilson"] += s.wilson(k, 60).low <= 0.2 <= s.wilson(k, 60).high
-        held["exact"] += s.clopper_pearson(k, 60).low <= 0.2 <= s.clopper_pearson(k, 60).high
-        gap = s.newcombe(k, 60, j, 80)
-        held["newcombe"] += gap.low <= -0.15 <= gap.high
-        values = _clustered(rng, 30, 8, 0.45)
-        for name, figure in [
-            ("rate", s.rate(values, names)),
-            ("mean", s.mean(values, names)),
-            ("naive", s.mean(values)),
-            ("bootstrap", s.bootstrap(lambda d, v=values: v[d].mean(), 240, clusters=names, resamples=200, seed=turn)),
-        ]:
-            held[name] += figure.low <= 0.5 <= figure.high
-        shift = rng.normal(0.1, 0.3, 30).repeat(8)
-        noise = rng.normal(size=240)
-        both = s.paired(noise + shift + rng.normal(size=240) * 0.2, noise, names).difference
-        held["paired"] += both.low <= 0.1 <= both.high
-    return {name: count / repeats for name, count in held.items()}
+def test_means_of_unrelated_items_are_scipys():
+    values, others = np.random.default_rng(4).normal(size=(2, 12))
+    known = stats.ttest_1samp(values, 0.0).confidence_interval()
+    assert (s.mean(values).low, s.mean(values).high) == pytest.approx((known.low, known.high))
+    assert s.paired(values, others).p == pytest.approx(stats.ttest_rel(values, others).pvalue)
 
 
-def test_coverage_small():
-    found = coverage(200)
-    slack = 4 * math.sqrt(0.05 * 0.95 / 200)
-    for name in ("wilson", "rate", "mean", "bootstrap", "paired", "newcombe"):
-        assert found[name] > 0.95 - slack, (name, found)
-    assert found["exact"] > 0.95 - slack / 2
-    assert found["naive"] < 0.85, "ignoring clusters must be seen to fail"
+def test_clusters_with_equal_means_are_not_certain():
+    """Each pair holds one right and one wrong: between clusters nothing varies, and that is no proof."""
+    outcomes, names = [0.0, 1.0] * 20, [i // 2 for i in range(40)]
+    assert s.mean(outcomes, names).reason == "all means of clusters are equal"
+    bounded = s.mean(outcomes, names, bounds=(0, 1))
+    assert bounded.low == pytest.approx(0.5 * 0.025 ** (1 / 20))
+    assert s.rate(outcomes, names).low < 0.4
 
 
-@pytest.mark.slow
-def test_coverage_full():
-    found = coverage(3000, seed=1)
-    for name in ("wilson", "rate", "mean", "paired", "newcombe"):
-        assert 0.935 < found[name] < 0.975, (name, found)
-    assert found["bootstrap"] > 0.92
+def test_sums_are_resampled_as_indices_are():
+    rng = np.random.default_rng(1)
+    values, names = rng.normal(size=60), (np.arange(60) // 4).tolist()
+    columns = np.stack([values, np.ones(60)], axis=1)
+    for clusters in (None, names):
+        slow = s.bootstrap(lambda d: float(values[d].mean()), 60, clusters=clusters, resamples=300, seed=5)
+        fast = s.bootstrap_sums(columns, lambda x: x[:, 0] / x[:, 1], clusters=clusters, resamples=300, seed=5)
+        assert fast.model_dump() == pytest.approx(slow.model_dump())
 
 
-def test_tests_keep_their_level_and_pairing_pays():
-    rng = np.random.default_rng(3)
-    false, exact, unpaired = 0, 0, 0
-    for _ in range(200):
-        latent = rng.normal(size=400)
-        first = (latent + 0.4 * rng.normal(size=400) > -0.28).astype(float)
-        second = (latent + 0.4 * rng.normal(size=400) > -0.28).astype(float)
-        worse = (latent + 0.4 * rng.normal(size=400) > -0.13).astype(float)
-        false += s.mcnemar(first, second).p < 0.05
-        exact += s.mcnemar(first, worse).p < 0.05
-        gap = s.newcombe(int(first.sum()), 400, int(worse.sum()), 400)
-        unpaired += gap.low > 0
-    assert false / 200 <= 0.08
-    assert exact > 1.5 * unpaired
+def test_resamples_stay_in_bounded_memory(monkeypatch):
+    monkeypatch.setattr("tutelage.measure.clusters.CHUNK", 500)
+    parts = Partition.of(None, 100)
+    chunks = list(parts.counts(23, 0))
+    assert [len(chunk) for chunk in chunks] == [5, 5, 5, 5, 3]
+    assert all((chunk.sum(axis=1) == 100).all() for chunk in chunks)
+    assert len(next(parts.counts(23, 0, width=400))) == 1
+
+
+def test_few_units_widen_a_percentile_interval():
+    few, many = (Partition.of(None, n).tails(0.95) for n in (5, 10_000))
+    assert few[0] < 0.002
+    assert many[0] == pytest.approx(0.025, abs=1e-4)
+
+
+def test_studentised_bootstrap_leans_to_the_long_tail():
+    values = np.random.default_rng(8).lognormal(0, 1, 40)
+    found, plain = s.bootstrap_t(values, seed=1), s.mean(values)
+    assert found.high - found.value > 1.2 * (found.value - found.low)
+    assert found.high > plain.high
+    assert s.bootstrap_t([1.0] * 9).reason == "no variation between resamples"
+    assert s.bootstrap_t([1.0]).reason == "fewer than two items"
+    assert s.bootstrap_t([]).reason == "no items"
+
+
+def test_paired_rates_have_bonett_and_prices_interval():
+    first, second = [1.0] * 9 + [0.0] * 41, [1.0] * 7 + [0.0] * 40 + [1.0] * 3
+    figure = s.paired(first, second).difference
+    more, less = 3 / 52, 4 / 52
+    half = stats.norm.ppf(0.975) * math.sqrt((more + less - (more - less) ** 2) / 52)
+    assert (figure.value, figure.method) == (pytest.approx(-0.02), "bonett-price")
+    assert (figure.low, figure.high) == pytest.approx((more - less - half, more - less + half))
+
+
+def test_mid_p_is_the_published_one():
+    """Fagerland, Lydersen and Laake 2013, table 2: 1 and 7 discordant pairs of 21, exact 0.070, mid-p 0.039."""
+    first, second = [1] * 1 + [0] * 7 + [1] * 13, [0] * 1 + [1] * 7 + [1] * 13
+    assert s.mcnemar(first, second).p == pytest.approx(0.0703, abs=5e-5)
+    assert s.mcnemar(first, second, mid=True).p == pytest.approx(0.0391, abs=5e-5)
+    assert s.mcnemar([1, 0], [0, 1], mid=True).p == 1.0
+
+
+def test_power_of_mcnemar_is_the_sum_over_all_outcomes():
+    n, better, worse = 9, 0.6, 0.1
+    found = 0.0
+    for x in range(n + 1):
+        for y in range(n + 1 - x):
+            if x + y and stats.binomtest(x, x + y).pvalue <= 0.05:
+                found += stats.multinomial.pmf([x, y, n - x - y], n, [better, worse, 1 - better - worse])
+    assert s.mcnemar_power(n, better, worse) == pytest.approx(found)
+    assert s.mcnemar_power(0, 0.5, 0.1) == 0.0
+    assert s.mcnemar_power(50, 0.0, 0.0) == 0.0
+    with pytest.raises(ValueError, match="cannot be"):
+        s.mcnemar_power(10, 0.6, 0.6)
+
+
+def test_margins_have_the_t_tests_p():
+    first, second = np.random.default_rng(3).normal(size=(2, 30))
+    known = stats.ttest_1samp(first - second, -0.5, alternative="greater").pvalue
+    other = stats.ttest_1samp(first - second, 0.5, alternative="less").pvalue
+    assert s.non_inferiority(first, second, 0.5).p == pytest.approx(known)
+    assert s.equivalence(first, second, 0.5).p == pytest.approx(max(known, other))
+    for margin in (0.1, 0.5, 1.0, 2.0):  # the decision is the p-value's
+        told = s.equivalence(first, second, margin)
+        assert (told.passed is True) == (told.p < 0.05)
+    assert s.non_inferiority([1.0], [1.0], 0.1).passed is None
+    assert s.equivalence([1.0] * 3, [1.0] * 3, 0.1).p is None
 
 
 def test_mcnemar_is_the_exact_binomial():
@@ -187,6 +248,14 @@ def test_minimum_detectable_effect_is_detected_eight_times_in_ten():
     assert s.visible_difference([1.0]) is None
     assert s.visible_difference([1.0] * 20) > 0
     assert s.items_needed(0.03, 0.5) == pytest.approx(4360, rel=0.01)
+    assert s.items_needed(0.03, 0.5, correlation=0.75) == pytest.approx(1090, rel=0.01)
+    assert s.minimum_detectable_effect(0.1, degrees=4) > 1.3 * s.minimum_detectable_effect(0.1)
+    assert s.minimum_detectable_effect(0.1, comparisons=10) > s.minimum_detectable_effect(0.1)
+    first, second = rng.normal(size=(2, 50))
+    error = s.standard_error(first - second)
+    assert s.detectable(first, second) == pytest.approx(s.minimum_detectable_effect(error, degrees=49))
+    assert s.detectable([1.0], [0.0]) is None
+    assert s.detectable([1.0, 1.0], [1.0, 1.0]) is None
 
 
 def test_margins_decide_on_bounds():

@@ -1,24 +1,54 @@
-"""Whether a probability means what it says: expected calibration error, Brier score, temperature, selection.
+"""Whether a probability means what it says, and how to make it mean it.
 
-Sources: Naeini et al. 2015 and Guo et al. 2017 (expected calibration error, temperature scaling), Brier 1950,
-Kumar et al. 2019 (the plug-in error is biased upwards; the debiased one subtracts the bins' sampling variance).
+The **expected calibration error** is the mean distance of probability and share of right answers over bins of equal
+mass (Naeini et al. 2015; Guo et al. 2017). What a sample shows is too large: of a perfectly calibrated model it shows
+about sqrt(bins / n) / 2. So it is debiased here: each bin's distance is normal with the variance its items show; the
+estimate is the error of which one would see as much in half of all samples, and the interval holds all errors of which
+one would not see much less or much more. A larger error is always seen larger (Anderson 1955), so both exist. The
+squared error has a debiased estimate in closed form (Kumar, Liang and Ma 2019, section 4), with the same interval.
+
+Other sources: Brier 1950; Platt 1999; Zadrozny and Elkan 2002 (isotonic). What is gained by answering only when sure is
+`measure/selection.py`'s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import math
+from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import logsumexp
+from scipy import special
+from scipy.optimize import isotonic_regression, minimize, minimize_scalar
 
-from tutelage.measure.statistics import Floats, Indices, Interval, bootstrap, mean, undefined
+from tutelage.core.records import Record
+from tutelage.measure.clusters import Floats, Indices, Partition
+from tutelage.measure.intervals import Interval, Values, check_level, mean, rate, undefined
 
-FEWEST = 100
+FEWEST = 300
 """Below this many items a calibration error says more about the sample than about the model."""
 
 
-def _checked(probabilities: Sequence[float], outcomes: Sequence[float]) -> tuple[Floats, Floats]:
+class Bin(Record):
+    """A bin of a reliability diagram: what was said, and what was so."""
+
+    low: float
+    """Least probability in it."""
+    high: float
+    n: int
+    confidence: float
+    """Mean probability."""
+    accuracy: Interval
+
+
+class Folded(NamedTuple):
+    """Probabilities that were scaled by parts that they are not in, and the parameter found for each part."""
+
+    probabilities: list[list[float]]
+    temperatures: list[float]
+
+
+def _checked(probabilities: Values, outcomes: Values) -> tuple[Floats, Floats]:
     p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(outcomes, dtype=np.float64)
     if p.shape != y.shape:
         raise ValueError(f"one outcome per probability: {p.size} probabilities, {y.size} outcomes")
@@ -29,7 +59,7 @@ def _checked(probabilities: Sequence[float], outcomes: Sequence[float]) -> tuple
     return p, y
 
 
-def bins_of(probabilities: Sequence[float], count: int = 10) -> list[Indices]:
+def bins_of(probabilities: Values, count: int = 10) -> list[Indices]:
     """Items in bins of equal mass, by probability; equal probabilities never stand in two bins."""
     p = np.asarray(probabilities, dtype=np.float64)
     if not p.size:
@@ -39,82 +69,343 @@ def bins_of(probabilities: Sequence[float], count: int = 10) -> list[Indices]:
     return [np.flatnonzero(place == index) for index in range(len(edges) + 1) if (place == index).any()]
 
 
-def _error(p: Floats, y: Floats, count: int) -> float:
-    return float(sum(abs(float((p[bin_] - y[bin_]).sum())) for bin_ in bins_of(p.tolist(), count)) / len(p))
-
-
-def ece(
-    probabilities: Sequence[float],
-    outcomes: Sequence[float],
+def reliability(
+    probabilities: Values,
+    outcomes: Values,
     *,
     bins: int = 10,
     clusters: Sequence[Hashable] | None = None,
-    resamples: int = 500,
+    level: float = 0.95,
+) -> tuple[Bin, ...]:
+    """The table behind a reliability diagram: bins of equal mass, with an interval of each bin's accuracy."""
+    p, y = _checked(probabilities, outcomes)
+    found = []
+    for bin_ in bins_of(p, bins):
+        names = None if clusters is None else [clusters[item] for item in bin_]
+        found.append(
+            Bin(
+                low=float(p[bin_].min()),
+                high=float(p[bin_].max()),
+                n=len(bin_),
+                confidence=float(p[bin_].mean()),
+                accuracy=rate(y[bin_], names, level),
+            )
+        )
+    return tuple(found)
+
+
+class _Gaps(NamedTuple):
+    """Each bin's share of items, probability minus share of right answers [bins], and the error's covariance."""
+
+    weight: Floats
+    gap: Floats
+    covariance: Floats
+
+
+def _gaps(p: Floats, y: Floats, count: int, parts: Partition) -> _Gaps:
+    bins = bins_of(p, count)
+    sizes = np.array([len(bin_) for bin_ in bins], dtype=np.float64)
+    place = np.empty(len(p), dtype=np.int64)
+    for index, bin_ in enumerate(bins):
+        place[bin_] = index
+    off = p - y
+    gap = np.bincount(place, weights=off) / sizes
+    inside = off - gap[place]
+    if parts.alone:
+        covariance = np.diag(np.bincount(place, weights=inside**2) / (sizes * np.maximum(1.0, sizes - 1)))
+    else:
+        flat = np.bincount(parts.codes * len(bins) + place, weights=inside, minlength=parts.count * len(bins))
+        sums = flat.reshape(parts.count, len(bins)) / sizes
+        covariance = sums.T @ sums * (parts.count / (parts.count - 1))
+    for index, bin_ in enumerate(bins):
+        right = float(y[bin_].sum())
+        if right in (0.0, len(bin_)):  # all alike: no variance is seen, which is not to say that there is none
+            units = len(np.unique(parts.codes[bin_]))
+            near = 2 / (units + 4)
+            covariance[index, index] = max(covariance[index, index], near * (1 - near) / units)
+    return _Gaps(sizes / len(p), gap, covariance)
+
+
+def _error(found: _Gaps, power: int) -> float:
+    return float((found.weight * np.abs(found.gap) ** power).sum())
+
+
+def plug_in_error(probabilities: Values, outcomes: Values, *, bins: int = 10) -> float | None:
+    """The expected calibration error as a sample shows it, biased upwards: what others report. None without items."""
+    p, y = _checked(probabilities, outcomes)
+    return _error(_gaps(p, y, bins, Partition.of(None, len(p))), 1) if len(p) else None
+
+
+def debiased_error(probabilities: Values, outcomes: Values, *, bins: int = 10) -> float | None:
+    """Root of the debiased squared calibration error: near 0 for a calibrated judge whatever n. None without items."""
+    p, y = _checked(probabilities, outcomes)
+    return math.sqrt(max(0.0, _debiased_square(p, y, bins))) if len(p) else None
+
+
+def _debiased_square(p: Floats, y: Floats, bins: int) -> float:
+    total = 0.0
+    for bin_ in bins_of(p, bins):
+        if len(bin_) > 1:
+            share = float(y[bin_].mean())
+            gap = float(p[bin_].mean()) - share
+            total += len(bin_) / len(p) * (gap * gap - share * (1 - share) / (len(bin_) - 1))
+    return total
+
+
+def ece(
+    probabilities: Values,
+    outcomes: Values,
+    *,
+    bins: int = 10,
+    clusters: Sequence[Hashable] | None = None,
+    level: float = 0.95,
+    resamples: int = 2000,
     seed: int = 0,
     fewest: int = FEWEST,
 ) -> Interval:
-    """Expected calibration error in bins of equal mass, with a (cluster) bootstrap interval.
+    """Expected calibration error over bins of equal mass, debiased, with its interval; both may reach down to 0.
 
-    The plug-in error is biased upwards, so its interval describes the sample's error, not zero: a perfectly
-    calibrated judge shows about sqrt(bins/n)/2. None with a reason below `fewest` items.
+    It is that of the bins: what probabilities inside one bin are off in different directions is not seen. None with a
+    reason below `fewest` items. `resamples` errors of the bins are drawn for the interval.
     """
+    return _calibration_error(probabilities, outcomes, 1, bins, clusters, level, resamples, seed, fewest)
+
+
+def squared_error(
+    probabilities: Values,
+    outcomes: Values,
+    *,
+    bins: int = 10,
+    clusters: Sequence[Hashable] | None = None,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+    fewest: int = FEWEST,
+) -> Interval:
+    """The mean squared distance over the bins, debiased (Kumar et al. 2019), with its interval."""
+    found = _calibration_error(probabilities, outcomes, 2, bins, clusters, level, resamples, seed, fewest)
+    if found.low is None or found.high is None or clusters is not None:
+        return found
+    value = max(0.0, _debiased_square(*_checked(probabilities, outcomes), bins))
+    return found.model_copy(update={"value": min(found.high, max(found.low, value))})
+
+
+def _calibration_error(
+    probabilities: Values,
+    outcomes: Values,
+    power: int,
+    bins: int,
+    clusters: Sequence[Hashable] | None,
+    level: float,
+    resamples: int,
+    seed: int,
+    fewest: int,
+) -> Interval:
+    check_level(level)
     p, y = _checked(probabilities, outcomes)
-    if len(p) < fewest:
-        return undefined(len(p), f"fewer than {fewest} items", method="bootstrap")
-    return bootstrap(
-        lambda drawn: _error(p[drawn], y[drawn], bins), len(p), clusters=clusters, resamples=resamples, seed=seed
+    method = "debiased"
+    if len(p) < max(fewest, 2):
+        return undefined(len(p), f"fewer than {max(fewest, 2)} items", method=method, level=level)
+    parts = Partition.of(clusters, len(p))
+    if parts.count < 2:
+        return undefined(len(p), "fewer than two clusters", method=method, level=level)
+    found = _gaps(p, y, bins, parts)
+    seen = _error(found, power)
+    # where the bins are off is told by their gaps, less what chance would make of none
+    sure = np.sqrt(np.maximum(0.0, found.gap**2 - np.diag(found.covariance)))
+    way = np.sign(found.gap) * sure if sure.any() else found.gap if found.gap.any() else np.ones(len(found.gap))
+    way = way / float((found.weight * np.abs(way) ** power).sum()) ** (1 / power)
+    rng = np.random.default_rng(seed)
+    values, vectors = np.linalg.eigh(found.covariance)
+    noise = rng.standard_normal((max(1, resamples // 2), len(values))) @ (vectors * np.sqrt(np.maximum(0.0, values))).T
+    noise *= np.sqrt((parts.count - 1) / rng.chisquare(parts.count - 1, (len(noise), 1)))  # few clusters: Student's
+    noise = np.concatenate([noise, -noise])
+
+    def error_of(tail: float) -> float:
+        """The error of which as little as was seen is seen in a share `tail` of all samples; 0 if even of none."""
+
+        def above(size: float) -> bool:
+            shown = (found.weight * np.abs(size * way + noise) ** power).sum(axis=1)
+            return float(np.quantile(shown, tail)) >= seen
+
+        low, high = 0.0, 1.0
+        if above(low):
+            return 0.0
+        for _ in range(16):
+            middle = (low + high) / 2
+            low, high = (low, middle) if above(middle) else (middle, high)
+        return float(((low + high) / 2) ** power)
+
+    low, value, high = (error_of(tail) for tail in ((1 + level) / 2, 0.5, (1 - level) / 2))
+    if not high:  # less was seen than chance makes of no error at all: what chance makes of it cannot be excluded
+        high = float(np.median((found.weight * np.abs(noise) ** power).sum(axis=1)))
+    return Interval(
+        value=value, low=low, high=max(high, seen), n=len(p), clusters=parts.shown, level=level, method=method
     )
 
 
-def debiased_error(probabilities: Sequence[float], outcomes: Sequence[float], *, bins: int = 10) -> float | None:
-    """Root of the debiased squared calibration error: near 0 for a calibrated judge whatever n. None without items."""
-    p, y = _checked(probabilities, outcomes)
-    if not len(p):
-        return None
-    total = 0.0
-    for bin_ in bins_of(p.tolist(), bins):
-        if len(bin_) > 1:
-            rate = float(y[bin_].mean())
-            gap = float(p[bin_].mean()) - rate
-            total += len(bin_) / len(p) * (gap * gap - rate * (1 - rate) / (len(bin_) - 1))
-    return float(np.sqrt(max(0.0, total)))
-
-
 def brier(
-    probabilities: Sequence[float], outcomes: Sequence[float], clusters: Sequence[Hashable] | None = None
+    probabilities: Values, outcomes: Values, clusters: Sequence[Hashable] | None = None, level: float = 0.95
 ) -> Interval:
     """Mean squared distance of probability and outcome, with its interval: 0 is perfect, 0.25 a coin."""
     p, y = _checked(probabilities, outcomes)
-    return mean(((p - y) ** 2).tolist(), clusters, bounds=(0.0, 1.0))
+    return mean((p - y) ** 2, clusters, level, bounds=(0.0, 1.0))
+
+
+def _table(logits: Sequence[Sequence[float]]) -> Floats:
+    """Rows of any length as one table, filled up with -inf."""
+    table = np.full((len(logits), max((len(row) for row in logits), default=0)), -np.inf)
+    for place, row in enumerate(logits):
+        table[place, : len(row)] = row
+    return table
+
+
+def _fitted(table: Floats, gold: Indices) -> float | None:
+    rows = np.arange(len(table))
+    chosen, others = table[rows, gold], table.copy()
+    others[rows, gold] = -np.inf
+    if (chosen > others.max(axis=1)).all():
+        return None
+
+    def loss(log_t: float) -> float:
+        t = math.exp(log_t)
+        return float((special.logsumexp(table / t, axis=1) - chosen / t).sum())
+
+    return math.exp(minimize_scalar(loss, bounds=(-5.0, 5.0), method="bounded").x)
+
+
+def _gold(logits: Sequence[Sequence[float]], gold: Sequence[int]) -> Indices:
+    if len(logits) != len(gold):
+        raise ValueError(f"one gold class per row: {len(logits)} rows, {len(gold)} classes")
+    for place, (row, right) in enumerate(zip(logits, gold, strict=True)):
+        if not 0 <= right < len(row):
+            raise ValueError(f"row {place} has {len(row)} classes, its gold is class {right}")
+    return np.asarray(gold, dtype=np.int64)
 
 
 def temperature(logits: Sequence[Sequence[float]], gold: Sequence[int]) -> float | None:
-    """The temperature that makes softmax(logits / t) fit the gold best; None without items."""
-    rows = [np.asarray(row, dtype=np.float64) for row in logits]
-    if len(rows) != len(gold):
-        raise ValueError(f"one gold class per row: {len(rows)} rows, {len(gold)} classes")
-    if not rows:
+    """The temperature that makes softmax(logits / t) fit the gold best.
+
+    None without items, and where every gold class has the highest logit: the less, the better would it fit.
+    """
+    right = _gold(logits, gold)
+    return _fitted(_table(logits), right) if len(right) else None
+
+
+def scaled(logits: Sequence[Sequence[float]], t: float) -> list[list[float]]:
+    """softmax(logits / t) of rows of any length."""
+    if t <= 0:
+        raise ValueError(f"a temperature is positive, found {t}")
+    return [special.softmax(np.asarray(row, dtype=np.float64) / t).tolist() for row in logits]
+
+
+def _folds(parts: Partition, folds: int, seed: int) -> list[Indices]:
+    """The items of each fold; a cluster stands in one fold."""
+    if folds < 2:
+        raise ValueError(f"at least two folds, found {folds}")
+    fold = np.random.default_rng(seed).permutation(parts.count) % folds
+    return [np.flatnonzero(fold[parts.codes] == each) for each in range(min(folds, parts.count))]
+
+
+def temperature_out_of_fold(
+    logits: Sequence[Sequence[float]],
+    gold: Sequence[int],
+    *,
+    folds: int = 5,
+    clusters: Sequence[Hashable] | None = None,
+    seed: int = 0,
+) -> Folded | None:
+    """Probabilities scaled by the temperature of the other folds, so that their calibration can be measured.
+
+    None where some fold's rest has no temperature (see `temperature`) or there are fewer clusters than folds.
+    """
+    right, table = _gold(logits, gold), _table(logits)
+    parts = Partition.of(clusters, len(right))
+    if parts.count < folds:
         return None
+    found, temperatures = np.zeros_like(table), []
+    for fold in _folds(parts, folds, seed):
+        rest = np.setdiff1d(np.arange(len(right)), fold)
+        t = _fitted(table[rest], right[rest])
+        if t is None:
+            return None
+        found[fold] = special.softmax(table[fold] / t, axis=1)
+        temperatures.append(t)
+    rows = [row[: len(given)].tolist() for row, given in zip(found, logits, strict=True)]
+    return Folded(rows, temperatures)
 
-    table = np.full((len(rows), max(len(row) for row in rows)), -np.inf)
-    for place, row in enumerate(rows):
-        table[place, : len(row)] = row
-    chosen = np.array([row[g] for row, g in zip(rows, gold, strict=True)])
 
-    def loss(log_t: float) -> float:
-        t = float(np.exp(log_t))
-        return float((logsumexp(table / t, axis=1) - chosen / t).sum())
-
-    return float(np.exp(minimize_scalar(loss, bounds=(-5.0, 5.0), method="bounded").x))
+Curve = Callable[[Floats], Floats]
 
 
-def selective_accuracy(
-    confidence: Sequence[float], correct: Sequence[float], coverage: float
-) -> tuple[float, float] | None:
-    """Accuracy on the `coverage` most confident share of items, and the least confidence among them."""
-    p, y = _checked(confidence, correct)
-    kept = round(coverage * len(p))
-    if kept < 1:
+def _platt(p: Floats, y: Floats) -> Curve:
+    """Platt's sigmoid of the log-odds, fitted to his smoothed targets."""
+    target = np.where(y == 1.0, (y.sum() + 1) / (y.sum() + 2), 1 / ((1 - y).sum() + 2))
+    x = _log_odds(p)
+
+    def loss(ab: Floats) -> tuple[float, Floats]:
+        z = ab[0] * x + ab[1]
+        gap = special.expit(z) - target
+        return float((np.logaddexp(0, z) - target * z).sum()), np.array([(gap * x).sum(), gap.sum()])
+
+    slope, offset = minimize(loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B").x
+    return lambda q: special.expit(slope * _log_odds(q) + offset)
+
+
+def _log_odds(p: Floats) -> Floats:
+    return special.logit(np.clip(p, 1e-6, 1 - 1e-6))  # type: ignore[no-any-return]
+
+
+def _isotonic(p: Floats, y: Floats) -> Curve:
+    """The ascending step curve that fits best, straight between its steps."""
+    known, place, counts = np.unique(p, return_inverse=True, return_counts=True)
+    steps = isotonic_regression(np.bincount(place, weights=y) / counts, weights=counts).x
+    return lambda q: np.interp(q, known, steps)
+
+
+def _out_of_fold(
+    fit: Callable[[Floats, Floats], Curve],
+    probabilities: Values,
+    outcomes: Values,
+    folds: int,
+    clusters: Sequence[Hashable] | None,
+    seed: int,
+) -> list[float] | None:
+    p, y = _checked(probabilities, outcomes)
+    parts = Partition.of(clusters, len(p))
+    if parts.count < folds:
         return None
-    order = np.argsort(-p, kind="stable")[:kept]
-    return float(y[order].mean()), float(p[order].min())
+    found = np.zeros(len(p))
+    for fold in _folds(parts, folds, seed):
+        rest = np.setdiff1d(np.arange(len(p)), fold)
+        if np.ptp(y[rest]) == 0:
+            return None
+        found[fold] = fit(p[rest], y[rest])(p[fold])
+    return [float(each) for each in found]
+
+
+def platt_out_of_fold(
+    probabilities: Values,
+    outcomes: Values,
+    *,
+    folds: int = 5,
+    clusters: Sequence[Hashable] | None = None,
+    seed: int = 0,
+) -> list[float] | None:
+    """Probabilities put right by a sigmoid fitted on the other folds, for few items; None as `isotonic_out_of_fold`."""
+    return _out_of_fold(_platt, probabilities, outcomes, folds, clusters, seed)
+
+
+def isotonic_out_of_fold(
+    probabilities: Values,
+    outcomes: Values,
+    *,
+    folds: int = 5,
+    clusters: Sequence[Hashable] | None = None,
+    seed: int = 0,
+) -> list[float] | None:
+    """Probabilities put right by an ascending curve fitted on the other folds; for a thousand items and more.
+
+    None where there are fewer clusters than folds, or the outcomes outside some fold are all alike.
+    """
+    return _out_of_fold(_isotonic, probabilities, outcomes, folds, clusters, seed)

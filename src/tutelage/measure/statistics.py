@@ -1,50 +1,41 @@
-"""Intervals and tests. A figure that cannot be computed is None with a reason, never 0.
+"""Comparisons and tests: two systems on the same items, many tests at once, margins, power.
 
-One partition into clusters feeds the standard error, the degrees of freedom and the bootstrap, so they cannot
-disagree. Sources: Wilson 1927; Clopper and Pearson 1934; Korn and Graubard 1998 (rates of clustered samples);
-Newcombe 1998 (difference of rates); Liang and Zeger 1986 (cluster-robust variance); McNemar 1947; Holm 1979;
-Benjamini and Hochberg 1995; Schuirmann 1987 (two one-sided tests).
+Their power, and how often they find what is not there, is measured in docs/statistics.md. Sources: Bonett and Price
+2012 (difference of paired rates); McNemar 1947; Fagerland, Lydersen and Laake 2013 (mid-p); Holm 1979; Benjamini and
+Hochberg 1995; Schuirmann 1987 (two one-sided tests). The intervals of one figure are `measure/intervals.py`'s, and can
+be imported from here.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from collections.abc import Hashable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from tutelage.core.records import Record
-
-Floats = NDArray[np.float64]
-Indices = NDArray[np.int64]
-
-
-class Interval(Record):
-    """An estimate with its confidence interval. Undefined parts are None and `reason` says why."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-    n: int
-    """Items behind the estimate."""
-    clusters: int | None = None
-    """Independent groups behind the estimate, when items are clustered."""
-    level: float = 0.95
-    method: str = ""
-    reason: str | None = None
-
-    @property
-    def defined(self) -> bool:
-        """Whether the interval can carry a decision."""
-        return self.low is not None and self.high is not None
-
-    @property
-    def half_width(self) -> float | None:
-        """Half the interval's width, in the unit of the estimate."""
-        return None if self.low is None or self.high is None else (self.high - self.low) / 2
+from tutelage.measure.clusters import CHUNK, Partition, normal_quantile, t_quantile, t_tail
+from tutelage.measure.clusters import Floats as Floats
+from tutelage.measure.clusters import Indices as Indices
+from tutelage.measure.clusters import group as group
+from tutelage.measure.intervals import Interval as Interval
+from tutelage.measure.intervals import Values, checked
+from tutelage.measure.intervals import at_least as at_least
+from tutelage.measure.intervals import bootstrap as bootstrap
+from tutelage.measure.intervals import bootstrap_sums as bootstrap_sums
+from tutelage.measure.intervals import bootstrap_t as bootstrap_t
+from tutelage.measure.intervals import clopper_pearson as clopper_pearson
+from tutelage.measure.intervals import lower_bound as lower_bound
+from tutelage.measure.intervals import mean as mean
+from tutelage.measure.intervals import newcombe as newcombe
+from tutelage.measure.intervals import percentiles as percentiles
+from tutelage.measure.intervals import plain as plain
+from tutelage.measure.intervals import rate as rate
+from tutelage.measure.intervals import standard_error as standard_error
+from tutelage.measure.intervals import undefined as undefined
+from tutelage.measure.intervals import upper_bound as upper_bound
+from tutelage.measure.intervals import wilson as wilson
 
 
 class Comparison(Record):
@@ -65,266 +56,86 @@ class Test(Record):
     bound: float | None
     margin: float
     reason: str
-
-
-def undefined(n: int, reason: str, *, value: float | None = None, method: str = "", level: float = 0.95) -> Interval:
-    """An interval that could not be computed, and why."""
-    return Interval(value=value, low=None, high=None, n=n, level=level, method=method, reason=reason)
-
-
-def _check_level(level: float) -> None:
-    if not 0.0 < level < 1.0:
-        raise ValueError(f"a confidence level lies between 0 and 1, found {level}")
-
-
-def _check_counts(successes: float, n: float) -> None:
-    if n < 0 or successes < 0 or successes > n:
-        raise ValueError(f"{successes} successes of {n} cannot be")
-
-
-def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
-    """Score interval of a rate: close to its nominal coverage on average, also for few items."""
-    _check_level(level)
-    _check_counts(successes, n)
-    if n == 0:
-        return undefined(0, "no items", method="wilson", level=level)
-    z = float(stats.norm.ppf((1 + level) / 2))
-    p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    low = 0.0 if successes == 0 else max(0.0, centre - half)
-    high = 1.0 if successes == n else min(1.0, centre + half)
-    return Interval(value=p, low=low, high=high, n=n, level=level, method="wilson")
-
-
-def _beta_limits(successes: float, n: float, level: float) -> tuple[float, float]:
-    tail = (1 - level) / 2
-    low = 0.0 if successes <= 0 else float(stats.beta.ppf(tail, successes, n - successes + 1))
-    high = 1.0 if successes >= n else float(stats.beta.ppf(1 - tail, successes + 1, n - successes))
-    return low, high
-
-
-def clopper_pearson(successes: int, n: int, level: float = 0.95) -> Interval:
-    """Exact interval of a rate: never covers less than its level. For bounds that a gate decides on."""
-    _check_level(level)
-    _check_counts(successes, n)
-    if n == 0:
-        return undefined(0, "no items", method="clopper-pearson", level=level)
-    low, high = _beta_limits(successes, n, level)
-    return Interval(value=successes / n, low=low, high=high, n=n, level=level, method="clopper-pearson")
-
-
-def upper_bound(successes: int, n: int, level: float = 0.95) -> float | None:
-    """One-sided exact upper bound of a rate, None without items: the largest rate the data do not refute."""
-    _check_counts(successes, n)
-    if n == 0:
-        return None
-    return 1.0 if successes == n else float(stats.beta.ppf(level, successes + 1, n - successes))
-
-
-def lower_bound(successes: int, n: int, level: float = 0.95) -> float | None:
-    """One-sided exact lower bound of a rate, None without items."""
-    bound = upper_bound(n - successes, n, level)
-    return None if bound is None else 1.0 - bound
-
-
-def group(clusters: Sequence[Hashable], n: int) -> tuple[Indices, int]:
-    """Cluster names as numbers 0 .. k-1 in order of first appearance, and k."""
-    if len(clusters) != n:
-        raise ValueError(f"{n} items but {len(clusters)} cluster names")
-    seen: dict[Hashable, int] = {}
-    codes = np.fromiter((seen.setdefault(name, len(seen)) for name in clusters), dtype=np.int64, count=n)
-    return codes, len(seen)
-
-
-def _values(values: Sequence[float] | Floats) -> Floats:
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1:
-        raise ValueError("values must be one-dimensional")
-    if not np.isfinite(array).all():
-        raise ValueError("values must be finite; leave out what was not measured and count it apart")
-    return array
-
-
-def _cluster_error(array: Floats, codes: Indices, count: int) -> float:
-    """Cluster-robust standard error of the mean, with the k/(k-1) correction for few clusters."""
-    sums = np.bincount(codes, weights=array - array.mean(), minlength=count)
-    return math.sqrt(count / (count - 1) * float((sums**2).sum())) / len(array)
-
-
-def standard_error(values: Sequence[float], clusters: Sequence[Hashable] | None = None) -> float | None:
-    """Standard error of the mean (cluster-robust when clusters are given); None below two items or clusters."""
-    array = _values(values)
-    codes, count = group(clusters, len(array)) if clusters is not None else (np.arange(len(array)), len(array))
-    return None if count < 2 else _cluster_error(array, codes, count)
-
-
-def rate(outcomes: Sequence[float], clusters: Sequence[Hashable] | None = None, level: float = 0.95) -> Interval:
-    """Interval of a rate of 0/1 outcomes: Wilson, or with clusters Clopper-Pearson at the effective sample size.
-
-    When every outcome is equal the design effect cannot be estimated; the number of clusters is then taken as
-    the effective size, which is the cautious end.
-    """
-    _check_level(level)
-    array = _values(outcomes)
-    if not np.isin(array, (0.0, 1.0)).all():
-        raise ValueError("a rate needs outcomes of 0 or 1; use mean() for anything else")
-    n, hits = len(array), int(array.sum())
-    if n == 0:
-        return undefined(0, "no items", method="rate", level=level)
-    if clusters is None:
-        return wilson(hits, n, level)
-    codes, count = group(clusters, n)
-    if count < 2:
-        return undefined(n, "fewer than two clusters", value=hits / n, method="korn-graubard", level=level)
-    p = hits / n
-    error = _cluster_error(array, codes, count)
-    if error > 0:
-        shrink = float(stats.t.ppf((1 + level) / 2, n - 1) / stats.t.ppf((1 + level) / 2, count - 1))
-        effective = min(float(n), p * (1 - p) / error**2 * shrink**2)
-    else:
-        effective = float(count)
-    low, high = _beta_limits(p * effective, effective, level)
-    return Interval(value=p, low=low, high=high, n=n, clusters=count, level=level, method="korn-graubard")
-
-
-def mean(
-    values: Sequence[float],
-    clusters: Sequence[Hashable] | None = None,
-    level: float = 0.95,
-    bounds: tuple[float, float] | None = None,
-) -> Interval:
-    """Interval of a mean by Student's t with cluster-robust errors; `bounds` clips it to what is possible.
-
-    Values that are all equal carry no variance: the share of other values is then bounded exactly, by clusters,
-    and those others are put at the ends of `bounds`; without bounds the interval is undefined.
-    """
-    _check_level(level)
-    array = _values(values)
-    n = len(array)
-    if n == 0:
-        return undefined(0, "no items", method="t", level=level)
-    codes, count = group(clusters, n) if clusters is not None else (np.arange(n), n)
-    shown = count if clusters is not None else None
-    value = float(array.mean())
-    if count < 2:
-        what = "two items" if clusters is None else "two clusters"
-        return undefined(n, f"fewer than {what}", value=value, method="t", level=level)
-    error = _cluster_error(array, codes, count)
-    if float(np.ptp(array)) == 0.0:
-        if bounds is None:
-            return undefined(n, "all values are equal", value=value, method="t", level=level)
-        reach = 1.0 - ((1 - level) / 2) ** (1 / count)
-        low, high = value - reach * (value - bounds[0]), value + reach * (bounds[1] - value)
-        return Interval(value=value, low=low, high=high, n=n, clusters=shown, level=level, method="exact")
-    half = float(stats.t.ppf((1 + level) / 2, count - 1)) * error
-    low, high = value - half, value + half
-    if bounds is not None:
-        low, high = max(bounds[0], low), min(bounds[1], high)
-    return Interval(value=value, low=low, high=high, n=n, clusters=shown, level=level, method="t")
-
-
-def bootstrap(
-    statistic: Callable[[Indices], float],
-    n: int,
-    *,
-    clusters: Sequence[Hashable] | None = None,
-    level: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> Interval:
-    """Percentile bootstrap of any statistic of items; with clusters, whole clusters are drawn.
-
-    `statistic` receives the indices of the drawn items (with repeats). Resamples on which it is not finite
-    (a class that was not drawn) are left out; more than a tenth of them makes the interval undefined.
-    """
-    _check_level(level)
-    if n == 0:
-        return undefined(0, "no items", method="bootstrap", level=level)
-    codes, count = group(clusters, n) if clusters is not None else (np.arange(n), n)
-    value = float(statistic(np.arange(n)))
-    if not math.isfinite(value):
-        return undefined(n, "the statistic is undefined on these items", method="bootstrap", level=level)
-    if count < 2:
-        return undefined(n, "fewer than two clusters", value=value, method="bootstrap", level=level)
-    order = np.argsort(codes, kind="stable")
-    members = np.split(order, np.cumsum(np.bincount(codes, minlength=count))[:-1])
-    rng = np.random.default_rng(seed)
-    drawn = np.empty(resamples)
-    for turn in range(resamples):
-        picks = rng.integers(0, count, count)
-        drawn[turn] = statistic(picks if count == n else np.concatenate([members[pick] for pick in picks]))
-    finite = drawn[np.isfinite(drawn)]
-    if len(finite) < 0.9 * resamples:
-        return undefined(n, "undefined on too many resamples", value=value, method="bootstrap", level=level)
-    low, high = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])
-    if low == high:
-        return undefined(n, "no variation between resamples", value=value, method="bootstrap", level=level)
-    shown = count if clusters is not None else None
-    return Interval(value=value, low=float(low), high=float(high), n=n, clusters=shown, level=level, method="bootstrap")
+    p: float | None = None
+    """One-sided p of the margin being crossed (the larger of the two for equivalence), where it was computed."""
 
 
 def paired(
-    first: Sequence[float], second: Sequence[float], clusters: Sequence[Hashable] | None = None, level: float = 0.95
+    first: Values, second: Values, clusters: Sequence[Hashable] | None = None, level: float = 0.95
 ) -> Comparison:
-    """Mean difference first - second on the same items, with its interval and two-sided p (cluster-robust t)."""
-    a, b = _values(first), _values(second)
+    """Mean difference first - second on the same items, with its interval and two-sided p (cluster-robust t).
+
+    The interval of two rates of unrelated items is Bonett and Price's, which stays sensible where hardly any flips.
+    """
+    a, b = checked(first), checked(second)
     if len(a) != len(b):
         raise ValueError(f"paired needs the same items on both sides: {len(a)} and {len(b)}")
-    gap = a - b
-    unit = all(0.0 <= side <= 1.0 for side in (*a, *b))
-    interval = mean(gap.tolist(), clusters, level, bounds=(-1.0, 1.0) if unit else None)
+    gap, both = a - b, np.concatenate([a, b])
     better, worse = int((gap > 0).sum()), int((gap < 0).sum())
-    error = standard_error(gap.tolist(), clusters)
-    if error is None:
-        p = None
-    elif error == 0.0:
-        p = 1.0 if not gap.any() else (0.5 ** ((interval.clusters or interval.n) - 1))
-    else:
-        p = float(2 * stats.t.sf(abs(float(gap.mean())) / error, (interval.clusters or interval.n) - 1))
+    unit = bool(((both >= 0.0) & (both <= 1.0)).all())
+    interval = mean(gap, clusters, level, bounds=(-1.0, 1.0) if unit else None)
+    if clusters is None and interval.defined and bool(np.isin(both, (0.0, 1.0)).all()):
+        interval = _bonett_price(better, worse, len(gap), level)
+    parts, p = Partition.of(clusters, len(gap)), None
+    if parts.count > 1 and parts.error(gap) > 0:
+        p = _t_p(gap, parts)
+    elif parts.count > 1:  # what flipping the signs of whole clusters says
+        p = 0.5 ** (parts.count - 1) if gap.mean() else 1.0
     return Comparison(difference=interval, p=p, better=better, worse=worse)
 
 
-def mcnemar(first: Sequence[float], second: Sequence[float], level: float = 0.95) -> Comparison:
-    """Exact McNemar test of two 0/1 outcomes on the same items. p is None when no item flipped."""
+def _bonett_price(better: int, worse: int, n: int, level: float) -> Interval:
+    more, less = (better + 1) / (n + 2), (worse + 1) / (n + 2)
+    half = normal_quantile((1 + level) / 2) * math.sqrt((more + less - (more - less) ** 2) / (n + 2))
+    low, high = max(-1.0, more - less - half), min(1.0, more - less + half)
+    value = (better - worse) / n
+    return Interval(value=value, low=low, high=high, n=n, level=level, method="bonett-price")
+
+
+def _t_p(gap: Floats, parts: Partition, null: float = 0.0, *, sides: int = 2) -> float:
+    """The p of a mean difference against `null`; one-sided it is that of the mean being above it."""
+    t = (float(gap.mean()) - null) / parts.error(gap)
+    return sides * t_tail(abs(t) if sides == 2 else t, parts.degrees(gap))
+
+
+def mcnemar(first: Values, second: Values, level: float = 0.95, *, mid: bool = False) -> Comparison:
+    """Exact McNemar test of two 0/1 outcomes on the same items. p is None when no item flipped.
+
+    `mid` counts half of what is as likely as the flips seen: more power, and a level that is kept on average and not
+    for certain.
+    """
     compared = paired(first, second, level=level)
-    flips = compared.better + compared.worse
-    p = float(stats.binomtest(compared.better, flips).pvalue) if flips else None
+    flips, fewer = compared.better + compared.worse, min(compared.better, compared.worse)
+    p = min(1.0, 2 * float(special.bdtr(fewer, flips, 0.5))) if flips else None
+    if p is not None and mid:
+        ways = special.gammaln(flips + 1) - special.gammaln(fewer + 1) - special.gammaln(flips - fewer + 1)
+        p = min(1.0, 2 * float(special.bdtr(fewer, flips, 0.5)) - math.exp(ways - flips * math.log(2)))
     return compared.model_copy(update={"p": p})
 
 
 def permutation(
-    first: Sequence[float],
-    second: Sequence[float],
+    first: Values,
+    second: Values,
     clusters: Sequence[Hashable] | None = None,
     *,
     resamples: int = 2000,
     seed: int = 0,
 ) -> float | None:
     """Two-sided sign-flip permutation p of a paired mean difference; whole clusters flip together."""
-    gap = _values(first) - _values(second)
+    gap = checked(first) - checked(second)
     if not len(gap):
         return None
-    codes, count = group(clusters, len(gap)) if clusters is not None else (np.arange(len(gap)), len(gap))
-    sums = np.bincount(codes, weights=gap, minlength=count)
+    parts = Partition.of(clusters, len(gap))
+    count, sums = parts.count, parts.sums(gap)
     observed = abs(float(sums.sum())) - 1e-12
     if count <= 12:
         bits = (np.arange(2**count)[:, None] >> np.arange(count)) & 1
         return float((np.abs((2 * bits - 1) @ sums) >= observed).mean())
-    signs = np.random.default_rng(seed).integers(0, 2, (resamples, count)) * 2 - 1
-    return float((1 + (np.abs(signs @ sums) >= observed).sum()) / (resamples + 1))
-
-
-def newcombe(successes1: int, n1: int, successes2: int, n2: int, level: float = 0.95) -> Interval:
-    """Difference of two independent rates, first minus second (Newcombe's hybrid score interval)."""
-    first, second = wilson(successes1, n1, level), wilson(successes2, n2, level)
-    if first.value is None or second.value is None:
-        return undefined(n1 + n2, "no items on one side", method="newcombe", level=level)
-    assert first.low is not None and first.high is not None and second.low is not None and second.high is not None
-    value = first.value - second.value
-    low = value - math.hypot(first.value - first.low, second.high - second.value)
-    high = value + math.hypot(first.high - first.value, second.value - second.low)
-    return Interval(value=value, low=low, high=high, n=n1 + n2, level=level, method="newcombe")
+    rng, beyond, size = np.random.default_rng(seed), 0, max(1, CHUNK // count)
+    for start in range(0, resamples, size):
+        kept = rng.integers(0, 2, (min(size, resamples - start), count), dtype=np.int8)
+        beyond += int((np.abs(2 * (kept @ sums) - sums.sum()) >= observed).sum())
+    return (1 + beyond) / (resamples + 1)
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:
@@ -351,17 +162,67 @@ def benjamini_hochberg(ps: Sequence[float | None]) -> list[float | None]:
 
 
 def minimum_detectable_effect(
-    error: float | None, *, power: float = 0.8, alpha: float = 0.05, comparisons: int = 1
+    error: float | None,
+    *,
+    power: float = 0.8,
+    alpha: float = 0.05,
+    comparisons: int = 1,
+    degrees: float | None = None,
 ) -> float | None:
-    """The smallest true difference seen with `power` by a two-sided test whose standard error is `error`."""
+    """The smallest true difference seen with `power` by a two-sided test whose standard error is `error`.
+
+    `degrees` of freedom of that error (None: many); `comparisons` shares alpha out (Bonferroni).
+    """
     if error is None or error <= 0:
         return None
-    tail = stats.norm.ppf(1 - alpha / (2 * max(1, comparisons)))
-    return float((tail + stats.norm.ppf(power)) * error)
+    tail = 1 - alpha / (2 * max(1, comparisons))
+    if degrees is None:
+        return (normal_quantile(tail) + normal_quantile(power)) * error
+    return (t_quantile(tail, degrees) + t_quantile(power, degrees)) * error
+
+
+def detectable(
+    first: Values,
+    second: Values,
+    clusters: Sequence[Hashable] | None = None,
+    *,
+    power: float = 0.8,
+    alpha: float = 0.05,
+    comparisons: int = 1,
+) -> float | None:
+    """The smallest true difference that these two systems on these items would show with `power`.
+
+    None where the differences say nothing of their spread: fewer than two items or clusters, or all alike.
+    """
+    gap = checked(first) - checked(second)
+    parts = Partition.of(clusters, len(gap))
+    if parts.count < 2:
+        return None
+    error, degrees = parts.error(gap), parts.degrees(gap)
+    return minimum_detectable_effect(error, power=power, alpha=alpha, comparisons=comparisons, degrees=degrees)
+
+
+def mcnemar_power(n: int, better: float, worse: float, alpha: float = 0.05) -> float:
+    """How often the exact McNemar test finds a difference on `n` items that flip with these two chances."""
+    if n < 0 or min(better, worse) < 0 or better + worse > 1:
+        raise ValueError(f"{n} items, chances {better} and {worse} cannot be")
+    if better + worse == 0:
+        return 0.0
+    flips = np.arange(1, n + 1)
+    chance = special.bdtr(flips, n, better + worse) - special.bdtr(flips - 1, n, better + worse)
+    share = better / (better + worse)
+    found = 0.0
+    for m, weight in zip(flips[chance > 1e-12].tolist(), chance[chance > 1e-12].tolist(), strict=True):
+        few = int(special.bdtrik(alpha / 2, m, 0.5)) + 1  # the largest count that still rejects, or one above it
+        while few >= 0 and 2 * special.bdtr(few, m, 0.5) > alpha:
+            few -= 1
+        if few >= 0:
+            found += weight * float(special.bdtr(few, m, share) + special.bdtr(few, m, 1 - share))
+    return found
 
 
 def visible_difference(
-    values: Sequence[float], clusters: Sequence[Hashable] | None = None, *, power: float = 0.8, alpha: float = 0.05
+    values: Values, clusters: Sequence[Hashable] | None = None, *, power: float = 0.8, alpha: float = 0.05
 ) -> float | None:
     """The smallest difference between two systems that this many such items would show, taken as unrelated.
 
@@ -378,12 +239,17 @@ def visible_difference(
     return minimum_detectable_effect(math.sqrt(2) * error, power=power, alpha=alpha)
 
 
-def items_needed(difference: float, deviation: float = 0.5, *, power: float = 0.8, alpha: float = 0.05) -> int:
-    """Items a side that show `difference` between two unrelated systems whose items vary by `deviation`."""
-    if difference <= 0 or deviation <= 0:
-        raise ValueError("difference and deviation must be positive")
-    reach = float(stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power))
-    return math.ceil(2 * (reach * deviation / difference) ** 2)
+def items_needed(
+    difference: float, deviation: float = 0.5, *, power: float = 0.8, alpha: float = 0.05, correlation: float = 0.0
+) -> int:
+    """Items that show `difference` between two systems whose items vary by `deviation`.
+
+    Two unrelated systems need as many a side; on the same items their `correlation` spares some.
+    """
+    if difference <= 0 or deviation <= 0 or not -1 <= correlation < 1:
+        raise ValueError("difference and deviation must be positive, the correlation between -1 and 1")
+    reach = normal_quantile(1 - alpha / 2) + normal_quantile(power)
+    return math.ceil(2 * (1 - correlation) * (reach * deviation / difference) ** 2)
 
 
 def non_inferior(difference: Interval, margin: float) -> Test:
@@ -413,11 +279,34 @@ def equivalent(difference: Interval, margin: float) -> Test:
     return Test(passed=None, bound=bound, margin=margin, reason="not enough data: the interval crosses the margin")
 
 
-def at_least(figure: Interval, threshold: float) -> bool | None:
-    """Whether a figure is surely above a threshold (its lower end is); None when it has no interval."""
-    return None if figure.low is None else figure.low > threshold
+def non_inferiority(
+    first: Values,
+    second: Values,
+    margin: float,
+    clusters: Sequence[Hashable] | None = None,
+    alpha: float = 0.05,
+) -> Test:
+    """Whether first is surely less than `margin` worse than second on the same items: a one-sided test at `alpha`."""
+    told = non_inferior(paired(first, second, clusters, 1 - 2 * alpha).difference, margin)
+    return told.model_copy(update={"p": _margin_p(first, second, margin, clusters)})
 
 
-def plain(figure: Interval) -> dict[str, Any]:
-    """An interval as it stands in summaries: value, low, high, n, clusters, reason."""
-    return {name: getattr(figure, name) for name in ("value", "low", "high", "n", "clusters", "reason")}
+def equivalence(
+    first: Values,
+    second: Values,
+    margin: float,
+    clusters: Sequence[Hashable] | None = None,
+    alpha: float = 0.05,
+) -> Test:
+    """Whether two systems surely differ by less than `margin` on the same items: two one-sided tests at `alpha`."""
+    told = equivalent(paired(first, second, clusters, 1 - 2 * alpha).difference, margin)
+    ps = _margin_p(first, second, margin, clusters), _margin_p(second, first, margin, clusters)
+    return told.model_copy(update={"p": None if ps[0] is None or ps[1] is None else max(ps[0], ps[1])})
+
+
+def _margin_p(first: Values, second: Values, margin: float, clusters: Sequence[Hashable] | None) -> float | None:
+    gap = checked(first) - checked(second)
+    parts = Partition.of(clusters, len(gap))
+    if parts.count < 2 or parts.error(gap) == 0.0:
+        return None
+    return _t_p(gap, parts, -margin, sides=1)

@@ -18,7 +18,8 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
 from tutelage.core.records import Record
-from tutelage.measure.statistics import Indices, Interval, bootstrap, undefined
+from tutelage.measure.clusters import Floats, Indices
+from tutelage.measure.intervals import Interval, bootstrap, bootstrap_sums, undefined
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -131,12 +132,13 @@ def _corpus(
     if any(not golds for golds in references):
         raise ValueError("every item needs at least one reference")
     inner = cast(Any, metric)  # per-segment statistics are what sacrebleu's own significance tests read
-    counts = np.array(inner._extract_corpus_statistics(list(answers), _streams(references)), dtype=np.int64)
+    counts = np.array(inner._extract_corpus_statistics(list(answers), _streams(references)), dtype=np.float64)
 
-    def statistic(drawn: Indices) -> float:
-        return float(inner._compute_score_from_stats(counts[drawn].sum(axis=0).tolist()).score)
+    def statistic(sums: Floats) -> Floats:
+        whole = np.rint(sums).astype(np.int64).tolist()
+        return np.array([inner._compute_score_from_stats(row).score for row in whole])
 
-    figure = bootstrap(statistic, len(answers), clusters=clusters, resamples=resamples, seed=seed)
+    figure = bootstrap_sums(counts, statistic, clusters=clusters, resamples=resamples, seed=seed)
     return Corpus(value=figure.value, signature=str(metric.get_signature()), interval=figure)
 
 

@@ -9,13 +9,14 @@ and Gladen 1978) and their intervals are as much wider. Kinds of people are neve
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from scipy.stats import beta
 
 from tutelage.core.records import Record
+from tutelage.measure.corrections import Count, complement, part, rogan_gladen, summed
+from tutelage.measure.intervals import Interval
 from tutelage.review.sample import Reviewed
 from tutelage.review.slips import Slips, slips
 
@@ -43,14 +44,6 @@ class Estimate(Record):
     """(value, low, high) of the voices as they were given, beside a corrected figure."""
 
 
-class Count(NamedTuple):
-    """An estimated number of decisions with its interval."""
-
-    value: float
-    low: float
-    high: float
-
-
 class Stratum(NamedTuple):
     """How many decisions, how many of them reviewed, which share of these is counted."""
 
@@ -70,12 +63,8 @@ def _limits(stratum: Stratum, level: float, left: float) -> tuple[float, float]:
     return low, high
 
 
-def _summed(ends: Sequence[tuple[Stratum, tuple[float, float]]]) -> Count:
-    """The strata's counts together: the distances to the ends of their intervals add up as squares (MOVER)."""
-    value = sum(s.size * s.share for s, _ in ends)
-    below = math.hypot(*(s.size * (s.share - low) for s, (low, _) in ends))
-    above = math.hypot(*(s.size * (high - s.share) for s, (_, high) in ends))
-    return Count(value, value - below, value + above)
+def _sized(stratum: Stratum, limits: tuple[float, float]) -> Count:
+    return Count(*(stratum.size * share for share in (stratum.share, *limits)))
 
 
 def counted(strata: Sequence[Stratum], level: float = 0.95) -> Count:
@@ -84,7 +73,7 @@ def counted(strata: Sequence[Stratum], level: float = 0.95) -> Count:
     Each stratum brings its own exact interval, so one in which nothing was seen still widens the whole by what it may
     hide. Where all were reviewed the interval is a point.
     """
-    found = _summed([(s, _limits(s, level, 1 - s.reviewed / s.size)) for s in strata])
+    found = summed(_sized(s, _limits(s, level, 1 - s.reviewed / s.size)) for s in strata)
     seen = sum(s.reviewed * s.share for s in strata)  # what was seen is certain: the interval cannot exclude it
     most = sum(s.size - s.reviewed * (1 - s.share) for s in strata)
     return Count(found.value, max(found.low, min(seen, found.value)), min(found.high, most))
@@ -97,58 +86,19 @@ def corrected(strata: Sequence[Stratum], errors: Slips, level: float = 0.95) -> 
     the chance of the draw away, not that of the slips: another set of voices would have slipped elsewhere.
     """
     total = sum(s.size for s in strata)
-    alarm, oversight = (Count(e.value or 0.0, e.low or 0.0, e.high or 0.0) for e in (errors.alarm, errors.oversight))
+    alarm, oversight = errors.alarm.value or 0.0, errors.oversight.value or 0.0
 
     def left(s: Stratum) -> float:
-        drawn = max(0.0, (s.share - alarm.value) * (1 - oversight.value - s.share))  # variance of harm itself
+        drawn = max(0.0, (s.share - alarm) * (1 - oversight - s.share))  # variance of harm itself
         return 1 - s.reviewed / s.size * drawn / (s.share * (1 - s.share)) if drawn else 1.0
 
-    def true(number: float, alarm: float, oversight: float) -> float:
-        return (number - alarm * total) / max(0.02, 1 - alarm - oversight)
-
-    said = _summed([(s, _limits(s, level, left(s))) for s in strata])
-    value = true(said.value, alarm.value, oversight.value)
-    others = [true(said.value, alarm.value, each) for each in (oversight.low, oversight.high)]
-    down = (
-        true(said.low, alarm.value, oversight.value),
-        true(said.value, alarm.high, oversight.value),
-        min(value, *others),
+    said = summed(_sized(s, _limits(s, level, left(s))) for s in strata)
+    flagged = Interval(
+        value=said.value / total, low=said.low / total, high=said.high / total, n=total, level=level, method="mover"
     )
-    up = (
-        true(said.high, alarm.value, oversight.value),
-        true(said.value, alarm.low, oversight.value),
-        max(value, *others),
-    )
-    inside = min(max(value, 0.0), float(total))
-    low, high = inside - math.dist(down, [value] * 3), inside + math.dist(up, [value] * 3)
-    return Count(inside, max(0.0, low), min(float(total), high))
-
-
-def part(one: Count, other: Count) -> Count | None:
-    """one / (one + other) for two independent counts, by MOVER on their ratio; None when both are 0."""
-    if one.value <= 0 and other.value <= 0:
-        return None
-    if other.value < one.value:  # the ratio is taken to the larger one, which is far from 0
-        flipped = part(other, one)
-        return Count(1 - flipped.value, 1 - flipped.high, 1 - flipped.low) if flipped else None
-    product = one.value * other.value
-
-    def root(first: float, second: float) -> float:
-        inside = product**2 - first * second * (2 * one.value - first) * (2 * other.value - second)
-        return math.sqrt(max(0.0, inside))
-
-    def ratio(first: float, second: float, sign: int) -> float:
-        below = second * (2 * other.value - second)
-        if abs(below) < 1e-12:  # the limit of the formula where its denominator vanishes
-            return math.inf if sign > 0 else first * (2 * one.value - first) / (2 * product) if product else 0.0
-        return (product + sign * root(first, second)) / below
-
-    low, high = ratio(one.low, other.high, -1), ratio(one.high, other.low, +1)
-    return Count(
-        one.value / (one.value + other.value),
-        max(0.0, low / (1 + low)),
-        1.0 if math.isinf(high) or high < 0 else high / (1 + high),
-    )
+    share = rogan_gladen(flagged, complement(errors.oversight), complement(errors.alarm))
+    low, high = (0.0, 1.0) if share.low is None or share.high is None else (share.low, share.high)
+    return Count(total * (share.value or 0.0), total * low, total * high)
 
 
 def _strata(rows: Sequence[Reviewed], sizes: Mapping[str, int], *, benign: bool) -> tuple[list[Stratum], int]:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import sqlalchemy as sql
 
-from tutelage.core.records import digest
+from tutelage.core.records import canonical, digest
 from tutelage.store import adjudication, gold, ledger, schema, tasks, texts, webhooks
 from tutelage.store.engine import Reader, Store, derived_id, next_numbers, now
 
 WHOLE = -1
 """The candidate number of an answer about the whole task."""
+
+FLAG = "flag"
+"""The question whose answer says what is wrong with a candidate."""
 
 PASSED = ("skipped", "flagged")
 
@@ -30,6 +34,8 @@ class Value:
     number: float | None = None
     text: str | None = None
     value: Any = None
+    typed: bool = False
+    """`value` lists words of the person's own, of a question FLAG: erasing them leaves an empty list."""
 
 
 @dataclass(frozen=True)
@@ -217,6 +223,9 @@ def _write(
         revision, before = earlier.get(row.id, (0, None))
         earlier[row.id] = (revision + 1, id)
         receipts[index] = Receipt(each.slot, id, "stored")
+        reason_id = derived_id("text", id, "reason") if each.reason else None
+        if reason_id:
+            words.append((reason_id, each.reason, ""))
         rows["annotation"].append(
             {
                 "id": id,
@@ -230,7 +239,7 @@ def _write(
                 "revision": revision + 1,
                 "supersedes_id": before,
                 "status": each.status,
-                "reason": each.reason,
+                "reason_id": reason_id,
                 "shown": list(each.shown),
                 "suggestion_seen": each.suggestion_seen,
                 "active_ms": each.active_ms,
@@ -240,9 +249,10 @@ def _write(
         )
         for value in each.values:
             text_id = None
-            if value.text is not None:
+            written = canonical(value.value).decode() if value.typed else value.text
+            if written is not None:
                 text_id = derived_id("text", id, value.question, value.candidate)
-                words.append((text_id, value.text, ""))
+                words.append((text_id, written, ""))
             rows["answer"].append(
                 {
                     "annotation_id": id,
@@ -250,7 +260,7 @@ def _write(
                     "candidate_no": value.candidate,
                     "number": value.number,
                     "text_id": text_id,
-                    "value": value.value,
+                    "value": None if value.typed else value.value,
                 }
             )
         for candidate, tier in each.ranks:
@@ -282,7 +292,8 @@ def _write(
         gold.judge(connection, store, person, golden)
     for _, each, row in fresh:
         if row.purpose == adjudication.PURPOSE and each.status == "submitted":
-            adjudication.decide(connection, _annotation_id(each.key), row.task_id, said(each), at)
+            kept = replace(each, values=[value for value in each.values if not value.typed])
+            adjudication.decide(connection, _annotation_id(each.key), row.task_id, said(kept), at)
     hooks = webhooks.listening(connection)
     stood = webhooks.states(connection, sorted({row.task_id for _, _, row in fresh})) if hooks else {}
     _settle(connection, fresh)
@@ -459,7 +470,8 @@ def _with_details(connection: sql.Connection, rows: Sequence[Any]) -> list[Annot
         for some in texts.chunks(ids):
             for row in connection.execute(sql.select(table).where(table.c.annotation_id.in_(some))):
                 into.setdefault(row.annotation_id, []).append(row)
-    words = texts.bodies(connection, [row.text_id for some in given.values() for row in some if row.text_id])
+    written = [row.text_id for some in given.values() for row in some] + [row.reason_id for row in rows]
+    words = texts.bodies(connection, written)
     return [
         Annotation(
             id=row.id,
@@ -474,14 +486,14 @@ def _with_details(connection: sql.Connection, rows: Sequence[Any]) -> list[Annot
             form=row.form_id,
             revision=row.revision,
             status=row.status,
-            reason=row.reason,
+            reason=words.get(row.reason_id or "", ""),
             shown=tuple(row.shown),
             active_ms=row.active_ms,
             at=row.at,
             tiers=_tiers(order.get(row.id, ())),
             unrankable=tuple(sorted(each.candidate_no for each in order.get(row.id, ()) if each.unrankable)),
             values=tuple(
-                Value(each.question, each.candidate_no, each.number, words.get(each.text_id or ""), each.value)
+                _value(each, words)
                 for each in sorted(given.get(row.id, ()), key=lambda each: (each.question, each.candidate_no))
             ),
             spans=tuple(
@@ -491,6 +503,13 @@ def _with_details(connection: sql.Connection, rows: Sequence[Any]) -> list[Annot
         )
         for row in rows
     ]
+
+
+def _value(row: Any, words: Mapping[str, str]) -> Value:
+    text = words.get(row.text_id or "")
+    if row.question == FLAG and row.text_id:
+        return Value(FLAG, row.candidate_no, value=json.loads(text or "[]"), typed=True)
+    return Value(row.question, row.candidate_no, row.number, text, row.value)
 
 
 def _tiers(ranks: Sequence[Any]) -> tuple[tuple[int, ...], ...]:

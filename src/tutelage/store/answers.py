@@ -10,7 +10,7 @@ from typing import Any, Literal
 import sqlalchemy as sql
 
 from tutelage.core.records import canonical, digest
-from tutelage.store import adjudication, gold, ledger, schema, tasks, texts, webhooks
+from tutelage.store import adjudication, gold, ledger, places, schema, texts, webhooks
 from tutelage.store.engine import Reader, Store, derived_id, next_numbers, now
 
 WHOLE = -1
@@ -18,11 +18,6 @@ WHOLE = -1
 
 FLAG = "flag"
 """The question whose answer says what is wrong with a candidate."""
-
-PASSED = ("skipped", "flagged")
-
-EXTRA_SLOTS = 3
-"""A task that was skipped or flagged this many times more than it wants people waits for a lead (state `stuck`)."""
 
 
 @dataclass(frozen=True)
@@ -139,47 +134,16 @@ def submit(store: Store, person: str, people: str, new: Sequence[NewAnnotation])
                 or each.slot in moved
             ):
                 receipts[at] = Receipt(each.slot, "", "stale")
-            elif why := _kept_from(connection, each, row):
+            elif why := places.kept_from(connection, each.status, row):
                 receipts[at] = Receipt(each.slot, "", "stale", why)
             else:
                 keys.add(each.key)
-                if each.status != "submitted" or row.state in PASSED:
+                if each.status != "submitted" or row.state in places.PASSED:
                     moved.add(each.slot)  # its row has changed since it was read
                 fresh.append((at, each, row))
         if fresh:
             _write(connection, store, person, people, fresh, receipts)
     return [receipts[at] for at in range(len(new))]
-
-
-def _kept_from(connection: sql.Connection, new: NewAnnotation, row: Any) -> str:
-    """Why an answer comes too late for its own slot, "" where it does not.
-
-    A place that was passed over can be had back while nobody has begun in the place that was opened instead; that one
-    is set aside (`spare`).
-    """
-    if new.status == "withdrawn" and row.state == "leased":
-        return "nothing was answered here that could be taken back"
-    if row.state not in PASSED or new.status in PASSED or row.purpose != schema.ORDINARY:
-        return ""
-    slot, task = schema.slot.c, schema.task.c
-    wanted = connection.execute(sql.select(task.required).where(task.id == row.task_id).with_for_update()).scalar_one()
-    others = connection.execute(
-        sql.select(slot.id, slot.state, slot.reserved_for).where(
-            slot.task_id == row.task_id,
-            slot.id != row.id,
-            slot.state.in_(("open", "leased", "done")),
-            slot.purpose == schema.ORDINARY,
-        )
-    ).all()
-    if len(others) < wanted:
-        return ""
-    for each in others:
-        if each.state != "done" and each.reserved_for == "":
-            nobodys = (slot.id == each.id, slot.state.in_(("open", "leased")), slot.person_id.is_(None))
-            aside = sql.update(schema.slot).where(*nobodys).values(state="spare")
-            if connection.execute(aside).rowcount:
-                return ""
-    return "somebody else was asked instead and has begun; nothing was stored"
 
 
 def _annotation_id(key: str) -> str:
@@ -296,7 +260,7 @@ def _write(
             adjudication.decide(connection, _annotation_id(each.key), row.task_id, said(kept), at)
     hooks = webhooks.listening(connection)
     stood = webhooks.states(connection, sorted({row.task_id for _, _, row in fresh})) if hooks else {}
-    _settle(connection, fresh)
+    places.settle(connection, [places.Left(row, each.status, each.lease_ms) for _, each, row in fresh])
     if hooks:
         purposes = [row.purpose for _, _, row in fresh]
         webhooks.tell_answers(connection, hooks, rows["annotation"], purposes, stood)
@@ -335,64 +299,6 @@ def _revisions(connection: sql.Connection, slots: Sequence[str], person: str) ->
         )
         found = {row.slot_id: (row.revision, row.id) for row in connection.execute(query)}
     return found
-
-
-def _settle(connection: sql.Connection, fresh: Sequence[tuple[int, NewAnnotation, Any]]) -> None:
-    """Close answered slots, open new ones for what was passed over, and close tasks that have all they want."""
-    slot, task = schema.slot, schema.task
-    done = [row.id for _, each, row in fresh if each.status == "submitted"]
-    if done:
-        connection.execute(sql.update(slot).where(slot.c.id.in_(done)).values(state="done"))
-    ordinary = slot.c.purpose == schema.ORDINARY
-    back = [row.task_id for _, each, row in fresh if each.status != "submitted" and row.purpose != gold.PURPOSE]
-    closed: set[str] = set()  # by a lead: nobody is asked there any more
-    for some in texts.chunks(back):
-        query = sql.select(task.c.id).where(task.c.id.in_(some), task.c.state == "closed")
-        closed.update(connection.execute(query).scalars())
-    for _, each, row in fresh:
-        if each.status == "withdrawn" and row.task_id in closed:
-            connection.execute(sql.update(slot).where(slot.c.id == row.id).values(state="void"))
-        elif each.status == "withdrawn":
-            again = {"lease_until": now() + each.lease_ms, "lease_epoch": slot.c.lease_epoch + 1}
-            connection.execute(sql.update(slot).where(slot.c.id == row.id).values(state="leased", **again))
-        elif each.status in PASSED:
-            connection.execute(sql.update(slot).where(slot.c.id == row.id).values(state=each.status))
-            if row.reserved_for == "" and row.state not in PASSED and row.task_id not in closed:
-                _ask_another(connection, row)
-    touched = sorted({row.task_id for _, _, row in fresh if row.purpose == schema.ORDINARY})
-    opened = any(each.status != "submitted" for _, each, _ in fresh)
-    for some in texts.chunks(touched):
-        waiting = sql.exists().where(slot.c.task_id == task.c.id, ordinary, slot.c.state.in_(("open", "leased")))
-        answered = (
-            sql.select(sql.func.count())
-            .where(slot.c.task_id == task.c.id, ordinary, slot.c.state == "done")
-            .scalar_subquery()
-        )
-        connection.execute(
-            sql.update(task)
-            .where(task.c.id.in_(some), task.c.state != "closed", ~waiting)  # a lead has closed it, a lead reopens it
-            .values(state=sql.case((answered >= task.c.required, "done"), else_="stuck"))
-        )
-        if opened:
-            other = (task.c.id.in_(some), waiting, task.c.state.not_in(("open", "closed")))
-            connection.execute(sql.update(task).where(*other).values(state="open"))
-
-
-def _ask_another(connection: sql.Connection, row: Any) -> None:
-    """A place for somebody else, in a task that was passed over; none once too many people have passed it over."""
-    slot, task = schema.slot, schema.task
-    aside = sql.select(slot.c.id).where(slot.c.task_id == row.task_id, slot.c.state == "spare").limit(1)
-    if spare := connection.execute(aside).scalar():
-        connection.execute(sql.update(slot).where(slot.c.id == spare).values(state="open"))
-        return
-    number = tasks.next_place(connection, row.task_id)
-    ordinary = sql.and_(slot.c.task_id == row.task_id, slot.c.purpose == schema.ORDINARY)
-    many = sql.select(sql.func.count()).where(ordinary).scalar_subquery()
-    wants = connection.execute(sql.select(task.c.required, many.label("many")).where(task.c.id == row.task_id)).one()
-    if wants.many < wants.required + EXTRA_SLOTS:
-        made = tasks.slot_row(row.task_id, number, row.project_id, -row.turn, row.position, "", row.language)
-        made["state"] = "leased"  # and its lease has run out: it comes back before the open ones
-        connection.execute(sql.insert(slot).values(**made))
 
 
 def read(

@@ -14,9 +14,9 @@ from tutelage.core.errors import DataError, NotFound, Refused
 from tutelage.core.records import digest
 from tutelage.store import gold, ledger, schema, tasks, taxonomies
 from tutelage.store.engine import Reader, Store
+from tutelage.store.places import PASSED
 
 annotation, slot, task = schema.annotation.c, schema.slot.c, schema.task.c
-PASSED = ("skipped", "flagged")
 ORDINARY = slot.purpose == schema.ORDINARY
 """Gold tasks that people are given on the way and adjudicators' places are no places of a task: they fill none."""
 REASON = sql.func.coalesce(schema.text.c.body, "").label("reason")

@@ -147,7 +147,7 @@ def test_a_task_everybody_skips_waits_for_a_lead(home):
         ({"values": {"note": "x" * 30_000}}, "at most 20,000"),
         ({"rewrite": "x" * 10_000_000}, "at most 20,000"),
         ({"slot": "nowhere"}, "no such slot"),
-        ({"spans": [{"start": 4, "end": 2, "label": "x"}]}, "go forward"),
+        ({"spans": [{"start": 0, "end": 2, "label": "x"}]}, "asks for no spans"),
     ],
 )
 def test_a_wrong_answer_is_refused_with_its_reason_and_the_good_ones_are_kept(home, fields, says):

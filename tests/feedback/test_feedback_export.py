@@ -157,7 +157,8 @@ def test_a_rewrite_is_a_demonstration_and_a_preference(world: World) -> None:
 def test_labels_are_shares_of_people(world: World) -> None:
     tone = Question(key="tone", kind="choice", choices=("kind", "rude", "neither"))
     topics = Question(key="topics", kind="choices", choices=("boats", "bread"), required=False)
-    world.project("town", "tag", (tone, topics))
+    names = Question(key="names", kind="spans", choices=("PERSON",), required=False)
+    world.project("town", "tag", (tone, topics, names))
     world.task("town", "tag", "The baker sails, and how.")
     mark = MarkedSpan(field="prompt", start=4, end=9, label="PERSON")
     world.say(

@@ -144,6 +144,7 @@ def held(tmp_path_factory):
         ("tag", {"values": {"where": []}}, "does not ask this"),
         ("tag", {"spans": [{"field": "prompt", "start": 3, "end": 3, "label": "spam"}]}, "go forward"),
         ("tag", {"spans": [{"field": "prompt", "start": 0, "end": 24, "label": "spam"}]}, "behind the end of the text"),
+        ("rewrite", {"rewrite": "Better.", "spans": [{"start": 0, "end": 1, "label": "x"}]}, "asks for no spans"),
         ("tag", {"spans": [{"field": "prompt:2", "start": 0, "end": 1, "label": "spam"}]}, "no message 2"),
         ("tag", {"spans": [{"candidate": 2, "start": 0, "end": 1, "label": "spam"}]}, "no candidate 2"),
         ("tag", {"spans": [{"field": "prompt", "start": 0, "end": 1, "label": "weather"}]}, "no node 'weather'"),

@@ -23,6 +23,7 @@ FORM = Form(
         Question(key="sort", kind="choice", choices=("a", "b", "c"), required=False),
         Question(key="labels", kind="choices", choices=("x", "y"), required=False),
         Question(key="why", kind="text", required=False),
+        Question(key="where", kind="spans", choices=("place",), required=False),
     )
 )
 TEXT = "the mill by the river burnt down last night"

@@ -202,6 +202,49 @@ def test_erasing_a_person_takes_every_way_in_and_what_they_said_elsewhere(store:
     assert [each.task for each in slots.claim(store, ben.id, [project.id], 1, 60_000)] == [task], "free for others"
 
 
+def test_no_word_that_a_judge_typed_is_left_anywhere(store: Store) -> None:
+    """Whatever can be typed beside an answer is erased: words why, flags in own words, notes, rewrites."""
+    crew = [ana, ben] = people.create_many(store, ["ana", "ben"])
+    judged(store, crew)
+    project = tasks.get_project(store, "desk")
+    new = [
+        api.NewTask(key=key, kind="scoring", messages=(Message(role="user", content="?"),),
+                    candidates=(api.NewCandidate(content="Yes."),))
+        for key in "23"
+    ]  # fmt: skip
+    api.put_tasks(store, project, new, {})
+    for person in crew:
+        word = f"WORD of {person.name}"
+        for item, status in zip(
+            api.claim(store, person, api.Claim(count=2)).items, ("submitted", "skipped"), strict=True
+        ):
+            said = (
+                {"values": {"note": word}, "rewrite": word, "scores": {"right": {0: 1}}}
+                if status == "submitted"
+                else {}
+            )
+            given = api.Answer(slot=item.slot, epoch=item.epoch, key=f"more-{item.slot}", status=status,
+                               reason=word, flags={0: [word, "rude"]}, **said)  # fmt: skip
+            assert api.submit(store, person, api.Answers(answers=(given,))).receipts[0].status == "stored"
+    erasure.erase(store, erasure.words_of(store, person=ana.id), person=ana.id, by="lea")
+    left = everything(store)
+    assert "WORD of ana" not in left and left.count("WORD of ben") == 6
+    mine = answers.read(store, "desk", person=ana.id, status=None)
+    assert [each.status for each in mine] == ["submitted", "submitted", "skipped"], "the rows stay"
+    flagged = [value for each in mine for value in each.values if value.question == "flag"]
+    assert len(flagged) == 2 and all(value.value == [] for value in flagged), "and that something was wrong"
+    theirs = answers.read(store, "desk", person=ben.id, status="skipped")[0]
+    assert theirs.reason == "WORD of ben" and theirs.values[0].value == ["WORD of ben", "rude"]
+
+
+def everything(store: Store) -> str:
+    """Every value of every row of the store."""
+    with store.read() as connection:
+        return "\n".join(
+            str(tuple(row)) for table in schema.metadata.sorted_tables for row in connection.execute(sql.select(table))
+        )
+
+
 def test_erasing_a_user_of_the_service(store: Store, root: Root) -> None:
     for subject in ("u1", "u2"):
         traces.write(

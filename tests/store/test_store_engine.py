@@ -14,7 +14,7 @@ from alembic.migration import MigrationContext
 
 from tutelage.core.artifact import Root
 from tutelage.core.errors import DataError, TutelageError, UsageError
-from tutelage.store import engine, keys, ledger, schema, slots, texts
+from tutelage.store import answers, engine, erasure, keys, ledger, schema, slots, texts
 
 
 def test_migrations_give_exactly_the_tables_of_the_schema(home):
@@ -220,32 +220,74 @@ def _value(column, table, number, keys):
     return number if isinstance(column.type, sql.Integer) else f"{table}-{column.name}"[: column.type.length or 100]
 
 
-@pytest.mark.parametrize("revision", ["0001", "0002", "0003"])
-def test_every_earlier_schema_is_brought_up_with_its_data(fresh, monkeypatch, revision):
-    """A row in every table, every column of it filled, is there after the upgrade as it was written."""
+REVISIONS = {"0001": 20, "0002": 35, "0003": 35, "0004": 38}
+"""Every earlier schema, and how many tables it has at least."""
+
+
+def _filled(home, monkeypatch, revision, **changed):
+    """A store of an earlier schema with a row in every table, every column of it filled: table -> row. `changed` names
+    columns, as `table_column`, that hold something else."""
     with monkeypatch.context() as earlier:
         earlier.setattr(engine, "HEAD", revision)
-        store = engine.open(fresh)
+        store = engine.open(home)
     there, keys = sql.MetaData(), {}
     with store.write() as connection:
         there.reflect(connection)
         for number, table in enumerate(there.sorted_tables, 1):
-            if table.name not in ("alembic_version", "counter", "outbox"):  # nothing ever wrote to the outbox
-                row = {column.name: _value(column, table.name, number, keys) for column in table.columns}
+            # nothing ever wrote to the outbox before it knew whom it was for
+            if table.name not in ("alembic_version", "counter", *(("outbox",) if revision < "0004" else ())):
+                row = {
+                    column.name: changed.get(f"{table.name}_{column.name}", _value(column, table.name, number, keys))
+                    for column in table.columns
+                }
                 keys[table.name] = row
                 connection.execute(sql.insert(table).values(**row))
         connection.execute(sql.update(there.tables["counter"]).values(value=7))
     store.close()
-    assert len(keys) >= {"0001": 20, "0002": 35, "0003": 35}[revision]
+    return keys
+
+
+@pytest.mark.parametrize("revision", REVISIONS)
+def test_every_earlier_schema_is_brought_up_with_its_data(fresh, monkeypatch, revision):
+    """What was there is there after the upgrade as it was written."""
+    keys = _filled(fresh, monkeypatch, revision)
+    assert len(keys) >= REVISIONS[revision]
     with engine.open(fresh) as again, again.read() as connection:
         assert compare_metadata(MigrationContext.configure(connection), schema.metadata) == []
         for name, row in keys.items():
-            found = dict(connection.execute(sql.select(schema.metadata.tables[name])).mappings().one())
+            query = sql.select(schema.metadata.tables[name])
+            if name == "text":
+                query = query.where(schema.text.c.id == row["id"])
+            found = dict(connection.execute(query).mappings().one())
             if name == "slot":  # 0003 turned the order round
                 row = {**row, "turn": -row["priority"] if "priority" in row else row["turn"]}
                 row.pop("priority", None)
+            if name == "annotation":  # 0005 keeps its words among the texts
+                row = dict(row)
+                assert texts.bodies(connection, [found["reason_id"]]) == {found["reason_id"]: row.pop("reason")}
             assert {key: found[key] for key in row} == row, name
         assert set(connection.execute(sql.select(schema.counter.c.value)).scalars()) <= {0, 7}
+
+
+@pytest.mark.parametrize("revision", REVISIONS)
+@pytest.mark.parametrize("tree", [True, False])
+def test_words_of_earlier_schemas_can_be_erased_and_nothing_else_can_be_changed(fresh, monkeypatch, revision, tree):
+    """Flags are a person's own words where the form has no taxonomy to choose them from."""
+    said = {"answer_question": "flag", "answer_candidate_no": 0, "answer_value": ["rude", 'my "own" \u00fc'],
+            "answer_text_id": None, "answer_number": None, "annotation_reason": "I know who wrote this"}  # fmt: skip
+    keys = _filled(fresh, monkeypatch, revision, **said | ({} if tree else {"form_taxonomy_id": None}))
+    person = keys["annotation"]["person_id"]
+    with engine.open(fresh) as store:
+        (given,) = answers.read(store, own=True, status=None, newest=False)
+        assert given.reason == "I know who wrote this"
+        assert given.values == (answers.Value("flag", 0, value=["rude", 'my "own" \u00fc'], typed=not tree),)
+        words = erasure.words_of(store, person=person)
+        erasure.erase(store, words, person=person, by="lead")
+        (left,) = answers.read(store, own=True, status=None, newest=False)
+        assert left.reason == "" and left.values[0].value == (["rude", 'my "own" \u00fc'] if tree else [])
+        for line in ("UPDATE annotation SET active_ms = 1", "UPDATE answer SET number = 1", "DELETE FROM answer"):
+            with pytest.raises(TutelageError, match="append-only"), store.write() as connection:
+                connection.exec_driver_sql(line)
 
 
 def test_a_reader_sees_one_state_however_much_is_written(store):

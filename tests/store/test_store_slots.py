@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sql
 
 from tutelage.core.errors import ConfigError, DataError, NotFound
-from tutelage.store import answers, erasure, gold, people, qualifications, schema, slots, tasks
+from tutelage.store import answers, engine, erasure, gold, people, profiles, qualifications, schema, slots, tasks
 from tutelage.store.slots import REASONS
 
 LEASE = 60_000
@@ -51,6 +51,34 @@ def take(store, person, where, count=1, lease=LEASE):
 
 def why(store, person, where):
     return slots.why_empty(store, person, [where.id])
+
+
+def plans(store, act):
+    """How SQLite finds the rows of every SELECT of an act: (statement, a line of its plan)."""
+    found = []
+
+    def look(connection, cursor, statement, parameters, context, many):
+        if statement.startswith("SELECT") and not many:
+            lines = connection.connection.cursor().execute(f"EXPLAIN QUERY PLAN {statement}", parameters).fetchall()
+            found.extend((statement, line[3]) for line in lines)
+
+    for each in (store._reading, store._words, store._traces):
+        sql.event.listen(each, "before_cursor_execute", look)
+    act()
+    return found
+
+
+def test_what_is_read_while_others_wait_to_write_is_found_in_an_index(tmp_path):
+    with engine.open(tmp_path) as store:
+        found = plans(store, lambda: profiles.keep_consent(store, "1", "We ask, you may answer."))
+        (line,) = {line for statement, line in found if "action" in statement}
+        assert line == "SEARCH audit USING COVERING INDEX ix_audit_act (action=? AND object=?)"
+        where = project(store, gold_share=0.5)
+        fill(store, where, ("a", {}), ("b", {}))
+        (anna,) = crew(store, "anna")
+        found = plans(store, lambda: take(store, anna, where))
+        lines = {line for statement, line in found if "count(" in statement and "slot.purpose !=" in statement}
+        assert lines == {"SEARCH slot USING COVERING INDEX ix_slot_person (person_id=? AND project_id=?)"}
 
 
 def test_a_task_with_a_language_goes_to_who_named_it_and_one_without_to_anybody(store):

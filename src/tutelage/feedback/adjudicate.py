@@ -15,7 +15,7 @@ from tutelage.feedback.check import OpenForm, Texts
 from tutelage.feedback.wire import Answer, Question, Wire
 from tutelage.store import adjudication, answers, slots, tasks
 from tutelage.store.adjudication import BROKEN, CAUSE, CAUSES, NOTE, PURPOSE, ROLE
-from tutelage.store.answers import Annotation, NewAnnotation
+from tutelage.store.answers import Annotation, NewAnnotation, Value
 from tutelage.store.engine import Reader, Store
 from tutelage.store.people import Person
 from tutelage.store.settings import ProjectSettings
@@ -151,10 +151,14 @@ def earlier(store: Reader, task: Task, project: Project) -> list[Annotation]:
 
 def masked(project: Project, given: Annotation) -> Annotation:
     """An answer as others see it: what its person wrote with personal data masked where the project masks it."""
-    values = tuple(
-        each if each.text is None else replace(each, text=hidden(project, each.text)) for each in given.values
-    )
+    values = tuple(_masked(project, each) for each in given.values)
     return replace(given, values=values, reason=hidden(project, given.reason))
+
+
+def _masked(project: Project, value: Value) -> Value:
+    if value.typed:
+        return replace(value, value=[hidden(project, word) for word in value.value])
+    return value if value.text is None else replace(value, text=hidden(project, value.text))
 
 
 def hidden(project: Project, text: str) -> str:

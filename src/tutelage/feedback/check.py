@@ -13,7 +13,7 @@ from tutelage.feedback import assign
 from tutelage.feedback.taxonomy import Taxonomy
 from tutelage.feedback.wire import PICKED, RANKED, Answer, MarkedSpan, Question
 from tutelage.store import slots, tasks, taxonomies
-from tutelage.store.answers import WHOLE, NewAnnotation, Value
+from tutelage.store.answers import FLAG, WHOLE, NewAnnotation, Value
 from tutelage.store.engine import Store
 from tutelage.store.people import Person
 
@@ -74,6 +74,10 @@ def checked(
 
     `shown` is asked for the texts only where an answer points into them.
     """
+    asks = form.taxonomy is not None or any(each.kind == "spans" for each in form.questions)
+    if given.spans and not asks and person.kind == "live":  # of a file the labels are chosen ones
+        todo = "Add a question of kind `spans`, which says what labels there are, to the form"
+        raise DataError("the form asks for no spans", key="spans", todo=todo)
     ranks: list[tuple[int, int | None]] = []
     values: list[Value] = []
     if given.status == "submitted":
@@ -158,7 +162,7 @@ def _flags(given: Answer, brief: slots.Brief, form: OpenForm) -> list[Value]:
         else:
             kept = sorted({_written(name, where) for name in names})
         if kept:
-            made.append(Value("flag", no, value=kept))
+            made.append(Value(FLAG, no, value=kept, typed=form.taxonomy is None))
     return made
 
 

@@ -203,7 +203,7 @@ def _kto(group: Group, dropped: Counter[str]) -> list[dict[str, Any]]:
     prompt, rows = _turns(group.task.messages), []
     people, scores = len(group.given), _scores(group)
     bad = sum(bool(each.value("all_bad")) for each in group.given)
-    flagged = Counter(v.candidate for each in group.given for v in each.values if v.question == "flag" and v.value)
+    flagged = Counter(v.candidate for each in group.given for v in each.values if v.question == "flag")
     best = Counter({no: len(given) for no, given in _as_is(group).items()})
     worst: Counter[int] = Counter()
     for each in group.given:
@@ -342,7 +342,8 @@ def _annotations(group: Group, dropped: Counter[str]) -> list[dict[str, Any]]:
                         {"rewritten": no} if len(task.candidates) > 1 and no != WHOLE else {}
                     )
                 case "flag", no:
-                    answer.setdefault("flags", {})[str(no)] = said
+                    words = [group.text(word) for word in value.value] if value.typed else said
+                    answer.setdefault("flags", {})[str(no)] = words
                 case key, no if no == WHOLE:  # of a strength the words are sent, not their number
                     answer.setdefault("values", {})[key] = value.value if value.value is not None else said
                 case key, no if value.number is None:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import sqlalchemy as sql
 
-from tutelage.core.records import digest
-from tutelage.store import adjudication, gold, ledger, schema, tasks, texts, webhooks
+from tutelage.core.records import canonical, digest
+from tutelage.store import adjudication, gold, ledger, places, schema, texts, webhooks
 from tutelage.store.engine import Reader, Store, derived_id, next_numbers, now
 
 WHOLE = -1
 """The candidate number of an answer about the whole task."""
 
-PASSED = ("skipped", "flagged")
-
-EXTRA_SLOTS = 3
-"""A task that was skipped or flagged this many times more than it wants people waits for a lead (state `stuck`)."""
+FLAG = "flag"
+"""The question whose answer says what is wrong with a candidate."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,8 @@ class Value:
     number: float | None = None
     text: str | None = None
     value: Any = None
+    typed: bool = False
+    """`value` lists words of the person's own, of a question FLAG: erasing them leaves an empty list."""
 
 
 @dataclass(frozen=True)
@@ -133,47 +134,16 @@ def submit(store: Store, person: str, people: str, new: Sequence[NewAnnotation])
                 or each.slot in moved
             ):
                 receipts[at] = Receipt(each.slot, "", "stale")
-            elif why := _kept_from(connection, each, row):
+            elif why := places.kept_from(connection, each.status, row):
                 receipts[at] = Receipt(each.slot, "", "stale", why)
             else:
                 keys.add(each.key)
-                if each.status != "submitted" or row.state in PASSED:
+                if each.status != "submitted" or row.state in places.PASSED:
                     moved.add(each.slot)  # its row has changed since it was read
                 fresh.append((at, each, row))
         if fresh:
             _write(connection, store, person, people, fresh, receipts)
     return [receipts[at] for at in range(len(new))]
-
-
-def _kept_from(connection: sql.Connection, new: NewAnnotation, row: Any) -> str:
-    """Why an answer comes too late for its own slot, "" where it does not.
-
-    A place that was passed over can be had back while nobody has begun in the place that was opened instead; that one
-    is set aside (`spare`).
-    """
-    if new.status == "withdrawn" and row.state == "leased":
-        return "nothing was answered here that could be taken back"
-    if row.state not in PASSED or new.status in PASSED or row.purpose != schema.ORDINARY:
-        return ""
-    slot, task = schema.slot.c, schema.task.c
-    wanted = connection.execute(sql.select(task.required).where(task.id == row.task_id).with_for_update()).scalar_one()
-    others = connection.execute(
-        sql.select(slot.id, slot.state, slot.reserved_for).where(
-            slot.task_id == row.task_id,
-            slot.id != row.id,
-            slot.state.in_(("open", "leased", "done")),
-            slot.purpose == schema.ORDINARY,
-        )
-    ).all()
-    if len(others) < wanted:
-        return ""
-    for each in others:
-        if each.state != "done" and each.reserved_for == "":
-            nobodys = (slot.id == each.id, slot.state.in_(("open", "leased")), slot.person_id.is_(None))
-            aside = sql.update(schema.slot).where(*nobodys).values(state="spare")
-            if connection.execute(aside).rowcount:
-                return ""
-    return "somebody else was asked instead and has begun; nothing was stored"
 
 
 def _annotation_id(key: str) -> str:
@@ -217,6 +187,9 @@ def _write(
         revision, before = earlier.get(row.id, (0, None))
         earlier[row.id] = (revision + 1, id)
         receipts[index] = Receipt(each.slot, id, "stored")
+        reason_id = derived_id("text", id, "reason") if each.reason else None
+        if reason_id:
+            words.append((reason_id, each.reason, ""))
         rows["annotation"].append(
             {
                 "id": id,
@@ -230,7 +203,7 @@ def _write(
                 "revision": revision + 1,
                 "supersedes_id": before,
                 "status": each.status,
-                "reason": each.reason,
+                "reason_id": reason_id,
                 "shown": list(each.shown),
                 "suggestion_seen": each.suggestion_seen,
                 "active_ms": each.active_ms,
@@ -240,9 +213,10 @@ def _write(
         )
         for value in each.values:
             text_id = None
-            if value.text is not None:
+            written = canonical(value.value).decode() if value.typed else value.text
+            if written is not None:
                 text_id = derived_id("text", id, value.question, value.candidate)
-                words.append((text_id, value.text, ""))
+                words.append((text_id, written, ""))
             rows["answer"].append(
                 {
                     "annotation_id": id,
@@ -250,7 +224,7 @@ def _write(
                     "candidate_no": value.candidate,
                     "number": value.number,
                     "text_id": text_id,
-                    "value": value.value,
+                    "value": None if value.typed else value.value,
                 }
             )
         for candidate, tier in each.ranks:
@@ -282,10 +256,11 @@ def _write(
         gold.judge(connection, store, person, golden)
     for _, each, row in fresh:
         if row.purpose == adjudication.PURPOSE and each.status == "submitted":
-            adjudication.decide(connection, _annotation_id(each.key), row.task_id, said(each), at)
+            kept = replace(each, values=[value for value in each.values if not value.typed])
+            adjudication.decide(connection, _annotation_id(each.key), row.task_id, said(kept), at)
     hooks = webhooks.listening(connection)
     stood = webhooks.states(connection, sorted({row.task_id for _, _, row in fresh})) if hooks else {}
-    _settle(connection, fresh)
+    places.settle(connection, [places.Left(row, each.status, each.lease_ms) for _, each, row in fresh])
     if hooks:
         purposes = [row.purpose for _, _, row in fresh]
         webhooks.tell_answers(connection, hooks, rows["annotation"], purposes, stood)
@@ -324,64 +299,6 @@ def _revisions(connection: sql.Connection, slots: Sequence[str], person: str) ->
         )
         found = {row.slot_id: (row.revision, row.id) for row in connection.execute(query)}
     return found
-
-
-def _settle(connection: sql.Connection, fresh: Sequence[tuple[int, NewAnnotation, Any]]) -> None:
-    """Close answered slots, open new ones for what was passed over, and close tasks that have all they want."""
-    slot, task = schema.slot, schema.task
-    done = [row.id for _, each, row in fresh if each.status == "submitted"]
-    if done:
-        connection.execute(sql.update(slot).where(slot.c.id.in_(done)).values(state="done"))
-    ordinary = slot.c.purpose == schema.ORDINARY
-    back = [row.task_id for _, each, row in fresh if each.status != "submitted" and row.purpose != gold.PURPOSE]
-    closed: set[str] = set()  # by a lead: nobody is asked there any more
-    for some in texts.chunks(back):
-        query = sql.select(task.c.id).where(task.c.id.in_(some), task.c.state == "closed")
-        closed.update(connection.execute(query).scalars())
-    for _, each, row in fresh:
-        if each.status == "withdrawn" and row.task_id in closed:
-            connection.execute(sql.update(slot).where(slot.c.id == row.id).values(state="void"))
-        elif each.status == "withdrawn":
-            again = {"lease_until": now() + each.lease_ms, "lease_epoch": slot.c.lease_epoch + 1}
-            connection.execute(sql.update(slot).where(slot.c.id == row.id).values(state="leased", **again))
-        elif each.status in PASSED:
-            connection.execute(sql.update(slot).where(slot.c.id == row.id).values(state=each.status))
-            if row.reserved_for == "" and row.state not in PASSED and row.task_id not in closed:
-                _ask_another(connection, row)
-    touched = sorted({row.task_id for _, _, row in fresh if row.purpose == schema.ORDINARY})
-    opened = any(each.status != "submitted" for _, each, _ in fresh)
-    for some in texts.chunks(touched):
-        waiting = sql.exists().where(slot.c.task_id == task.c.id, ordinary, slot.c.state.in_(("open", "leased")))
-        answered = (
-            sql.select(sql.func.count())
-            .where(slot.c.task_id == task.c.id, ordinary, slot.c.state == "done")
-            .scalar_subquery()
-        )
-        connection.execute(
-            sql.update(task)
-            .where(task.c.id.in_(some), task.c.state != "closed", ~waiting)  # a lead has closed it, a lead reopens it
-            .values(state=sql.case((answered >= task.c.required, "done"), else_="stuck"))
-        )
-        if opened:
-            other = (task.c.id.in_(some), waiting, task.c.state.not_in(("open", "closed")))
-            connection.execute(sql.update(task).where(*other).values(state="open"))
-
-
-def _ask_another(connection: sql.Connection, row: Any) -> None:
-    """A place for somebody else, in a task that was passed over; none once too many people have passed it over."""
-    slot, task = schema.slot, schema.task
-    aside = sql.select(slot.c.id).where(slot.c.task_id == row.task_id, slot.c.state == "spare").limit(1)
-    if spare := connection.execute(aside).scalar():
-        connection.execute(sql.update(slot).where(slot.c.id == spare).values(state="open"))
-        return
-    number = tasks.next_place(connection, row.task_id)
-    ordinary = sql.and_(slot.c.task_id == row.task_id, slot.c.purpose == schema.ORDINARY)
-    many = sql.select(sql.func.count()).where(ordinary).scalar_subquery()
-    wants = connection.execute(sql.select(task.c.required, many.label("many")).where(task.c.id == row.task_id)).one()
-    if wants.many < wants.required + EXTRA_SLOTS:
-        made = tasks.slot_row(row.task_id, number, row.project_id, -row.turn, row.position, "", row.language)
-        made["state"] = "leased"  # and its lease has run out: it comes back before the open ones
-        connection.execute(sql.insert(slot).values(**made))
 
 
 def read(
@@ -459,7 +376,8 @@ def _with_details(connection: sql.Connection, rows: Sequence[Any]) -> list[Annot
         for some in texts.chunks(ids):
             for row in connection.execute(sql.select(table).where(table.c.annotation_id.in_(some))):
                 into.setdefault(row.annotation_id, []).append(row)
-    words = texts.bodies(connection, [row.text_id for some in given.values() for row in some if row.text_id])
+    written = [row.text_id for some in given.values() for row in some] + [row.reason_id for row in rows]
+    words = texts.bodies(connection, written)
     return [
         Annotation(
             id=row.id,
@@ -474,14 +392,14 @@ def _with_details(connection: sql.Connection, rows: Sequence[Any]) -> list[Annot
             form=row.form_id,
             revision=row.revision,
             status=row.status,
-            reason=row.reason,
+            reason=words.get(row.reason_id or "", ""),
             shown=tuple(row.shown),
             active_ms=row.active_ms,
             at=row.at,
             tiers=_tiers(order.get(row.id, ())),
             unrankable=tuple(sorted(each.candidate_no for each in order.get(row.id, ()) if each.unrankable)),
             values=tuple(
-                Value(each.question, each.candidate_no, each.number, words.get(each.text_id or ""), each.value)
+                _value(each, words)
                 for each in sorted(given.get(row.id, ()), key=lambda each: (each.question, each.candidate_no))
             ),
             spans=tuple(
@@ -491,6 +409,13 @@ def _with_details(connection: sql.Connection, rows: Sequence[Any]) -> list[Annot
         )
         for row in rows
     ]
+
+
+def _value(row: Any, words: Mapping[str, str]) -> Value:
+    text = words.get(row.text_id or "")
+    if row.question == FLAG and row.text_id:
+        return Value(FLAG, row.candidate_no, value=json.loads(text or "[]"), typed=True)
+    return Value(row.question, row.candidate_no, row.number, text, row.value)
 
 
 def _tiers(ranks: Sequence[Any]) -> tuple[tuple[int, ...], ...]:

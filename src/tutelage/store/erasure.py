@@ -42,8 +42,9 @@ def words_of(store: Reader, *, person: str = "", subject: str = "") -> Words:
                 ).scalars()
             )
             for some in texts.chunks(annotations):
-                wrote = sql.select(answer.text_id).where(answer.annotation_id.in_(some), answer.text_id.is_not(None))
-                found.update(connection.execute(wrote).scalars())
+                for column, key in ((answer.text_id, answer.annotation_id), (annotation.reason_id, annotation.id)):
+                    wrote = sql.select(column).where(key.in_(some), column.is_not(None))
+                    found.update(connection.execute(wrote).scalars())
             found.update(
                 connection.execute(
                     sql.select(hold.text_id).where(hold.by == person, hold.text_id.is_not(None))
@@ -117,7 +118,14 @@ def _account(connection: sql.Connection, person: str) -> None:
     )
     profiles.clear(connection, person)
     ways_in = (schema.session, schema.api_token, schema.invitation, schema.identity)
-    of_them = (schema.draft, schema.qualification, schema.role_grant, schema.person_statistic, schema.pause)
+    of_them = (
+        schema.draft,
+        schema.qualification,
+        schema.role_grant,
+        schema.person_statistic,
+        schema.pause,
+        schema.seen,
+    )
     for held in (*ways_in, *of_them):
         connection.execute(sql.delete(held).where(held.c.person_id == person))
     slot = schema.slot

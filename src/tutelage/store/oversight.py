@@ -14,11 +14,13 @@ from tutelage.core.errors import DataError, NotFound, Refused
 from tutelage.core.records import digest
 from tutelage.store import dialogues, gold, ledger, schema, tasks, taxonomies
 from tutelage.store.engine import Reader, Store
+from tutelage.store.places import PASSED
 
 annotation, slot, task = schema.annotation.c, schema.slot.c, schema.task.c
-PASSED = ("skipped", "flagged")
 ORDINARY = slot.purpose == schema.ORDINARY
 """Gold tasks that people are given on the way and adjudicators' places are no places of a task: they fill none."""
+REASON = sql.func.coalesce(schema.text.c.body, "").label("reason")
+"""What somebody wrote who passed a task over; "" once it was erased."""
 LOOKED_AT = 5_000
 """Open places whose language is looked at: where more wait, these speak for them."""
 
@@ -56,13 +58,14 @@ def reasons(store: Reader, project_id: str, limit: int = 40) -> list[Passed]:
     """Why people skip and flag, most frequent first; kinds of people apart."""
     times = sql.func.count()
     query = (
-        sql.select(annotation.status, annotation.people, annotation.reason, times.label("times"))
+        sql.select(annotation.status, annotation.people, REASON, times.label("times"))
         .select_from(schema.slot)
         .join(schema.annotation, annotation.slot_id == slot.id)
+        .outerjoin(schema.text, schema.text.c.id == annotation.reason_id)
         .where(slot.project_id == project_id, slot.state.in_(PASSED), annotation.status.in_(PASSED))
         .where(ORDINARY)
-        .group_by(annotation.status, annotation.people, annotation.reason)
-        .order_by(times.desc(), annotation.status, annotation.reason)
+        .group_by(annotation.status, annotation.people, "reason")
+        .order_by(times.desc(), annotation.status, "reason")
         .limit(limit)
     )
     with store.read() as connection:
@@ -98,7 +101,8 @@ def stuck(store: Reader, project_id: str, after: int = 0, limit: int = 20) -> li
         done = _done(connection, ids)
         told: dict[str, list[tuple[str, str, str]]] = {}
         for row in connection.execute(
-            sql.select(annotation.task_id, who.pseudonym, annotation.status, annotation.reason)
+            sql.select(annotation.task_id, who.pseudonym, annotation.status, REASON)
+            .outerjoin(schema.text, schema.text.c.id == annotation.reason_id)
             .join(schema.person, who.id == annotation.person_id)
             .join(schema.slot, slot.id == annotation.slot_id)
             .where(annotation.task_id.in_(ids), annotation.status.in_(PASSED), slot.state.in_(PASSED), ORDINARY)

@@ -213,7 +213,7 @@ slot = table(
     sql.UniqueConstraint("task_id", "person_id"),
     sql.Index("ix_slot_next", "project_id", "state", "reserved_for", "language", "turn", "position"),
     sql.Index("ix_slot_lease", "state", "lease_until"),
-    sql.Index("ix_slot_person", "person_id", "project_id", "state", "turn", "position"),
+    sql.Index("ix_slot_person", "person_id", "project_id", "state", "turn", "position", "purpose"),
 )
 """One place for one person's answer: a task has as many as it wants people, so overlap is a fact, not a count.
 
@@ -222,6 +222,15 @@ must have named; empty for a place that a person's id stands on. `turn` is minus
 and position is next, in the order of the index. A place that was given back is one whose lease has run out: those come
 first. Only places of purpose ORDINARY count for their task: one of purpose `gold` is made when somebody is given a
 gold task, one of purpose `adjudicate` when a lead asks somebody to decide where people differ."""
+seen = table(
+    "seen",
+    link("person_id", "person.id", primary=True),
+    Column("subject", Id, primary_key=True),
+    Column("through", BigInteger, nullable=False, server_default="0"),
+    moment(),
+)
+"""Who has seen what others answered: to a task (`subject` is its id), or to all tasks of a project (its id) as far as
+annotation number `through`."""
 draft = table(
     "draft",
     link("slot_id", "slot.id", primary=True),
@@ -245,7 +254,7 @@ annotation = table(
     count("revision", 1),
     Column("supersedes_id", Id),
     words("status", 20),
-    words("reason", 500),
+    link("reason_id", "text.id", optional=True),
     document("shown"),
     flag("suggestion_seen"),
     count("active_ms"),
@@ -265,7 +274,8 @@ answer = table(
     link("text_id", "text.id", optional=True),
     Column("value", Json),
 )
-"""`candidate_no` is -1 for an answer about the whole task."""
+"""`candidate_no` is -1 for an answer about the whole task. What a person typed is a text, which can be erased: flags in
+words of their own are a JSON list there, flags chosen from a taxonomy stay in `value`."""
 rank = table(
     "rank",
     link("annotation_id", "annotation.id", primary=True),
@@ -570,5 +580,6 @@ audit = table(
     words("object", 200),
     Column("body", Text, nullable=False),
     moment(),
+    sql.Index("ix_audit_act", "action", "object", "seq"),
 )
 """The ledger: each row holds the hash of the one before. `body` is canonical JSON."""

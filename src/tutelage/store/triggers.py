@@ -45,6 +45,14 @@ def guards(dialect: str, names: Sequence[str], texts: bool = False) -> list[str]
     return made
 
 
+def lifted(dialect: str, names: Sequence[str]) -> list[str]:
+    """The statements that take the triggers of tables away, for a migration that moves what their rows hold; it puts
+    them back with `guards`."""
+    if dialect == "postgresql":
+        return [f'DROP TRIGGER {name}_{end} ON "{name}"' for name in names for end in ("append_only", "no_truncate")]
+    return [f"DROP TRIGGER {name}_no_{act}" for name in names for act in ("update", "delete")]
+
+
 def _keep_all(name: str) -> str:
     """TRUNCATE, which SQLite has not, passes by the triggers of rows."""
     return (

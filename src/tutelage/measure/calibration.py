@@ -2,10 +2,11 @@
 
 The **expected calibration error** is the mean distance of probability and share of right answers over bins of equal
 mass (Naeini et al. 2015; Guo et al. 2017). What a sample shows is too large: of a perfectly calibrated model it shows
-about sqrt(bins / n) / 2. So it is debiased here: each bin's distance is normal with the variance its items show; the
-estimate is the error of which one would see as much in half of all samples, and the interval holds all errors of which
-one would not see much less or much more. A larger error is always seen larger (Anderson 1955), so both exist. The
-squared error has a debiased estimate in closed form (Kumar, Liang and Ma 2019, section 4), with the same interval.
+about sqrt(bins / n) / 2. So it is debiased here by inverting a test: each bin's distance is normal, with the variance
+its items show; the estimate is the error of which one would see as much in half of all samples, and the interval holds
+all errors of which one would not see much less or much more. A larger error is always seen larger (Anderson 1955), so
+both exist. The squared error has a debiased estimate in closed form (Kumar, Liang and Ma 2019, section 4), and the same
+interval.
 
 Other sources: Brier 1950; Platt 1999; Zadrozny and Elkan 2002 (isotonic). What is gained by answering only when sure is
 `measure/selection.py`'s.
@@ -23,10 +24,12 @@ from scipy.optimize import isotonic_regression, minimize, minimize_scalar
 
 from tutelage.core.records import Record
 from tutelage.measure.clusters import Floats, Indices, Partition
-from tutelage.measure.intervals import Interval, Values, check_level, mean, rate, undefined
+from tutelage.measure.intervals import Interval, Values, bootstrap_t, check_level, mean, rate, undefined
 
 FEWEST = 300
 """Below this many items a calibration error says more about the sample than about the model."""
+FEWEST_CLUSTERS = 50
+"""Below this many clusters the bins' errors are not known well enough."""
 
 
 class Bin(Record):
@@ -126,6 +129,21 @@ def _gaps(p: Floats, y: Floats, count: int, parts: Partition) -> _Gaps:
     return _Gaps(sizes / len(p), gap, covariance)
 
 
+def _spread(found: _Gaps) -> tuple[Floats, Floats, Floats]:
+    """How an error may lie over the bins, for the low end, the value and the high end: what is seen is part chance.
+
+    Chance adds most to an error that lies in few bins, and least to one that lies in all. The low end has it in those
+    bins only that are surely off, the high end as it is seen; the value takes off what chance makes of no gap.
+    """
+    gap, spread = found.gap, np.diag(found.covariance)
+    if not gap.any():
+        even = np.ones(len(gap))
+        return even, even, even
+    sure = np.abs(gap) / np.sqrt(np.maximum(spread, 1e-300))
+    few = np.where(sure >= min(2.0, float(sure.max())), gap, 0.0)
+    return few, np.sign(gap) * np.sqrt(np.maximum(gap**2 / 4, gap**2 - spread)), gap
+
+
 def _error(found: _Gaps, power: int) -> float:
     return float((found.weight * np.abs(found.gap) ** power).sum())
 
@@ -166,7 +184,7 @@ def ece(
     """Expected calibration error over bins of equal mass, debiased, with its interval; both may reach down to 0.
 
     It is that of the bins: what probabilities inside one bin are off in different directions is not seen. None with a
-    reason below `fewest` items. `resamples` errors of the bins are drawn for the interval.
+    reason below `fewest` items or 50 clusters. `resamples` errors of the bins are drawn for the interval.
     """
     return _calibration_error(probabilities, outcomes, 1, bins, clusters, level, resamples, seed, fewest)
 
@@ -207,26 +225,23 @@ def _calibration_error(
     if len(p) < max(fewest, 2):
         return undefined(len(p), f"fewer than {max(fewest, 2)} items", method=method, level=level)
     parts = Partition.of(clusters, len(p))
-    if parts.count < 2:
-        return undefined(len(p), "fewer than two clusters", method=method, level=level)
+    if parts.count < FEWEST_CLUSTERS:
+        return undefined(len(p), f"fewer than {FEWEST_CLUSTERS} {parts.unit}", method=method, level=level)
     found = _gaps(p, y, bins, parts)
     seen = _error(found, power)
-    # where the bins are off is told by their gaps, less what chance would make of none
-    sure = np.sqrt(np.maximum(0.0, found.gap**2 - np.diag(found.covariance)))
-    way = np.sign(found.gap) * sure if sure.any() else found.gap if found.gap.any() else np.ones(len(found.gap))
-    way = way / float((found.weight * np.abs(way) ** power).sum()) ** (1 / power)
     rng = np.random.default_rng(seed)
     values, vectors = np.linalg.eigh(found.covariance)
     noise = rng.standard_normal((max(1, resamples // 2), len(values))) @ (vectors * np.sqrt(np.maximum(0.0, values))).T
     noise *= np.sqrt((parts.count - 1) / rng.chisquare(parts.count - 1, (len(noise), 1)))  # few clusters: Student's
     noise = np.concatenate([noise, -noise])
 
-    def error_of(tail: float) -> float:
-        """The error of which as little as was seen is seen in a share `tail` of all samples; 0 if even of none."""
+    def error_of(tail: float, gaps: Floats) -> float:
+        """The error, spread over the bins as `gaps` is, of which as little is seen in a share `tail` of samples."""
+        way = gaps / float((found.weight * np.abs(gaps) ** power).sum()) ** (1 / power)
 
         def above(size: float) -> bool:
             shown = (found.weight * np.abs(size * way + noise) ** power).sum(axis=1)
-            return float(np.quantile(shown, tail)) >= seen
+            return float((shown >= seen).mean()) >= 1 - tail
 
         low, high = 0.0, 1.0
         if above(low):
@@ -236,7 +251,9 @@ def _calibration_error(
             low, high = (low, middle) if above(middle) else (middle, high)
         return float(((low + high) / 2) ** power)
 
-    low, value, high = (error_of(tail) for tail in ((1 + level) / 2, 0.5, (1 - level) / 2))
+    low, value, high = (
+        error_of(tail, gaps) for tail, gaps in zip(((1 + level) / 2, 0.5, (1 - level) / 2), _spread(found), strict=True)
+    )
     if not high:  # less was seen than chance makes of no error at all: what chance makes of it cannot be excluded
         high = float(np.median((found.weight * np.abs(noise) ** power).sum(axis=1)))
     return Interval(
@@ -249,7 +266,8 @@ def brier(
 ) -> Interval:
     """Mean squared distance of probability and outcome, with its interval: 0 is perfect, 0.25 a coin."""
     p, y = _checked(probabilities, outcomes)
-    return mean((p - y) ** 2, clusters, level, bounds=(0.0, 1.0))
+    figure = bootstrap_t((p - y) ** 2, clusters, level, (0.0, 1.0))  # skewed where most answers are sure and right
+    return figure if figure.defined else mean((p - y) ** 2, clusters, level, bounds=(0.0, 1.0))
 
 
 def _table(logits: Sequence[Sequence[float]]) -> Floats:

@@ -266,6 +266,7 @@ def bootstrap_t(
     values: Values,
     clusters: Sequence[Hashable] | None = None,
     level: float = 0.95,
+    bounds: tuple[float, float] | None = None,
     *,
     resamples: int = 1000,
     seed: int = 0,
@@ -273,7 +274,7 @@ def bootstrap_t(
     """Interval of a mean by the studentised bootstrap: for skewed values, whose t interval lies too low or too high.
 
     Each resample's distance from the mean is taken in its own standard errors (Efron and Tibshirani 1993, section
-    12.5). It is wide where few items are.
+    12.5). It is wide where few items are; `bounds` clips it to what is possible.
     """
     check_level(level)
     array = checked(values)
@@ -300,6 +301,8 @@ def bootstrap_t(
         return undefined(n, "undefined on too many resamples", value=value, method="bootstrap-t", level=level)
     least, most = (float(each) for each in np.quantile(told, [(1 - level) / 2, (1 + level) / 2]))
     low, high = value - most * error, value - least * error
+    if bounds is not None:
+        low, high = max(bounds[0], low), min(bounds[1], high)
     return Interval(value=value, low=low, high=high, n=n, clusters=parts.shown, level=level, method="bootstrap-t")
 
 

@@ -24,7 +24,7 @@ from tutelage.core.errors import UsageError
 from tutelage.core.records import Finish
 from tutelage.generate.generator import Sampling
 from tutelage.model.sample import Draw
-from tutelage.model.steps import steps_for
+from tutelage.model.steps import Steps, steps_for
 from tutelage.model.transformer import Decoder
 from tutelage.tokens.tokenizer import StreamDecoder, Tokenizer
 
@@ -120,6 +120,11 @@ class Engine:
         self._next = 0
         self._how = Draw(None)
         self._least: list[tuple[int, int]] = []
+
+    @property
+    def steps(self) -> Steps:
+        """The model and its cache; for others while the engine is idle."""
+        return self._steps
 
     @property
     def busy(self) -> bool:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from tutelage.core import refs
 from tutelage.core.artifact import Root
@@ -15,22 +14,15 @@ from tutelage.core.errors import ConfigError, UsageError
 from tutelage.core.records import Example, Message, Response
 from tutelage.generate.engine import Completion, Engine, Request, complete
 from tutelage.generate.generator import Sampling, Scored, check_choices, is_text, seed_of, split_spaces, too_long
+from tutelage.generate.score import Row, Weighed, weigh, weigh_in_torch
 from tutelage.model import checkpoint
-from tutelage.model.cache import Cache, round_up
+from tutelage.model.cache import round_up
 from tutelage.model.kernels import full_width
+from tutelage.model.steps import NativeSteps
 from tutelage.model.transformer import Decoder
 from tutelage.tokens import tokenizer as tokenizers
 from tutelage.tokens.chat import closing, render, text_of
 from tutelage.tokens.tokenizer import Tokenizer
-
-
-class _Choice(NamedTuple):
-    """A choice as tokens: `read` stands before it, `said` is weighed."""
-
-    prompt: int
-    choice: int
-    read: tuple[int, ...]
-    said: tuple[int, ...]
 
 
 class LocalGenerator:
@@ -118,21 +110,32 @@ class LocalGenerator:
         less likely than a longer one that begins with it. After verbatim text nothing is added.
         """
         check_choices(prompts, choices)
-        rows = [
-            self._tokens(prompt, choice, i, j)
-            for i, (prompt, each) in enumerate(zip(prompts, choices, strict=True))
-            for j, choice in enumerate(each)
-        ]
-        found: dict[tuple[int, int], Scored] = {}
-        for batch in _batches(rows, self.max_batch, self.decoder.config.max_position_embeddings):
-            for row, (logprob, greedy) in zip(batch, self._weigh(batch), strict=True):
-                characters = len(choices[row.prompt][row.choice])
-                found[row.prompt, row.choice] = Scored(
-                    logprob=logprob, tokens=len(row.said), characters=characters, greedy=greedy
-                )
-        return [[found[i, j] for j in range(len(each))] for i, each in enumerate(choices)]
+        rows = [self._row(prompt, choice) for prompt, each in zip(prompts, choices, strict=True) for choice in each]
+        weighed = iter(zip(rows, self.weigh(rows), strict=True))
+        return [[_scored(choice, *next(weighed)) for choice in each] for each in choices]
 
-    def _tokens(self, prompt: Example, choice: str, i: int, j: int) -> _Choice:
+    @torch.no_grad()
+    def weigh(self, rows: Sequence[Row]) -> list[Weighed]:
+        """Weigh continuations given as tokens, in order; what they begin with alike is read once.
+
+        Raises UsageError for one that is empty, does not fit the context, or is not of this vocabulary.
+        """
+        context, size = self.decoder.config.max_position_embeddings, self.decoder.config.vocab_size
+        for row in rows:
+            if not row.read or not row.said:
+                raise UsageError("a continuation needs at least one token, and one before it")
+            if len(row.tokens) > context:
+                raise UsageError(f"a sequence of {len(row.tokens)} tokens is longer than the context of {context}")
+            if not 0 <= min(*row.read, *row.said) <= max(*row.read, *row.said) < size:
+                raise UsageError(f"token ids must be within 0 .. {size - 1}")
+        if not rows:
+            return []
+        steps = self.engine(max(len(row.tokens) for row in rows)).steps
+        if isinstance(steps, NativeSteps):
+            return weigh(steps.native, rows)
+        return weigh_in_torch(self.decoder, rows, self.max_batch)
+
+    def _row(self, prompt: Example, choice: str) -> Row:
         if is_text(prompt):
             before, whole = split_spaces("".join(map(text_of, prompt.messages)), choice)
             read = len(self._text(before))
@@ -146,69 +149,14 @@ class LocalGenerator:
         start = min(max(0, len(ids) - limit - 1), read - 1)  # the last token is weighed, not read
         if len(ids) - start > limit + 1:
             raise UsageError(f"a choice of {len(ids) - read} tokens is longer than the context of {limit}")
-        return _Choice(i, j, tuple(ids[start:read]), tuple(ids[read:]))
+        return Row(tuple(ids[start:read]), tuple(ids[read:]))
 
     def _text(self, text: str) -> list[int]:
         return render((Message(role="text", content=text),), self.tokenizer)
 
-    def _weigh(self, rows: Sequence[_Choice]) -> list[tuple[float, bool]]:
-        """Read each distinct prompt once, then all choices but their last tokens, each behind a copy of its prompt."""
-        decoder, device = self.decoder, self.decoder.device
-        slots: dict[tuple[int, ...], list[int]] = {}
-        for slot, row in enumerate(rows):
-            slots.setdefault(row.read, []).append(slot)
-        lengths = [len(prompt) for prompt in slots]
-        said = max(len(row.said) for row in rows)
-        config = decoder.config
-        shape = (config.num_hidden_layers, len(rows), config.num_key_value_heads, max(lengths) + said - 1)
-        cache = Cache(*shape, config.head_dim, device=device, dtype=decoder.head_weight.dtype)
-        ids = torch.tensor([[token for prompt in slots for token in prompt]], device=device)
-        where = cache.prefill([each[0] for each in slots.values()], lengths) if said > 1 else None
-        read = decoder(ids, lengths=lengths, cache=where)[0, torch.tensor(lengths).cumsum(0) - 1]
-        state = torch.empty(len(rows), said, config.hidden_size, device=device, dtype=read.dtype)
-        for index, (prompt, each) in enumerate(slots.items()):
-            state[torch.tensor(each), 0] = read[index]
-            if said > 1:
-                cache.copy(each[0], each[1:], len(prompt))
-        targets = torch.zeros(len(rows), said, dtype=torch.long)
-        for slot, row in enumerate(rows):
-            targets[slot, : len(row.said)] = torch.tensor(row.said)
-        targets = targets.to(device)
-        if said > 1:
-            starts = torch.tensor([len(row.read) for row in rows], device=device)
-            state[:, 1:] = decoder(targets[:, :-1], cache=cache.extend(starts, said - 1, cache.capacity))
-        inside = torch.arange(said) < torch.tensor([len(row.said) for row in rows])[:, None]
-        chosen, best = _judge(decoder, state[inside.to(device)], targets[inside.to(device)])
-        sizes = [len(row.said) for row in rows]
-        return [
-            (float(logprob.sum()), bool(greedy.all()))
-            for logprob, greedy in zip(torch.split(chosen.double(), sizes), torch.split(best, sizes), strict=True)
-        ]
 
-
-def _judge(decoder: Decoder, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probability of each target, and whether it was the likeliest."""
-    chosen, best = [], []
-    for states, wanted in zip(torch.split(hidden, 512), torch.split(targets, 512), strict=True):
-        logs = torch.log_softmax(decoder.logits(states), -1)
-        chosen.append(logs.gather(1, wanted[:, None])[:, 0])
-        best.append(logs.argmax(-1) == wanted)
-    return torch.cat(chosen), torch.cat(best)
-
-
-def _batches(rows: Sequence[_Choice], most: int, context: int) -> Iterator[list[_Choice]]:
-    """Rows of like length together, and rows that share a prompt: at most 4 * `most`, or 8,192 tokens with padding."""
-    batch: list[_Choice] = []
-    read = said = 0
-    for row in sorted(rows, key=lambda row: (len(row.said), len(row.read), row.read)):
-        read, said = max(read, len(row.read)), max(said, len(row.said))
-        full = len(batch) == 4 * most or (read + said) * (len(batch) + 1) > 8192 or read + said - 1 > context
-        if batch and full:
-            yield batch
-            batch, read, said = [], len(row.read), len(row.said)
-        batch.append(row)
-    if batch:
-        yield batch
+def _scored(choice: str, row: Row, weighed: Weighed) -> Scored:
+    return Scored(logprob=weighed.logprob, tokens=len(row.said), characters=len(choice), greedy=weighed.greedy)
 
 
 def open_model(ref: str, root: Root | None = None, **options: Any) -> LocalGenerator:

@@ -67,11 +67,11 @@ class NativeSteps:
     """Steps in C. A row's logits are the same to the bit in any company."""
 
     def __init__(self, decoder: Decoder, slots: int, capacity: int, *, int8: bool = False) -> None:
-        self._native = native.Native(decoder, slots, capacity, int8=int8)
+        self.native = native.Native(decoder, slots, capacity, int8=int8)
         self._vocabulary = decoder.config.vocab_size
         self._slots = torch.arange(slots)
         self._ones, self._likeliest = torch.ones(slots), torch.full((slots,), -1.0)
-        self.copy = self._native.copy
+        self.copy = self.native.copy
 
     def read(self, last: Tensor, lengths: Tensor, prompts: Prompts, taps: Sequence[int]) -> tuple[Tensor, States]:
         running = len(last)
@@ -79,14 +79,14 @@ class NativeSteps:
         ids, positions = last, lengths
         if prompts:
             if not running:
-                self._native.refresh()
+                self.native.refresh()
             first = torch.tensor([each[0] for each in prompts.values()])
             sizes = torch.tensor([len(prompt) for prompt in prompts])
             ids = torch.cat([ids, torch.tensor([token for prompt in prompts for token in prompt])])
             slots = torch.cat([slots, first.repeat_interleave(sizes)])
             positions = torch.cat([positions, *(torch.arange(len(prompt)) for prompt in prompts)])
             rows = torch.cat([rows, running + _ends(prompts, running)])
-        logits, states = self._native.forward(ids, slots, positions, rows, taps)
+        logits, states = self.native.forward(ids, slots, positions, rows, taps)
         for prompt, (source, *others) in prompts.items():
             self.copy(source, others, len(prompt))
         return logits, states
@@ -96,7 +96,7 @@ class NativeSteps:
             return draw(logits[:, : self._vocabulary], how)
         rows = len(logits)
         cold = self._ones[:rows] if how.cold is None else how.cold
-        return self._native.choose(logits, cold, self._likeliest[:rows] if how.uniforms is None else how.uniforms)
+        return self.native.choose(logits, cold, self._likeliest[:rows] if how.uniforms is None else how.uniforms)
 
 
 class TorchSteps:

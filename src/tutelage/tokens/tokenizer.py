@@ -101,9 +101,12 @@ class Tokenizer:
         """`encode` of each text, on all cores."""
         return [list(found.ids) for found in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
 
-    def encode_marked(self, text: str) -> list[int]:
-        """Ids of text in which special tokens count as such: only for templates, never for what people wrote."""
-        return list(self._marked.encode(text, add_special_tokens=False).ids)
+    def encode_marked(self, text: str, framed: bool = False) -> list[int]:
+        """Ids of text in which special tokens count as such: only for templates, never for what people wrote.
+
+        `framed`: with the tokens that the tokenizer's own files put around a text, if any.
+        """
+        return list(self._marked.encode(text, add_special_tokens=framed).ids)
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Text of ids; bytes that are no UTF-8 become U+FFFD."""

@@ -15,7 +15,7 @@ from tutelage.core.artifact import Artifact, Root
 from tutelage.core.config import Config
 from tutelage.core.errors import DataError
 from tutelage.core.price import BASE, Cost, Machine, Size
-from tutelage.core.records import Example, read_jsonl, write_jsonl
+from tutelage.core.records import Example, digest, read_jsonl, write_jsonl
 from tutelage.core.stage import Context, Input, Inputs, stage
 from tutelage.evaluate import summary
 from tutelage.evaluate.ask import MAX_TOKENS, AnswerLog, examine
@@ -269,17 +269,22 @@ def evaluate_reference(
 ) -> dict[str, Any]:
     """Examine any reference (a model, a bundle, an endpoint) on suites, or a file of one's own: results and summary.
 
-    `work` keeps the answers, so that the same command goes on after an interruption. Raises DataError for a file
-    that is not a suite.
+    `work` keeps the answers: after an interruption the same command goes on, and once all is said it scores anew
+    without asking. Of what cannot tell that it is still the same (an address) they are kept until then only. Raises
+    DataError for a file that is not a suite.
     """
     chosen = load(Path(suite)) if isinstance(suite, str | Path) else suite
     picked = [Suite(each.name, sample(each.items, items)) for each in chosen]
     generator: Generator = refs.open(ref, root, **options)
-    log = AnswerLog(work / "answers.jsonl") if work else None
+    lasting = bool(getattr(generator, "identity", ""))
+    kept = work / f"{'answers' if lasting else digest(ref)[:16]}.jsonl" if work else None
+    log = AnswerLog(kept)
     asked = [item for each in picked for item in each.items if item.tags["kind"] in KINDS]
     if not asked:
         raise DataError(f"no item of a kind that is examined ({', '.join(KINDS)})", file=str(suite))
     results = examine(generator, asked, target=generator.name, target_id=ref, log=log, step=step)
+    if kept and not lasting and all(each.outcome != "unknown" for each in results):
+        kept.unlink(missing_ok=True)
     found = summarise(results, picked, ())
     return {"results": results, "targets": [{"target": generator.name, "id": ref}], **found}
 

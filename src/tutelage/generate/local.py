@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import hashlib
+import math
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,11 @@ import torch
 from tutelage.core import refs
 from tutelage.core.artifact import Root
 from tutelage.core.errors import ConfigError, UsageError
-from tutelage.core.records import Example, Message, Response
+from tutelage.core.records import Example, Message, Response, digest
 from tutelage.generate.engine import Completion, Engine, Request, complete
 from tutelage.generate.generator import Sampling, Scored, check_choices, is_text, seed_of, split_spaces, too_long
 from tutelage.generate.score import Row, Weighed, weigh, weigh_in_torch
-from tutelage.model import checkpoint
+from tutelage.model import checkpoint, library
 from tutelage.model.cache import round_up
 from tutelage.model.kernels import full_width
 from tutelage.model.steps import NativeSteps
@@ -29,7 +31,7 @@ class LocalGenerator:
     """A decoder and its tokenizer; implements Generator. The decoder may be in training: its weights are used as is.
 
     A prompt that leaves no room in the context for an answer gets finish `error`, and why; in `loglikelihood` what is
-    too long loses its beginning, as in lm-evaluation-harness.
+    too long gets an `error` too, or with `cut` loses its beginning, as in lm-evaluation-harness.
     """
 
     def __init__(
@@ -40,13 +42,38 @@ class LocalGenerator:
         name: str = "local",
         eos: Collection[int] | None = None,
         max_batch: int = 64,
+        cut: bool = False,
     ) -> None:
         if tokenizer.size > decoder.config.vocab_size:
             raise ConfigError(f"the tokenizer has {tokenizer.size} tokens, the model only {decoder.config.vocab_size}")
         self.decoder, self.tokenizer, self.name = decoder, tokenizer, name
         self.eos = frozenset(tokenizer.stops if eos is None else eos)
-        self.max_batch = max_batch
+        self.max_batch, self.cut = max_batch, cut
         self._engine: Engine | None = None
+        self._identity: tuple[object, str] | None = None
+
+    @property
+    def identity(self) -> str:
+        """A hash of what answers follow from beside prompt, sampling and code: the weights as they are now, tokenizer,
+        template, ends, and what computes. Hashing takes a second for a few hundred million weights, once."""
+        marks = tuple((each.data_ptr(), each._version) for each in self.decoder.parameters())
+        if self._identity is None or self._identity[0] != marks or self._learns:
+            self._identity = marks, self._hashed()
+        return self._identity[1]
+
+    @property
+    def _learns(self) -> bool:
+        return any(each.requires_grad for each in self.decoder.parameters())  # some optimizers mark nothing
+
+    def _hashed(self) -> str:
+        total = hashlib.sha256()
+        for name, tensor in self.decoder.state_dict().items():
+            total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            total.update(tensor.detach().to("cpu").contiguous().view(torch.uint8).numpy())
+        config = getattr(self.decoder, "config", None)
+        beside = [repr(config), self.tokenizer.describe(), self.tokenizer.config, sorted(self.eos), self.cut]
+        computes = [torch.__version__, library.identity(), str(self.decoder.device)]
+        return str(digest([total.hexdigest(), *beside, *computes]))
 
     def ids_of(self, prompt: Example) -> list[int]:
         """A prompt as token ids, ready to be continued."""
@@ -110,9 +137,47 @@ class LocalGenerator:
         less likely than a longer one that begins with it. After verbatim text nothing is added.
         """
         check_choices(prompts, choices)
-        rows = [self._row(prompt, choice) for prompt, each in zip(prompts, choices, strict=True) for choice in each]
-        weighed = iter(zip(rows, self.weigh(rows), strict=True))
-        return [[_scored(choice, *next(weighed)) for choice in each] for each in choices]
+        planned = [
+            (self._row(prompt, choice), choice)
+            for prompt, each in zip(prompts, choices, strict=True)
+            for choice in each
+        ]
+        weighed = iter(self.weigh([row for row, _ in planned if isinstance(row, Row)]))
+        found = iter([self._scored(row, choice, weighed) for row, choice in planned])
+        return [[next(found) for _ in each] for each in choices]
+
+    def _scored(self, row: Row | int, choice: str, weighed: Iterator[Weighed]) -> Scored:
+        if isinstance(row, int):
+            why = too_long(row, self.decoder.config.max_position_embeddings)
+            return Scored(logprob=-math.inf, tokens=row, characters=len(choice), greedy=None, error=why)
+        logprob, greedy = next(weighed)
+        return Scored(logprob=logprob, tokens=len(row.said), characters=len(choice), greedy=greedy)
+
+    @torch.no_grad()
+    def rolling(self, prompts: Sequence[Example], stride: int = 0) -> list[Scored]:
+        """The log-probability of whole texts, in windows of the context that each weigh their last `stride` tokens.
+
+        0 is the context: every token is weighed behind at least one, as lm-evaluation-harness's rolling does. A smaller
+        stride gives every token at least context - stride others before it, and costs context / stride as much.
+        Raises UsageError for a stride beyond the context.
+        """
+        limit = self.decoder.config.max_position_embeddings
+        if not 0 <= stride <= limit:
+            raise UsageError(f"a stride is at most the context of {limit} tokens, got {stride}")
+        texts = ["".join(map(text_of, prompt.messages)) for prompt in prompts]
+        ids = [self._text(text) for text in texts]
+        cut = [windows(len(each) - 1, limit, stride or limit) for each in ids]
+        rows = [
+            Row(tuple(each[begin : begin + 1 + skip]), tuple(each[begin + 1 + skip : end + 1]))
+            for each, mine in zip(ids, cut, strict=True)
+            for begin, skip, end in mine
+        ]
+        weighed = iter(self.weigh(rows))
+        totals = [sum(next(weighed).logprob for _ in mine) for mine in cut]
+        return [
+            Scored(logprob=total, tokens=len(each) - 1, characters=len(text), greedy=None)
+            for total, each, text in zip(totals, ids, texts, strict=True)
+        ]
 
     @torch.no_grad()
     def weigh(self, rows: Sequence[Row]) -> list[Weighed]:
@@ -135,7 +200,8 @@ class LocalGenerator:
             return weigh(steps.native, rows)
         return weigh_in_torch(self.decoder, rows, self.max_batch)
 
-    def _row(self, prompt: Example, choice: str) -> Row:
+    def _row(self, prompt: Example, choice: str) -> Row | int:
+        """The tokens of a choice behind its prompt; their number where they do not fit."""
         if is_text(prompt):
             before, whole = split_spaces("".join(map(text_of, prompt.messages)), choice)
             read = len(self._text(before))
@@ -146,6 +212,8 @@ class LocalGenerator:
             read = len(ids)
             ids = ids + self.tokenizer.encode(choice) + list(closing(self.tokenizer))
         limit = self.decoder.config.max_position_embeddings
+        if len(ids) > limit + 1 and not self.cut:
+            return len(ids)
         start = min(max(0, len(ids) - limit - 1), read - 1)  # the last token is weighed, not read
         if len(ids) - start > limit + 1:
             raise UsageError(f"a choice of {len(ids) - read} tokens is longer than the context of {limit}")
@@ -155,8 +223,16 @@ class LocalGenerator:
         return render((Message(role="text", content=text),), self.tokenizer)
 
 
-def _scored(choice: str, row: Row, weighed: Weighed) -> Scored:
-    return Scored(logprob=weighed.logprob, tokens=len(row.said), characters=len(choice), greedy=weighed.greedy)
+def windows(count: int, context: int, stride: int) -> list[tuple[int, int, int]]:
+    """(first token read, tokens read before those weighed, last token weighed) of each window over a text of `count`
+    tokens behind one that begins it; the last window is as wide as the others and weighs what is left."""
+    found, done = [], 0
+    while done < count:
+        end = min(count, done + (stride if done else context))
+        begin = max(0, end - context)
+        found.append((begin, done - begin, end))
+        done = end
+    return found
 
 
 def open_model(ref: str, root: Root | None = None, **options: Any) -> LocalGenerator:

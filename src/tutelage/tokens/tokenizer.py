@@ -163,7 +163,8 @@ class StreamDecoder:
     def push(self, number: int) -> str:
         """The text that became whole with this id; may be empty."""
         if self._pieces is not None:
-            return self._bytes.decode(self._pieces[number])
+            # a model may have more tokens than its tokenizer: the others say nothing
+            return self._bytes.decode(self._pieces[number] if number < len(self._pieces) else b"")
         assert self._other is not None
         return self._other.step(self._core, number) or ""
 

@@ -10,10 +10,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from bench import data, shapes, side
 from bench.environments import python_of
@@ -32,7 +35,7 @@ def measure(settings: Settings) -> list[Part]:
     parts: list[Part] = []
     for name in ("S", "M"):
         parts += compared(name, settings, items=24 if settings.quick else 80)
-    return [*parts, watched(settings)]
+    return [*parts, *watched(settings)]
 
 
 def compared(name: str, settings: Settings, items: int, rounds: int | None = None) -> list[Part]:
@@ -246,6 +249,8 @@ def _run(model: Any, options: Mapping[str, Any], side_name: str, clock: Timed) -
 
 
 def ours(options: Mapping[str, Any]) -> Figures:
+    if "train" in options:
+        return trained(options)
     from tutelage.evaluate.harness import TutelageLM
     from tutelage.model.native import Native
     from tutelage.train.device import setup
@@ -296,8 +301,83 @@ def peer(options: Mapping[str, Any]) -> Figures:
 # ---------------------------------------------------------------------------------------------------- while one trains
 
 
-def watched(settings: Settings) -> Part:
-    raise NotImplementedError
+LOOKS, STEPS = 5, 48
+
+
+def watched(settings: Settings) -> list[Part]:
+    """What a watch costs that the plan allows its share, beside the same run without one; shape S."""
+    python = Path(sys.executable)
+    folder = settings.work / "watched"
+    data.tokenizer(shapes.SHAPES["S"].vocabulary, folder)
+    options = {"train": str(folder), "steps": STEPS // 2 if settings.quick else STEPS, "rounds": settings.rounds}
+    found = side.run(python, "bench.evaluate", "ours", options)
+    side.tell(f"bench.evaluate watched: {json.dumps(found)}")
+    name = "S: examined while it trains, time beside the training"
+    return [
+        Part(name, "share", "lower", found["share"], target=0.05, holds="ours"),
+        Part("S: the same, as the plan prices it", "share", "lower", found["priced"]),
+        Part("S: items examined each time", "items", "higher", float(found["items"])),
+    ]
+
+
+def trained(options: Mapping[str, Any]) -> Figures:
+    """A pre-training run with and without a watch, in turn."""
+    import math
+    import statistics
+    import tempfile
+
+    from tutelage.core.records import Example, Message
+    from tutelage.evaluate.watch import Examiner
+    from tutelage.tokens.tokenizer import load
+    from tutelage.train.batch import Source, TokenSteps
+    from tutelage.train.calibrate import calibrate, size_of, watching
+    from tutelage.train.device import setup
+    from tutelage.train.loop import Run, Watches, fit
+    from tutelage.train.objectives import NextToken
+    from tutelage.train.optim import Optimizer, Rates, Schedule
+
+    setup(threads=side.THREADS)
+    shape, steps = shapes.SHAPES["S"], int(options["steps"])
+    tokenizer = load(options["train"])
+    ids = shapes.token_rows(shape, 1024).reshape(-1).astype(np.uint16)
+    source = Source(ids, np.array([0, len(ids)]))
+    items = []
+    for place, row in enumerate(data.rows("knowledge_arc", "test")):
+        kind = "choice" if place % 2 else "generate"
+        message = Message(role="user", content=f"Question: {row['question']}")
+        tags = {"id": str(place), "suite": kind, "kind": kind, "cluster": str(place)}
+        choices = tuple(row["choices"])
+        made = Example(messages=(message,), target=choices[row["answer"]], choices=choices, tags=tags)
+        if kind != "choice" or len(set(choices)) == len(choices):
+            items.append(made)
+        if len(items) == 400:
+            break
+    tokens = statistics.fmean(len(tokenizer.encode(item.messages[0].content)) for item in items)
+
+    def once(watched: int) -> float:
+        model = shapes.build(shape)
+        watch = Examiner(items[:watched], tokenizer, max(1, steps // (LOOKS - 1))) if watched else None
+        batches = TokenSteps(source, shape.context, 2048, shapes.STEP_TOKENS // 2048)
+        with tempfile.TemporaryDirectory() as work:
+            run = Run(steps, Path(work), checkpoint_seconds=math.inf)
+            started = time.perf_counter()
+            optimizer = Optimizer(model, Rates(), Schedule(), steps)
+            fit(model, batches, NextToken(), optimizer, run=run, watch=Watches(steps, watch))
+            return time.perf_counter() - started
+
+    alone = once(0)
+    config = shapes.build(shape).config
+    size, machine = size_of(config), calibrate(config, threads=side.THREADS)
+    every = max(1, steps // (LOOKS - 1))
+
+    def price(number: int) -> float:
+        return watching({"watch": {"items": number, "every": every, "item_tokens": tokens}}, steps, size, machine)
+
+    count = max((number for number in range(8, len(items)) if price(number) <= 0.05 * alone), default=8)
+    once(count)  # warms up
+    pairs = [(once(0), once(count)) for _ in range(options["rounds"])]
+    blind, seen = (statistics.median(each) for each in zip(*pairs, strict=True))
+    return {"share": seen / blind - 1, "items": count, "seconds": blind, "priced": price(count) / blind}
 
 
 if __name__ == "__main__":

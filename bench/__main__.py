@@ -16,7 +16,7 @@ from bench import side
 from bench.environments import HOME, python_of
 
 NAMES = ("pretrain", "step", "finetune", "reward", "dpo", "grpo", "generate", "decode", "plan")
-NAMES += ("annotate", "consensus")
+NAMES += ("annotate", "consensus", "evaluate")
 RESULTS = HOME / "bench" / "results.md"
 
 

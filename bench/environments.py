@@ -18,10 +18,12 @@ ENVIRONMENTS = HOME / "bench" / ".envs"
 PACKAGES: dict[str, tuple[str, ...]] = {
     "hf": ("transformers~=5.23", "trl~=1.16", "datasets~=5.0", "accelerate~=1.15"),
     "llamacpp": ("numpy", "xllamacpp==2026.10.11549"),
+    "lmeval": ("lm-eval[hf]==0.4.13", "transformers~=5.23", "datasets~=5.0", "sacrebleu>=2.4"),
 }
-"""Environment -> what its side is made of; `hf` gets the same torch as ours before that."""
+"""Environment -> what its side is made of; those in `WITH_TORCH` get the same torch as ours before that."""
+WITH_TORCH = ("hf", "lmeval")
 
-SHOWN = ("torch", "transformers", "trl", "accelerate", "datasets", "xllamacpp")
+SHOWN = ("torch", "transformers", "trl", "accelerate", "datasets", "lm-eval", "xllamacpp")
 """Packages whose versions stand beside a figure."""
 
 
@@ -33,13 +35,13 @@ def python_of(name: str) -> Path:
     folder = ENVIRONMENTS / name
     python, stamp = folder / "bin" / "python", folder / "installed.json"
     tools = _installer()
-    parts = [*([tools.torch()] if name == "hf" else []), *PACKAGES[name]]
+    parts = [*([tools.torch()] if name in WITH_TORCH else []), *PACKAGES[name]]
     mark = hashlib.sha256(json.dumps([parts, sys.version_info[:2]]).encode()).hexdigest()
     if stamp.is_file() and json.loads(stamp.read_text())["mark"] == mark:
         return python
     print(f"making bench/.envs/{name}: {', '.join(parts)}", file=sys.stderr, flush=True)
     subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-    if name == "hf":
+    if name in WITH_TORCH:
         tools.run("install", "--quiet", *tools.torch_source(python), tools.torch(), python=python)
     tools.run("install", "--quiet", *PACKAGES[name], python=python)
     stamp.write_text(json.dumps({"mark": mark}))

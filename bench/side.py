@@ -155,16 +155,18 @@ def alternate(
     *,
     keep: Sequence[str] = (),
     say: Callable[[str], None] | None = None,
+    ours_python: Path | None = None,
 ) -> Runs:
     """Run ours and the peer in turn, `settings.rounds` times each.
 
     Args:
         ours, peer: the options of each side.
         keep: figures of a side's first run that are options of its later ones: what it chose by trying.
+        ours_python: where ours runs, if not in this environment.
     """
     say = say or tell
     found: tuple[list[Figures], list[Figures]] = ([], [])
-    sides = (("ours", Path(sys.executable), dict(ours)), ("peer", peer_python, dict(peer)))
+    sides = (("ours", ours_python or Path(sys.executable), dict(ours)), ("peer", peer_python, dict(peer)))
     for turn in range(settings.rounds):
         for (name, python, options), runs in zip(sides, found, strict=True):
             figures = run(python, module, name, options)

@@ -251,7 +251,8 @@ def test_a_model_of_another_architecture_is_priced_too(tmp_path: Path) -> None:
         vocab_size=300, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4
     )
     config.save_pretrained(tmp_path / "neox")
-    recipe = read_recipe(tuned(str(tmp_path / "neox")), ["finetune.precision=auto", "finetune.activations=auto"])
+    over = ["finetune.precision=auto", "finetune.activations=auto", "watch.share=1"]
+    recipe = read_recipe(tuned(str(tmp_path / "neox")), over)
     found = plan(recipe, Root(tmp_path / "life"), Machine(gemm=1e11))
     size = {each.name: each.cost.sizes for each in found.stages}["finetune"]
     real = transformers.AutoModelForCausalLM.from_config(config)
@@ -285,6 +286,26 @@ def test_the_watch_of_a_recipe_is_part_of_what_its_stages_cost() -> None:
     alone = {"pretrain": {"tokens": "tokens:12ab", "tokenizer": "tokenizer:12ab"}}
     found = [predict(read_recipe({**alone, "watch": {"items": items}}), rates)["pretrain"] for items in (0, 64)]
     assert found[0] == found[1], "without a corpus there is nothing to examine"
+
+
+def test_the_plan_examines_no_more_than_its_share(tmp_path: Path) -> None:
+    rates, root = Machine(gemm=5e10), Root(tmp_path)
+    watched = {"items": 400, "every": 5}
+    recipe = read_recipe({**FIVE, "watch": watched})
+    choices = plan(recipe, root, rates).choices
+    for name in ("pretrain", "finetune"):
+        items = choices[name]["watched"]
+        assert 8 <= items < 400
+        blind, chosen, more = (
+            predict(recipe.with_choices({name: {"watched": each}}), rates)[name].seconds
+            for each in (0, items, items + 1)
+        )
+        assert chosen <= 1.05 * blind or items == 8
+        assert more > 1.05 * blind, "and as many as it may"
+    assert plan(read_recipe({**FIVE, "watch": {**watched, "share": 1}}), root, rates).choices == {}
+    few = plan(read_recipe({**FIVE, "watch": {"items": 6}}), root, rates).choices
+    assert few == {}, "a recipe may ask for fewer"
+    assert recipe.with_choices(choices).sections["pretrain"].watched == choices["pretrain"]["watched"]
 
 
 def test_every_stage_of_every_recipe_has_its_price() -> None:

@@ -27,6 +27,8 @@ from tutelage.recipe import Recipe, Section, WatchConfig, each_of, faults_of
 
 WATCHED = ("pretrain", "finetune", "rlhf", "dpo")
 """The stages whose model is examined while it trains."""
+FEWEST_WATCHED = 8
+"""Items below which an examination says nothing; a stage too short for them is examined all the same."""
 
 HORIZONS = {"pretrain": "steps", "finetune": "steps", "reward": "steps", "rlhf": "iterations", "dpo": "steps"}
 """Stage -> the key that says how long it learns: what a budget shortens or lengthens."""
@@ -80,6 +82,7 @@ def plan(recipe: Recipe, root: Root, machine: Machine | None = None) -> Plan:
             choices = _joined(choices, _settle(recipe.with_choices(choices), rates, price))
             if recipe.budget:
                 choices = _joined(choices, _fit_horizons(recipe.with_choices(choices), price))
+            choices = _joined(choices, _choose_watched(recipe.with_choices(choices), price))
             costs = price(recipe.with_choices(choices))
             _must_learn(recipe.with_choices(choices), costs)
             _must_fit(recipe.with_choices(choices), costs, price, rates.memory)
@@ -209,7 +212,7 @@ def predict(recipe: Recipe, machine: Machine, models: Mapping[str, Sizes] = Mapp
         count = {key: {"count": float(len(each_of(source)))} for key, source in section.sources.items()}
         merged = {key: {**count[key], **sizes.get(key, {})} for key in count}
         if section.stage.name in WATCHED and "prepare" in costs:  # as `watching` decides it
-            merged["watch"] = {"items": float(recipe.watch.items), "every": float(recipe.watch.every)}
+            merged["watch"] = {"items": float(_watched(section, recipe)), "every": float(recipe.watch.every)}
             merged["watch"] |= {k: v for k, v in costs["prepare"].sizes.items() if k == "item_tokens"}
         with faults_of(name, recipe.file):
             costs[name] = section.stage.cost(section.config, merged, machine) if section.stage.cost else Cost()
@@ -384,26 +387,54 @@ def _fit_horizons(recipe: Recipe, price: Price) -> Choices:
     return scaled(math.floor(low * 1e4) / 1e4)  # rounded up it could step over the budget
 
 
+def _watched(section: Section, recipe: Recipe) -> int:
+    """Examination items of a section's watch."""
+    return recipe.watch.items if section.watched is None else section.watched
+
+
+def _choose_watched(recipe: Recipe, price: Price) -> Choices:
+    """The number of items for each stage whose examinations would take more than their share of its own time."""
+    most, found = recipe.watch.items, Choices()
+    for name, section in recipe.sections.items():
+        idle = not getattr(section.config, HORIZONS.get(section.stage.name, ""), 1)  # a control that learns nothing
+        if section.stage.name not in WATCHED or most <= FEWEST_WATCHED or idle:
+            continue
+
+        def seconds(items: int, name: str = name) -> float:
+            return price(recipe.with_choices({name: {"watched": items}}))[name].seconds
+
+        room = (1 + recipe.watch.share) * seconds(0)
+        if recipe.watch.share == 1 or seconds(most) <= room:
+            continue
+        low, high = FEWEST_WATCHED, most
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if seconds(middle) <= room else (low, middle - 1)
+        found[name] = {"watched": low}
+    return found
+
+
 # what is made already
 
 
 class Examiner:
     """Gives a training stage its examiner: built from the recipe here, so that `train` never names `evaluate`."""
 
-    def __init__(self, corpus: Artifact, config: WatchConfig) -> None:
+    def __init__(self, corpus: Artifact, config: WatchConfig, items: int | None = None) -> None:
         self.corpus, self.config = corpus, config
-        self.settings: Mapping[str, Any] = {"corpus": corpus.id, "items": config.items, "every": config.every}
+        self.items = config.items if items is None else items
+        self.settings: Mapping[str, Any] = {"corpus": corpus.id, "items": self.items, "every": config.every}
 
     def __call__(self, tokenizer: Any) -> Examination:
         from tutelage.evaluate.watch import watch
 
-        return watch(self.corpus.path, tokenizer, items=self.config.items, every=self.config.every)
+        return watch(self.corpus.path, tokenizer, items=self.items, every=self.config.every)
 
 
 def watching(section: Section, recipe: Recipe, made: Mapping[str, Artifact]) -> Examiner | None:
-    if section.stage.name not in WATCHED or not recipe.watch.items or "prepare" not in made:
+    if section.stage.name not in WATCHED or not _watched(section, recipe) or "prepare" not in made:
         return None
-    return Examiner(made["prepare"], recipe.watch)
+    return Examiner(made["prepare"], recipe.watch, _watched(section, recipe))
 
 
 def resolve(section: Section, made: Mapping[str, Artifact]) -> dict[str, Any]:

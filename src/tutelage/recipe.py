@@ -99,6 +99,9 @@ class WatchConfig(Config):
     """Examination items each time; 0 turns the watch off."""
     every: int = Field(0, ge=0)
     """Steps between examinations; 0 examines at the beginning and the end only."""
+    share: float = Field(0.05, ge=0, le=1)
+    """Largest share of a stage's own time that its examinations may take: where more would, the plan lowers `items`
+    for that stage, to 8 at least. 1 leaves them as they are."""
 
 
 @contextmanager
@@ -127,6 +130,8 @@ class Section(NamedTuple):
     config: Config
     sources: dict[str, Any]
     """Input -> the name of an earlier section, a reference, a list of these, or None."""
+    watched: int | None = None
+    """Examination items of its watch, where the plan chose another number than the recipe's."""
 
     def names(self) -> set[str]:
         """Every source, whichever input it is of."""
@@ -153,9 +158,10 @@ class Recipe(NamedTuple):
         """This recipe with a plan's choices in place."""
         sections = dict(self.sections)
         for name, values in choices.items():
-            section = sections[name]
-            config = build(section.stage.config, section.config.model_dump() | dict(values))
-            sections[name] = section._replace(config=config)
+            section, chosen = sections[name], dict(values)
+            watched = chosen.pop("watched", section.watched)
+            config = build(section.stage.config, section.config.model_dump() | chosen)
+            sections[name] = section._replace(config=config, watched=watched)
         return self._replace(sections=sections)
 
     def check(self, name: str) -> None:

@@ -277,6 +277,7 @@ def test_a_corpus_without_items_is_refused(life):
 def test_own_file(life, tmp_path):
     items, _ = material(8)
     write_jsonl(tmp_path / "own.jsonl", [each for each in items if each.tags["suite"] == "comprehension"])
+    life.opened[life.made[1].ref].identity = "a hash of its weights"
     found = run.evaluate_reference(life.made[1].ref, tmp_path / "own.jsonl", root=life.root, work=tmp_path / "w")
     assert found["cells"][0]["n"] == 4
     assert (tmp_path / "w" / "answers.jsonl").is_file()

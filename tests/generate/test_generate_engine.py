@@ -321,3 +321,28 @@ def test_bad_input_is_named() -> None:
     engine.submit(Request([1]))
     with pytest.raises(UsageError, match="at work"):
         complete(engine, [Request([1])])
+
+
+def test_what_prompts_begin_with_alike_is_read_once(steps: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A header of examples behind which every question stands; and a prompt that begins another."""
+    decoder = make()
+    header = [place * 7 % 90 for place in range(20)]
+    asked = [[*header, place, place + 1] for place in range(6)] + [header, [*header, 3, 4, 5], [*header, 3, 4, 5]]
+    requests = [Request(prompt, Sampling(max_tokens=6), seed) for seed, prompt in enumerate(asked)]
+    alone = [complete(Engine(decoder, max_batch=1), [request])[0] for request in requests]
+    read: list[int] = []
+    forward = native.Native.forward
+
+    def counted(self: Any, ids: Any, *rest: Any) -> Any:
+        read.append(len(ids))
+        return forward(self, ids, *rest)
+
+    monkeypatch.setattr(native.Native, "forward", counted)
+    for slots in (3, 16):
+        read.clear()
+        together = complete(Engine(decoder, max_batch=slots), requests)
+        assert [each.tokens for each in together] == [each.tokens for each in alone]
+        if steps == "native":
+            assert together == alone, "to the bit"
+    if steps == "native":
+        assert sum(read) == 20 + 6 * 2 + 1 + sum(len(each.tokens) - 1 for each in alone)

@@ -11,7 +11,7 @@ from tutelage.core import refs
 from tutelage.core.errors import ConfigError, UsageError
 from tutelage.core.records import Example, Message
 from tutelage.generate.generator import Generator, Sampling
-from tutelage.generate.local import LocalGenerator, open_model
+from tutelage.generate.local import LocalGenerator, open_model, windows
 from tutelage.model import checkpoint
 from tutelage.model.transformer import Decoder, DecoderConfig
 from tutelage.tokens.chat import render
@@ -133,16 +133,62 @@ def test_a_choice_that_another_begins_with_may_be_the_less_likely(generator: Loc
     assert (short.tokens, long.tokens) == (len(encode("a")) + 1, len(encode("a b")) + 1)
 
 
-def test_what_is_too_long_loses_its_beginning(generator: LocalGenerator) -> None:
+def test_what_is_too_long_says_so_or_loses_its_beginning(generator: LocalGenerator) -> None:
     long = Example.ask("the cat sat on the mat. " * 20)
-    score = generator.loglikelihood([long, PROMPTS[0]], [["yes", "no"], ["a ball with the park"]])[0][0]
+    asked = [long, PROMPTS[0]], [["yes", "no"], ["a ball with the park"]]
+    refused, other = generator.loglikelihood(*asked)
+    count = len(generator.ids_of(long)) + len(generator.tokenizer.encode("yes")) + 1
+    assert refused[0].error == f"the conversation has {count} tokens, the model's context is 64"
+    assert refused[0].logprob == float("-inf") and refused[0].greedy is None and not other[0].error
+    cutting = LocalGenerator(generator.decoder, generator.tokenizer, cut=True)
+    score, kept = cutting.loglikelihood(*asked)[0][0], cutting.loglikelihood(*asked)[1][0]
     said = [*generator.tokenizer.encode("yes"), generator.tokenizer.end]
     ids = (generator.ids_of(long) + said)[-CONTEXT - 1 :]
     logs = torch.log_softmax(generator.decoder.logits(generator.decoder(torch.tensor([ids[:-1]])))[0], -1)
     expected = sum(float(logs[place - 1, ids[place]]) for place in range(len(ids) - len(said), len(ids)))
-    assert score.logprob == pytest.approx(expected, abs=1e-4)
+    assert score.logprob == pytest.approx(expected, abs=1e-4) and kept == other[0]
     with pytest.raises(UsageError, match="longer than the context"):
-        generator.loglikelihood([PROMPTS[0]], [["the cat " * 80]])
+        cutting.loglikelihood([PROMPTS[0]], [["the cat " * 80]])
+
+
+def test_whole_texts_are_weighed_in_windows(generator: LocalGenerator) -> None:
+    content = "the cat sat on the mat and the dog ran. " * 8
+    ids = render(text(content).messages, generator.tokenizer)
+
+    def expected(pieces: list[tuple[int, int, int]]) -> float:
+        total = 0.0
+        for begin, skip, end in pieces:
+            logs = torch.log_softmax(generator.decoder.logits(generator.decoder(torch.tensor([ids[begin:end]])))[0], -1)
+            total += sum(float(logs[place - 1 - begin, ids[place]]) for place in range(begin + skip + 1, end + 1))
+        return total
+
+    assert len(ids) > CONTEXT + 20
+    for stride in (0, 16):
+        cut = windows(len(ids) - 1, CONTEXT, stride or CONTEXT)
+        weighed = [place for begin, skip, end in cut for place in range(begin + skip + 1, end + 1)]
+        assert weighed == list(range(1, len(ids))), "each token once"
+        found = generator.rolling([text(content), text("a")], stride)
+        assert found[0].logprob == pytest.approx(expected(cut), abs=1e-3) and found[0].tokens == len(ids) - 1
+        assert found[1] == generator.rolling([text("a")], stride)[0]
+    with pytest.raises(UsageError, match="a stride is at most"):
+        generator.rolling([text("a")], CONTEXT + 1)
+
+
+def test_its_identity_is_that_of_what_answers(generator: LocalGenerator) -> None:
+    twin = LocalGenerator(generator.decoder.clone(), generator.tokenizer, name="another name")
+    assert twin.identity == generator.identity
+    assert LocalGenerator(twin.decoder, twin.tokenizer, eos=[1]).identity != twin.identity
+    twin.decoder.embed_tokens.weight[0, 0] += 1
+    changed = twin.identity
+    assert changed != generator.identity
+    twin.decoder.embed_tokens.weight[0, 0] -= 1
+    assert twin.identity != changed
+    template = Tokenizer(generator.tokenizer._marked, generator.tokenizer.config | {"chat_template": "{{ messages }}"})
+    assert LocalGenerator(generator.decoder, template).identity != generator.identity
+    learning = LocalGenerator(Decoder(generator.decoder.config, seed=1), generator.tokenizer)
+    before = learning.identity
+    learning.decoder.embed_tokens.weight.data[0, 0] += 1  # as an optimizer moves it: unmarked
+    assert learning.identity != before
 
 
 def test_what_leaves_no_room_is_not_answered_and_says_why(generator: LocalGenerator) -> None:

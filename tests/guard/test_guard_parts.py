@@ -290,7 +290,7 @@ def test_int8_weights_are_the_services_choice(tmp_path: Path, monkeypatch: pytes
             upstream = open_upstream(model, root, int8=int8)
             assert isinstance(upstream, EngineUpstream)
             steps = upstream._engine._steps
-            assert isinstance(steps, NativeSteps) and steps._native.int8 is int8
+            assert isinstance(steps, NativeSteps) and steps.native.int8 is int8
             asyncio.run(upstream.close())
     monkeypatch.setattr(native, "usable", lambda decoder: False)
     with pytest.raises(UsageError, match="C compiler"):

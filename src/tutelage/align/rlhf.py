@@ -36,7 +36,7 @@ from tutelage.model.checkpoint import load_decoder, load_reward, save
 from tutelage.model.heads import ValueModel
 from tutelage.tokens.tokenizer import load
 from tutelage.train.calibrate import training_cost, watching
-from tutelage.train.loop import fit, keep_logs
+from tutelage.train.loop import fit, keep_logs, values_of
 from tutelage.train.objectives import PolicyGradient
 from tutelage.train.training import Training, settled
 
@@ -222,6 +222,9 @@ class ActorWatch:
 
     def __call__(self, model: Any, step: int) -> Mapping[str, Any]:
         return self.inner(model.actor, step)
+
+    def values(self, name: str) -> Mapping[str, tuple[float, str]]:
+        return values_of(self.inner, name)
 
 
 def _scorer(config: Rlhf, inputs: Inputs, context: Context) -> Scorer:

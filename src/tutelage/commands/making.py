@@ -301,7 +301,7 @@ def evaluate(
 
     where = root_at(root)
     suites = _suites(suite, items, root)
-    found = evaluate_reference(made_last(where).get(target, target), suites, root=where)
+    found = evaluate_reference(made_last(where).get(target, target), suites, root=where, work=where.work / "answers")
     failed = [each.reason or "it failed" for each in found["results"] if each.value is None]
     if as_json:
         emit({key: value for key, value in found.items() if key != "results"})

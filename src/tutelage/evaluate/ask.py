@@ -5,13 +5,12 @@ The log holds what was said, not what it was worth, so that answers are scored a
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tutelage.core.errors import Stopped, TutelageError, Unreachable
-from tutelage.core.records import Example, Message, Response, digest
+from tutelage.core.records import Example, Message, Response
+from tutelage.evaluate.log import AnswerLog as AnswerLog
 from tutelage.evaluate.suite import Result, item_id, row
 from tutelage.evaluate.suites.answers import HEADLINE, Figure, pick, score, unknown
 from tutelage.evaluate.suites.gold import gold
@@ -21,44 +20,6 @@ MAX_TOKENS: Mapping[str, int] = {"extractive": 16, "classify": 8, "translate": 4
 """Tokens an answer may take, by kind; an item's `tags.max_tokens` overrides it."""
 CHUNK = 128
 """Items asked at once. Fixed, so that a run that was interrupted asks in the same groups."""
-
-
-class AnswerLog:
-    """Answers by key (target, item, sampling), one JSON line each, a chunk written at once. A torn last line is cut."""
-
-    def __init__(self, path: Path | None = None) -> None:
-        self.path = path
-        self.known: dict[str, Any] = {}
-        if path is not None and path.is_file():
-            whole = 0
-            with path.open("rb") as lines:
-                for line in lines:
-                    try:
-                        entry = json.loads(line)
-                        self.known[entry["key"]] = entry["answer"]
-                    except (ValueError, KeyError, TypeError):
-                        break
-                    whole += len(line)
-            with path.open("r+b") as file:
-                file.truncate(whole)
-
-    def __contains__(self, key: str) -> bool:
-        return key in self.known
-
-    def __getitem__(self, key: str) -> Any:
-        return self.known[key]
-
-    def put(self, entries: Iterable[tuple[str, Any]]) -> None:
-        """Remember answers, on disk before anything else is asked."""
-        fresh = list(entries)
-        self.known.update(fresh)
-        if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            text = "".join(
-                json.dumps({"key": key, "answer": answer}, ensure_ascii=False) + "\n" for key, answer in fresh
-            )
-            with self.path.open("a", encoding="utf-8") as out:
-                out.write(text)
 
 
 def sampling_of(item: Example, max_tokens: Mapping[str, int], base: Sampling) -> Sampling:
@@ -130,18 +91,15 @@ def responses(
     for item in items:
         groups.setdefault(sampling_of(item, max_tokens or {}, sampling), []).append(item)
     for how, members in groups.items():
-        keys = {
-            item_id(item): digest([target, item.model_dump(mode="json"), how.model_dump(mode="json")])
-            for item in members
-        }
+        keys = {item_id(item): log.key(generator, target, item, how.model_dump(mode="json")) for item in members}
         for chunk in _chunks(members):
-            if not all(keys[item_id(item)] in log for item in chunk):
+            if missing := [item for item in chunk if keys[item_id(item)] not in log]:
 
                 def ask(batch: list[Example], how: Sampling = how) -> list[Any]:
                     return [_said(group[0]) for group in generator.generate(batch, how)]
 
-                answers = _one_by_one(ask, chunk)
-                log.put((keys[item_id(item)], answer) for item, answer in zip(chunk, answers, strict=True))
+                answers = _one_by_one(ask, missing)
+                log.put((keys[item_id(item)], answer) for item, answer in zip(missing, answers, strict=True))
             for item in chunk:
                 answer = log[keys[item_id(item)]]
                 failed = "error" in answer
@@ -164,19 +122,23 @@ def likelihoods(
     step: Callable[[int], None] = lambda done: None,
 ) -> list[list[Scored] | str]:
     """The log-likelihood of every choice of every item, in order; a text where the generator could not say, and why."""
-    keys = {item_id(item): digest([target, item.model_dump(mode="json"), "likelihood"]) for item in items}
+    keys = {item_id(item): log.key(generator, target, item, ["likelihood", *item.choices]) for item in items}
     for chunk in _chunks(items):
-        if not all(keys[item_id(item)] in log for item in chunk):
+        if missing := [item for item in chunk if keys[item_id(item)] not in log]:
 
             def ask(batch: list[Example]) -> list[Any]:
                 scored = generator.loglikelihood(batch, [item.choices for item in batch])
-                return [[each.model_dump() for each in choices] for choices in scored]
+                return [
+                    next(({"error": each.error} for each in choices if each.error), None)
+                    or [each.model_dump(exclude={"error"}) for each in choices]
+                    for choices in scored
+                ]
 
             try:
-                answers = _one_by_one(ask, chunk)
+                answers = _one_by_one(ask, missing)
             except NotImplementedError as error:
-                answers = [{"error": str(error) or "this generator gives no log-likelihoods"} for _ in chunk]
-            log.put((keys[item_id(item)], answer) for item, answer in zip(chunk, answers, strict=True))
+                answers = [{"error": str(error) or "this generator gives no log-likelihoods"} for _ in missing]
+            log.put((keys[item_id(item)], answer) for item, answer in zip(missing, answers, strict=True))
         step(len(chunk))
     told = [log[keys[item_id(item)]] for item in items]
     return [

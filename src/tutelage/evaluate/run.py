@@ -15,9 +15,9 @@ from tutelage.core.artifact import Artifact, Root
 from tutelage.core.config import Config
 from tutelage.core.errors import DataError
 from tutelage.core.price import BASE, Cost, Machine, Size
-from tutelage.core.records import Example, read_jsonl, write_jsonl
+from tutelage.core.records import Example, digest, read_jsonl, write_jsonl
 from tutelage.core.stage import Context, Input, Inputs, stage
-from tutelage.evaluate import summary
+from tutelage.evaluate import contamination, flips, summary
 from tutelage.evaluate.ask import MAX_TOKENS, AnswerLog, examine
 from tutelage.evaluate.suite import KINDS, Result, Suite, faults, load, sample, select
 from tutelage.evaluate.suites.baselines import rows_of
@@ -48,6 +48,8 @@ class Evaluate(Config):
     """Bootstrap resamples for corpus-level figures (chrF, BLEU, macro-F1)."""
     seed: int = 0
     """Which items are drawn."""
+    contamination: int = Field(8, ge=0)
+    """Words in a run which, standing in an item and in what a model learned from, make it dirty; 0 does not look."""
 
 
 def names(artifacts: Sequence[Artifact]) -> list[str]:
@@ -130,7 +132,7 @@ def _cost(config: Evaluate, sizes: Mapping[str, Mapping[str, float]], machine: M
         "corpus": Input(kind="corpus", default="prepare", help="Where the items stand, and the rows for baselines."),
         "reward": Input(kind="reward", default="reward", optional=True, help="Chooses the best of several answers."),
     },
-    version=4,
+    version=5,
     cost=_cost,
 )
 def evaluate(config: Evaluate, inputs: Inputs, out: Path, context: Context) -> dict[str, Any]:
@@ -181,11 +183,37 @@ def evaluate(config: Evaluate, inputs: Inputs, out: Path, context: Context) -> d
     )
     if control:
         found["controls"] += _untrained(control, inputs.of, called, context, log, step)
+    found["flips"] = [each.model_dump(mode="json") for each in flips.between(results, parents(inputs.of, called))]
+    found["contamination"] = _met(items, results, inputs, called, config.contamination, context.root)
     found["left_out"] = faults(every)
     found["targets"] = [{"target": name, "id": ref} for name, ref, _ in targets]
     write_jsonl(out / "results.jsonl", results)
     (out / "summary.json").write_text(json.dumps(found, indent=1, sort_keys=True, ensure_ascii=False), encoding="utf-8")
     return headline(found)
+
+
+def _met(
+    items: Sequence[Example],
+    results: Sequence[Result],
+    inputs: Inputs,
+    called: Sequence[str],
+    gram: int,
+    root: Root,
+) -> list[dict[str, Any]]:
+    """Figures of clean and of dirty items, for every target whose training text is here."""
+    if not gram:
+        return []
+    looked: dict[str, set[str]] = {}
+    met: dict[str, set[str]] = {}
+    for name, artifact in zip(called, inputs.of, strict=True):
+        learned = contamination.corpora(artifact, root)
+        for each in learned:
+            if each.id not in looked:
+                spared = contamination.cleared(items, each, gram)
+                looked[each.id] = set() if spared else contamination.dirty(items, each, gram)
+        if learned:
+            met[name] = set().union(*(looked[each.id] for each in learned))
+    return contamination.split(results, met)
 
 
 def _best_of(n: int, reward: Artifact, known: Mapping[str, Artifact], context: Context) -> tuple[str, str, Generator]:
@@ -253,6 +281,8 @@ def headline(found: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "figures": table,
         "gold": gold,
+        "flips": flips.told([flips.Flips.model_validate(each) for each in found.get("flips", ())]),
+        "contamination": found.get("contamination", []),
         "controls": {"held": controls.count(True), "failed": controls.count(False), "undecided": controls.count(None)},
     }
 
@@ -269,17 +299,22 @@ def evaluate_reference(
 ) -> dict[str, Any]:
     """Examine any reference (a model, a bundle, an endpoint) on suites, or a file of one's own: results and summary.
 
-    `work` keeps the answers, so that the same command goes on after an interruption. Raises DataError for a file
-    that is not a suite.
+    `work` keeps the answers: after an interruption the same command goes on, and once all is said it scores anew
+    without asking. Of what cannot tell that it is still the same (an address) they are kept until then only. Raises
+    DataError for a file that is not a suite.
     """
     chosen = load(Path(suite)) if isinstance(suite, str | Path) else suite
     picked = [Suite(each.name, sample(each.items, items)) for each in chosen]
     generator: Generator = refs.open(ref, root, **options)
-    log = AnswerLog(work / "answers.jsonl") if work else None
+    lasting = bool(getattr(generator, "identity", ""))
+    kept = work / f"{'answers' if lasting else digest(ref)[:16]}.jsonl" if work else None
+    log = AnswerLog(kept)
     asked = [item for each in picked for item in each.items if item.tags["kind"] in KINDS]
     if not asked:
         raise DataError(f"no item of a kind that is examined ({', '.join(KINDS)})", file=str(suite))
     results = examine(generator, asked, target=generator.name, target_id=ref, log=log, step=step)
+    if kept and not lasting and all(each.outcome != "unknown" for each in results):
+        kept.unlink(missing_ok=True)
     found = summarise(results, picked, ())
     return {"results": results, "targets": [{"target": generator.name, "id": ref}], **found}
 

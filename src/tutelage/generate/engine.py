@@ -1,8 +1,8 @@
 """A pure stepping core that samples from the very weights in training: no thread, no clock, no randomness of its own.
 
-Every step reads one new token of each running sequence, takes in waiting prompts (equal prompts are read once), and
-draws one token for each. Running sequences always lie in the first slots of the cache: one that ends is replaced by
-the last. What a request gets depends on its prompt and seed.
+Every step reads one new token of each running sequence, takes in waiting prompts (equal ones are read once, and in C
+also what different ones begin with alike), and draws one token for each. Running sequences always lie in the first
+slots of the cache: one that ends is replaced by the last. What a request gets depends on its prompt and seed.
 
 Neighbours enter through rounding alone: in torch by the size of the products; in C (model/native.py) logits are a row's
 own to the bit, and only a neighbour that asks for a cut or a penalty changes how all are drawn.
@@ -23,8 +23,9 @@ from torch import Tensor
 from tutelage.core.errors import UsageError
 from tutelage.core.records import Finish
 from tutelage.generate.generator import Sampling
+from tutelage.model.prefix import LEAST, shared
 from tutelage.model.sample import Draw
-from tutelage.model.steps import steps_for
+from tutelage.model.steps import Steps, steps_for
 from tutelage.model.transformer import Decoder
 from tutelage.tokens.tokenizer import StreamDecoder, Tokenizer
 
@@ -122,6 +123,11 @@ class Engine:
         self._least: list[tuple[int, int]] = []
 
     @property
+    def steps(self) -> Steps:
+        """The model and its cache; for others while the engine is idle."""
+        return self._steps
+
+    @property
     def busy(self) -> bool:
         """Whether any request runs or waits."""
         return bool(self._rows or self._waiting)
@@ -191,12 +197,16 @@ class Engine:
         """Move waiting requests into free slots, within a step's budget of prompt tokens; True if any came in."""
         read: set[tuple[int, ...]] = set()
         budget, before = self.prefill_tokens, len(self._rows)
+        latest: tuple[int, ...] = ()
         while self._waiting and len(self._rows) < self.max_batch:
             row = self._waiting[0]
             cost = 0 if row.prompt in read else len(row.prompt)
+            if cost and self._steps.shares:
+                alike = shared(latest, row.prompt)
+                cost -= alike if alike >= LEAST else 0
             if cost > budget and read:
                 break
-            budget -= cost
+            budget, latest = budget - cost, row.prompt
             read.add(row.prompt)
             slot = len(self._rows)
             self._rows.append(self._waiting.popleft())

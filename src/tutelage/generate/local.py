@@ -2,42 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from tutelage.core import refs
 from tutelage.core.artifact import Root
 from tutelage.core.errors import ConfigError, UsageError
-from tutelage.core.records import Example, Message, Response
+from tutelage.core.records import Example, Message, Response, digest
 from tutelage.generate.engine import Completion, Engine, Request, complete
 from tutelage.generate.generator import Sampling, Scored, check_choices, is_text, seed_of, split_spaces, too_long
-from tutelage.model import checkpoint
-from tutelage.model.cache import Cache, round_up
+from tutelage.generate.score import Row, Weighed, weigh, weigh_in_torch
+from tutelage.model import checkpoint, library
+from tutelage.model.cache import round_up
 from tutelage.model.kernels import full_width
+from tutelage.model.steps import NativeSteps
 from tutelage.model.transformer import Decoder
 from tutelage.tokens import tokenizer as tokenizers
 from tutelage.tokens.chat import closing, render, text_of
 from tutelage.tokens.tokenizer import Tokenizer
 
 
-class _Choice(NamedTuple):
-    """A choice as tokens: `read` stands before it, `said` is weighed."""
-
-    prompt: int
-    choice: int
-    read: tuple[int, ...]
-    said: tuple[int, ...]
-
-
 class LocalGenerator:
     """A decoder and its tokenizer; implements Generator. The decoder may be in training: its weights are used as is.
 
     A prompt that leaves no room in the context for an answer gets finish `error`, and why; in `loglikelihood` what is
-    too long loses its beginning, as in lm-evaluation-harness.
+    too long gets an `error` too, or with `cut` loses its beginning, as in lm-evaluation-harness.
     """
 
     def __init__(
@@ -48,13 +42,38 @@ class LocalGenerator:
         name: str = "local",
         eos: Collection[int] | None = None,
         max_batch: int = 64,
+        cut: bool = False,
     ) -> None:
         if tokenizer.size > decoder.config.vocab_size:
             raise ConfigError(f"the tokenizer has {tokenizer.size} tokens, the model only {decoder.config.vocab_size}")
         self.decoder, self.tokenizer, self.name = decoder, tokenizer, name
         self.eos = frozenset(tokenizer.stops if eos is None else eos)
-        self.max_batch = max_batch
+        self.max_batch, self.cut = max_batch, cut
         self._engine: Engine | None = None
+        self._identity: tuple[object, str] | None = None
+
+    @property
+    def identity(self) -> str:
+        """A hash of what answers follow from beside prompt, sampling and code: the weights as they are now, tokenizer,
+        template, ends, and what computes. Hashing takes a second for a few hundred million weights, once."""
+        marks = tuple((each.data_ptr(), each._version) for each in self.decoder.parameters())
+        if self._identity is None or self._identity[0] != marks or self._learns:
+            self._identity = marks, self._hashed()
+        return self._identity[1]
+
+    @property
+    def _learns(self) -> bool:
+        return any(each.requires_grad for each in self.decoder.parameters())  # some optimizers mark nothing
+
+    def _hashed(self) -> str:
+        total = hashlib.sha256()
+        for name, tensor in self.decoder.state_dict().items():
+            total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            total.update(tensor.detach().to("cpu").contiguous().view(torch.uint8).numpy())
+        config = getattr(self.decoder, "config", None)
+        beside = [repr(config), self.tokenizer.describe(), self.tokenizer.config, sorted(self.eos), self.cut]
+        computes = [torch.__version__, library.identity(), str(self.decoder.device)]
+        return str(digest([total.hexdigest(), *beside, *computes]))
 
     def ids_of(self, prompt: Example) -> list[int]:
         """A prompt as token ids, ready to be continued."""
@@ -118,21 +137,71 @@ class LocalGenerator:
         less likely than a longer one that begins with it. After verbatim text nothing is added.
         """
         check_choices(prompts, choices)
-        rows = [
-            self._tokens(prompt, choice, i, j)
-            for i, (prompt, each) in enumerate(zip(prompts, choices, strict=True))
-            for j, choice in enumerate(each)
+        planned = [
+            (self._row(prompt, choice), choice)
+            for prompt, each in zip(prompts, choices, strict=True)
+            for choice in each
         ]
-        found: dict[tuple[int, int], Scored] = {}
-        for batch in _batches(rows, self.max_batch, self.decoder.config.max_position_embeddings):
-            for row, (logprob, greedy) in zip(batch, self._weigh(batch), strict=True):
-                characters = len(choices[row.prompt][row.choice])
-                found[row.prompt, row.choice] = Scored(
-                    logprob=logprob, tokens=len(row.said), characters=characters, greedy=greedy
-                )
-        return [[found[i, j] for j in range(len(each))] for i, each in enumerate(choices)]
+        weighed = iter(self.weigh([row for row, _ in planned if isinstance(row, Row)]))
+        found = iter([self._scored(row, choice, weighed) for row, choice in planned])
+        return [[next(found) for _ in each] for each in choices]
 
-    def _tokens(self, prompt: Example, choice: str, i: int, j: int) -> _Choice:
+    def _scored(self, row: Row | int, choice: str, weighed: Iterator[Weighed]) -> Scored:
+        if isinstance(row, int):
+            why = too_long(row, self.decoder.config.max_position_embeddings)
+            return Scored(logprob=-math.inf, tokens=row, characters=len(choice), greedy=None, error=why)
+        logprob, greedy = next(weighed)
+        return Scored(logprob=logprob, tokens=len(row.said), characters=len(choice), greedy=greedy)
+
+    @torch.no_grad()
+    def rolling(self, prompts: Sequence[Example], stride: int = 0) -> list[Scored]:
+        """The log-probability of whole texts, in windows of the context that each weigh their last `stride` tokens.
+
+        0 is the context: every token is weighed behind at least one, as lm-evaluation-harness's rolling does. A smaller
+        stride gives every token at least context - stride others before it, and costs context / stride as much.
+        Raises UsageError for a stride beyond the context.
+        """
+        limit = self.decoder.config.max_position_embeddings
+        if not 0 <= stride <= limit:
+            raise UsageError(f"a stride is at most the context of {limit} tokens, got {stride}")
+        texts = ["".join(map(text_of, prompt.messages)) for prompt in prompts]
+        ids = [self._text(text) for text in texts]
+        cut = [windows(len(each) - 1, limit, stride or limit) for each in ids]
+        rows = [
+            Row(tuple(each[begin : begin + 1 + skip]), tuple(each[begin + 1 + skip : end + 1]))
+            for each, mine in zip(ids, cut, strict=True)
+            for begin, skip, end in mine
+        ]
+        weighed = iter(self.weigh(rows))
+        totals = [sum(next(weighed).logprob for _ in mine) for mine in cut]
+        return [
+            Scored(logprob=total, tokens=len(each) - 1, characters=len(text), greedy=None)
+            for total, each, text in zip(totals, ids, texts, strict=True)
+        ]
+
+    @torch.no_grad()
+    def weigh(self, rows: Sequence[Row]) -> list[Weighed]:
+        """Weigh continuations given as tokens, in order; what they begin with alike is read once.
+
+        Raises UsageError for one that is empty, does not fit the context, or is not of this vocabulary.
+        """
+        context, size = self.decoder.config.max_position_embeddings, self.decoder.config.vocab_size
+        for row in rows:
+            if not row.read or not row.said:
+                raise UsageError("a continuation needs at least one token, and one before it")
+            if len(row.tokens) > context:
+                raise UsageError(f"a sequence of {len(row.tokens)} tokens is longer than the context of {context}")
+            if not 0 <= min(*row.read, *row.said) <= max(*row.read, *row.said) < size:
+                raise UsageError(f"token ids must be within 0 .. {size - 1}")
+        if not rows:
+            return []
+        steps = self.engine(max(len(row.tokens) for row in rows)).steps
+        if isinstance(steps, NativeSteps):
+            return weigh(steps.native, rows)
+        return weigh_in_torch(self.decoder, rows, self.max_batch)
+
+    def _row(self, prompt: Example, choice: str) -> Row | int:
+        """The tokens of a choice behind its prompt; their number where they do not fit."""
         if is_text(prompt):
             before, whole = split_spaces("".join(map(text_of, prompt.messages)), choice)
             read = len(self._text(before))
@@ -143,72 +212,27 @@ class LocalGenerator:
             read = len(ids)
             ids = ids + self.tokenizer.encode(choice) + list(closing(self.tokenizer))
         limit = self.decoder.config.max_position_embeddings
+        if len(ids) > limit + 1 and not self.cut:
+            return len(ids)
         start = min(max(0, len(ids) - limit - 1), read - 1)  # the last token is weighed, not read
         if len(ids) - start > limit + 1:
             raise UsageError(f"a choice of {len(ids) - read} tokens is longer than the context of {limit}")
-        return _Choice(i, j, tuple(ids[start:read]), tuple(ids[read:]))
+        return Row(tuple(ids[start:read]), tuple(ids[read:]))
 
     def _text(self, text: str) -> list[int]:
         return render((Message(role="text", content=text),), self.tokenizer)
 
-    def _weigh(self, rows: Sequence[_Choice]) -> list[tuple[float, bool]]:
-        """Read each distinct prompt once, then all choices but their last tokens, each behind a copy of its prompt."""
-        decoder, device = self.decoder, self.decoder.device
-        slots: dict[tuple[int, ...], list[int]] = {}
-        for slot, row in enumerate(rows):
-            slots.setdefault(row.read, []).append(slot)
-        lengths = [len(prompt) for prompt in slots]
-        said = max(len(row.said) for row in rows)
-        config = decoder.config
-        shape = (config.num_hidden_layers, len(rows), config.num_key_value_heads, max(lengths) + said - 1)
-        cache = Cache(*shape, config.head_dim, device=device, dtype=decoder.head_weight.dtype)
-        ids = torch.tensor([[token for prompt in slots for token in prompt]], device=device)
-        where = cache.prefill([each[0] for each in slots.values()], lengths) if said > 1 else None
-        read = decoder(ids, lengths=lengths, cache=where)[0, torch.tensor(lengths).cumsum(0) - 1]
-        state = torch.empty(len(rows), said, config.hidden_size, device=device, dtype=read.dtype)
-        for index, (prompt, each) in enumerate(slots.items()):
-            state[torch.tensor(each), 0] = read[index]
-            if said > 1:
-                cache.copy(each[0], each[1:], len(prompt))
-        targets = torch.zeros(len(rows), said, dtype=torch.long)
-        for slot, row in enumerate(rows):
-            targets[slot, : len(row.said)] = torch.tensor(row.said)
-        targets = targets.to(device)
-        if said > 1:
-            starts = torch.tensor([len(row.read) for row in rows], device=device)
-            state[:, 1:] = decoder(targets[:, :-1], cache=cache.extend(starts, said - 1, cache.capacity))
-        inside = torch.arange(said) < torch.tensor([len(row.said) for row in rows])[:, None]
-        chosen, best = _judge(decoder, state[inside.to(device)], targets[inside.to(device)])
-        sizes = [len(row.said) for row in rows]
-        return [
-            (float(logprob.sum()), bool(greedy.all()))
-            for logprob, greedy in zip(torch.split(chosen.double(), sizes), torch.split(best, sizes), strict=True)
-        ]
 
-
-def _judge(decoder: Decoder, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probability of each target, and whether it was the likeliest."""
-    chosen, best = [], []
-    for states, wanted in zip(torch.split(hidden, 512), torch.split(targets, 512), strict=True):
-        logs = torch.log_softmax(decoder.logits(states), -1)
-        chosen.append(logs.gather(1, wanted[:, None])[:, 0])
-        best.append(logs.argmax(-1) == wanted)
-    return torch.cat(chosen), torch.cat(best)
-
-
-def _batches(rows: Sequence[_Choice], most: int, context: int) -> Iterator[list[_Choice]]:
-    """Rows of like length together, and rows that share a prompt: at most 4 * `most`, or 8,192 tokens with padding."""
-    batch: list[_Choice] = []
-    read = said = 0
-    for row in sorted(rows, key=lambda row: (len(row.said), len(row.read), row.read)):
-        read, said = max(read, len(row.read)), max(said, len(row.said))
-        full = len(batch) == 4 * most or (read + said) * (len(batch) + 1) > 8192 or read + said - 1 > context
-        if batch and full:
-            yield batch
-            batch, read, said = [], len(row.read), len(row.said)
-        batch.append(row)
-    if batch:
-        yield batch
+def windows(count: int, context: int, stride: int) -> list[tuple[int, int, int]]:
+    """(first token read, tokens read before those weighed, last token weighed) of each window over a text of `count`
+    tokens behind one that begins it; the last window is as wide as the others and weighs what is left."""
+    found, done = [], 0
+    while done < count:
+        end = min(count, done + (stride if done else context))
+        begin = max(0, end - context)
+        found.append((begin, done - begin, end))
+        done = end
+    return found
 
 
 def open_model(ref: str, root: Root | None = None, **options: Any) -> LocalGenerator:

@@ -361,9 +361,17 @@ class GuardedGenerator:
     """
 
     def __init__(
-        self, pipeline: Callable[[], Pipeline], plain: Callable[[], Generator], *, name: str, at_once: int = 64
+        self,
+        pipeline: Callable[[], Pipeline],
+        plain: Callable[[], Generator],
+        *,
+        name: str,
+        at_once: int = 64,
+        identity: str = "",
     ) -> None:
         self.name, self._make, self._plain, self._at_once = name, pipeline, plain, at_once
+        self.identity = identity
+        """A hash of what answers; empty where that is not known, as of an address."""
         self._pipeline: Pipeline | None = None
         self._generator: Generator | None = None
 
@@ -446,7 +454,8 @@ def open_bundle(ref: str, root: Root | None = None, **options: Any) -> GuardedGe
         upstream = open_upstream(model, where)
         return Pipeline(parts.scanner, upstream, key=key, system=parts.system, release=artifact.ref, model=parts.name)
 
-    return GuardedGenerator(pipeline, lambda: refs.open(model, where), name=artifact.ref[:19])
+    identity = f"{artifact.ref} {model}" if model.startswith("model:") else ""
+    return GuardedGenerator(pipeline, lambda: refs.open(model, where), name=artifact.ref[:19], identity=identity)
 
 
 def open_release(ref: str, root: Root | None = None, **options: Any) -> GuardedGenerator:

@@ -34,8 +34,8 @@ from tutelage.model.heads import RewardModel
 from tutelage.tokens.chat import encode_dialogue
 from tutelage.tokens.tokenizer import Tokenizer, load
 from tutelage.train.batch import ItemSteps, Judged, PreferenceBatch, any_tie, lay, spread
-from tutelage.train.calibrate import training_cost
-from tutelage.train.loop import fit, keep_logs
+from tutelage.train.calibrate import looks, training_cost
+from tutelage.train.loop import Watches, fit, keep_logs
 from tutelage.train.objectives import Rewards, pairs_of
 from tutelage.train.training import Scalable, settled
 
@@ -63,6 +63,8 @@ class Reward(Scalable):
     """Log of Davidson's tie parameter."""
     listwise: bool = False
     """Plackett-Luce for full orders without ties, instead of Davidson's pairs."""
+    validate_every: int = Field(default=0, ge=0)
+    """Steps between looks at `accuracy`, of validation rows; 0 looks at the beginning and the end only."""
     likelihood: float = 1.0
     """What an answer's likelihood under the trunk counts at the start (reward per nat and token); then learned."""
 
@@ -152,12 +154,33 @@ def collate(rows: Sequence[Row], people: Mapping[str, int] | None = None) -> Pre
     return PreferenceBatch(ids=ids, lengths=lengths, judged=tuple(judged), answered=tuple(answered))
 
 
+class Agreement:
+    """How often the reward model orders held-out pairs as people did, as a watch: `accuracy`."""
+
+    def __init__(self, rows: Sequence[Row], every: int) -> None:
+        self.rows, self.every = rows, every
+        self._pairs = Pairs(np.zeros(0), [])
+
+    def __call__(self, model: Panel, step: int) -> dict[str, Any]:
+        """The share of decided pairs in their order, and how many there are."""
+        self._pairs = decided(self.rows, score_rows(model.reward, self.rows))
+        right = (self._pairs.gaps > 0).astype(float)
+        return {"accuracy": float(right.mean()) if len(right) else None, "pairs": len(right)}
+
+    def values(self, name: str) -> dict[str, tuple[float, str]]:
+        """Of the last look whether each pair was in order, and the row's cluster."""
+        if name != "accuracy":
+            return {}
+        pairs = zip(self._pairs.gaps.tolist(), self._pairs.clusters, strict=True)
+        return {str(place): (float(gap > 0), cluster) for place, (gap, cluster) in enumerate(pairs)}
+
+
 def reward_cost(config: Reward, inputs: Mapping[str, Mapping[str, float]], machine: Machine) -> Cost:
     """Forward and backward over every candidate with its prompt; in the end all rows are scored, some twice."""
     size, people = Size.of(inputs.get("model", {})), inputs.get("preferences", {})
     each = people.get("tokens_per_row", 200.0)
     flops = size.spoken(people.get("answer_tokens", 100.0), people.get("answered", 0.3))
-    scored = 1.3 * each * people.get("rows", 300.0) * flops
+    scored = (1.3 + 0.1 * looks(config.steps, config.validate_every)) * each * people.get("rows", 300.0) * flops
     tokens = config.steps * config.batch * each
     learned, micro = (config.learned(size),), min(config.micro, config.batch * each)
     known = {"memory": size.taught(micro, people.get("answer_tokens", 100.0), learned=learned), "read": scored}
@@ -171,7 +194,7 @@ def reward_cost(config: Reward, inputs: Mapping[str, Mapping[str, float]], machi
         "model": Input(kind="model", default="finetune", help="the trunk the reward model starts from"),
         "preferences": Input(kind="preferences", default="preferences"),
     },
-    version=2,
+    version=3,
     cost=reward_cost,
 )
 def reward(config: Reward, inputs: Inputs, out: Path, context: Context) -> dict[str, Any]:
@@ -199,7 +222,8 @@ def reward(config: Reward, inputs: Inputs, out: Path, context: Context) -> dict[
         {"rankings": config.ranking_weight, "ratings": config.score_weight}, tie=config.tie, listwise=config.listwise
     )
     run = config.run(context, config.steps)
-    fitted = fit(model, steps, objective, config.optimizer(model, config.steps), run=run)
+    watch = Watches(config.steps, Agreement(splits["validation"], config.validate_every))
+    fitted = fit(model, steps, objective, config.optimizer(model, config.steps), run=run, watch=watch)
     model.reward.decoder = settled(decoder, out, inputs.model.ref, score=model.reward.head.weight)
     model.eval()
     held_out = splits["test"] or splits["validation"]
@@ -215,6 +239,7 @@ def reward(config: Reward, inputs: Inputs, out: Path, context: Context) -> dict[
     return {
         "steps": fitted.steps,
         "skipped": fitted.skipped,
+        **fitted.best,
         "rows": {split: len(rows) for split, rows in splits.items()},
         "dropped": dropped,
         "loss": fitted.last.get("loss"),

@@ -495,6 +495,44 @@ void choose(int rows, int vocabulary, int64_t step, float *logits, const float *
     }
 }
 
+/* log sum e^logits and the first likeliest token of each row [step]; NAN and -1 where a row is no distribution. */
+void normalise_rows(int rows, int vocabulary, int64_t step, const float *logits, float *normalisers, int64_t *likeliest,
+                    int threads) {
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(threads) schedule(static)
+#endif
+    for (int r = 0; r < rows; r++) {
+        const float *row = logits + r * step;
+        const int full = vocabulary / LANES;
+        vec top = all(-INFINITY), total = {0};
+        ints odd = {0};
+        for (int i = 0; i < full; i++) {
+            const vec x = *(vec *)(row + i * LANES);
+            top = larger(top, x);
+            odd |= x != x;
+        }
+        float peak = most(top);
+        int sound = 1;
+        for (int i = 0; i < LANES; i++) sound &= odd[i] == 0;
+        for (int i = full * LANES; i < vocabulary; i++) {
+            sound &= row[i] == row[i];
+            peak = row[i] > peak ? row[i] : peak;
+        }
+        if (!sound || !(peak > -INFINITY && peak < INFINITY)) {
+            normalisers[r] = NAN;
+            likeliest[r] = -1;
+            continue;
+        }
+        for (int i = 0; i < full; i++) total += exponential(*(vec *)(row + i * LANES) - peak);
+        float whole = sum(total);
+        for (int i = full * LANES; i < vocabulary; i++) whole += expf(row[i] - peak);
+        int first = 0;
+        while (row[first] != peak) first++;
+        normalisers[r] = peak + logf(whole);
+        likeliest[r] = first;
+    }
+}
+
 /* -------------------------------------------------------------------------------------- between products, in training */
 
 /* Numbers of LANES at a time, float or (`rounded`) bfloat16, which is a float's upper half. At a row's end fewer. */

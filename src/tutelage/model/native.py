@@ -271,3 +271,20 @@ class Native:
             ctypes.c_int(torch.get_num_threads()),
         )
         return ids, logprobs
+
+    def normalise(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Of logits as `forward` gives them: log of the sum of their exponentials [n], and the likeliest tokens [n].
+
+        A row that holds no distribution (a number that is not finite) gives NaN and -1.
+        """
+        normalisers, likeliest = torch.empty(len(logits)), torch.empty(len(logits), dtype=torch.long)
+        self._library.normalise_rows(
+            ctypes.c_int(len(logits)),
+            ctypes.c_int(self.decoder.config.vocab_size),
+            ctypes.c_int64(self._vocabulary),
+            ctypes.c_void_p(logits.data_ptr()),
+            ctypes.c_void_p(normalisers.data_ptr()),
+            ctypes.c_void_p(likeliest.data_ptr()),
+            ctypes.c_int(torch.get_num_threads()),
+        )
+        return normalisers, likeliest

@@ -14,6 +14,7 @@ from torch import Tensor
 from tutelage.core.errors import UsageError
 from tutelage.model import native
 from tutelage.model.cache import Cache
+from tutelage.model.prefix import parts
 from tutelage.model.sample import Draw, draw
 from tutelage.model.transformer import Decoder
 
@@ -25,6 +26,9 @@ States = dict[int, Tensor]
 
 class Steps(Protocol):
     """The model and its cache, as the engine uses them. Rows lie in slots 0, 1, 2 ..."""
+
+    shares: bool
+    """Whether what different prompts begin with is read once."""
 
     def read(self, last: Tensor, lengths: Tensor, prompts: Prompts, taps: Sequence[int]) -> tuple[Tensor, States]:
         """Read one more token `last` [running] of each running row, behind the `lengths` [running] tokens it has, and
@@ -63,44 +67,74 @@ def _ends(prompts: Prompts, running: int) -> Tensor:
     return order
 
 
+def _joined(found: Sequence[tuple[list[int], Tensor, States]]) -> tuple[Tensor, States]:
+    """Logits and states by row of passes that each made some rows."""
+    if len(found) == 1:
+        return found[0][1:]
+    order = torch.tensor([row for rows, _, _ in found for row in rows]).argsort()
+    states = {layer: torch.cat([each[layer] for _, _, each in found])[order] for layer in found[0][2]}
+    return torch.cat([logits for _, logits, _ in found])[order], states
+
+
 class NativeSteps:
-    """Steps in C. A row's logits are the same to the bit in any company."""
+    """Steps in C. A row's logits are the same to the bit in any company; what prompts begin with alike is read once."""
+
+    shares = True
 
     def __init__(self, decoder: Decoder, slots: int, capacity: int, *, int8: bool = False) -> None:
-        self._native = native.Native(decoder, slots, capacity, int8=int8)
+        self.native = native.Native(decoder, slots, capacity, int8=int8)
         self._vocabulary = decoder.config.vocab_size
         self._slots = torch.arange(slots)
         self._ones, self._likeliest = torch.ones(slots), torch.full((slots,), -1.0)
-        self.copy = self._native.copy
+        self.copy = self.native.copy
 
     def read(self, last: Tensor, lengths: Tensor, prompts: Prompts, taps: Sequence[int]) -> tuple[Tensor, States]:
         running = len(last)
-        slots = rows = self._slots[:running]
-        ids, positions = last, lengths
-        if prompts:
-            if not running:
-                self._native.refresh()
-            first = torch.tensor([each[0] for each in prompts.values()])
-            sizes = torch.tensor([len(prompt) for prompt in prompts])
-            ids = torch.cat([ids, torch.tensor([token for prompt in prompts for token in prompt])])
-            slots = torch.cat([slots, first.repeat_interleave(sizes)])
-            positions = torch.cat([positions, *(torch.arange(len(prompt)) for prompt in prompts)])
-            rows = torch.cat([rows, running + _ends(prompts, running)])
-        logits, states = self._native.forward(ids, slots, positions, rows, taps)
+        if not prompts:
+            return self.native.forward(last, self._slots[:running], lengths, self._slots[:running], taps)
+        if not running:
+            self.native.refresh()
+        ordered = sorted(prompts)
+        planned = parts(ordered)
+        found: list[tuple[list[int], Tensor, States]] = []
+        for wave in range(1 + max(part.wave for part in planned)):
+            ids, slots, positions = [last], [self._slots[:running]], [lengths]
+            ends = {slot: slot for slot in range(running)}  # row -> the flat token whose logits are its
+            if wave:
+                ids, slots, positions, ends = [], [], [], {}
+            flat = len(ends)
+            for prompt, part in zip(ordered, planned, strict=True):
+                if part.wave != wave:
+                    continue
+                first, own = prompts[prompt][0], len(prompt) - part.start
+                if part.start:
+                    self.copy(prompts[ordered[part.source]][0], [first], part.start)
+                ids.append(torch.tensor(prompt[part.start :]))
+                slots.append(torch.full((own,), first))
+                positions.append(torch.arange(part.start, len(prompt)))
+                flat += own
+                ends.update((slot, flat - 1) for slot in prompts[prompt])
+            rows = sorted(ends)
+            asked = torch.tensor([ends[row] for row in rows])
+            found.append(
+                (rows, *self.native.forward(torch.cat(ids), torch.cat(slots), torch.cat(positions), asked, taps))
+            )
         for prompt, (source, *others) in prompts.items():
             self.copy(source, others, len(prompt))
-        return logits, states
+        return _joined(found)
 
     def draw(self, logits: Tensor, how: Draw) -> tuple[Tensor, Tensor]:
         if how.cuts:
             return draw(logits[:, : self._vocabulary], how)
         rows = len(logits)
         cold = self._ones[:rows] if how.cold is None else how.cold
-        return self._native.choose(logits, cold, self._likeliest[:rows] if how.uniforms is None else how.uniforms)
+        return self.native.choose(logits, cold, self._likeliest[:rows] if how.uniforms is None else how.uniforms)
 
 
 class TorchSteps:
     """Steps on any device, of any model."""
+
+    shares = False
 
     def __init__(self, decoder: Decoder, slots: int, capacity: int) -> None:
         config, weight = decoder.config, decoder.head_weight

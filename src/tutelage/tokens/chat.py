@@ -12,7 +12,7 @@ import functools
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jinja2 import TemplateError, nodes
@@ -66,6 +66,19 @@ def closing(tokenizer: Tokenizer) -> tuple[int, ...]:
     """The ids by which the template ends what the assistant says: one special token, or none where it has no mark."""
     frame = _skeleton(tokenizer, (("user", ""), ("assistant", "")), open_assistant=False)
     return frame.pieces[-1][: frame.closes[-1]]
+
+
+def render_text(turns: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, open_assistant: bool = True) -> str:
+    """A conversation of {"role", "content"} as the template's text, for those who know strings alone: contents are not
+    protected there. Without `open_assistant` the last turn is left open, to be continued.
+
+    Raises DataError when the tokenizer has no template or the template refuses the conversation.
+    """
+    text = _templated(list(map(dict, turns)), tokenizer, open_assistant)
+    if open_assistant or not turns:
+        return text
+    last = str(turns[-1]["content"]).strip()
+    return text[: text.rindex(last) + len(last)]
 
 
 class Stretch(NamedTuple):
@@ -139,22 +152,14 @@ def _shape(message: Message) -> tuple[str, str]:
 
 @functools.lru_cache(maxsize=4096)
 def _skeleton(tokenizer: Tokenizer, shapes: tuple[tuple[str, str], ...], open_assistant: bool) -> Skeleton:
-    source = tokenizer.template
-    if source is None:
-        raise DataError("the tokenizer has no chat template", file="tokenizer_config.json", key="chat_template")
+    source = _source(tokenizer)
     turns = [
         {"role": role, "content": f" \ue000{place}\ue001 ", **(json.loads(rest) if rest else {})}
         for place, (role, rest) in enumerate(shapes)
     ]
     if any("tool_calls" in turn for turn in turns) and "tool_calls" not in source:
         raise DataError("the chat template has no place for tool calls", key="chat_template")
-    names = {name: tokenizer.text_of(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
-    try:
-        text = _compiled(source).render(messages=turns, add_generation_prompt=open_assistant, **names)
-    except SecurityError as error:
-        raise DataError(f"the chat template was stopped: {error}", key="chat_template") from None
-    except TemplateError as error:
-        raise DataError(f"the chat template refuses this conversation: {error}", key="chat_template") from None
+    text = _templated(turns, tokenizer, open_assistant)
     pieces, order, trims, done = [], [], [], 0
     for match in _PLACE.finditer(text):
         pieces.append(tuple(tokenizer.encode_marked(text[done : match.start()])))
@@ -167,6 +172,23 @@ def _skeleton(tokenizer: Tokenizer, shapes: tuple[tuple[str, str], ...], open_as
     closes = tuple(int(bool(piece) and piece[0] in tokenizer.specials) for piece in pieces[1:])
     said = tuple(shapes[place][0] in ("assistant", "text") for place in order)
     return Skeleton(tuple(pieces), tuple(order), tuple(trims), said, closes)
+
+
+def _source(tokenizer: Tokenizer) -> str:
+    if tokenizer.template is None:
+        raise DataError("the tokenizer has no chat template", file="tokenizer_config.json", key="chat_template")
+    return tokenizer.template
+
+
+def _templated(turns: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, open_assistant: bool) -> str:
+    names = {name: tokenizer.text_of(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+    try:
+        found = _compiled(_source(tokenizer)).render(messages=turns, add_generation_prompt=open_assistant, **names)
+    except SecurityError as error:
+        raise DataError(f"the chat template was stopped: {error}", key="chat_template") from None
+    except TemplateError as error:
+        raise DataError(f"the chat template refuses this conversation: {error}", key="chat_template") from None
+    return str(found)
 
 
 @functools.lru_cache(maxsize=32)

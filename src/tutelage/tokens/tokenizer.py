@@ -101,9 +101,12 @@ class Tokenizer:
         """`encode` of each text, on all cores."""
         return [list(found.ids) for found in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
 
-    def encode_marked(self, text: str) -> list[int]:
-        """Ids of text in which special tokens count as such: only for templates, never for what people wrote."""
-        return list(self._marked.encode(text, add_special_tokens=False).ids)
+    def encode_marked(self, text: str, framed: bool = False) -> list[int]:
+        """Ids of text in which special tokens count as such: only for templates, never for what people wrote.
+
+        `framed`: with the tokens that the tokenizer's own files put around a text, if any.
+        """
+        return list(self._marked.encode(text, add_special_tokens=framed).ids)
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Text of ids; bytes that are no UTF-8 become U+FFFD."""
@@ -160,7 +163,8 @@ class StreamDecoder:
     def push(self, number: int) -> str:
         """The text that became whole with this id; may be empty."""
         if self._pieces is not None:
-            return self._bytes.decode(self._pieces[number])
+            # a model may have more tokens than its tokenizer: the others say nothing
+            return self._bytes.decode(self._pieces[number] if number < len(self._pieces) else b"")
         assert self._other is not None
         return self._other.step(self._core, number) or ""
 

@@ -38,6 +38,7 @@ from tutelage.train.logs import Log, plain, shown
 from tutelage.train.objectives import Objective
 from tutelage.train.optim import Optimizer, load_weights, weights
 from tutelage.train.parallel import gathered
+from tutelage.train.patience import Patience
 from tutelage.train.spikes import Spikes
 
 B = TypeVar("B", bound=Batch)
@@ -58,6 +59,7 @@ class Run:
         spike: deviations above the median of the losses before, beyond which a step is exploding; 0 for never.
         rewinds: times that the weights may go back before the run is given up.
         best: the watched figure whose best weights the model is left with (see `Best`); empty for the last ones.
+        patience: looks in a row without a sure gain in that figure after which the run ends (see `Patience`).
     """
 
     total: int
@@ -71,6 +73,7 @@ class Run:
     spike: float = 10.0
     rewinds: int = 3
     best: str = ""
+    patience: int = 0
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,8 @@ class Fitted:
         counts: what the whole run learned from, per term (tokens, rankings ...).
         last: the last metrics row.
         kept: the step after which the weights were that the model is left with.
-        best: for the stage's metrics: which look's weights the model has, where one was asked for.
+        best: for the stage's metrics: which look's weights the model has, where one was asked for, and where the run
+            was ended early.
     """
 
     steps: int
@@ -108,6 +112,16 @@ class Watches:
             if step in (0, self.total) or (watch.every and step % watch.every == 0):
                 figures |= watch(model, step)
         return figures
+
+    def values(self, name: str) -> Mapping[str, tuple[float, str]]:
+        """The last look's values of a figure, item by item; empty where no watch has them."""
+        return next((found for watch in self.watches if (found := values_of(watch, name))), {})
+
+
+def values_of(watch: Watch | None, name: str) -> Mapping[str, tuple[float, str]]:
+    """The values of a watch's figure, item by item, as far as it knows them."""
+    known = getattr(watch, "values", None)
+    return known(name) if known else {}
 
 
 def keep_logs(work: Path, out: Path) -> None:
@@ -169,6 +183,7 @@ class _Loop(Generic[B]):
         self.checkpoints = run.work / "checkpoints"
         self.writer = snapshot.Writer(self.checkpoints, run.keep, self._sync_logs)
         self.spikes, self.best = Spikes(run.spike), Best(run.best)
+        self.patience = Patience(run.best, run.patience)
         self.step = self.skipped = self.in_a_row = self.rewinds = 0
         self.proven = False  # went back to good weights and has not moved since: what is wrong now, they did not do
         self.counts: dict[str, float] = {}
@@ -186,7 +201,7 @@ class _Loop(Generic[B]):
             self._look()
         self.model.train()
         self.batches = iter(self.steps)
-        while self.step < run.total:
+        while self.step < run.total and not self.patience.enough:
             if self._stop():
                 raise Stopped(f"stopped after {self.step} of {run.total} steps", todo="Run the same command to go on")
             self.writer.check()
@@ -201,7 +216,8 @@ class _Loop(Generic[B]):
         self.metrics.close()
         self.seen.close()
         kept = self.best.restore(self.model, self.step)
-        return Fitted(self.step, self.skipped, self.counts, self.last, kept, self.best.report())
+        report = self.best.report() | self.patience.report(self.step, run.total)
+        return Fitted(self.step, self.skipped, self.counts, self.last, kept, report)
 
     def _next(self) -> tuple[Sequence[B], State]:
         """The next step's micro-batches, on every rank the same; and the position before them, where one is due."""
@@ -301,21 +317,28 @@ class _Loop(Generic[B]):
 
     def _look(self) -> None:
         """Ask the watch, leaving mode and every random state as they were."""
-        figures: Mapping[str, Any] = {}
+        figures: dict[str, Any] = {}
+        values: Mapping[str, tuple[float, str]] = {}
         model = gathered(self.model) if self.watch is not None else None
         if self.watch is not None and model is not None:  # rank 0 looks alone
             state, training = snapshot.random_state(), model.training
             model.eval()
             try:
                 with torch.no_grad():
-                    figures = self.watch(model, self.step)
+                    figures = dict(self.watch(model, self.step))
             finally:
                 model.train(training)
                 snapshot.set_random_state(state)
-            self.seen.write(plain({"step": self.step, **figures}))
-        figures = shared(dict(figures))[0]
+            values = values_of(self.watch, self.patience.name)
+        figures, known = shared([figures, bool(values)])[0]
         if self.step == 0:
             self.best.check(figures)
+            self.patience.check(known)
+        if self.watch is not None and model is not None:
+            figures |= self.patience.look(self.step, values)
+            self.seen.write(plain({"step": self.step, **figures}))
+        if self.patience.looks:
+            self.patience.load(shared(self.patience.state())[0])
         self.best.look(self.model, self.step, figures)
 
     def _position(self) -> State:
@@ -334,6 +357,7 @@ class _Loop(Generic[B]):
                 "counts": dict(self.counts),
             },
             "best": self.best.state(),
+            "patience": self.patience.state(),
             "made_on": self.made_on,
         }
 
@@ -374,6 +398,8 @@ class _Loop(Generic[B]):
         self.metrics.cut(state["logs"]["metrics"])
         self.seen.cut(state["logs"]["watch"])
         self.best.load(state["best"], self.model)
+        if "patience" in state:
+            self.patience.load(state["patience"])
         was = state["loop"]
         self.skipped, self.in_a_row, self.rewinds = was["skipped"], was["in_a_row"], was["rewinds"]
         self.proven, self.counts = was["proven"], dict(was["counts"])

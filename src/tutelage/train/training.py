@@ -82,6 +82,9 @@ class Training(Config):
     best: str = ""
     """A watched figure, `validation` or `higher:watched`: the weights of the look where it was lowest (highest) are
     saved. Empty: those of the last step."""
+    patience: int = Field(default=0, ge=0)
+    """Looks in a row without a gain in `best` that is more than chance, item by item, after which the stage ends
+    early; 0 never."""
 
     def prepare(self) -> torch.device:
         """Set up this process; returns the device."""
@@ -136,6 +139,7 @@ class Training(Config):
             spike=self.spike,
             rewinds=self.rewinds,
             best=self.best,
+            patience=self.patience,
         )
 
 

@@ -47,13 +47,23 @@ class Validation:
             pieces = pieces[np.linspace(0, len(pieces) - 1, number).round().astype(np.int64)]
         self.pieces = pieces
         self.documents: list[int] = source.documents(pieces).tolist()
+        self._last: tuple[Floats, Floats] = np.zeros(0), np.zeros(0)
 
     def __call__(self, model: Any, step: int) -> dict[str, Any]:
-        found = self.measure(model)
+        self._last = self.losses(model)
+        found = self.per_token(*self._last)
         figures: dict[str, Any] = {self.name: found.value}
         if self.characters and found.value is not None:
             figures[f"{self.name}_per_character"] = found.value / self.characters
         return figures
+
+    def values(self, name: str) -> dict[str, tuple[float, str]]:
+        """Of the last look what each piece adds to the nats per token; its document is its cluster."""
+        losses, counts = self._last
+        if name != self.name or not len(losses):
+            return {}
+        each = (losses / counts.mean()).tolist()
+        return {str(place): (value, str(self.documents[place])) for place, value in enumerate(each)}
 
     def measure(self, model: Any) -> Interval:
         """Nats per token; the interval treats documents as independent (ratio of sums, linearised)."""

@@ -1,0 +1,185 @@
+"""lm-evaluation-harness: our suites as its tasks, and the numbers of its own backend on the same checkpoint.
+
+The harness lives in an environment of its own (`bench/environments.py`) and runs in processes of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bench import data, evaluate, shapes, side
+from bench.environments import HOME, python_of
+from tutelage.core.errors import UsageError
+from tutelage.core.records import Example, Message
+from tutelage.evaluate.harness_tasks import METRICS, write
+from tutelage.evaluate.suite import Suite
+from tutelage.starter.world import build
+
+DATA = Path(os.environ.get("TUTELAGE_DATA") or "/nowhere")
+
+
+def item(name: str, kind: str, prompt: str, target: str | None, **tags: object) -> Example:
+    choices = tags.pop("choices", ())
+    made = Example.ask(prompt, target=target)
+    return made.model_copy(update={"choices": choices, "tags": {"id": name, "suite": "own", "kind": kind, **tags}})
+
+
+def verbatim(name: str, kind: str, text: str, target: str | None, **tags: object) -> Example:
+    return item(name, kind, "", target, **tags).model_copy(update={"messages": (Message(role="text", content=text),)})
+
+
+ITEMS = [
+    item("a", "choice", "Is it {{true}}?", "yes", choices=("yes", "no")),
+    item("b", "choice", "Which?", "two", choices=("one", "two", "three")),
+    item("c", "generate", "How many?", "[1, 2]", max_tokens=7, extract="number"),
+    item("d", "generate", "Say it.", "it"),
+    item("e", "translate", "Translate: cat", "Katze"),
+    item("f", "translate", "Translate: dog", "Hund", answers=["der Hund"]),
+    item("g", "rule", "Be kind.", None, rule="kind"),
+    verbatim("h", "choice", "The sky is", " blue", choices=(" blue", " green")),
+    verbatim("i", "generate", "The sky is", "blue"),
+]
+
+
+def test_suites_become_tasks_and_what_cannot_is_counted(tmp_path: Path) -> None:
+    found = write([Suite("own", ITEMS)], tmp_path / "out")
+    assert found["tasks"] == {
+        "tutelage_own_choice": 1,
+        "tutelage_own_choice_chat": 2,
+        "tutelage_own_generate": 1,
+        "tutelage_own_generate_chat": 2,
+        "tutelage_own_translate_chat": 1,
+    }
+    assert sum(found["left_out"].values()) == 2
+    allowed = {name for group in METRICS.values() for name, _, _ in group}
+    for name in found["tasks"]:
+        task = yaml.safe_load((tmp_path / "out" / f"{name}.yaml").read_text())
+        file = Path(task["dataset_kwargs"]["data_files"]["test"])
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        assert file.is_absolute() and len(rows) == found["tasks"][name]
+        assert {task["doc_to_text"], task["doc_to_target"]} <= set(rows[0]), "columns, not templates"
+        assert {each["metric"] for each in task["metric_list"]} <= allowed
+    task = yaml.safe_load((tmp_path / "out" / "tutelage_own_choice_chat.yaml").read_text())
+    assert "brier_score" not in {each["metric"] for each in task["metric_list"]}, "its rows differ in their choices"
+    task = yaml.safe_load((tmp_path / "out" / "tutelage_own_generate_chat.yaml").read_text())
+    assert task["generation_kwargs"]["max_gen_toks"] == 32 and task["filter_list"][0]["name"] == "number"
+    with pytest.raises(UsageError, match="no item can be a task"):
+        write([Suite("own", [ITEMS[6]])], tmp_path / "none")
+
+
+def _environment() -> Path:
+    try:
+        return python_of("lmeval")
+    except (SystemExit, subprocess.CalledProcessError) as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"the environment of lm-evaluation-harness cannot be made here: {error}")
+
+
+PROGRAM = """
+import sys
+from types import SimpleNamespace
+from lm_eval.api.model import CachingLM
+from lm_eval.models.huggingface import HFLM
+from tutelage.core.errors import UsageError
+from tutelage.evaluate.harness import TutelageLM
+mine, theirs = TutelageLM(sys.argv[1]), HFLM(pretrained=sys.argv[1], device="cpu", dtype="float32", batch_size=4)
+turns = [{"role": "system", "content": "Be brief. "}, {"role": "user", "content": "a  cat?"}]
+assert mine.apply_chat_template(turns) == theirs.apply_chat_template(turns)
+begun = [*turns, {"role": "assistant", "content": "It is"}]
+assert mine.apply_chat_template(begun, False) == theirs.apply_chat_template(begun, False)
+assert mine.chat_template(True) == theirs.chat_template(True)
+for text in ("", "a cat ", "<|bos|>a cat<|end|>", mine.apply_chat_template(turns), "\\u00e9\\u4e2d \\n"):
+    assert mine.tok_encode(text) == theirs.tok_encode(text), text
+    assert mine.tok_encode(text, add_special_tokens=False) == theirs.tok_encode(text, add_special_tokens=False)
+assert (mine.eot_token_id, mine.prefix_token_id, mine.max_length) == (
+    theirs.eot_token_id, theirs.prefix_token_id, theirs.max_length)
+long = "the cat sat on the mat " * 60
+asked = [("", " the cat"), ("the cat ", "sat"), (long, " yes"), (long, " no")]
+asked = [SimpleNamespace(args=pair) for pair in asked]
+for one, two in zip(mine.loglikelihood(asked), HFLM.loglikelihood(theirs, [
+        SimpleNamespace(args=each.args, task_name="") for each in asked]), strict=True):
+    assert abs(one[0] - two[0]) < 1e-4 and one[1] == two[1], (one, two)
+assert mine.truncated == 2
+for until in (["\\n"], [" the", "a"], []):
+    how = {"until": until, "max_gen_toks": 24, "do_sample": False}
+    asked = [SimpleNamespace(args=(text, dict(how))) for text in ("the cat", "is it true or false?", long)]
+    assert mine.generate_until(asked) == theirs.generate_until(asked), until
+for refused, call in (
+    ("2715", lambda: CachingLM(mine, sys.argv[1] + "/cache.db")),
+    ("num_beams", lambda: mine.generate_until([SimpleNamespace(args=("a", {"num_beams": 2}))])),
+):
+    try:
+        call()
+    except UsageError as error:
+        assert refused in str(error), error
+    else:
+        raise AssertionError(refused)
+print("equal")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_it_is_asked_what_the_own_backend_is_asked(tmp_path: Path) -> None:
+    """Ids, templates, cuts and ends, one by one; and the harness's cache, which serves another model's answers."""
+    python, folder = _environment(), tmp_path / "model"
+    from tutelage.tokens.tokenizer import learn
+
+    learn(["the cat sat on the mat. is it true or false? yes, no, maybe. \n"] * 20, 320).save(tmp_path / "tokenizer")
+    shape = shapes.Shape(2, 64, 4, 2, 128, 320, 128)
+    shapes.save(shape, folder, tmp_path / "tokenizer")
+    environment = side.environment("ours") | {"HF_HOME": str(tmp_path / "home")}
+    command = [str(python), "-c", PROGRAM, str(folder)]
+    done = subprocess.run(command, env=environment, cwd=HOME, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.strip().endswith("equal"), done.stderr[-3000:]
+
+
+def _agree(python: Path, model: Path, tasks: Path, chat: bool = False) -> dict[str, object]:
+    options = {"model": str(model), "tasks": str(tasks), "chat": chat, "batch": 8}
+    mine, theirs = (
+        json.loads(Path(side.run(python, "bench.evaluate", each, options)["answers"]).read_text("utf-8"))
+        for each in ("ours", "peer")
+    )
+    gap, differ = evaluate.disagreement(mine, theirs)
+    assert gap < 1e-4 and differ == 0, (gap, differ)
+    figures: dict[str, object] = mine["figures"]
+    return figures
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(not DATA.is_dir(), reason="TUTELAGE_DATA names no folder with the public sets")
+def test_public_suites_have_the_numbers_of_its_own_backend(tmp_path: Path) -> None:
+    python, shape = _environment(), shapes.SHAPES["S"]._replace(context=evaluate.CONTEXT)
+    data.tokenizer(shape.vocabulary, tmp_path / "tokenizer")
+    shapes.save(shape, tmp_path / "model", tmp_path / "tokenizer")
+    found = _agree(python, tmp_path / "model", evaluate.write_tasks(tmp_path / "tasks", 8))
+    assert len(found) >= 6
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_our_own_suites_have_them_too(tmp_path: Path) -> None:
+    """What the starter world is examined on, exported, and asked through the chat template."""
+    from tutelage.evaluate.suite import select
+    from tutelage.tokens.tokenizer import learn
+
+    python, world = _environment(), build(0, 0.2)
+    chosen = select(world.items(), 6)
+    told = write(
+        [Suite(each.name, [i for i in each.items if i.messages[-1].role != "text"]) for each in chosen],
+        tmp_path / "tasks",
+    )
+    assert len(told["tasks"]) >= 6, told
+    texts = ["".join(message.content for message in each.messages) for each in world.items()]
+    learn(texts, 2048).save(tmp_path / "tokenizer")
+    shapes.save(shapes.Shape(4, 160, 5, 5, 432, 2048, 256), tmp_path / "model", tmp_path / "tokenizer")
+    found = _agree(python, tmp_path / "model", tmp_path / "tasks", chat=True)
+    assert len(found) >= 6

@@ -1,0 +1,195 @@
+"""Answers are kept under all they follow from: nothing is asked twice, nobody's answer is served as another's."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tutelage.core.records import Example, write_jsonl
+from tutelage.evaluate import log as logs
+from tutelage.evaluate.ask import examine
+from tutelage.evaluate.log import AnswerLog
+from tutelage.evaluate.run import evaluate_reference
+from tutelage.generate.fake import FakeGenerator
+from tutelage.generate.local import LocalGenerator, load
+from tutelage.model import checkpoint
+from tutelage.model.transformer import Decoder, DecoderConfig
+from tutelage.tokens.tokenizer import learn
+
+
+def items(count: int = 24) -> list[Example]:
+    found = []
+    for number in range(count):
+        kind = "choice" if number % 2 else "generate"
+        item = Example.ask(f"was it good or bad, number {number}?", target="good")
+        choices = ("good", "bad", "it was") if kind == "choice" else ()
+        tags = {"id": f"i{number:02}", "suite": "own", "kind": kind, "max_tokens": 6}
+        found.append(item.model_copy(update={"choices": choices, "tags": tags}))
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    tokenizer = learn(["was it good or bad? it was good, it was bad, number 0 1 2 3"] * 20, 300)
+    tokenizer.save(tmp_path / "tokenizer")
+    config = DecoderConfig(tokenizer.size, 32, 48, 2, 4, 2, max_position_embeddings=96)
+    checkpoint.save(Decoder(config, seed=1), tmp_path / "model", tmp_path / "tokenizer")
+    return tmp_path / "model"
+
+
+class Counted(LocalGenerator):
+    """Counts what it is asked."""
+
+    asked = 0
+
+    def generate(self, prompts: Any, sampling: Any) -> Any:
+        self.asked += len(prompts)
+        return super().generate(prompts, sampling)
+
+    def loglikelihood(self, prompts: Any, choices: Any) -> Any:
+        self.asked += len(prompts)
+        return super().loglikelihood(prompts, choices)
+
+
+def counted(folder: Path) -> Counted:
+    found = load(folder, name="it")
+    return Counted(found.decoder, found.tokenizer, name="it", eos=found.eos)
+
+
+def test_answers_are_scored_again_without_asking(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "log" / "answers.jsonl"
+    first, again = counted(folder), counted(folder)
+    before = examine(first, items(), target="it", log=AnswerLog(path))
+    assert first.asked == 24
+    assert examine(again, items(), target="it", log=AnswerLog(path)) == before
+    corrected = [item.model_copy(update={"target": "bad" if item.choices else item.target}) for item in items()]
+    after = examine(again, corrected, target="it", log=AnswerLog(path))
+    assert again.asked == 0, "a corrected target is scored, not asked"
+    assert [each.value for each in after] != [each.value for each in before]
+    assert [each.output for each in after] == [each.output for each in before]
+
+
+def test_no_model_is_served_what_another_said(folder: Path, tmp_path: Path) -> None:
+    """lm-evaluation-harness, issues 2715 and 4063: the same path and request, other weights."""
+    path = tmp_path / "answers.jsonl"
+    mine = counted(folder)
+    before = examine(mine, items(), target="it", target_id=str(folder), log=AnswerLog(path))
+    changed = Decoder(mine.decoder.config, seed=2)
+    checkpoint.save(changed, folder, tmp_path / "tokenizer")
+    theirs = counted(folder)
+    alone = examine(theirs, items(), target="it", target_id=str(folder))
+    theirs.asked = 0
+    after = examine(theirs, items(), target="it", target_id=str(folder), log=AnswerLog(path))
+    assert theirs.asked == 24 and after == alone and after != before
+    assert examine(mine, items(), target="it", target_id=str(folder), log=AnswerLog(path)) == before
+    assert mine.asked == 24
+
+
+def test_template_sampling_and_code_are_part_of_the_key(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, asked = tmp_path / "answers.jsonl", items(6)
+
+    def count(generator: Counted, **how: Any) -> int:
+        examine(generator, asked, target="it", log=AnswerLog(path), **how)
+        return generator.asked
+
+    assert count(counted(folder)) == 6
+    assert count(counted(folder)) == 0
+    assert count(counted(folder), max_tokens={"generate": 3}) == 0, "the items name their own length"
+    asked = [item.model_copy(update={"tags": item.tags | {"max_tokens": 3}}) for item in asked]
+    assert count(counted(folder)) == 3, "generation alone depends on it"
+    other = counted(folder)
+    other.tokenizer.config["chat_template"] = "{{- bos_token }}{%- for m in messages %}{{- m['content'] }}{%- endfor %}"
+    assert count(other) == 6
+    monkeypatch.setattr(logs, "code", lambda: "another version")
+    assert count(counted(folder)) == 6
+
+
+def test_torn_lines_and_failures_are_asked_again(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    log = AnswerLog(path)
+    log.put([("a", {"text": "x"}), ("b", {"error": "the endpoint failed"})])
+    assert "b" in log
+    with path.open("ab") as file:
+        file.write(b'{"key": "c", "ans')
+    again = AnswerLog(path)
+    assert set(again.known) == {"a"}
+    again.put([("d", [1])])
+    assert AnswerLog(path).known == {"a": {"text": "x"}, "d": [1]}, "a torn line takes no other with it"
+
+
+def test_what_cannot_say_who_it_is_is_kept_until_all_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tutelage.core import refs
+
+    speaker = FakeGenerator("good")
+    monkeypatch.setattr(refs, "open", lambda *_, **__: speaker)
+    write_jsonl(tmp_path / "own.jsonl", [item for item in items() if not item.choices])
+    evaluate_reference("fake:x", tmp_path / "own.jsonl", work=tmp_path / "work")
+    assert not list((tmp_path / "work").glob("*.jsonl"))
+
+
+PROGRAM = """
+import json, sys, time
+from pathlib import Path
+from tutelage.evaluate import ask
+from tutelage.evaluate.run import evaluate_reference
+from tutelage.generate.local import LocalGenerator
+ask.CHUNK, pause, asked = 3, float(sys.argv[4]), 0
+def counted(method):
+    def count(self, prompts, *rest):
+        global asked
+        asked += len(prompts)
+        return method(self, prompts, *rest)
+    return count
+LocalGenerator.generate = counted(LocalGenerator.generate)
+LocalGenerator.loglikelihood = counted(LocalGenerator.loglikelihood)
+found = evaluate_reference(sys.argv[1], sys.argv[2], work=Path(sys.argv[3]), step=lambda done: time.sleep(pause))
+rows = [each.model_dump() for each in found["results"]]
+print(json.dumps({"asked": asked, "results": rows, "cells": found["cells"]}))
+"""
+
+
+def test_killed_at_any_instant_the_same_command_goes_on(folder: Path, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "own.jsonl", items())
+
+    def command(work: str, pause: float) -> list[str]:
+        return [
+            sys.executable,
+            "-c",
+            PROGRAM,
+            str(folder),
+            str(tmp_path / "own.jsonl"),
+            str(tmp_path / work),
+            str(pause),
+        ]
+
+    def finished(work: str) -> dict[str, Any]:
+        done = subprocess.run(command(work, 0), capture_output=True, text=True, check=True)
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return found
+
+    whole = finished("whole")
+    assert whole["asked"] == 24
+    log = tmp_path / "killed" / "answers.jsonl"
+    for lines in (1, 9):
+        child = subprocess.Popen(command("killed", 0.2), stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while not (log.is_file() and log.read_bytes().count(b"\n") >= lines) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.kill(child.pid, signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL, "it had not ended by itself"
+    kept = log.read_bytes().count(b"\n")
+    assert 9 <= kept < 24
+    resumed = finished("killed")
+    assert resumed["asked"] == 24 - kept
+    assert (resumed["results"], resumed["cells"]) == (whole["results"], whole["cells"])
+    assert finished("killed")["asked"] == 0

@@ -15,7 +15,7 @@ from tutelage.core.artifact import Artifact, Root
 from tutelage.core.config import Config
 from tutelage.core.errors import DataError
 from tutelage.core.price import BASE, Cost, Machine, Size
-from tutelage.core.records import Example, read_jsonl, write_jsonl
+from tutelage.core.records import Example, digest, read_jsonl, write_jsonl
 from tutelage.core.stage import Context, Input, Inputs, stage
 from tutelage.evaluate import summary
 from tutelage.evaluate.ask import MAX_TOKENS, AnswerLog, examine
@@ -269,18 +269,28 @@ def evaluate_reference(
 ) -> dict[str, Any]:
     """Examine any reference (a model, a bundle, an endpoint) on suites, or a file of one's own: results and summary.
 
-    `work` keeps the answers, so that the same command goes on after an interruption. Raises DataError for a file
-    that is not a suite.
+    `work` keeps the answers, so that the same command goes on after an interruption; those of an endpoint are kept in
+    the root in any case, request by request. What it asked and cost is `endpoint` of the summary. `options` are those
+    of the reference's opener. Raises DataError for a file that is not a suite, Stopped where a budget is spent.
     """
     chosen = load(Path(suite)) if isinstance(suite, str | Path) else suite
     picked = [Suite(each.name, sample(each.items, items)) for each in chosen]
+    remote = ref.startswith(("http:", "https:"))
+    if remote and (folder := work or (root and root.work / "asked" / digest(ref)[:16])):
+        options["kept"] = folder
     generator: Generator = refs.open(ref, root, **options)
-    log = AnswerLog(work / "answers.jsonl") if work else None
+    log = AnswerLog(work / "answers.jsonl") if work and not remote else None
     asked = [item for each in picked for item in each.items if item.tags["kind"] in KINDS]
     if not asked:
         raise DataError(f"no item of a kind that is examined ({', '.join(KINDS)})", file=str(suite))
-    results = examine(generator, asked, target=generator.name, target_id=ref, log=log, step=step)
+    try:
+        results = examine(generator, asked, target=generator.name, target_id=ref, log=log, step=step)
+    finally:
+        if (close := getattr(generator, "close", None)) is not None:
+            close()
     found = summarise(results, picked, ())
+    if (bill := getattr(generator, "bill", None)) is not None:
+        found["endpoint"] = bill.plain()
     return {"results": results, "targets": [{"target": generator.name, "id": ref}], **found}
 
 

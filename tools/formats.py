@@ -19,8 +19,10 @@ from tutelage.core.artifact import Manifest
 from tutelage.core.events import Event
 from tutelage.core.records import Example, Preference
 from tutelage.corpus.read import Source
+from tutelage.evaluate.compare import Compared
 from tutelage.evaluate.suite import Result
 from tutelage.feedback.wire import Answer, Item, NewProject
+from tutelage.generate.endpoint import Endpoint
 from tutelage.guard.bundle import Bundle
 from tutelage.guard.policy import PolicyFile, Taxonomy
 from tutelage.guard.scan import ScanLine
@@ -62,6 +64,12 @@ FORMATS: tuple[tuple[str, str, Any], ...] = (
     ("Tasks", "What the feedback API hands to a person.", Item),
     ("Answers", "What a person gives back, one row each (`POST /api/answers`).", Answer),
     ("Results", "`results.jsonl` of evaluations and red teams.", Result),
+    ("Comparison", "`tutelage compare --json`, which adds `report`, the page's path.", Compared),
+    (
+        "Endpoints",
+        "`endpoints.yaml` of a root: `https://host/v1`, or with `#model`, and below it how it is asked.",
+        dict[str, Endpoint],
+    ),
     ("Policy", "`policy.yaml`.", PolicyFile),
     ("Taxonomy", "`taxonomy.yaml`, beside the policy.", Taxonomy),
     (

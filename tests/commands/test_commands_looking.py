@@ -15,7 +15,6 @@ import pytest
 from tutelage import life
 from tutelage.core.artifact import Root
 from tutelage.core.errors import ConfigError, CorruptArtifact
-from tutelage.generate import remote
 from tutelage.model.checkpoint import import_model, save
 from tutelage.model.transformer import Decoder, DecoderConfig
 from tutelage.recipe import LIFE, read_recipe
@@ -250,7 +249,7 @@ def test_what_was_not_answered_says_why_and_tells(tutelage: Any, spoken: tuple[R
 
 
 def test_an_examination_that_measured_nothing_has_failed(
-    tutelage: Any, spoken: tuple[Root, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tutelage: Any, spoken: tuple[Root, str], tmp_path: Path
 ) -> None:
     root, ref = spoken
     own, short = tmp_path / "own.jsonl", {"role": "user", "content": "Say ferry"}
@@ -263,9 +262,7 @@ def test_an_examination_that_measured_nothing_has_failed(
     own.write_text("\n".join(map(json.dumps, rows)))
     done = tutelage("evaluate", ref, *where)
     assert done.code == 0 and "1 of 2 items were not measured; the first: the conversation has" in done.out
-    hasty = {**(remote.RemoteGenerator.__init__.__kwdefaults__ or {}), "retries": 0}
-    monkeypatch.setattr(remote.RemoteGenerator.__init__, "__kwdefaults__", hasty)  # without the pauses between tries
-    done = tutelage("evaluate", "http://127.0.0.1:9/v1#m", *where)
+    done = tutelage("evaluate", "http://127.0.0.1:9/v1#m", "retries=0", *where)
     assert done.code == 1 and "none of 2 items was measured; the first: http://127.0.0.1:9/v1#m failed: " in done.err
     assert "refused" in done.err
 

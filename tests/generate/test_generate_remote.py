@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from tutelage.core.errors import NotFound, Unreachable, UpstreamError, UsageError
+from tutelage.core.errors import ConfigError, Unreachable, UpstreamError, UsageError
 from tutelage.core.records import Example, Message, ToolCall
+from tutelage.generate.endpoint import Endpoint
 from tutelage.generate.generator import Generator, Sampling
 from tutelage.generate.remote import RemoteGenerator, open_remote
 
 
-class Endpoint:
+class Speaker:
     """Answers with the last message in capitals; `failures` are statuses it gives first."""
 
     def __init__(self) -> None:
@@ -69,8 +70,8 @@ class Endpoint:
 
 
 @pytest.fixture
-def endpoint() -> Iterator[Endpoint]:
-    found = Endpoint()
+def endpoint() -> Iterator[Speaker]:
+    found = Speaker()
     yield found
     found.server.shutdown()
     found.server.server_close()
@@ -82,12 +83,20 @@ def naps() -> list[float]:
 
 
 @pytest.fixture
-def remote(endpoint: Endpoint, naps: list[float]) -> Iterator[RemoteGenerator]:
-    with RemoteGenerator(endpoint.url, "m", key="secret", retries=3, timeout=60, sleep=naps.append) as found:
+def remote(endpoint: Speaker, naps: list[float]) -> Iterator[RemoteGenerator]:
+    clock = [0.0]
+
+    def sleep(seconds: float) -> None:
+        naps.append(seconds)
+        clock[0] += seconds
+
+    settings = Endpoint(retries=3, timeout=60)
+    given: dict[str, Any] = {"key": "secret", "sleep": sleep, "clock": lambda: clock[0], "jitter": lambda: 1.0}
+    with RemoteGenerator(endpoint.url, "m", settings, **given) as found:
         yield found
 
 
-def test_answers_in_order(endpoint: Endpoint, remote: RemoteGenerator) -> None:
+def test_answers_in_order(endpoint: Speaker, remote: RemoteGenerator) -> None:
     assert isinstance(remote, Generator)
     prompts = [Example.ask(f"q{place}", system="be brief") for place in range(20)]
     found = remote.generate(prompts, Sampling(n=2, stop=("x",), temperature=0.5, seed=3, max_tokens=9))
@@ -101,7 +110,7 @@ def test_answers_in_order(endpoint: Endpoint, remote: RemoteGenerator) -> None:
     assert endpoint.headers[0]["authorization"] == "Bearer secret"
 
 
-def test_what_openai_does_not_know_is_sent_where_it_is_asked_for(endpoint: Endpoint, remote: RemoteGenerator) -> None:
+def test_what_openai_does_not_know_is_sent_where_it_is_asked_for(endpoint: Speaker, remote: RemoteGenerator) -> None:
     more = {"top_k", "min_p", "min_tokens", "repetition_penalty", "repeat_penalty", "repeat_last_n"}
     remote.generate([Example.ask("x")], Sampling())
     assert not more & endpoint.asked[-1].keys()
@@ -116,7 +125,7 @@ def test_what_openai_does_not_know_is_sent_where_it_is_asked_for(endpoint: Endpo
     }
 
 
-def test_text_goes_to_completions_and_tools_travel(endpoint: Endpoint, remote: RemoteGenerator) -> None:
+def test_text_goes_to_completions_and_tools_travel(endpoint: Speaker, remote: RemoteGenerator) -> None:
     text = Example(messages=(Message(role="text", content="once upon"),))
     assert remote.generate([text], Sampling())[0][0].message.content == "once upon!"
     call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
@@ -145,13 +154,13 @@ def test_likelihoods_by_echo(remote: RemoteGenerator) -> None:
         remote.loglikelihood([Example.ask("x")], [["y"]])
 
 
-def test_what_may_pass_is_tried_again(endpoint: Endpoint, remote: RemoteGenerator, naps: list[float]) -> None:
+def test_what_may_pass_is_tried_again(endpoint: Speaker, remote: RemoteGenerator, naps: list[float]) -> None:
     endpoint.failures = [503, 429]
     assert remote.generate([Example.ask("x")], Sampling())[0][0].message.content == "X"
     assert naps == [0.5, 7.0]
 
 
-def test_failures_are_one_clear_error(endpoint: Endpoint, remote: RemoteGenerator, naps: list[float]) -> None:
+def test_failures_are_one_clear_error(endpoint: Speaker, remote: RemoteGenerator, naps: list[float]) -> None:
     endpoint.failures = [500] * 4
     with pytest.raises(UpstreamError, match="status 500"):
         remote.generate([Example.ask("x")], Sampling())
@@ -170,12 +179,12 @@ def test_failures_are_one_clear_error(endpoint: Endpoint, remote: RemoteGenerato
 
 
 def test_nobody_there() -> None:
-    remote = RemoteGenerator("http://127.0.0.1:9/v1", "m", retries=1, timeout=1, sleep=lambda _: None)
+    remote = RemoteGenerator("http://127.0.0.1:9/v1", "m", Endpoint(retries=1, timeout=1), sleep=lambda _: None)
     with pytest.raises(Unreachable, match=r"9/v1#m failed"):
         remote.generate([Example.ask("x")], Sampling())
 
 
-def test_references(endpoint: Endpoint, tmp_path: Path) -> None:
+def test_references(endpoint: Speaker, tmp_path: Path) -> None:
     (tmp_path / "key").write_text("from a file\n")
     remote = open_remote(f"{endpoint.url}#big", key=f"file:{tmp_path / 'key'}")
     remote.generate([Example.ask("x")], Sampling())
@@ -185,5 +194,9 @@ def test_references(endpoint: Endpoint, tmp_path: Path) -> None:
         open_remote(endpoint.url)
     with pytest.raises(UsageError, match="not an http address"):
         open_remote("ftp://x#m")
-    with pytest.raises(NotFound, match="API key"):
+    with pytest.raises(ConfigError, match="missing or empty"):
         open_remote(f"{endpoint.url}#m", key="file:/nowhere/key")
+    with pytest.raises(ConfigError, match="never in the file itself"):
+        open_remote(f"{endpoint.url}#m", key="sk-in-clear-text")
+    with pytest.raises(UsageError, match="holds no password"):
+        open_remote("http://me:word@x/v1#m")

@@ -124,34 +124,5 @@ def test_files_of_unknown_shape_do_not_break_the_page(tmp_path_factory: pytest.T
     check(pages.life_page(root, odd))
 
 
-def test_compare_shows_what_differs(life: Life) -> None:
-    root, made = life
-    html = pages.compare(root, made["pretrain"], made["finetune"])
-    check(html)
-    assert "loss" in html and "Made from" in html
-
-
 def test_the_same_life_gives_the_same_page(life: Life) -> None:
     assert pages.life_page(*life) == pages.life_page(*life)
-
-
-def test_two_evaluations_are_compared_item_by_item(tmp_path_factory: pytest.TempPathFactory, seal: Any) -> None:
-    root = Root(tmp_path_factory.mktemp("pair")).create()
-
-    def evaluated(stage: str, right: int) -> Artifact:
-        rows = [
-            {
-                "target": "model",
-                "suite": "facts",
-                "cell": "A",
-                "item": str(at),
-                "cluster": str(at),
-                "value": float(at < right),
-            }
-            for at in range(100)
-        ]
-        return seal(root, stage, "evaluation", {"results.jsonl": rows})
-
-    html = pages.compare(root, evaluated("one", 40), evaluated("two", 60))
-    check(html)
-    assert "facts A" in html and "<strong>0.2</strong>" in html and "n=100" in html

@@ -22,7 +22,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "guard"))
 from guard_house import make_bundle, make_root
 
 from tutelage.core.artifact import Root
-from tutelage.core.records import Message
+from tutelage.core.records import Example, Message
+from tutelage.evaluate.run import evaluate_reference
+from tutelage.evaluate.suite import Suite
 from tutelage.store import access, people, releases, review, traffic
 from tutelage.web import gateway
 from tutelage.web.app import Server, create_app
@@ -121,6 +123,27 @@ def test_a_whole_answer(client: openai.OpenAI) -> None:
         answer.usage and answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens > 11
     )
     assert raw.headers["x-request-id"] == answer.id and raw.headers["x-tutelage-policy"]
+
+
+def test_our_own_examinations_ask_it_as_any_endpoint(client: openai.OpenAI, serving: Server, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(serving.key())
+    texts = (f"say:{HELLO}", ATTACK)
+    items = [
+        Example.ask(text, target=HELLO, id=f"q{place}", suite="own", kind="generate", max_tokens=64)
+        for place, text in enumerate(texts)
+    ]
+    ref, root = f"{serving.url}/v1#tutelage", Root(tmp_path / "life")
+    found = evaluate_reference(ref, [Suite("own", items)], root=root, key=f"file:{tmp_path / 'key'}")
+    said, blocked = found["results"]
+    told = chat(client, texts[0], max_tokens=64, temperature=0).choices[0].message.content
+    assert (said.outcome, said.value, said.output) == ("answered", 1.0, told)
+    assert (blocked.outcome, blocked.value) == ("blocked", 0.0), "what the guard withholds is no answer and no failure"
+    assert found["endpoint"]["requests"] == 2 and found["endpoint"]["output_tokens"] > 0
+    items[0] = items[0].model_copy(
+        update={"choices": ("yes", "no"), "target": "yes", "tags": items[0].tags | {"kind": "choice"}}
+    )
+    weighed = evaluate_reference(ref, [Suite("own", items[:1])], root=root, key=f"file:{tmp_path / 'key'}")
+    assert weighed["results"][0].outcome == "unknown"
 
 
 def test_a_stream_with_usage(client: openai.OpenAI) -> None:
@@ -441,7 +464,6 @@ def test_the_embedded_model_serves_what_it_generates(gate_root: Root, tmp_path_f
     from guard_house import seal_folder
 
     from tutelage.core import refs
-    from tutelage.core.records import Example
     from tutelage.generate.generator import Sampling
     from tutelage.model import checkpoint
     from tutelage.model.transformer import Decoder, DecoderConfig

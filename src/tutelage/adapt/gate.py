@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from tutelage.core.config import build, load_yaml
 from tutelage.core.errors import ConfigError
@@ -37,6 +37,9 @@ class CheckRule(Record):
     bound: float | None = None
     """at_least, at_most: what the interval must clear."""
     min_n: int = 30
+    coverage: float = Field(0.9, ge=0, le=1)
+    """Share of the rows read that must have been measured: what an endpoint or a judge did not answer is not known,
+    and a check on the rest alone has not passed."""
     sentence: str
     """What is wrong when the check fails: completes "refused: the candidate ..."."""
 
@@ -98,9 +101,10 @@ class GateVerdict(Record):
     production: str = ""
 
 
-def _picked(rows: Sequence[Result], rule: CheckRule) -> dict[str, float]:
-    """The rows a check reads: item (and attack) -> figure. What was not measured is left out and lowers n."""
+def _picked(rows: Sequence[Result], rule: CheckRule) -> tuple[dict[str, float], int]:
+    """The rows a check reads: item (and attack) -> figure, and how many there are. What was not measured has none."""
     found: dict[str, float] = {}
+    count = 0
     for row in rows:
         fields: Mapping[str, Any] = {
             **row.slices,
@@ -108,10 +112,11 @@ def _picked(rows: Sequence[Result], rule: CheckRule) -> dict[str, float]:
         }
         wanted = {name: value if isinstance(value, list) else [value] for name, value in rule.where.items()}
         if all(str(fields.get(name)) in values for name, values in wanted.items()):
+            count += 1
             value = float(row.outcome == "blocked") if rule.measure == "blocked" else row.value
             if value is not None and row.outcome != "unknown":
                 found[f"{row.suite}/{row.item}/{row.attack or ''}"] = value
-    return found
+    return found, count
 
 
 def _clusters(rows: Sequence[Result]) -> dict[str, str]:
@@ -126,11 +131,11 @@ def _said(figure: Interval) -> str:
 
 def check(rule: CheckRule, candidate: Sequence[Result], incumbent: Sequence[Result], level: float) -> Check:
     """Answer one check."""
-    mine, clusters = _picked(candidate, rule), _clusters(candidate)
+    (mine, rows), clusters = _picked(candidate, rule), _clusters(candidate)
     limit = rule.margin if rule.margin is not None else rule.bound
     assert limit is not None
     if rule.kind == "non_inferior":
-        theirs = _picked(incumbent, rule)
+        theirs, _ = _picked(incumbent, rule)
         items = sorted(set(mine) & set(theirs))
         figure = paired(
             [mine[item] for item in items],
@@ -159,6 +164,9 @@ def check(rule: CheckRule, candidate: Sequence[Result], incumbent: Sequence[Resu
         reason = f"{_said(figure)}, must be {word} {limit:g} with {level:.0%} confidence"
     if n < rule.min_n:
         passed, reason = None, f"not enough data (n={n}, needs {rule.min_n})"
+    elif len(mine) < rule.coverage * rows:
+        reason = f"not enough data ({len(mine)} of {rows} answers were measured, needs {rule.coverage:.0%})"
+        passed = None
     return Check(id=rule.id, passed=passed, figure=figure, limit=limit, n=n, reason=reason)
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tutelage.commands.base import HERE, JsonOption, RootOption, app, artifact_of, emit, known_root, say
+from tutelage.commands.base import HERE, JsonOption, RootOption, app, artifact_of, emit, known_root, root_at, say
 from tutelage.core.artifact import Artifact, Root
 from tutelage.core.errors import CorruptArtifact
+
+if TYPE_CHECKING:
+    from tutelage.evaluate.systems import System
 
 
 @app.command("list")
@@ -133,20 +136,106 @@ def report(
 
 @app.command()
 def compare(
-    left: Annotated[str, typer.Argument(help="An evaluation artifact or section.")],
-    right: Annotated[str, typer.Argument(help="Another one.")],
+    systems: Annotated[
+        list[str],
+        typer.Argument(
+            help="Evaluations, targets in them (`evaluate#finetune`), examined models; with --suite URLs too. "
+            "All are held against the first; of two evaluations targets of one name meet."
+        ),
+    ],
+    suite: Annotated[
+        str | None, typer.Option("--suite", help="Examine them all now: a file of items, or a suite's name.")
+    ] = None,
+    items: Annotated[int, typer.Option(min=0, help="With --suite: items per suite and cell; 0 asks all.")] = 0,
+    only: Annotated[list[str] | None, typer.Option("--only", help="This suite only; may be given again.")] = None,
+    margin: Annotated[
+        float | None, typer.Option(min=0, help="Test against so much worse, in the figures' unit: 0.02 is 2 points.")
+    ] = None,
+    gate: Annotated[
+        bool, typer.Option("--gate", help="End with code 4 unless everything is surely within --margin.")
+    ] = False,
+    html: Annotated[Path | None, typer.Option("--html", help="Where to write the page.")] = None,
     root: RootOption = HERE,
-    out: Annotated[Path | None, typer.Option("--out", help="Where to write the page.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare two evaluations item by item, with paired intervals, on one static page."""
+    """Compare systems item by item: paired differences, what could have been seen, every answer that changed."""
     from tutelage.core.artifact import atomic_write
-    from tutelage.report.pages import compare as compare_page
+    from tutelage.core.errors import Refused, UsageError
+    from tutelage.evaluate import compare as side_by_side
+    from tutelage.evaluate.systems import paired_up
+    from tutelage.report.comparison import comparison_page, lines_of
 
-    where = known_root(root)
-    path = out or where.reports / "compare.html"
-    atomic_write(path, compare_page(where, artifact_of(where, left), artifact_of(where, right)).encode())
-    emit({"report": str(path)}) if as_json else say(str(path))
+    if gate and margin is None:
+        raise UsageError("--gate needs --margin", key="--gate", todo="Say how much worse is accepted: --margin 0.02")
+    where = root_at(root) if suite is not None else known_root(root)
+    operands = _examined_now(systems, suite, items, where) if suite is not None else _examined(systems, where)
+    found = side_by_side.compare(*paired_up(operands), only=only or (), margin=margin)
+    path = html or where.reports / "compare.html"
+    atomic_write(path, comparison_page(found, _made(where, [each["id"] for each in found.systems])).encode())
+    if as_json:
+        emit({**found.model_dump(mode="json"), "report": str(path)})
+    else:
+        say("\n".join([*lines_of(found), f"The page: {path}"]))
+    if gate and (reason := side_by_side.refusal(found)):
+        raise Refused(reason)
+
+
+def _examined(systems: Sequence[str], root: Root) -> list[list[System]]:
+    """The systems that these words name, from what was sealed."""
+    from tutelage.core.errors import UsageError
+    from tutelage.evaluate.systems import examined, read
+
+    again = f"tutelage compare {' '.join(systems)} --suite FILE.jsonl"
+    if url := next((each for each in systems if each.startswith(("http:", "https:"))), None):
+        raise UsageError(f"{url} was not examined", todo=f"Say on what: {again}")
+    named = [each.partition("#") for each in systems]
+    artifacts = [artifact_of(root, name) for name, _, _ in named]
+    models = [each.ref for each in artifacts if each.kind in ("model", "bundle")]
+    source = examined(root, models) if models else None
+    found = []
+    for artifact, (_, mark, target) in zip(artifacts, named, strict=True):
+        if artifact.ref not in models:
+            found.append(read(artifact, root, target if mark else None))
+            continue
+        fit = [each for each in read(source, root) if each.target_id == artifact.ref] if source else []
+        if not fit:
+            together = "these were" if len(models) > 1 else "this was"
+            asked = ",".join(f"{each.partition(':')[0]}:{each.partition(':')[2][:12]}" for each in models)
+            todo = f"Examine first: {again}, or tutelage evaluate of={asked}"
+            raise UsageError(f"{together} not examined in one evaluation: {', '.join(systems)}", todo=todo)
+        found.append(fit[:1])
+    return found
+
+
+def _examined_now(systems: Sequence[str], suite: str, items: int, root: Root) -> list[list[System]]:
+    """Every system asked the same items now; an endpoint's answers are kept, so that the same command goes on."""
+    from tutelage.commands.making import suites_of
+    from tutelage.evaluate.run import evaluate_reference
+    from tutelage.evaluate.summary import by_id
+    from tutelage.evaluate.systems import system
+    from tutelage.life import made_last
+
+    known, chosen = made_last(root), suites_of(suite, items, root.path)
+    asked = by_id(item for each in chosen for item in each.items)
+    found = []
+    for ref in systems:
+        done = evaluate_reference(known.get(ref, ref), chosen, root=root)
+        rows = [row.model_copy(update={"target": ref}) for row in done["results"]]
+        found.append([system(ref, ref, rows, asked, suite)])
+    return found
+
+
+def _made(root: Root, refs: Sequence[str]) -> dict[str, Artifact]:
+    """Those of the systems that are artifacts still there."""
+    from tutelage.core.errors import NotFound
+
+    found: dict[str, Artifact] = {}
+    for ref in refs:
+        try:
+            found[ref] = root.find(ref)
+        except NotFound:
+            continue
+    return found
 
 
 @app.command("show-mask")

@@ -277,7 +277,9 @@ for _name in LIFE:
 @app.command()
 def evaluate(
     target: Annotated[str | None, typer.Argument(help="What is examined: a model, a bundle, a URL, a section.")] = None,
-    settings: Annotated[list[str] | None, typer.Argument(help="key=value of the stage `evaluate`.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="key=value of the stage `evaluate`, or with --suite of an endpoint.")
+    ] = None,
     suite: Annotated[
         str | None, typer.Option("--suite", help="A file of your own items, one JSON object a line, or a suite's name.")
     ] = None,
@@ -300,17 +302,51 @@ def evaluate(
     from tutelage.life import made_last
 
     where = root_at(root)
-    suites = _suites(suite, items, root)
-    found = evaluate_reference(made_last(where).get(target, target), suites, root=where, work=where.work / "answers")
+    suites, work = suites_of(suite, items, root), where.work / "answers"
+    asked = _endpoint(target, settings)
+    found = evaluate_reference(made_last(where).get(target, target), suites, root=where, work=work, **asked)
     failed = [each.reason or "it failed" for each in found["results"] if each.value is None]
     if as_json:
         emit({key: value for key, value in found.items() if key != "results"})
     else:
         _tell_cells(found["cells"])
+        if "endpoint" in found:
+            say(_bill(found["endpoint"]))
     if failed and len(failed) == len(found["results"]):
         raise TutelageError(f"none of {len(failed)} items was measured; the first: {failed[0]}")
     if failed and not as_json:
         say(f"{len(failed)} of {len(found['results'])} items were not measured; the first: {failed[0]}")
+
+
+def _endpoint(target: str, settings: list[str] | None) -> dict[str, Any]:
+    """With --suite, key=value are settings of the endpoint that is asked (see `endpoints.yaml` in docs/formats.md)."""
+    from tutelage.core.config import parse_overrides
+
+    if settings and not target.startswith(("http:", "https:")):
+        raise UsageError(f"with --suite only an endpoint has settings, {target!r} is none", key=settings[0])
+    return parse_overrides(settings or ())
+
+
+def _bill(asked: Mapping[str, Any]) -> str:
+    """What an endpoint was asked and cost, in a line."""
+    kept = f" ({asked['kept']} kept from before)" if asked["kept"] else ""
+    parts = [
+        f"asked {asked['requests']} requests{kept}",
+        f"{asked['input_tokens']:,} + {asked['output_tokens']:,} tokens in all runs",
+    ]
+    if asked["cost"] is not None:
+        of = f" of {asked['budget']:g}" if asked["budget"] is not None else ""
+        parts.append(f"cost {asked['cost']:.4f}{of}")
+    for name, what in (
+        ("retried", "tried again"),
+        ("unanswered", "without an answer in time, perhaps charged"),
+        ("estimated", "without a count of tokens, estimated"),
+    ):
+        if asked[name]:
+            parts.append(f"{asked[name]} {what}")
+    if asked["models"]:
+        parts.append(f"answered by {', '.join(asked['models'])}")
+    return "; ".join(parts)
 
 
 def _tell_cells(cells: Sequence[Mapping[str, Any]]) -> None:
@@ -325,7 +361,7 @@ def _tell_cells(cells: Sequence[Mapping[str, Any]]) -> None:
         say(f"{name:<24}{cell['metric']:<23}{shown}  n={cell['n']}")
 
 
-def _suites(name: str, items: int, root: Path) -> list[Any]:
+def suites_of(name: str, items: int, root: Path) -> list[Any]:
     """The suites of a file, or one of the last run's corpus by its name. Raises NotFound, DataError."""
     from tutelage.core.config import nearest
     from tutelage.core.records import Example, read_jsonl

@@ -300,22 +300,32 @@ def evaluate_reference(
     """Examine any reference (a model, a bundle, an endpoint) on suites, or a file of one's own: results and summary.
 
     `work` keeps the answers: after an interruption the same command goes on, and once all is said it scores anew
-    without asking. Of what cannot tell that it is still the same (an address) they are kept until then only. Raises
-    DataError for a file that is not a suite.
+    without asking. Of what cannot tell that it is still the same they are kept until then only; those of an endpoint
+    lie in the root, request by request, and what it asked and cost is `endpoint` of the summary. `options` are those of
+    the reference's opener. Raises DataError for a file that is not a suite, Stopped where a budget is spent.
     """
     chosen = load(Path(suite)) if isinstance(suite, str | Path) else suite
     picked = [Suite(each.name, sample(each.items, items)) for each in chosen]
+    remote = ref.startswith(("http:", "https:"))
+    if remote and (folder := root.work if root else work):
+        options["kept"] = folder / "asked" / digest(ref)[:16]
     generator: Generator = refs.open(ref, root, **options)
     lasting = bool(getattr(generator, "identity", ""))
-    kept = work / f"{'answers' if lasting else digest(ref)[:16]}.jsonl" if work else None
+    kept = work / f"{'answers' if lasting else digest(ref)[:16]}.jsonl" if work and not remote else None
     log = AnswerLog(kept)
     asked = [item for each in picked for item in each.items if item.tags["kind"] in KINDS]
     if not asked:
         raise DataError(f"no item of a kind that is examined ({', '.join(KINDS)})", file=str(suite))
-    results = examine(generator, asked, target=generator.name, target_id=ref, log=log, step=step)
+    try:
+        results = examine(generator, asked, target=generator.name, target_id=ref, log=log, step=step)
+    finally:
+        if (close := getattr(generator, "close", None)) is not None:
+            close()
     if kept and not lasting and all(each.outcome != "unknown" for each in results):
         kept.unlink(missing_ok=True)
     found = summarise(results, picked, ())
+    if (bill := getattr(generator, "bill", None)) is not None:
+        found["endpoint"] = bill.plain()
     return {"results": results, "targets": [{"target": generator.name, "id": ref}], **found}
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
@@ -118,6 +119,16 @@ def _streams(references: Sequence[Sequence[str]]) -> list[list[str | None]]:
     return [[golds[slot] if slot < len(golds) else None for golds in references] for slot in range(widest)]
 
 
+def segments(
+    metric: BLEU | CHRF, answers: Sequence[str], references: Sequence[Sequence[str]]
+) -> tuple[NDArray[np.int64], Callable[[NDArray[np.int64]], float]]:
+    """What sacrebleu counts in each segment [items, counts], and the corpus figure (0 to 100) of a sum of counts: its
+    own significance tests read these too, so that a resample costs a sum."""
+    inner = cast(Any, metric)
+    counts = np.array(inner._extract_corpus_statistics(list(answers), _streams(references)), dtype=np.int64)
+    return counts, lambda total: float(inner._compute_score_from_stats(total.tolist()).score)
+
+
 def _corpus(
     metric: BLEU | CHRF,
     answers: Sequence[str],
@@ -131,14 +142,12 @@ def _corpus(
         return Corpus(value=None, signature="", interval=undefined(0, "no items", method="bootstrap"))
     if any(not golds for golds in references):
         raise ValueError("every item needs at least one reference")
-    inner = cast(Any, metric)  # per-segment statistics are what sacrebleu's own significance tests read
-    counts = np.array(inner._extract_corpus_statistics(list(answers), _streams(references)), dtype=np.float64)
+    counts, figure_of = segments(metric, answers, references)
 
     def statistic(sums: Floats) -> Floats:
-        whole = np.rint(sums).astype(np.int64).tolist()
-        return np.array([inner._compute_score_from_stats(row).score for row in whole])
+        return np.array([figure_of(each) for each in np.rint(sums).astype(np.int64)])
 
-    figure = bootstrap_sums(counts, statistic, clusters=clusters, resamples=resamples, seed=seed)
+    figure = bootstrap_sums(counts.astype(np.float64), statistic, clusters=clusters, resamples=resamples, seed=seed)
     return Corpus(value=figure.value, signature=str(metric.get_signature()), interval=figure)
 
 

@@ -11,10 +11,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from tutelage.core.artifact import Artifact, Root
-from tutelage.measure.statistics import paired
-from tutelage.report import charts, learning, sections, timing, trials
+from tutelage.report import learning, sections, timing, trials
 from tutelage.report.sections import Artifacts
-from tutelage.report.tables import Column, badge, cell, is_figure, point, table, words
+from tutelage.report.tables import is_figure
 
 STYLE = Path(__file__).parent / "templates" / "style.css"
 """The house's one stylesheet: inline in reports, served as a file by the console."""
@@ -111,79 +110,3 @@ def dotted(value: Any, prefix: str = "") -> dict[str, Any]:
     for key, each in value.items():
         found.update(dotted(each, f"{prefix}.{key}" if prefix else str(key)))
     return found
-
-
-def _beside(left: Mapping[str, Any], right: Mapping[str, Any], *, only_changed: bool) -> Markup:
-    one, two = dotted(left), dotted(right)
-    lines = []
-    for key in dict.fromkeys([*one, *two]):
-        if not key or (only_changed and one.get(key) == two.get(key)):
-            continue
-        a, b = point(one.get(key)), point(two.get(key))
-        change = f"{b - a:+.3g}" if a is not None and b is not None and a != b else ""
-        lines.append([words(key), cell(one.get(key)), cell(two.get(key)), change])
-    columns: list[Column] = ["", "left", "right", ("right − left", "n")]
-    return table(columns, lines) if lines else Markup('<p class="none">No difference.</p>')
-
-
-def _by_item(artifact: Artifact) -> dict[str, dict[tuple[str, str, str], tuple[float, str]]]:
-    """Target -> (suite, cell, item) -> (value, cluster) of an evaluation or red team."""
-    found: dict[str, dict[tuple[str, str, str], tuple[float, str]]] = {}
-    for row in sections.rows(artifact.path / "results.jsonl"):
-        value = point(row.get("value"))
-        if value is not None:
-            key = (str(row.get("suite")), str(row.get("cell") or row.get("attack") or ""), str(row.get("item")))
-            found.setdefault(str(row.get("target")), {})[key] = (value, str(row.get("cluster") or row.get("item")))
-    return found
-
-
-def _paired(left: Artifact, right: Artifact) -> Markup | None:
-    """Right minus left on the same items, by suite and cell; targets of one name meet, else the last of each."""
-    one, two = _by_item(left), _by_item(right)
-    if not one or not two:
-        return None
-    names = [(name, name) for name in one if name in two] or [(list(one)[-1], list(two)[-1])]
-    lines = []
-    for before, after in names:
-        both = [key for key in one[before] if key in two[after]]
-        for suite, cell_ in dict.fromkeys(key[:2] for key in both):
-            keys = [key for key in both if key[:2] == (suite, cell_)]
-            gap = paired(
-                [two[after][key][0] for key in keys],
-                [one[before][key][0] for key in keys],
-                [one[before][key][1] for key in keys],
-            )
-            told = {name: getattr(gap.difference, name) for name in ("value", "low", "high", "n", "reason")}
-            plot = charts.interval(told["value"], told["low"], told["high"], span=(-0.5, 0.5))
-            who = before if before == after else f"{before} → {after}"
-            lines.append([f"{who} · {words(suite)} {words(cell_)}", told, gap.better, gap.worse, Markup(plot)])
-    columns: list[Column] = [
-        "on the same items",
-        "right − left [95%]",
-        ("better", "n"),
-        ("worse", "n"),
-        ("−0.5 to 0.5", "plot"),
-    ]
-    return table(columns, lines) if lines else None
-
-
-def compare(root: Root, left: Artifact, right: Artifact) -> str:
-    """Two artifacts side by side: what differs in settings and inputs, and every figure of both."""
-    inputs = table(
-        ["input", "left", "right"],
-        [
-            [name, cell(left.manifest.inputs.get(name)), cell(right.manifest.inputs.get(name))]
-            for name in sorted({*left.manifest.inputs, *right.manifest.inputs})
-        ],
-    )
-    marks = [badge("simulated people", "warn") if a.manifest.simulated else Markup("") for a in (left, right)]
-    return _page(
-        "compare.html",
-        title=f"{left.kind} {left.id[:8]} beside {right.kind} {right.id[:8]}",
-        sides=[(sections.short(a), mark) for a, mark in zip((left, right), marks, strict=True)],
-        figures=_beside(left.metrics, right.metrics, only_changed=False),
-        settings=_beside(left.config, right.config, only_changed=True),
-        inputs=inputs,
-        paired=_paired(left, right),
-        root=str(root.path.name),
-    )

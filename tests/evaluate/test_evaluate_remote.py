@@ -1,0 +1,328 @@
+"""Examinations over the network, against a real server that misbehaves: whatever it does wrong is `unknown` with its
+reason, lowers coverage and fails the gate; nothing is asked or paid twice; no key is written anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from tutelage.adapt.gate import CheckRule, ReleasePolicy, decide
+from tutelage.core.artifact import Root
+from tutelage.core.errors import Stopped
+from tutelage.core.records import Example, Message
+from tutelage.evaluate.run import evaluate_reference
+from tutelage.evaluate.suite import Suite
+
+KEY = "sk-very-secret-0451"
+
+
+class Endpoint(BaseHTTPRequestHandler):
+    """Answers "yes" to every question; what it does wrong is the first part of the path: /hang/v1/chat/completions."""
+
+    protocol_version = "HTTP/1.1"
+    seen: Counter[str]
+    lock = threading.Lock()
+    over: threading.Event
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        wrong = self.path.split("/")[1]
+        asked = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
+        with self.lock:
+            self.seen[f"{wrong} {asked}"] += 1
+            count = self.seen[f"{wrong} {asked}"]
+        good: dict[str, Any] = {
+            "model": "m-2026",
+            "choices": [{"message": {"role": "assistant", "content": "yes"}, "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": 100, "completion_tokens": 10},
+        }
+        if "echo" in body:
+            at = [0, len(asked.rpartition(" ")[0])]
+            value = -0.5 if asked.endswith("yes") else -3.0
+            logs = {"text_offset": at, "token_logprobs": [None, value], "top_logprobs": [{}, {"x": value}]}
+            good["choices"] = [{"text": asked, "logprobs": logs}]
+        if wrong == "html":
+            self.say(200, b"<html><script>alert(1)</script>Welcome to the hotel</html>")
+        elif wrong == "truncated":
+            self.send_response(200)
+            self.send_header("content-length", "500")
+            self.end_headers()
+            self.wfile.write(json.dumps(good).encode()[:40])
+            self.close_connection = True
+        elif wrong == "half":
+            self.say(200, json.dumps(good).encode()[:40])
+        elif wrong == "types":
+            self.say(200, json.dumps(good | {"choices": [{"message": {"content": {"a": 1}}}]}).encode())
+        elif wrong == "empty":
+            self.say(200, json.dumps(good | {"choices": []}).encode())
+        elif wrong == "null":
+            self.say(200, json.dumps(good | {"choices": [{"message": {"content": None}}]}).encode())
+        elif wrong == "nan":
+            if "echo" in body:
+                good["choices"][0]["logprobs"]["token_logprobs"] = [None, float("nan")]
+            self.say(200, json.dumps(good).encode())
+        elif wrong == "nologs":
+            good["choices"][0].pop("logprobs", None)
+            self.say(200, json.dumps(good).encode())
+        elif wrong == "errors":
+            self.say(500, b"out of memory")
+        elif wrong == "throttles":
+            self.say(429, b"slow down", ("retry-after", "3600"))
+        elif wrong == "unpaid":
+            self.say(429, b'{"error": {"code": "insufficient_quota"}}')
+        elif wrong == "unknown-key":
+            self.say(401, f"Incorrect API key provided: {self.headers['authorization']}".encode())
+        elif wrong == "flaky" and count < 3:
+            self.say(429 if count == 1 else 503, b"busy", ("retry-after-ms", "10"))
+        elif wrong == "hangs":
+            self.over.wait(20)
+            self.close_connection = True
+        elif wrong == "drips":
+            self.send_response(200)
+            self.send_header("content-length", "500")
+            self.end_headers()
+            while not self.over.wait(0.05):
+                self.wfile.write(b" ")
+        elif wrong == "some" and int(asked.rpartition(" ")[2].rstrip("?")) % 3 == 0:
+            self.say(500, b"this one never works")
+        else:
+            self.over.wait(0.02 if wrong == "slow" else 0)
+            self.say(200, json.dumps(good).encode())
+
+    def say(self, status: int, data: bytes, *headers: tuple[str, str]) -> None:
+        self.send_response(status)
+        for name, value in (*headers, ("content-length", str(len(data)))):
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class Quiet(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Whoever hangs up on us is right."""
+
+
+@pytest.fixture(scope="module")
+def there() -> Iterator[tuple[str, Counter[str]]]:
+    handler = type("Handler", (Endpoint,), {"seen": Counter(), "over": threading.Event()})
+    server = Quiet(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", handler.seen  # type: ignore[attr-defined]
+    handler.over.set()  # type: ignore[attr-defined]
+    server.shutdown()
+    server.server_close()
+
+
+def questions(count: int, kind: str = "generate") -> list[Suite]:
+    made = []
+    for place in range(count):
+        tags = {"id": f"q{place}", "suite": "asked", "kind": kind}
+        text = f"Is it so, number {place}?"
+        if kind == "choice":
+            item = Example(messages=(Message(role="text", content=text),), choices=(" yes", " no"))
+        else:
+            item = Example.ask(text)
+        made.append(item.model_copy(update={"target": " yes" if kind == "choice" else "yes", "tags": tags}))
+    return [Suite("asked", made)]
+
+
+def examined(there: Any, wrong: str, root: Root, suites: list[Suite] | None = None, **more: Any) -> dict[str, Any]:
+    hasty = {"retries": 0, "timeout": 0.3, "concurrency": 4}
+    return evaluate_reference(f"{there[0]}/{wrong}/v1#m", suites or questions(12), root=root, **hasty | more)
+
+
+def gated(results: Any) -> Any:
+    rule = CheckRule(
+        id="asked",
+        source="evaluation",
+        where={"suite": "asked"},
+        kind="at_least",
+        bound=0.5,
+        min_n=5,
+        sentence="is bad",
+    )
+    return decide(ReleasePolicy(checks=(rule,)), {"evaluation": results}, {}, against="nothing")
+
+
+WRONGS = {
+    "html": "no JSON object: '<html>",
+    "truncated": "IncompleteRead",
+    "half": "no JSON object",
+    "types": "expected a text, found dict",
+    "empty": "gave no completion",
+    "null": "expected a text, found NoneType",
+    "errors": "status 500: out of memory",
+    "throttles": "it asks to wait 3600 s",
+    "unpaid": "insufficient_quota",
+    "unknown-key": "status 401",
+    "hangs": "no answer within 0.3 s",
+    "drips": "no answer within 0.3 s",
+}
+
+
+@pytest.mark.parametrize("wrong", WRONGS)
+def test_what_goes_wrong_is_unknown_and_fails_the_gate(there: Any, wrong: str, tmp_path: Path) -> None:
+    found = examined(there, wrong, Root(tmp_path))
+    assert [row.outcome for row in found["results"]] == ["unknown"] * 12
+    assert all(row.value is None and not row.scores for row in found["results"])
+    assert WRONGS[wrong] in found["results"][0].reason, found["results"][0].reason
+    assert "\n" not in found["results"][0].reason
+    cell = found["cells"][0]
+    assert (cell["value"], cell["asked"], cell["unmeasured"]) == (None, 12, 12)
+    verdict = gated(found["results"])
+    assert not verdict.promote and "not enough data" in verdict.reason
+
+
+def test_one_bad_answer_does_not_stop_the_others_and_still_fails_the_gate(there: Any, tmp_path: Path) -> None:
+    found = examined(there, "some", Root(tmp_path), questions(30))
+    outcomes = Counter(row.outcome for row in found["results"])
+    assert outcomes == {"answered": 20, "unknown": 10}
+    assert found["cells"][0]["value"] == 1.0 and found["cells"][0]["unmeasured"] == 10
+    verdict = gated(found["results"])
+    assert not verdict.promote and "20 of 30 answers were measured, needs 90%" in verdict.reason
+    assert all(there[1][f"some Is it so, number {place}?"] == 1 for place in range(30)), "asked again for nothing"
+    assert gated(examined(there, "good", Root(tmp_path))["results"]).promote
+
+
+def test_an_endpoint_that_is_down_is_left_alone(there: Any, tmp_path: Path) -> None:
+    before = sum(count for asked, count in there[1].items() if asked.startswith("errors"))
+    found = examined(there, "errors", Root(tmp_path), questions(200))
+    assert "requests in a row failed" in found["results"][-1].reason
+    asked = sum(count for asked, count in there[1].items() if asked.startswith("errors")) - before
+    assert asked < 30, asked
+    before = sum(count for asked, count in there[1].items() if asked.startswith("unknown-key"))
+    examined(there, "unknown-key", Root(tmp_path), questions(100))
+    asked = sum(count for asked, count in there[1].items() if asked.startswith("unknown-key")) - before
+    assert asked <= 8, asked
+
+
+def test_what_may_pass_is_tried_again_after_the_pause_it_asks_for(there: Any, tmp_path: Path) -> None:
+    found = examined(there, "flaky", Root(tmp_path), questions(3), retries=3, timeout=20)
+    assert [row.value for row in found["results"]] == [1.0] * 3
+    assert (found["endpoint"]["requests"], found["endpoint"]["retried"]) == (3, 6)
+
+
+def test_likelihoods_where_there_are_any_and_a_reason_where_not(there: Any, tmp_path: Path) -> None:
+    choices = questions(8, "choice")
+    good = examined(there, "good", Root(tmp_path), choices)
+    assert [row.value for row in good["results"]] == [1.0] * 8
+    for wrong, said in (("nan", "no finite number"), ("nologs", "gives no log-probabilities of a prompt")):
+        found = examined(there, wrong, Root(tmp_path), choices)
+        assert {row.outcome for row in found["results"]} == {"unknown"}, wrong
+        assert said in found["results"][0].reason
+        assert not gated(found["results"]).promote
+    asked = sum(count for asked, count in there[1].items() if asked.startswith("nologs"))
+    assert asked <= 8, "an endpoint that gives none is asked no further"
+    turns = [
+        Suite(
+            "asked", [each.model_copy(update={"messages": Example.ask("Is it?").messages}) for each in choices[0].items]
+        )
+    ]
+    found = examined(there, "good", Root(tmp_path), turns)
+    assert "weighs choices after verbatim text only" in found["results"][0].reason
+
+
+def test_cost_is_counted_and_a_budget_stops_and_goes_on(there: Any, tmp_path: Path) -> None:
+    price = {"input": 10.0, "output": 100.0}  # an answer: 100 tokens at 10 and 10 at 100 a million = 0.002
+    root = Root(tmp_path)
+    suites = questions(20)
+    with pytest.raises(Stopped, match=r"the budget of 0\.03 holds no further request"):
+        examined(there, "good", root, suites, price=price, budget=0.03, concurrency=1)
+    found = examined(there, "good", root, suites, price=price, budget=1.0)
+    bill = found["endpoint"]
+    assert bill["cost"] == pytest.approx(20 * 0.002) and bill["input_tokens"] == 2000
+    assert bill["kept"] >= 10 and bill["kept"] + bill["requests"] == 20 and bill["models"] == ["m-2026"]
+    assert examined(there, "good", root, suites, price=price)["endpoint"]["requests"] == 0
+    again = examined(there, "good", root, suites, price=price, fresh=True)["endpoint"]
+    assert (again["requests"], again["kept"]) == (20, 0)
+
+
+PROGRAM = "from tutelage.cli import main; main()"
+
+
+def test_killed_anywhere_nothing_is_asked_twice_and_the_key_is_nowhere(there: Any, tmp_path: Path) -> None:
+    suite, root, count = tmp_path / "own.jsonl", tmp_path / "life", 60
+    rows = [
+        {"messages": [{"role": "user", "content": f"Is it so, number {n}?"}], "target": "yes"} for n in range(count)
+    ]
+    suite.write_text("\n".join(map(json.dumps, rows)))
+    there[1].clear()
+    command = [
+        *(sys.executable, "-c", PROGRAM, "evaluate", f"{there[0]}/slow/v1#m", "key=env:MY_KEY", "concurrency=2"),
+        *("price.input=10", "--suite", str(suite), "--root", str(root)),
+    ]
+    environment = os.environ | {"MY_KEY": KEY}
+    first = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while sum(there[1].values()) < 20 and first.poll() is None:
+        time.sleep(0.005)
+    first.send_signal(signal.SIGKILL)
+    assert first.wait(20) == -signal.SIGKILL
+    killed = sum(there[1].values())
+    assert 20 <= killed < count
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert len(there[1]) == count and sum(there[1].values()) <= count + 2, "only what was under way is asked again"
+    assert "kept from before" in done.stdout and "cost " in done.stdout and "n=60" in done.stdout
+    wrong = [each.replace("/slow/", "/unknown-key/") for each in command]
+    refused = subprocess.run(wrong, env=environment, capture_output=True, text=True, timeout=120)
+    assert refused.returncode == 1 and "Bearer [key]" in refused.stderr
+    said = done.stdout + done.stderr + refused.stdout + refused.stderr
+    files = b"".join(each.read_bytes() for each in root.rglob("*") if each.is_file())
+    assert KEY not in said and KEY.encode() not in files and files.count(b'"key"') >= count
+
+
+def test_we_ask_as_the_official_client_asks(there: Any, tmp_path: Path) -> None:
+    """The same body and authorization, and the same answer read."""
+    bodies: list[tuple[dict[str, Any], str]] = []
+
+    class Recorder(Endpoint):
+        seen, over = Counter(), threading.Event()
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            bodies.append((body, self.headers["authorization"]))
+            message = {"role": "assistant", "content": "yes", "refusal": None}
+            choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}
+            usage = {"prompt_tokens": 9, "completion_tokens": 1, "total_tokens": 10}
+            found = {
+                "id": "1",
+                "object": "chat.completion",
+                "created": 1,
+                "model": "m",
+                "choices": [choice],
+                "usage": usage,
+            }
+            self.say(200, json.dumps(found).encode(), ("content-type", "application/json"))
+
+    server = Quiet(("127.0.0.1", 0), Recorder)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+        (tmp_path / "key").write_text(KEY)
+        ours = evaluate_reference(f"{url}#m", questions(1), root=Root(tmp_path), key=f"file:{tmp_path / 'key'}")
+        body = bodies[0][0]
+        theirs = openai.OpenAI(base_url=url, api_key=KEY).chat.completions.create(**body)
+        assert bodies[1] == bodies[0]
+        assert theirs.choices[0].message.content == ours["results"][0].output == "yes"
+        assert theirs.usage is not None and ours["endpoint"]["input_tokens"] == theirs.usage.prompt_tokens
+    finally:
+        server.shutdown()
+        server.server_close()

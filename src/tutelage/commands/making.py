@@ -277,7 +277,10 @@ for _name in LIFE:
 @app.command()
 def evaluate(
     target: Annotated[str | None, typer.Argument(help="What is examined: a model, a bundle, a URL, a section.")] = None,
-    settings: Annotated[list[str] | None, typer.Argument(help="key=value of the stage `evaluate`.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(help="key=value of the stage `evaluate`; with --suite those of `robustness` and `reliability`."),
+    ] = None,
     suite: Annotated[
         str | None, typer.Option("--suite", help="A file of your own items, one JSON object a line, or a suite's name.")
     ] = None,
@@ -296,21 +299,39 @@ def evaluate(
         return _run_stage("evaluate", [*([target] if target else []), *(settings or [])], root, as_json)
     if target is None:
         raise UsageError("name what is to be examined", todo="tutelage evaluate model:3fa9 --suite FILE.jsonl")
-    from tutelage.evaluate.run import evaluate_reference
+    from tutelage.core.config import build, parse_overrides
+    from tutelage.evaluate.run import Examination, evaluate_reference
     from tutelage.life import made_last
 
     where = root_at(root)
     suites = _suites(suite, items, root)
-    found = evaluate_reference(made_last(where).get(target, target), suites, root=where)
+    config = build(Examination, parse_overrides(settings or []))
+    found = evaluate_reference(made_last(where).get(target, target), suites, root=where, config=config)
     failed = [each.reason or "it failed" for each in found["results"] if each.value is None]
     if as_json:
-        emit({key: value for key, value in found.items() if key != "results"})
+        emit({key: value for key, value in found.items() if key not in ("results", "perturbed")})
     else:
         _tell_cells(found["cells"])
+        _tell_further(found)
     if failed and len(failed) == len(found["results"]):
         raise TutelageError(f"none of {len(failed)} items was measured; the first: {failed[0]}")
     if failed and not as_json:
         say(f"{len(failed)} of {len(found['results'])} items were not measured; the first: {failed[0]}")
+
+
+def _tell_further(found: Mapping[str, Any]) -> None:
+    """Print what was found beyond the figures of the suites: reliability, robustness, gaps between groups. Calibration,
+    which is looked at unasked, only where there are items enough."""
+    from tutelage.govern.standing import lines
+    from tutelage.report.trust import texts
+
+    def told(line: Any) -> bool:
+        return line.area in ("robustness", "groups") or (
+            line.area == "reliability" and "fewer than 300" not in (line.figure["reason"] or "")
+        )
+
+    for text in texts(line for line in lines([found], []) if told(line)):
+        say(text)
 
 
 def _tell_cells(cells: Sequence[Mapping[str, Any]]) -> None:

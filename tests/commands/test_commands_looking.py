@@ -212,6 +212,21 @@ def test_examining_an_answerer(tutelage: Any, little: Root, tmp_path: Path) -> N
     assert done.code == 0 and "own" in done.out and "n=1" in done.out
     done = tutelage("evaluate", "fake:echo", "--suite", "facts", "--root", little.path)
     assert done.code == 2 and "neither a file nor a suite" in done.err
+    done = tutelage("evaluate", "fake:echo", "reliability.same=1", "--suite", own, "--root", little.path)
+    assert done.code == 0 and "answers that differ, asked alone" in done.out and "0.000" in done.out
+    forms = ("robustness.items=1", "robustness.families=[casing, options]")
+    told = tutelage("evaluate", "fake:echo", *forms, "--suite", own, "--root", little.path, "--json").json
+    assert {row["family"]: row["n"] for row in told["robustness"] if row["suite"]} == {
+        "casing": 1,
+        "options": 0,
+        "worst case": 0,
+    }
+    for wrong, said in (
+        ("robustness.families=[caseing]", "did you mean 'casing'"),
+        ("robustnes.items=1", "robustness"),
+    ):
+        done = tutelage("evaluate", "fake:echo", wrong, "--suite", own, "--root", little.path)
+        assert done.code == 2 and said in done.err, done
     own.write_text('{"messages": [], "target": "x"}')
     done = tutelage("evaluate", "fake:echo", "--suite", own, "--root", little.path)
     assert done.code == 2 and "row 1" in done.err

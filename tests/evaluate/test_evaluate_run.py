@@ -75,7 +75,7 @@ class Clever:
         elif "Mood?" in text:
             answer = next((m for m in MOODS if CUES[m] in text), "neutral") if knows else rng.choice(MOODS)
         else:
-            answer = " ".join(WORDS[w] if knows else "tar" for w in text.removeprefix("Into Velic: ").split())
+            answer = " ".join(WORDS.get(w, w) if knows else "tar" for w in text.removeprefix("Into Velic: ").split())
         return Response(message=Message(role="assistant", content=answer), finish="stop", generator=self.name)
 
     def loglikelihood(self, prompts, choices):
@@ -310,3 +310,58 @@ def test_a_file_of_red_team_goals_only_is_refused(life, tmp_path):
     )
     with pytest.raises(DataError, match="no item of a kind that is examined"):
         run.evaluate_reference(life.made[1].ref, tmp_path / "goals.jsonl", root=life.root)
+
+
+FURTHER = {"robustness": {"items": 40, "families": ["typos", "casing", "prompt"]},
+           "reliability": {"items": 6, "repeats": 3, "same": 4, "labels": True}}  # fmt: skip
+
+
+def test_further_examinations_stand_beside_the_suites(life):
+    found = evaluated(life, controls=0, **FURTHER)
+    summary = json.loads(found.file("summary.json").read_text())
+    rows = list(read_jsonl(found.file("perturbed.jsonl"), Result))
+    assert {row.slices["perturbation"] for row in rows} == {"typos", "casing", "prompt"}
+    assert {row.target for row in rows} == {"pretrain", "finetune"}
+    assert len(list(read_jsonl(found.file("results.jsonl"), Result))) == 2 * 96 * 4, "one row per item, as before"
+    losses = {(r["target"], r["suite"], r["family"]): r for r in summary["robustness"]}
+    assert losses["finetune", "translation", "casing"]["value"] is None
+    assert "what is to be translated would change" in losses["finetune", "translation", "casing"]["reason"]
+    assert losses["finetune", None, "worst case"]["excess"]["n"] >= 100
+    told = summary["reliability"]
+    chosen = next(
+        r for r in told["calibration"] if (r["target"], r["suite"], r["source"]) == ("finetune", None, "choices")
+    )
+    assert chosen["n"] == 192, "multiple choice, and the labels that were weighed"
+    assert "300 items" in chosen["ece"]["reason"]
+    assert {r["how"] for r in told["consistency"]} == {"seeds", "wordings"}
+    assert all(r["value"] == 0.0 for r in told["determinism"] if r["value"] is not None)
+    assert found.metrics["robustness"]["finetune"]["all suites"]["loss"]["typos"]["n"] > 0
+    assert found.metrics["reliability"]["finetune"]["all suites"]["differs"]["asked alone"]["value"] == 0.0
+
+
+def test_they_are_left_out_unless_asked_for_and_priced_when_they_are():
+    from tutelage.core.price import Machine
+
+    plain, more = run.Evaluate(), run.Evaluate.model_validate(FURTHER)
+    assert plain.robustness.items == plain.reliability.items == plain.reliability.same == 0
+    sizes = {"of": {"count": 5.0}, "corpus": {}}
+    cheap, dear = (run._cost(config, sizes, Machine()) for config in (plain, more))
+    assert dear.seconds > cheap.seconds + 1
+    assert dear.tokens > cheap.tokens
+
+
+def test_a_killed_examination_goes_on_where_it_was(life):
+    whole = evaluated(life, controls=0, **FURTHER).file("summary.json").read_text()
+    seen = 0
+
+    def stop():
+        nonlocal seen
+        seen += 1
+        return seen > 9
+
+    settings = {"items": 0, "items_of": {}, "resamples": 50, "controls": 0, "seed": 0} | FURTHER
+    other = Root(life.root.path.parent / "other").create()
+    with pytest.raises(Stopped):
+        run_stage(run.evaluate, other, config=settings, inputs={"of": life.made, "corpus": life.corpus}, stop=stop)
+    again = run_stage(run.evaluate, other, config=settings, inputs={"of": life.made, "corpus": life.corpus})
+    assert again.file("summary.json").read_text() == whole

@@ -278,7 +278,8 @@ for _name in LIFE:
 def evaluate(
     target: Annotated[str | None, typer.Argument(help="What is examined: a model, a bundle, a URL, a section.")] = None,
     settings: Annotated[
-        list[str] | None, typer.Argument(help="key=value of the stage `evaluate`, or with --suite of an endpoint.")
+        list[str] | None,
+        typer.Argument(help="key=value of the stage `evaluate`; with --suite of its further parts, or of an endpoint."),
     ] = None,
     suite: Annotated[
         str | None, typer.Option("--suite", help="A file of your own items, one JSON object a line, or a suite's name.")
@@ -303,28 +304,35 @@ def evaluate(
 
     where = root_at(root)
     suites, work = suites_of(suite, items, root), where.work / "answers"
-    asked = _endpoint(target, settings)
-    found = evaluate_reference(made_last(where).get(target, target), suites, root=where, work=work, **asked)
+    further, endpoint = _settings(target, settings)
+    found = evaluate_reference(
+        made_last(where).get(target, target), suites, root=where, work=work, config=further, **endpoint
+    )
     failed = [each.reason or "it failed" for each in found["results"] if each.value is None]
     if as_json:
-        emit({key: value for key, value in found.items() if key != "results"})
+        emit({key: value for key, value in found.items() if key not in ("results", "perturbed")})
     else:
         _tell_cells(found["cells"])
         if "endpoint" in found:
             say(_bill(found["endpoint"]))
+        _tell_further(found)
     if failed and len(failed) == len(found["results"]):
         raise TutelageError(f"none of {len(failed)} items was measured; the first: {failed[0]}")
     if failed and not as_json:
         say(f"{len(failed)} of {len(found['results'])} items were not measured; the first: {failed[0]}")
 
 
-def _endpoint(target: str, settings: list[str] | None) -> dict[str, Any]:
-    """With --suite, key=value are settings of the endpoint that is asked (see `endpoints.yaml` in docs/formats.md)."""
-    from tutelage.core.config import parse_overrides
+def _settings(target: str, settings: list[str] | None) -> tuple[Any, dict[str, Any]]:
+    """With --suite: what is asked beyond the items, and the settings of the endpoint that is asked, where one is (see
+    `endpoints.yaml` in docs/formats.md)."""
+    from tutelage.core.config import build, parse_overrides
+    from tutelage.evaluate.run import Examination
 
-    if settings and not target.startswith(("http:", "https:")):
-        raise UsageError(f"with --suite only an endpoint has settings, {target!r} is none", key=settings[0])
-    return parse_overrides(settings or ())
+    given = parse_overrides(settings or ())
+    endpoint = {}
+    if target.startswith(("http:", "https:")):
+        endpoint = {key: given.pop(key) for key in list(given) if key not in Examination.model_fields}
+    return build(Examination, given), endpoint
 
 
 def _bill(asked: Mapping[str, Any]) -> str:
@@ -347,6 +355,21 @@ def _bill(asked: Mapping[str, Any]) -> str:
     if asked["models"]:
         parts.append(f"answered by {', '.join(asked['models'])}")
     return "; ".join(parts)
+
+
+def _tell_further(found: Mapping[str, Any]) -> None:
+    """Print what was found beyond the figures of the suites: reliability, robustness, gaps between groups. Calibration,
+    which is looked at unasked, only where there are items enough."""
+    from tutelage.govern.standing import lines
+    from tutelage.report.trust import texts
+
+    def told(line: Any) -> bool:
+        return line.area in ("robustness", "groups") or (
+            line.area == "reliability" and "fewer than 300" not in (line.figure["reason"] or "")
+        )
+
+    for text in texts(line for line in lines([found], []) if told(line)):
+        say(text)
 
 
 def _tell_cells(cells: Sequence[Mapping[str, Any]]) -> None:

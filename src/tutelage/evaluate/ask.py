@@ -5,6 +5,7 @@ The log holds what was said, not what it was worth, so that answers are scored a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -45,7 +46,8 @@ def _chunks(items: Sequence[Example]) -> list[list[Example]]:
 def _said(response: Response) -> dict[str, Any]:
     if response.error:
         return {"error": response.error}
-    return {"text": response.message.content, "finish": response.finish, "usage": dict(response.usage)}
+    said = {"text": response.message.content, "finish": response.finish, "usage": dict(response.usage)}
+    return said | ({"logprobs": list(response.logprobs)} if response.logprobs else {})
 
 
 def _one_by_one(ask: Callable[[list[Example]], list[Any]], chunk: list[Example]) -> list[Any]:
@@ -107,6 +109,7 @@ def responses(
                     message=Message(role="assistant", content=str(answer["error"] if failed else answer["text"])),
                     finish="error" if failed else answer["finish"],
                     usage={} if failed else answer["usage"],
+                    logprobs=() if failed else tuple(answer.get("logprobs", ())),
                     generator=generator.name,
                 )
             step(len(chunk))
@@ -154,9 +157,12 @@ def examine(
     target_id: str = "",
     log: AnswerLog | None = None,
     max_tokens: Mapping[str, int] | None = None,
+    sampling: Sampling = GREEDY,
     step: Callable[[int], None] = lambda done: None,
 ) -> list[Result]:
-    """One Result per item, in order: multiple choice by log-likelihood, everything else by greedy generation."""
+    """One Result per item, in order: multiple choice by log-likelihood, everything else by generation (greedy unless
+    `sampling` says otherwise). `confidence` among the scores is the probability of the whole answer, where the
+    generator states it."""
     log = log or AnswerLog()
     identity = target_id or target
     choices = [item for item in items if item.tags["kind"] == "choice"]
@@ -164,14 +170,15 @@ def examine(
     figures: dict[str, Figure] = {}
     for item, scored in zip(choices, likelihoods(generator, choices, log=log, target=identity, step=step), strict=True):
         figures[item_id(item)] = unknown(scored) if isinstance(scored, str) else pick(item, scored)
-    told = responses(generator, others, log=log, target=identity, max_tokens=max_tokens, step=step)
+    told = responses(generator, others, log=log, target=identity, sampling=sampling, max_tokens=max_tokens, step=step)
     for item, response in zip(others, told, strict=True):
         if response.finish == "error":
             figures[item_id(item)] = unknown(response.message.content or "the generator failed")
             continue
         figure = score(item, response)
         truth = gold(item, response)
-        figures[item_id(item)] = figure._replace(scores=figure.scores | truth) if truth else figure
+        sure = {"confidence": math.exp(min(0.0, sum(response.logprobs)))} if response.logprobs else {}
+        figures[item_id(item)] = figure._replace(scores=figure.scores | (truth or {}) | sure)
     return [_result(item, figures[item_id(item)], target, target_id) for item in items]
 
 

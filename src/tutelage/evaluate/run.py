@@ -17,8 +17,11 @@ from tutelage.core.errors import DataError
 from tutelage.core.price import BASE, Cost, Machine, Size
 from tutelage.core.records import Example, digest, read_jsonl, write_jsonl
 from tutelage.core.stage import Context, Input, Inputs, stage
-from tutelage.evaluate import contamination, flips, summary
+from tutelage.evaluate import contamination, flips, groups, reliability, robustness, summary
 from tutelage.evaluate.ask import MAX_TOKENS, AnswerLog, examine
+from tutelage.evaluate.perturb import expand
+from tutelage.evaluate.reliability import Reliability
+from tutelage.evaluate.robustness import Robustness
 from tutelage.evaluate.suite import KINDS, Result, Suite, faults, load, sample, select
 from tutelage.evaluate.suites.baselines import rows_of
 from tutelage.generate.generator import Generator
@@ -27,7 +30,22 @@ SHOWN = ("comprehension", "translation", "sentiment")
 """The suites whose figures stand first: text comprehension, translation, sentiment."""
 
 
-class Evaluate(Config):
+class Examination(Config):
+    """What is asked of any reference on any suite."""
+
+    max_tokens: dict[str, int] = Field(default_factory=dict)
+    """Tokens an answer may take, by kind, where it shall differ from the default."""
+    resamples: int = Field(200, ge=50)
+    """Bootstrap resamples for corpus-level figures (chrF, BLEU, macro-F1)."""
+    robustness: Robustness = Robustness()
+    """The same items in other forms, and what that costs."""
+    reliability: Reliability = Reliability()
+    """Calibration, agreement with itself, determinism."""
+    seed: int = 0
+    """Which items are drawn."""
+
+
+class Evaluate(Examination):
     """What is asked of each model, and how much of it."""
 
     items: int = Field(30, ge=0)
@@ -36,18 +54,12 @@ class Evaluate(Config):
     """Another number for single suites (a gate on comprehension needs more); 0 asks all of that suite."""
     only: tuple[str, ...] = ()
     """Suites to ask; empty asks all of the corpus."""
-    max_tokens: dict[str, int] = Field(default_factory=dict)
-    """Tokens an answer may take, by kind, where it shall differ from the default."""
     best_of: int = Field(0, ge=0)
     """Examine also the best of so many answers, by the reward model's word, of the model it began from; 0 does not."""
     called: tuple[str, ...] = ()
     """What to call the targets, in the order of `of`; a recipe fills in the names of its sections."""
     controls: int = Field(60, ge=0)
     """Items per suite for the untrained model, which must stay at chance; 0 leaves the control out."""
-    resamples: int = Field(200, ge=50)
-    """Bootstrap resamples for corpus-level figures (chrF, BLEU, macro-F1)."""
-    seed: int = 0
-    """Which items are drawn."""
     contamination: int = Field(8, ge=0)
     """Words in a run which, standing in an item and in what a model learned from, make it dirty; 0 does not look."""
 
@@ -111,7 +123,18 @@ def _cost(config: Evaluate, sizes: Mapping[str, Mapping[str, float]], machine: M
     suites = float(len(config.only)) or corpus.get("suites", 8.0)
     items = suites * corpus.get("cells", 5.0) * (config.items or 300)
     tokens, asked = corpus.get("item_tokens", 60.0), targets * items + 0.5 * suites * config.controls
+    changed = targets * suites * config.robustness.items * (1 + 0.8 * len(expand(config.robustness.families)))
+    drawn = targets * 0.6 * suites * config.reliability.items * config.reliability.repeats
+    weighed = targets * 0.25 * items if config.reliability.labels else 0.0
+    alone = targets * suites * config.reliability.same
     seconds = machine.answer(size.spoken(tokens), asked, tokens, 6.0, targets * suites) + 0.0007 * asked + 2.0
+    seconds += machine.answer(size.spoken(tokens), changed, tokens, 6.0, 6 * targets if changed else 0.0)
+    seconds += machine.answer(
+        size.spoken(tokens), drawn, tokens, 6.0, 4 * config.reliability.repeats * targets if drawn else 0.0, drawn=True
+    )
+    seconds += machine.answer(size.spoken(tokens), 2 * weighed, tokens, 0.0, 0.0)
+    seconds += machine.answer(size.spoken(tokens), 3 * alone, tokens, 6.0, alone)
+    asked += changed + drawn + weighed + 3 * alone
     return Cost(
         seconds=seconds,
         memory=BASE + 4 * targets * size.parameters + size.answering(tokens + 32),
@@ -136,7 +159,8 @@ def _cost(config: Evaluate, sizes: Mapping[str, Mapping[str, float]], machine: M
     cost=_cost,
 )
 def evaluate(config: Evaluate, inputs: Inputs, out: Path, context: Context) -> dict[str, Any]:
-    """Examine every target on the same items; write `results.jsonl` (one row per answer) and `summary.json`."""
+    """Examine every target on the same items; write `results.jsonl` (one row per answer), `perturbed.jsonl` (the same
+    for items in other forms) and `summary.json`."""
     corpus: Artifact = inputs.corpus
     every = list(read_jsonl(corpus.file("items.jsonl"), Example))
     chosen = select(
@@ -157,7 +181,8 @@ def evaluate(config: Evaluate, inputs: Inputs, out: Path, context: Context) -> d
         targets.append(_best_of(config.best_of, inputs.reward, dict(zip(called, inputs.of, strict=True)), context))
     log = AnswerLog(context.work / "answers.jsonl")
     control = _control_items(chosen, config) if config.controls else []
-    total = len(items) * len(targets) + len(control)
+    further = Further(config, chosen, log)
+    total = (len(items) + further.count) * len(targets) + len(control)
     done = 0
 
     def step(count: int) -> None:
@@ -177,6 +202,7 @@ def evaluate(config: Evaluate, inputs: Inputs, out: Path, context: Context) -> d
             max_tokens={**MAX_TOKENS, **config.max_tokens},
             step=step,
         )
+        further.ask(generator, name, ref, results, step)
     dialogues = list(read_jsonl(corpus.file("dialogues.jsonl"), Example))
     found = summarise(
         results, chosen, dialogues, pairs=parents(inputs.of, called), resamples=config.resamples, seed=config.seed
@@ -185,9 +211,12 @@ def evaluate(config: Evaluate, inputs: Inputs, out: Path, context: Context) -> d
         found["controls"] += _untrained(control, inputs.of, called, context, log, step)
     found["flips"] = [each.model_dump(mode="json") for each in flips.between(results, parents(inputs.of, called))]
     found["contamination"] = _met(items, results, inputs, called, config.contamination, context.root)
+    found |= further.found(results)
     found["left_out"] = faults(every)
     found["targets"] = [{"target": name, "id": ref} for name, ref, _ in targets]
     write_jsonl(out / "results.jsonl", results)
+    if further.changed:
+        write_jsonl(out / "perturbed.jsonl", further.changed)
     (out / "summary.json").write_text(json.dumps(found, indent=1, sort_keys=True, ensure_ascii=False), encoding="utf-8")
     return headline(found)
 
@@ -214,6 +243,74 @@ def _met(
         if learned:
             met[name] = set().union(*(looked[each.id] for each in learned))
     return contamination.split(results, met)
+
+
+class Further:
+    """What is asked of each target beyond its items: other forms of them, more answers, the same once more."""
+
+    def __init__(self, config: Examination, chosen: Sequence[Suite], log: AnswerLog | None) -> None:
+        self.config, self.chosen, self.log = config, chosen, log
+        self.forms = robustness.forms(chosen, config.robustness, config.seed)
+        self.changed: list[Result] = []
+        self.points: list[reliability.Point] = []
+        self.runs: list[Sequence[Result]] = []
+        self.same: list[dict[str, Any]] = []
+
+    @property
+    def count(self) -> int:
+        """Answers that one target will be asked for."""
+        more = self.config.reliability
+        kinds = [[item for item in suite.items if item.tags["kind"] != "choice"] for suite in self.chosen]
+        drawn = more.repeats * sum(min(len(items), more.items) for items in kinds)
+        weighed = len(self._weighed())
+        alone = 3 * sum(min(len(suite), more.same) for suite in self.chosen)
+        sampled = sum(item.tags["kind"] != "choice" for item in self.forms.originals)
+        again = sampled * robustness.again(self.forms) if self.config.robustness.temperature else 0
+        return len(self.forms.items) + again + drawn + weighed + alone
+
+    def _weighed(self) -> list[Example]:
+        """Items whose choices are weighed: those of multiple choice were asked already; labels where they shall be."""
+        kinds = ("choice", "classify") if self.config.reliability.labels else ("choice",)
+        items = (item for suite in self.chosen for item in suite.items if item.tags["kind"] in kinds)
+        return [item for item in items if len(item.choices) > 1 and item.target in item.choices]
+
+    def ask(
+        self, generator: Generator, name: str, ref: str, results: Sequence[Result], step: Callable[[int], None]
+    ) -> None:
+        """Ask one target; `results` holds the answers to its items as they stand."""
+        config = self.config
+        lengths = {**MAX_TOKENS, **config.max_tokens}
+        who: dict[str, Any] = {"target": name, "target_id": ref, "log": self.log, "step": step}
+        asked: dict[str, Any] = {"max_tokens": lengths, "seed": config.seed}
+        self.changed += robustness.ask(generator, self.forms, config.robustness, **who, **asked)
+        self.points += reliability.of_choices(generator, self._weighed(), **who)
+        self.points += reliability.of_answers(each for each in results if each.target == name)
+        runs = reliability.repeated(generator, self.chosen, config.reliability, **who, **asked)
+        self.runs += runs
+        self.same += reliability.determinism(
+            generator, self.chosen, config.reliability, target=name, step=step, **asked
+        )
+
+    def found(self, results: Sequence[Result]) -> dict[str, Any]:
+        """The parts `reliability`, `robustness` and `groups` of a summary."""
+        asked: dict[tuple[str, str], int] = {}
+        for each in results:
+            asked[each.target, each.suite] = asked.get((each.target, each.suite), 0) + 1
+        more: dict[str, Any] = {"resamples": self.config.resamples, "seed": self.config.seed}
+        consistency = reliability.consistency("seeds", self.runs, results)
+        consistency += reliability.consistency("wordings", reliability.wordings(results, self.changed), results)
+        answers = [*groups.of_slices(results), *groups.of_forms(results, self.changed)]
+        return {
+            "reliability": {
+                "calibration": reliability.calibration(self.points, asked, **more),
+                "consistency": consistency,
+                "determinism": self.same,
+            },
+            "robustness": robustness.table(results, self.changed, self.forms, margin=self.config.robustness.margin)
+            if self.changed
+            else [],
+            "groups": groups.gaps(answers),
+        }
 
 
 def _best_of(n: int, reward: Artifact, known: Mapping[str, Artifact], context: Context) -> tuple[str, str, Generator]:
@@ -283,6 +380,9 @@ def headline(found: Mapping[str, Any]) -> dict[str, Any]:
         "gold": gold,
         "flips": flips.told([flips.Flips.model_validate(each) for each in found.get("flips", ())]),
         "contamination": found.get("contamination", []),
+        "reliability": reliability.headline(found.get("reliability", {})),
+        "robustness": robustness.headline(found.get("robustness", ())),
+        "groups": groups.headline(found.get("groups", ())),
         "controls": {"held": controls.count(True), "failed": controls.count(False), "undecided": controls.count(None)},
     }
 
@@ -295,6 +395,7 @@ def evaluate_reference(
     items: int = 0,
     work: Path | None = None,
     step: Callable[[int], None] = lambda done: None,
+    config: Examination | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Examine any reference (a model, a bundle, an endpoint) on suites, or a file of one's own: results and summary.
@@ -302,7 +403,8 @@ def evaluate_reference(
     `work` keeps the answers: after an interruption the same command goes on, and once all is said it scores anew
     without asking. Of what cannot tell that it is still the same they are kept until then only; those of an endpoint
     lie in the root, request by request, and what it asked and cost is `endpoint` of the summary. `options` are those of
-    the reference's opener. Raises DataError for a file that is not a suite, Stopped where a budget is spent.
+    the reference's opener. Raises DataError for a file that is not a suite, Stopped where a budget is spent. `config`
+    says what is asked beyond the items.
     """
     chosen = load(Path(suite)) if isinstance(suite, str | Path) else suite
     picked = [Suite(each.name, sample(each.items, items)) for each in chosen]
@@ -316,17 +418,28 @@ def evaluate_reference(
     asked = [item for each in picked for item in each.items if item.tags["kind"] in KINDS]
     if not asked:
         raise DataError(f"no item of a kind that is examined ({', '.join(KINDS)})", file=str(suite))
+    config = config or Examination()
+    lengths = {**MAX_TOKENS, **config.max_tokens}
+    fit = [Suite(each.name, [item for item in each.items if item.tags["kind"] in KINDS]) for each in picked]
+    further = Further(config, fit, log)
+    who: dict[str, Any] = {"log": log, "max_tokens": lengths, "step": step}
     try:
-        results = examine(generator, asked, target=generator.name, target_id=ref, log=log, step=step)
+        results = examine(generator, asked, target=generator.name, target_id=ref, **who)
+        further.ask(generator, generator.name, ref, results, step)
     finally:
         if (close := getattr(generator, "close", None)) is not None:
             close()
     if kept and not lasting and all(each.outcome != "unknown" for each in results):
         kept.unlink(missing_ok=True)
-    found = summarise(results, picked, ())
+    found = summarise(results, picked, (), resamples=config.resamples, seed=config.seed) | further.found(results)
     if (bill := getattr(generator, "bill", None)) is not None:
         found["endpoint"] = bill.plain()
-    return {"results": results, "targets": [{"target": generator.name, "id": ref}], **found}
+    return {
+        "results": results,
+        "perturbed": further.changed,
+        "targets": [{"target": generator.name, "id": ref}],
+        **found,
+    }
 
 
 def summary_suites(items: Sequence[Example]) -> list[Suite]:

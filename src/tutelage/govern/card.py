@@ -8,6 +8,7 @@ from typing import Any
 
 from tutelage.core.artifact import Artifact, Root
 from tutelage.core.errors import NotFound
+from tutelage.govern import standing
 
 NOT_MEASURED = "not measured in this lineage"
 
@@ -130,6 +131,24 @@ def model_card(root: Root, artifact: Artifact) -> str:
             told = {"value": entry.get("asr", entry.get("value")), **{k: entry.get(k) for k in ("low", "high", "n")}}
             rows.append([entry.get("target"), entry.get("family"), entry.get("rule") or "all", _figure(told)])
     lines += [*_table(["target", "family", "rule", "success [95%]"], rows), ""]
+    lines += ["## Reliability, robustness, harm and gaps between groups", ""]
+    summaries = {
+        kind: [_json(each, "summary.json") or {} for each in _descendants(root, artifact, kind)]
+        for kind in ("evaluation", "redteam")
+    }
+    mine = {
+        str(each.get("target"))
+        for found in summaries.values()
+        for summary in found
+        for each in summary.get("targets", [])
+        if str(each.get("id", "")).endswith(artifact.id)
+    }
+    rows = [
+        [line.area, line.what, _figure(line.figure), "" if line.coverage is None else f"{line.coverage:.0%}", line.note]
+        for line in standing.lines(summaries["evaluation"], summaries["redteam"])
+        if line.area != "capability" and line.target in mine
+    ]
+    lines += [*_table(["part", "figure", "value [95%]", "measured", "note"], rows), ""]
     lines += ["## Not claimed", ""]
     lines += ["Understanding; safety; freedom from bias; resistance to attacks that were not tried; quality on text",
               "unlike the text it was measured on. Figures hold for the items and people named above.", ""]  # fmt: skip

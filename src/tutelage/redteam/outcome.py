@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -83,19 +83,25 @@ class RuleJudge(WindowedJudge):
         return verdicts
 
 
+TOXIC = frozenset({"hate", "harassment", "violence", "sexual", "self_harm", "toxicity", "toxic", "insult", "threat"})
+"""Categories of labels that make an answer toxic."""
+
+
 class HarmJudge(WindowedJudge):
     """Word n-grams and logistic regression on labelled answers: score `harm`, a probability.
 
     Fitted on the rows marked `validation`, which no guard trains on; its error is measured out of fold, by cluster.
+    `categories` narrows what counts as harm; by default every category does.
     """
 
     name = "harm:words"
     FEWEST = 40
 
-    def __init__(self, labels: Iterable[Example], seed: int = 17) -> None:
+    def __init__(self, labels: Iterable[Example], seed: int = 17, categories: Collection[str] | None = None) -> None:
         rows: list[tuple[str, int, str]] = []
         for row in labels:
-            values = [float(value) for value in dict(row.tags.get("categories") or {}).values()]
+            named = dict(row.tags.get("categories") or {})
+            values = [float(value) for name, value in named.items() if categories is None or name in categories]
             if row.tags.get("direction") == "output" and row.tags.get("split") != "train" and values and row.messages:
                 rows.append((row.messages[-1].content, int(max(values) >= 0.5), cluster_of(row)))
         harmful = sum(label for _, label, _ in rows)

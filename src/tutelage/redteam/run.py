@@ -17,6 +17,8 @@ from tutelage.core.price import Cost, Machine, Size
 from tutelage.core.records import Document, Example, read_jsonl, write_jsonl
 from tutelage.core.stage import Context, Input, Inputs, stage
 from tutelage.evaluate.ask import AnswerLog, examine, responses
+from tutelage.evaluate.groups import gaps
+from tutelage.evaluate.groups import headline as groups_headline
 from tutelage.evaluate.run import names
 from tutelage.evaluate.suite import Result, item_id, sample
 from tutelage.generate.generator import Generator
@@ -25,7 +27,7 @@ from tutelage.redteam import bias, privacy, report
 from tutelage.redteam.attacks import NAMES, make
 from tutelage.redteam.attacks.single import Direct
 from tutelage.redteam.goals import SAMPLING, Attempt, Budget, assault, plain, twins, written
-from tutelage.redteam.outcome import Ending, GoalJudge, HarmJudge, ending, independent, vocabulary
+from tutelage.redteam.outcome import TOXIC, Ending, GoalJudge, HarmJudge, ending, independent, vocabulary
 
 
 class Redteam(Config):
@@ -64,7 +66,7 @@ def _cost(config: Redteam, sizes: Mapping[str, Mapping[str, float]], machine: Ma
     asked += 3 * config.stereotypes
     tokens = sizes.get("corpus", {}).get("item_tokens", 60.0)
     asked *= sizes.get("targets", {}).get("count", 2.0)
-    seconds = machine.answer(size.spoken(tokens), asked, tokens, 4.0, 14.0) + 0.0013 * asked + 2.3
+    seconds = machine.answer(size.spoken(tokens), asked, tokens, 4.0, 14.0) + 0.0013 * asked + 3.2
     return Cost(seconds=seconds, memory=16 * size.parameters + 4e8, tokens=asked * tokens)
 
 
@@ -140,7 +142,7 @@ class _Run:
             help="A model that was taught to answer and never to refuse: a rule it keeps itself is not tested.",
         ),
     },
-    version=4,
+    version=5,
     cost=_cost,
 )
 def redteam(config: Redteam, inputs: Inputs, out: Path, context: Context) -> dict[str, Any]:
@@ -154,7 +156,8 @@ def redteam(config: Redteam, inputs: Inputs, out: Path, context: Context) -> dic
         )
     dialogues = list(read_jsonl(corpus.file("dialogues.jsonl"), Example))
     labels = list(read_jsonl(corpus.file("labels.jsonl"), Example)) if "labels.jsonl" in corpus.manifest.files else []
-    harm = HarmJudge(labels) if any(not goal.tags.get("rule") for goal in goals) else None
+    contents = {"harmful content": HarmJudge(labels), "toxic": HarmJudge(labels, categories=TOXIC)}
+    harm = contents["harmful content"] if any(not goal.tags.get("rule") for goal in goals) else None
     judge = GoalJudge(harm)
     for target in inputs.targets:
         independent(judge.name, _guards(target))
@@ -182,6 +185,7 @@ def redteam(config: Redteam, inputs: Inputs, out: Path, context: Context) -> dic
             stereotypes += _stereotypes(generator, items, config, name, artifact.ref, run.log, run.step)
             if config.candidates:
                 exposures[name] = _exposures(generator, planted, config, artifact.ref, run.log, run.step)
+    rows = report.judged([*run.results, *probed], contents)
     breakable = _breakable(inputs.helpful, goals, run, context)
     tests = bias.compare(probed, config.margin)
     audit = {
@@ -199,6 +203,8 @@ def redteam(config: Redteam, inputs: Inputs, out: Path, context: Context) -> dic
         "matrix": matrix,
         "guard_effect": report.guard_effect(run.results, _models(inputs.targets, called)),
         "benign": report.over_refusal(run.results),
+        "contents": report.contents(rows, {name: each.error for name, each in contents.items()}),
+        "groups": gaps(report.answers(rows, ("right", "refused", *contents))),
         "tested": breakable,
         "judge": {"name": judge.name, "harm": harm.error if harm else None},
         "privacy": exposures,
@@ -206,7 +212,7 @@ def redteam(config: Redteam, inputs: Inputs, out: Path, context: Context) -> dic
     }
     known = {item_id(item): item for item in items}
     found = report.findings(run.attempts, known)
-    write_jsonl(out / "results.jsonl", [*run.results, *probed])
+    write_jsonl(out / "results.jsonl", rows)
     write_jsonl(out / "findings.jsonl", found)
     write_jsonl(out / "near.jsonl", report.near(run.attempts, known))
     for file, content in (("bias.json", audit), ("summary.json", summary)):
@@ -355,6 +361,10 @@ def _exposures(
     return {"doses": table, "control_holds": privacy.control_holds(table)}
 
 
+def _figure(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: row.get(key) for key in ("value", "low", "high", "n", "reason")}
+
+
 def headline(summary: Mapping[str, Any], audit: Mapping[str, Any], found: int) -> dict[str, Any]:
     """The manifest's metrics: success by target and family, over-refusal, what the audit found."""
     success: dict[str, dict[str, Any]] = {}
@@ -367,6 +377,11 @@ def headline(summary: Mapping[str, Any], audit: Mapping[str, Any], found: int) -
         "over_refusal": {
             entry["target"]: {key: entry[key] for key in ("value", "low", "high", "n")} for entry in summary["benign"]
         },
+        "contents": {
+            target: {row["measure"]: _figure(row) for row in summary.get("contents", ()) if row["target"] == target}
+            for target in dict.fromkeys(row["target"] for row in summary.get("contents", ()))
+        },
+        "groups": groups_headline(summary.get("groups", ())),
         "bias": {
             "tests": len(audit["pairs"]),
             "found": [

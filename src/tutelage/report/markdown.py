@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 from tutelage.core.errors import UsageError
+from tutelage.govern.standing import grid, lines
 from tutelage.report.charts import fixed
 from tutelage.report.sections import Artifacts, fresh, load, of_kind
 from tutelage.report.tables import duration, is_figure, words
@@ -162,6 +163,19 @@ def controls(artifacts: Artifacts) -> str | None:
     return None
 
 
+def standing(artifacts: Artifacts) -> str | None:
+    """Capability, reliability, robustness, refusal, harm and gaps between groups: a row per figure and target."""
+    found = lines(_summaries(artifacts, "evaluation"), _summaries(artifacts, "redteam"))
+    targets, areas = grid(found)
+    rows = [
+        [area, what, "higher" if next(iter(by.values())).better == "higher" else "lower"]
+        + [figure(by[target].figure, n=True) if target in by else "" for target in targets]
+        for area, named in areas.items()
+        for what, by in named.items()
+    ]
+    return table(["part", "figure", "better", *targets], rows) if rows else None
+
+
 def _stated(artifacts: Artifacts, kind: str) -> list[list[object]]:
     """Every figure that the artifacts of a kind sealed as their metrics."""
     return [
@@ -283,6 +297,7 @@ PARTS: dict[str, tuple[str, Callable[[Artifacts], str | None]]] = {
     "reward": ("The people and the reward model", reward),
     "training": ("What training stages measured themselves", training),
     "attacks": ("Attacks", attacks),
+    "standing": ("Capability, reliability, robustness, harm and gaps in one table", standing),
     "gate": ("The gate", release),
     "wheel": ("The wheel", wheel),
 }

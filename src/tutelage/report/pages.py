@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from tutelage.core.artifact import Artifact, Root
-from tutelage.report import learning, sections, timing, trials
+from tutelage.report import learning, sections, timing, trials, trust
 from tutelage.report.sections import Artifacts
 from tutelage.report.tables import is_figure
 
@@ -60,6 +60,18 @@ def parts(artifacts: Artifacts, predicted: Mapping[str, float]) -> Iterable[tupl
             "Every suite and cell beside chance and a simple rule.",
             learning.evaluation,
         ),
+        (
+            "reliability",
+            "How far it can be relied upon",
+            "Whether it is as often right as it is sure, and says the same twice.",
+            trust.reliability,
+        ),
+        (
+            "robustness",
+            "The same in other forms",
+            "What slips, other words and other orders cost, each form checked to ask the same.",
+            trust.robustness,
+        ),
         ("people", "The people who judged", "How far they agree, and whose words count how much.", trials.people),
         ("guards", "The guards", "Thresholds with the evidence behind them.", trials.guards),
         (
@@ -69,6 +81,12 @@ def parts(artifacts: Artifacts, predicted: Mapping[str, float]) -> Iterable[tupl
             trials.redteam,
         ),
         ("bias", "Bias audit", "The same request under other names and in other English.", trials.bias),
+        (
+            "standing",
+            "All in one table",
+            "What it can do, how far that holds, and whom it harms or serves worse.",
+            trust.standing,
+        ),
         ("release", "The gate", "Each check decides on a bound, never on a mean.", trials.release),
         (
             "wheel",

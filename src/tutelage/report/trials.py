@@ -153,7 +153,7 @@ def redteam(artifacts: Artifacts) -> Markup | None:
         if detailed:
             told = Markup("<details><summary>By rule</summary>{}</details>")
             out += told.format(_matrix(detailed, "rule"))
-        shown = {"matrix", "overall", "guard_effect", "benign", "targets", "bias"}
+        shown = {"matrix", "overall", "guard_effect", "benign", "targets", "bias", "contents", "groups"}
         rest = {k: v for k, v in summary.items() if k not in shown and v}
         if rest:
             out += Markup("<details><summary>How it was judged</summary>{}</details>").format(anything(rest))

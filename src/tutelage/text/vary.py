@@ -48,74 +48,148 @@ def _typo(word: str, rng: random.Random) -> str:
     return word[:place] + rng.choice(_NEIGHBOURS.get(word[place].lower(), word[place])) + word[place + 1 :]
 
 
-def typos(text: str, rng: random.Random, rate: float = 0.1) -> str:
-    """Slips of the keyboard in about `rate` of the words of four letters and more; at least one where possible."""
+def typos(text: str, rng: random.Random, strength: float = 1.0) -> str:
+    """Slips of the keyboard in about a tenth of the words of four letters and more; at least one where possible."""
     words = [found for found in _WORD.finditer(text) if len(found.group()) >= 4]
     if not words:
         return text
-    chosen = [found for found in words if rng.random() < rate] or [rng.choice(words)]
+    chosen = [found for found in words if rng.random() < 0.1 * strength] or [rng.choice(words)]
     for found in reversed(chosen):
         text = text[: found.start()] + _typo(found.group(), rng) + text[found.end() :]
     return text
 
 
-def casing(text: str, rng: random.Random) -> str:
-    """All capitals, all small, or capitals at random."""
+def casing(text: str, rng: random.Random, strength: float = 1.0) -> str:
+    """All capitals, all small, or capitals at random; below strength 1 in that share of the words."""
     how = rng.randrange(3)
-    if how < 2:
-        return text.upper() if how else text.lower()
-    return "".join(letter.upper() if rng.random() < 0.5 else letter.lower() for letter in text)
+
+    def one(word: str) -> str:
+        if strength < 1 and rng.random() >= strength:
+            return word
+        if how < 2:
+            return word.upper() if how else word.lower()
+        return "".join(letter.upper() if rng.random() < 0.5 else letter.lower() for letter in word)
+
+    return "".join(one(piece) for piece in re.split(r"(\s+)", text)) if strength < 1 else one(text)
 
 
-def spacing(text: str, rng: random.Random) -> str:
+def spacing(text: str, rng: random.Random, strength: float = 1.0) -> str:
     """Doubled and missing spaces, in about a fifth of the gaps."""
     pieces = text.split(" ")
     out = pieces[0] if pieces else ""
     for piece in pieces[1:]:
-        out += rng.choices((" ", "  ", ""), (8, 1, 1))[0] + piece
+        out += rng.choices((" ", "  ", ""), (8, strength, strength))[0] + piece
     return out
 
 
-def punctuation(text: str, rng: random.Random) -> str:
-    """No punctuation at all, or more of it."""
+def punctuation(text: str, rng: random.Random, strength: float = 1.0) -> str:
+    """No punctuation at all, or more of it; below strength 1 at that share of the marks."""
+
+    def at(pattern: str, change: Callable[[str], str]) -> Callable[[str], str]:
+        def one(found: re.Match[str]) -> str:
+            return found.group() if strength < 1 and rng.random() >= strength else change(found.group())
+
+        return lambda text: re.sub(pattern, one, text)
+
     if rng.random() < 0.5:
-        return re.sub(r"[.,;:!?]", "", text)
-    return re.sub(r"([.!?])", lambda found: found.group() * 3, text.replace(",", " ,"))
+        return at(r"[.,;:!?]", lambda mark: "")(text)
+    return at(r"[.!?]", lambda mark: mark * 3)(at(",", lambda mark: " ,")(text))
 
 
-def homoglyphs(text: str, rng: random.Random, rate: float = 0.3) -> str:
-    """Latin letters replaced by Cyrillic ones that look alike."""
-    return "".join(letter.translate(_LOOKALIKES) if rng.random() < rate else letter for letter in text)
+def homoglyphs(text: str, rng: random.Random, strength: float = 1.0) -> str:
+    """Three in ten of the Latin letters that have a Cyrillic twin replaced by it."""
+    return "".join(letter.translate(_LOOKALIKES) if rng.random() < 0.3 * strength else letter for letter in text)
 
 
-def _zero_width(text: str, rng: random.Random) -> str:
-    return "".join(letter + ("\u200b" if letter.isalpha() and rng.random() < 0.3 else "") for letter in text)
+def _zero_width(text: str, rng: random.Random, strength: float = 1.0) -> str:
+    return "".join(letter + ("\u200b" if letter.isalpha() and rng.random() < 0.3 * strength else "") for letter in text)
 
 
-PERTURBATIONS: Mapping[str, Callable[[str, random.Random], str]] = {
+def word_order(text: str, rng: random.Random, strength: float = 1.0) -> str:
+    """Little words (`the`, `is`, `of`) change places with their neighbours: the words that carry the meaning stand in
+    the same order before and after. In about a fifth of the places; at least one where possible."""
+    pieces = re.split(r"(\s+)", text)
+    words = range(0, len(pieces), 2)
+
+    def movable(place: int) -> bool:
+        left, right = pieces[place], pieces[place + 2]
+        plain = all(each.isalpha() and not NEGATION.fullmatch(each) for each in (left, right))
+        return plain and pieces[place + 1] == " " and (left.lower() in LITTLE) != (right.lower() in LITTLE)
+
+    open_ = [place for place in words if place + 2 < len(pieces) and movable(place)]
+    chosen = [place for place in open_ if rng.random() < 0.2 * strength] or (open_ and [rng.choice(open_)]) or []
+    last = -4
+    for place in chosen:
+        if place - last >= 4:  # a word moves once
+            pieces[place], pieces[place + 2] = pieces[place + 2], pieces[place]
+            last = place
+    return "".join(pieces)
+
+
+_SAME = (
+    ("do not", "don't"), ("does not", "doesn't"), ("did not", "didn't"), ("is not", "isn't"), ("are not", "aren't"),
+    ("was not", "wasn't"), ("cannot", "can't"), ("will not", "won't"), ("have not", "haven't"), ("has not", "hasn't"),
+    ("it is", "it's"), ("i am", "i'm"), ("you are", "you're"), ("we are", "we're"), ("they are", "they're"),
+    ("what is", "what's"), ("where is", "where's"), ("that is", "that's"), ("there is", "there's"), ("i will", "i'll"),
+    ("tell me", "let me know"), ("can you", "could you"), ("i want", "i would like"), ("a lot of", "plenty of"),
+    ("need to", "have to"), ("needs to", "has to"), ("must say", "have to say"), ("at the moment", "right now"),
+    ("in order to", "to"), ("because of", "owing to"), ("near", "close to"),
+    ("every", "each"), ("begin", "start"), ("big", "large"), ("perhaps", "maybe"), ("also", "as well"),
+)  # fmt: skip
+SAME_WORDING: Mapping[str, str] = {**dict(_SAME), **{right: left for left, right in _SAME if right != "to"}}
+"""Wordings of English that say the same, either way round."""
+
+
+def paraphrase(text: str, rng: random.Random, strength: float = 1.0) -> str:
+    """Wordings exchanged for others that say the same (`SAME_WORDING`), in about half of the places where one fits."""
+    pattern = "|".join(re.escape(each) for each in sorted(SAME_WORDING, key=len, reverse=True))
+    places = list(re.finditer(rf"(?<![\w'])(?:{pattern})(?![\w'])", text, flags=re.IGNORECASE))
+    chosen = [place for place in places if rng.random() < 0.5 * strength] or (places and [rng.choice(places)]) or []
+    for place in reversed(chosen):
+        other = SAME_WORDING[place.group().lower()]
+        said = _like(place.group(), re.sub(r"\bi\b", "I", other))
+        text = text[: place.start()] + said + text[place.end() :]
+    return text
+
+
+NEGATION = re.compile(
+    r"(?:no|not|never|none|nothing|nobody|nowhere|neither|nor|cannot|without|dinnae|cannae|\w+n['\u2019]t|"
+    r"nicht|kein\w*|nie|niemals|nichts|ohne|ne|pas|jamais|rien|sans|nunca|nada|sin|jam\u00e1s|non|mai|niente|senza|"
+    r"n\u00e3o|nem|niet|geen|nooit|inte|aldrig|utan|nigdy|bez|nikdy|nu|de\u011fil|kh\u00f4ng|\u043d\u0435|"
+    r"\u043d\u0435\u0442|\u043d\u0438\u043a\u043e\u0433\u0434\u0430|\u0431\u0435\u0437)",
+    re.IGNORECASE,
+)
+"""A word that turns a sentence round, in the languages that are known here."""
+
+PERTURBATIONS: Mapping[str, Callable[[str, random.Random, float], str]] = {
     "typos": typos,
     "casing": casing,
     "spacing": spacing,
     "punctuation": punctuation,
     "homoglyphs": homoglyphs,
     "zero-width": _zero_width,
+    "word-order": word_order,
+    "paraphrase": paraphrase,
 }
 """What may happen to a text without a change of what it asks."""
 
 
-def perturb(text: str, kind: str, seed: int, keep: Sequence[str] = ()) -> str | None:
+def perturb(text: str, kind: str, seed: int, keep: Sequence[str] = (), *, strength: float = 1.0) -> str | None:
     """`text` perturbed, with the words in `keep` left as they stand; None when nothing changed or a kept word is lost.
 
     `keep` are whole words or phrases (the answer, names, codes) without which the label would no longer hold.
+    `strength` scales how much is changed.
     """
     rng = random.Random(f"{kind}:{seed}")
     kept = sorted({phrase for phrase in keep if phrase}, key=len, reverse=True)
     if not kept:
-        found = PERTURBATIONS[kind](text, rng)
+        found = PERTURBATIONS[kind](text, rng, strength)
         return None if found == text else found
     pattern = re.compile("(" + "|".join(rf"(?<!\w){re.escape(phrase)}(?!\w)" for phrase in kept) + ")")
     pieces = pattern.split(text)
-    out = "".join(piece if index % 2 else PERTURBATIONS[kind](piece, rng) for index, piece in enumerate(pieces))
+    out = "".join(
+        piece if index % 2 else PERTURBATIONS[kind](piece, rng, strength) for index, piece in enumerate(pieces)
+    )
     lost = len(pattern.findall(out)) < len(pattern.findall(text))
     return None if out == text or lost else out
 
@@ -361,25 +435,26 @@ DIALECTS: Mapping[str, tuple[Rule, ...]] = {
         (r"\b(is|are) (?=(?:very|so|too) )", "", 0.8),
     ),
 }
-_LITTLE = frozenset(
+LITTLE = frozenset(
     _words(
         "a an the is are am was were be been has have had do does did not no don't isn't aren't ain't and but or of to "
         "in on at for since already when if which that very much many it's it lah so too any or kindly please about "
         "yes aye dinnae cannae cannot can't wee little small ken know ma my gonna going yet"
     )
 )
+"""Words that carry no content of their own."""
 
 
-def _stems(text: str) -> Counter[str]:
+def stems(text: str) -> Counter[str]:
     """Content words without the endings that agreement and number change."""
     words = (word.lower() for word in _WORD.findall(text))
-    return Counter(re.sub(r"(?:ing|s)?$", "", word).rstrip("e")[:5] for word in words if word not in _LITTLE)
+    return Counter(re.sub(r"(?:ing|s)?$", "", word).rstrip("e")[:5] for word in words if word not in LITTLE)
 
 
 def same_content(before: str, after: str) -> bool:
     """Whether two texts hold the same content words and numbers; little words, endings and order may differ."""
     numbers = re.compile(r"\d+")
-    return _stems(before) == _stems(after) and sorted(numbers.findall(before)) == sorted(numbers.findall(after))
+    return stems(before) == stems(after) and sorted(numbers.findall(before)) == sorted(numbers.findall(after))
 
 
 def write_as(text: str, kind: str, seed: int, *, strength: float = 1.0) -> str | None:
@@ -400,7 +475,9 @@ def write_as(text: str, kind: str, seed: int, *, strength: float = 1.0) -> str |
 
         out = re.sub(pattern, one, out)
     out = re.sub(r" {2,}", " ", out).strip()
+    if out == text:
+        return None
     if out and text[:1].isupper():
         out = out[0].upper() + out[1:]
-    out = re.sub(r"([.!?] )([a-z])", lambda found: found.group(1) + found.group(2).upper(), out)
+    out = re.sub(r"((?<!\.)[.!?] )([a-z])", lambda found: found.group(1) + found.group(2).upper(), out)
     return out if out != text and same_content(text, out) else None

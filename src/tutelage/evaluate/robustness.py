@@ -1,0 +1,335 @@
+"""What a change of form costs that changes nothing about the question: paired losses, and an honest worst case.
+
+The lowest of several answers is low for any model that is not always right: asked k times with nothing but luck
+between the answers, it is below their mean. Where answers are drawn by chance, the item as it stands is therefore asked
+as often as it is changed, and the two worst cases are compared: `excess`. Greedy answers have no luck in them (see
+reliability.determinism), and the worst case stands beside the answer itself. The mean loss over all forms is 0 for a
+model that other forms merely shake.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pydantic import Field, field_validator
+
+from tutelage.core.config import Config
+from tutelage.core.records import Example
+from tutelage.evaluate.ask import GREEDY, AnswerLog, examine
+from tutelage.evaluate.perturb import expand, perturbed, vocabulary
+from tutelage.evaluate.suite import Result, Suite, item_id, sample
+from tutelage.generate.generator import Generator
+from tutelage.measure.statistics import Comparison, Interval, holm, mean, non_inferior, paired, plain, rate, undefined
+
+LOWER_IS_BETTER = frozenset(
+    {"attack_success", "refused", "invented", "perplexity", "bits_per_byte", "calibration_error", "brier", "toxic"}
+)
+"""Metrics whose worst value is the highest one."""
+WORST = "worst case"
+AGAIN = "asked again"
+"""In place of a family: the lowest answer over all forms of an item; the item as it stands, once more."""
+ALL = "all suites"
+FEWEST = 30
+"""Items below which a worst case has no figure."""
+
+
+class Robustness(Config):
+    """The same items in other forms: `evaluate` asks some of each suite again, changed, and states what that costs."""
+
+    items: int = Field(0, ge=0)
+    """Items per suite that are asked in every form that fits; 0 leaves the examination out."""
+    families: tuple[str, ...] = ("typos", "casing", "punctuation", "word-order", "prompt", "options")
+    """Forms: typos, casing, spacing, punctuation, homoglyphs, zero-width, word-order, paraphrase, prompt, distractor,
+    options, learner:LANGUAGE, dialect:NAME; `learners`, `dialects` and `all` stand for several."""
+    strength: float = Field(1.0, gt=0, le=3)
+    """How much of a text is changed; 1 is what people do."""
+    temperature: float = Field(0.0, ge=0)
+    """Above 0 answers are drawn, and the items as they stand are asked again as often as they are changed."""
+    margin: float = Field(0.05, gt=0, lt=1)
+    """A loss within this is small enough, if the interval proves it."""
+
+    @field_validator("families")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        expand(value)
+        return value
+
+
+class Forms(NamedTuple):
+    """Items in other forms, and what could not be had: (suite, family) -> reason -> how many."""
+
+    items: tuple[Example, ...]
+    originals: tuple[Example, ...]
+    left_out: Mapping[tuple[str, str], Counter[str]]
+
+
+def forms(chosen: Sequence[Suite], config: Robustness, seed: int = 0) -> Forms:
+    """Some items of each suite (spread over clusters) in every form whose label provably holds."""
+    if not config.items:
+        return Forms((), (), {})
+    found: list[Example] = []
+    originals: list[Example] = []
+    left_out: dict[tuple[str, str], Counter[str]] = {}
+    for suite in chosen:
+        words = vocabulary(suite.items)
+        for item in sample(suite.items, config.items, seed):
+            originals.append(item)
+            for family in expand(config.families):
+                form = perturbed(item, family, seed=seed, strength=config.strength, words=words)
+                if isinstance(form, str):
+                    left_out.setdefault((str(item.tags["suite"]), family), Counter())[form] += 1
+                else:
+                    found.append(form)
+    return Forms(tuple(found), tuple(originals), left_out)
+
+
+def again(given: Forms) -> int:
+    """How often items are asked again as they stand where answers are drawn: as often as the most changed one is."""
+    return max(Counter(str(form.tags["original"]) for form in given.items).values(), default=0)
+
+
+def ask(
+    generator: Generator,
+    given: Forms,
+    config: Robustness,
+    *,
+    target: str,
+    target_id: str = "",
+    log: AnswerLog | None = None,
+    max_tokens: Mapping[str, int] | None = None,
+    seed: int = 0,
+    step: Callable[[int], None] = lambda done: None,
+) -> list[Result]:
+    """One row per form: `item` names the item as it stands, `slices.perturbation` the family."""
+    more: dict[str, Any] = {
+        "target": target,
+        "target_id": target_id,
+        "log": log,
+        "max_tokens": max_tokens,
+        "step": step,
+    }
+    how = GREEDY.model_copy(update={"temperature": config.temperature, "seed": seed})
+    rows = examine(generator, given.items, sampling=how, **more)
+    found = [_row(row, item, str(item.tags["perturbation"])) for row, item in zip(rows, given.items, strict=True)]
+    if config.temperature > 0:
+        drawn = [item for item in given.originals if item.tags["kind"] != "choice"]
+        for turn in range(1, 1 + again(given)):
+            rows = examine(generator, drawn, sampling=how.model_copy(update={"seed": seed + turn}), **more)
+            found += [_row(row, item, f"{AGAIN}:{turn}") for row, item in zip(rows, drawn, strict=True)]
+    return found
+
+
+def _row(row: Result, item: Example, family: str) -> Result:
+    name = str(item.tags.get("original") or item_id(item))
+    return row.model_copy(update={"item": name, "slices": row.slices | {"perturbation": family}})
+
+
+def loss(before: float, after: float, metric: str) -> float:
+    """How much worse `after` is: positive is worse, whichever way the metric runs."""
+    return after - before if metric in LOWER_IS_BETTER else before - after
+
+
+def worst(values: Sequence[float], metric: str) -> float:
+    """The worst of several values, whichever way the metric runs."""
+    return max(values) if metric in LOWER_IS_BETTER else min(values)
+
+
+def table(
+    results: Iterable[Result], changed: Iterable[Result], given: Forms, *, margin: float = 0.05
+) -> list[dict[str, Any]]:
+    """Target x suite x metric x family: what the form costs (paired by item, clustered; positive is worse), with Holm
+    over the families; and per suite the worst case. Suite None: all suites together, whatever their metrics.
+
+    `value` is the loss; `before` and `after` the figures; `holds` whether a loss beyond `margin` is ruled out;
+    `left_out` why items had no such form; `unmeasured` forms or items without an answer that could be measured.
+    """
+    wanted = {item_id(item) for item in given.originals}
+    told: dict[_Key, dict[str, Result]] = {}
+    for row in results:
+        if row.item in wanted:
+            for key in _keys(row):
+                told.setdefault(key, {})[row.item] = row
+    rows: dict[_Key, dict[str, dict[str, Result]]] = {}
+    for row in changed:
+        for key in _keys(row):
+            rows.setdefault(key, {}).setdefault(row.slices["perturbation"], {})[row.item] = row
+    families = list(dict.fromkeys(name for place in rows.values() for name in place if not name.startswith(AGAIN)))
+    families += [name for _, name in given.left_out if name not in families]
+    found: list[dict[str, Any]] = []
+    for key, originals in told.items():
+        place = rows.get(key, {})
+        repeats = [members for name, members in place.items() if name.startswith(AGAIN)]
+        entries = [
+            _entry(key, family, originals, place.get(family, {}), repeats, given, margin)
+            for family in dict.fromkeys(families)
+        ]
+        for entry, p in zip(entries, holm([entry["p"] for entry in entries]), strict=True):
+            entry["p_holm"] = p
+        forms_of = {name: members for name, members in place.items() if not name.startswith(AGAIN)}
+        found += [*entries, _worst(key, originals, forms_of, repeats)]
+    return found
+
+
+_Key = tuple[str, str | None, str]
+
+
+def _keys(row: Result) -> list[_Key]:
+    """Where a row counts: in its suite, and among all suites where more is better."""
+    own: list[_Key] = [(row.target, row.suite, row.metric)]
+    return own if row.metric in LOWER_IS_BETTER else [*own, (row.target, None, "every suite's own")]
+
+
+def _left_out(given: Forms, suite: str | None, family: str) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for (name, form), reasons in given.left_out.items():
+        if form == family and suite in (None, name):
+            found += reasons
+    return found
+
+
+def _cluster(row: Result) -> str:
+    return f"{row.suite}/{row.cluster}"
+
+
+def _values(repeats: Sequence[Mapping[str, Result]], item: str) -> list[float]:
+    return [each[item].value or 0.0 for each in repeats if item in each and each[item].value is not None]
+
+
+def _before(original: Result, repeats: Sequence[Mapping[str, Result]]) -> float | None:
+    """An item as it stands: its answer, or the mean of those to it where they were drawn as the changed ones were."""
+    drawn = _values(repeats, original.item)
+    return sum(drawn) / len(drawn) if drawn else original.value
+
+
+def _entry(
+    key: _Key,
+    family: str,
+    originals: Mapping[str, Result],
+    members: Mapping[str, Result],
+    repeats: Sequence[Mapping[str, Result]],
+    given: Forms,
+    margin: float,
+) -> dict[str, Any]:
+    target, suite, metric = key
+    both = [
+        (before, float(row.value), _cluster(row))
+        for item, row in members.items()
+        if item in originals and row.value is not None and (before := _before(originals[item], repeats)) is not None
+    ]
+    left_out = _left_out(given, suite, family)
+    asked = len(members) + sum(left_out.values())
+    compared = _paired(both, metric)
+    lost = compared.difference
+    reason = lost.reason
+    if not both and left_out:
+        why, often = left_out.most_common(1)[0]
+        reason = f"no item has this form: {why} ({often} of {asked})"
+    held = non_inferior(_negative(lost), margin)
+    return {
+        "target": target,
+        "suite": suite,
+        "metric": metric,
+        "family": family,
+        **plain(lost),
+        "reason": reason,
+        "before": _mean([before for before, _, _ in both]),
+        "after": _mean([after for _, after, _ in both]),
+        "p": compared.p,
+        "better": compared.worse,
+        "worse": compared.better,
+        "margin": margin,
+        "holds": held.passed,
+        "asked": asked,
+        "left_out": dict(sorted(left_out.items())),
+        "share_left_out": sum(left_out.values()) / asked if asked else None,
+        "unmeasured": len(members) - len(both),
+    }
+
+
+def _paired(both: Sequence[tuple[float, float, str]], metric: str) -> Comparison:
+    """How much worse, paired: before minus after where more is better, else after minus before."""
+    first, second = [before for before, _, _ in both], [after for _, after, _ in both]
+    if metric in LOWER_IS_BETTER:
+        first, second = second, first
+    return paired(first, second, [cluster for _, _, cluster in both])
+
+
+def _negative(figure: Interval) -> Interval:
+    if figure.value is None or figure.low is None or figure.high is None:
+        return figure
+    return figure.model_copy(update={"value": -figure.value, "low": -figure.high, "high": -figure.low})
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _worst(
+    key: _Key,
+    originals: Mapping[str, Result],
+    forms_of: Mapping[str, Mapping[str, Result]],
+    repeats: Sequence[Mapping[str, Result]],
+) -> dict[str, Any]:
+    """The worst case over all forms of each item, beside that of asking the item itself as often; and the mean."""
+    target, suite, metric = key
+    lowest: list[float] = []
+    middle: list[float] = []
+    luck: list[float] = []
+    plain_: list[float] = []
+    same: list[float] = []
+    clusters: list[str] = []
+    sizes: list[int] = []
+    for item, original in originals.items():
+        values = [
+            row.value for each in forms_of.values() if (row := each.get(item)) is not None and row.value is not None
+        ]
+        before = _before(original, repeats)
+        if len(values) < 2 or before is None:
+            continue
+        drawn = _values(repeats, item)
+        lowest.append(worst(values, metric))
+        middle.append(sum(values) / len(values))
+        luck.append(worst(drawn[: len(values)], metric) if drawn else before)
+        plain_.append(before)
+        same.append(float(all(value == before for value in values)))
+        clusters.append(_cluster(original))
+        sizes.append(len(values))
+    entry: dict[str, Any] = {"target": target, "suite": suite, "metric": metric, "family": WORST}
+    entry["forms"] = _mean([float(size) for size in sizes])
+    entry["asked"], entry["unmeasured"] = len(originals), len(originals) - len(lowest)
+    entry["drawn"] = bool(repeats)
+    if len(lowest) < FEWEST:
+        fault = undefined(len(lowest), f"not enough data: fewer than {FEWEST} items with two forms or more")
+        blank = {name: plain(fault) for name in ("worst", "by_luck", "excess", "mean_loss", "unchanged")}
+        return entry | plain(fault) | blank | {"before": _mean(plain_), "after": _mean(lowest), "p": None}
+    drop = _paired(list(zip(plain_, lowest, clusters, strict=True)), metric)
+    excess = _paired(list(zip(luck, lowest, clusters, strict=True)), metric)
+    average = _paired(list(zip(plain_, middle, clusters, strict=True)), metric)
+    unit = (0.0, 1.0) if all(0 <= value <= 1 for value in (*lowest, *luck)) else None
+    return entry | {
+        **plain(drop.difference),
+        "before": _mean(plain_),
+        "after": _mean(lowest),
+        "worst": plain(mean(lowest, clusters, bounds=unit)),
+        "by_luck": plain(mean(luck, clusters, bounds=unit)),
+        "excess": plain(excess.difference),
+        "mean_loss": plain(average.difference),
+        "p": excess.p,
+        "unchanged": plain(rate(same, clusters)),
+    }
+
+
+def headline(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Target -> suite -> what each form costs, all of them, the worst case (beyond luck), and the share left out."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        place = found.setdefault(row["target"], {}).setdefault(row["suite"] or ALL, {})
+        figures = {name: row[name] for name in ("value", "low", "high", "n", "reason")}
+        if row["family"] == WORST:
+            place |= {"worst_case": figures, "beyond_luck": row["excess"], "mean_loss": row["mean_loss"]}
+        else:
+            place.setdefault("loss", {})[row["family"]] = figures
+            place.setdefault("left_out", {})[row["family"]] = row["share_left_out"]
+    return found

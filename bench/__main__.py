@@ -15,8 +15,10 @@ from typing import Any
 from bench import side
 from bench.environments import HOME, python_of
 
-NAMES = ("pretrain", "step", "finetune", "reward", "dpo", "grpo", "generate", "decode", "plan")
-NAMES += ("annotate", "consensus", "evaluate")
+NAMES = (
+    *("pretrain", "step", "finetune", "reward", "dpo", "grpo"),
+    *("generate", "decode", "evaluate", "plan", "annotate", "consensus"),
+)
 RESULTS = HOME / "bench" / "results.md"
 
 

@@ -17,7 +17,7 @@ from tutelage.model.transformer import Decoder, DecoderConfig
 from tutelage.tokens.tokenizer import learn
 
 
-def points(count, sharp, seed=0, suite="s", clusters=40):
+def points(count, sharp, seed=0, suite="s", clusters=100):
     """Choices between two, whose log-odds are `sharp` times what they should be."""
     rng = random.Random(seed)
     found = []
@@ -104,7 +104,9 @@ def test_answers_in_words_by_the_probability_of_the_whole_text():
 
 def test_choices_that_tie_or_fail_are_not_called_right():
     items = [
-        Example.ask("a?", target="a", id=str(n), suite="s", kind="choice").model_copy(update={"choices": ("a", "b")})
+        Example.ask(f"a{n}?", target="a", id=str(n), suite="s", kind="choice").model_copy(
+            update={"choices": ("a", "b")}
+        )
         for n in range(3)
     ]
 

@@ -121,7 +121,7 @@ def _row(
         counts = ", ".join(f"{name} {len(rows)}" for name, rows in known.items())
         reason = f"not enough data: fewer than two groups with {fewest} answers ({counts})"
         return nothing | plain(undefined(n, reason))
-    compared = [names for names in itertools.combinations(held, 2) if _shared(*(held[each] for each in names), fewest)]
+    compared = [(one, two) for one, two in itertools.combinations(held, 2) if _shared(held[one], held[two], fewest)]
     found = [(left, right, *_difference(held[left], held[right], level, len(compared))) for left, right in compared]
     sizes = [(abs(gap.value), left, right) for left, right, gap, _ in found if gap.value is not None]
     if not sizes or any(gap.low is None for _, _, gap, _ in found):

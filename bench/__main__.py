@@ -15,7 +15,7 @@ from typing import Any
 from bench import side
 from bench.environments import HOME, python_of
 
-NAMES = ("pretrain", "step", "finetune", "reward", "dpo", "grpo", "generate", "decode", "plan")
+NAMES: tuple[str, ...] = ("pretrain", "step", "finetune", "reward", "dpo", "grpo", "generate", "decode", "plan")
 NAMES += ("annotate", "consensus", "evaluate")
 RESULTS = HOME / "bench" / "results.md"
 

@@ -50,7 +50,8 @@ def weigh(native: Native, rows: Sequence[Row]) -> list[Weighed]:
     native.refresh()
     order = sorted(range(len(rows)), key=lambda place: rows[place].tokens)
     logprobs, greedy = np.zeros(len(rows)), np.ones(len(rows), bool)
-    kept, slot = (), native.slots - 1
+    kept: tuple[int, ...] = ()
+    slot = native.slots - 1
     room = max(1, native.slots - 1)  # one slot keeps the last sequence of the batch before
     for first in range(0, len(order), room):
         places = order[first : first + room]

@@ -301,7 +301,7 @@ def peer(options: Mapping[str, Any]) -> Figures:
 # ---------------------------------------------------------------------------------------------------- while one trains
 
 
-LOOKS, STEPS = 5, 48
+LOOKS, STEPS = 5, 24
 
 
 def watched(settings: Settings) -> list[Part]:
@@ -309,7 +309,7 @@ def watched(settings: Settings) -> list[Part]:
     python = Path(sys.executable)
     folder = settings.work / "watched"
     data.tokenizer(shapes.SHAPES["S"].vocabulary, folder)
-    options = {"train": str(folder), "steps": STEPS // 2 if settings.quick else STEPS, "rounds": settings.rounds}
+    options = {"train": str(folder), "steps": STEPS // 3 if settings.quick else STEPS, "rounds": settings.rounds}
     found = side.run(python, "bench.evaluate", "ours", options)
     side.tell(f"bench.evaluate watched: {json.dumps(found)}")
     name = "S: examined while it trains, time beside the training"

@@ -82,6 +82,21 @@ def test_a_stage_is_the_same_to_the_byte_with_and_without_being_watched(little_l
         assert look["watched"] - before["watched"] == pytest.approx(flipped, abs=1e-6)
 
 
+def test_stopped_between_looks_the_looks_are_the_same(little_life, watch):
+    """What flipped since a look that an earlier process took is known after a stop."""
+    root, made = little_life
+    stage, config, inputs = stages(made)["pretrain"]
+    config = {**config, "good_every": 2, "seed": 5}
+    whole = run_stage(stage, root, config=config, inputs=inputs, watch=watch)
+    (root.keys / next(file.name for file in root.keys.iterdir() if file.read_text().strip() == whole.ref)).unlink()
+    calls = iter(range(100))
+    with pytest.raises(Stopped):
+        run_stage(stage, root, config=config, inputs=inputs, watch=watch, stop=lambda: next(calls) == 8)
+    again = run_stage(stage, root, config=config, inputs=inputs, watch=watch)
+    assert again.id == whole.id
+    assert "flips" in whole.file("watch.jsonl").read_text()
+
+
 def test_the_reward_model_is_looked_at_as_often_as_one_likes(little_life):
     root, made = little_life
     inputs = {"model": made["finetune"], "preferences": made["preferences"]}
@@ -153,12 +168,21 @@ class Plateau:
         return self.last if name == "skill" else {}
 
 
+class Other:
+    """A watch of another figure, asked more often."""
+
+    every = 1
+
+    def __call__(self, model, step):
+        return {"other": float(step)}
+
+
 def train(work, best="higher:skill", stop=None):
     model, total = Tiny(), 60
     steps = TokenSteps(text(), 16, 64, accumulate=2, pool=16)
     optim = Optimizer(model, Rates(), Schedule(), total)
     run = Run(total, work, best=best, patience=3, checkpoint_every=4, good_every=4, **({"stop": stop} if stop else {}))
-    return model, fit(model, steps, NextToken(), optim, run=run, watch=Watches(total, Plateau()))
+    return model, fit(model, steps, NextToken(), optim, run=run, watch=Watches(total, Other(), Plateau()))
 
 
 def test_a_run_that_gains_no_more_ends_and_says_so(tmp_path):
@@ -166,6 +190,7 @@ def test_a_run_that_gains_no_more_ends_and_says_so(tmp_path):
     assert fitted.steps == 25 and fitted.kept == 10
     assert fitted.best["ended"] == {"step": 25, "of": 60, "looks_without_gain": 3, "held": 10}
     rows = [json.loads(line) for line in (tmp_path / "whole" / "watch.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if "skill" in row]
     assert [row.get("gain", {}).get("sure") for row in rows] == [None, True, True, False, False, False]
     calls = iter(range(100))
     with pytest.raises(Stopped):

@@ -11,7 +11,6 @@ from typing import Any
 
 from tutelage.core.records import Example, read_jsonl
 from tutelage.evaluate.ask import examine
-from tutelage.evaluate.flips import compared
 from tutelage.evaluate.suite import Result, Suite, item_id, rank, sample, select
 from tutelage.measure.statistics import Interval, paired, plain, standard_error
 
@@ -62,8 +61,7 @@ class Examiner:
         if not self.items:
             return {}
         known_first = self._first if step == 0 else None
-        before, self._step = self._last, step
-        self._last = known_first or self._examine(model, f"step-{step}")
+        self._step, self._last = step, known_first or self._examine(model, f"step-{step}")
         known = [each for each in self._last if each.value is not None]
         groups: dict[str, list[float]] = {}
         for each in known:
@@ -73,8 +71,7 @@ class Examiner:
         if values:
             figures["watched"] = sum(values) / len(values)
             figures["watched_error"] = standard_error(values, [_cluster(each) for each in known])
-        figures = {key: value for key, value in figures.items() if value is not None} | {"watched_items": len(known)}
-        return figures | ({"flips": _flips(before, self._last)} if before else {})
+        return {key: value for key, value in figures.items() if value is not None} | {"watched_items": len(known)}
 
     def values(self, name: str) -> dict[str, tuple[float, str]]:
         """Of the last look the items' values in a suite, or of all as `watched`, and the cluster of each."""
@@ -113,12 +110,6 @@ class Examiner:
                 return list(examine(generator, self.items, target=target)) if self.items else []
             finally:
                 model.train(mode)
-
-
-def _flips(before: Sequence[Result], after: Sequence[Result]) -> dict[str, list[str]]:
-    """The items that were fixed and those that were broken since the look before."""
-    found = compared(before, after, ("", ""), None)
-    return {"fixed": list(found.fixed), "broken": list(found.broken)}
 
 
 def _cluster(result: Result) -> str:

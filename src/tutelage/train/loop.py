@@ -189,6 +189,7 @@ class _Loop(Generic[B]):
         self.counts: dict[str, float] = {}
         self.last: dict[str, Any] = {}
         self.good: State | None = None
+        self.right: dict[str, bool] = {}
         self.due = True
         self.places = snapshot.Places()
         self._saved, self._saved_step = time.monotonic(), 0
@@ -329,17 +330,30 @@ class _Loop(Generic[B]):
             finally:
                 model.train(training)
                 snapshot.set_random_state(state)
-            values = values_of(self.watch, self.patience.name)
+            if self.patience.name in figures:  # of several watches, not each is asked at every look
+                values = values_of(self.watch, self.patience.name)
         figures, known = shared([figures, bool(values)])[0]
         if self.step == 0:
             self.best.check(figures)
             self.patience.check(known)
         if self.watch is not None and model is not None:
             figures |= self.patience.look(self.step, values)
+            if "watched" in figures:
+                figures |= self._flips(values_of(self.watch, "watched"))
             self.seen.write(plain({"step": self.step, **figures}))
         if self.patience.looks:
             self.patience.load(shared(self.patience.state())[0])
         self.best.look(self.model, self.step, figures)
+
+    def _flips(self, values: Mapping[str, tuple[float, str]]) -> dict[str, Any]:
+        """Which examined items were fixed and which were broken since the look before."""
+        now = {item: value > 0.5 for item, (value, _) in values.items()}
+        before, self.right = self.right, now
+        if not before or not now:
+            return {}
+        both = sorted(set(before) & set(now))
+        fixed = [item for item in both if now[item] and not before[item]]
+        return {"flips": {"fixed": fixed, "broken": [item for item in both if before[item] and not now[item]]}}
 
     def _position(self) -> State:
         """What a resumed run needs beside weights and optimizer, as it is before the next step's batch is made."""
@@ -358,6 +372,7 @@ class _Loop(Generic[B]):
             },
             "best": self.best.state(),
             "patience": self.patience.state(),
+            "right": dict(self.right),
             "made_on": self.made_on,
         }
 
@@ -400,6 +415,7 @@ class _Loop(Generic[B]):
         self.best.load(state["best"], self.model)
         if "patience" in state:
             self.patience.load(state["patience"])
+            self.right = dict(state["right"])
         was = state["loop"]
         self.skipped, self.in_a_row, self.rewinds = was["skipped"], was["in_a_row"], was["rewinds"]
         self.proven, self.counts = was["proven"], dict(was["counts"])

@@ -317,3 +317,39 @@ def test_who_may_use_none_of_it_and_what_is_wrong_is_said(site: Any) -> None:
     typed = client.post(f"{base}/gold/{task}", data=expects | {"rationale": "x"}, headers=HTML).text
     assert "tier:1" in typed.partition("data-draft=")[2][:300], "what was typed is still there"
     assert not answers.read(store, "ranking", purpose="adjudicate")
+
+
+def test_languages_are_said_by_oneself_and_by_a_lead(visit: Visit, house: Any) -> None:
+    store, ana = house.store, house.people["ana"]
+    page = visit("ana").go("/account")
+    page.get_by_label("Languages that you can judge").fill("de, EN pt-BR de")
+    page.keyboard.press("Enter")
+    page.get_by_text("Your languages are kept").wait_for()
+    assert people.get(store, "ana").languages == ("de", "en", "pt-BR")
+    assert page.get_by_label("Languages that you can judge").input_value() == "de, en, pt-BR"
+    lead = visit("lea")
+    page = lead.go(f"/people/{ana.id}")
+    page.get_by_label("languages they can judge").fill("fr")
+    page.get_by_role("button", name="Keep").click()
+    page.get_by_text("The languages are kept").wait_for()
+    assert people.get(store, "ana").languages == ("fr",)
+    page.get_by_label("languages they can judge").fill("<b>")
+    page.get_by_role("button", name="Keep").click()
+    page.get_by_role("alert").get_by_text("names no language").wait_for()
+    lead.errors.clear()  # the browser itself reports the 422
+    assert people.get(store, "ana").languages == ("fr",)
+    assert [(act.actor, act.object) for act in ledger.acts(store, "person.languages")] == [
+        (house.people["lea"].id, ana.id), (ana.id, ana.id),
+    ]  # fmt: skip
+
+
+def test_nobody_else_says_somebodys_languages(site: Any) -> None:
+    olga = people.create(site.store, "olga", roles=("owner",))
+    for name, id, status in (("ana", site.people["lea"].id, 403), ("lea", olga.id, 403), ("lea", "nobody", 404)):
+        client = site(name)
+        body = {"csrf": client.headers["x-csrf-token"], "languages": "de"}
+        assert client.post(f"/people/{id}/languages", data=body, headers=HTML).status_code == status
+        assert client.post("/account/languages", data=body | {"csrf": "no"}, headers=HTML).status_code == 403
+        wrong = client.post("/account/languages", data=body | {"languages": "x" * 30}, headers=HTML)
+        assert wrong.status_code == 422 and "names no language" in wrong.text
+    assert people.get(site.store, "olga").languages == () and not ledger.acts(site.store, "person.languages")

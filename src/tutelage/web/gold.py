@@ -205,12 +205,8 @@ def router(state: Any) -> APIRouter:
             rationale=one(typed["fields"], "rationale") if typed else now.rationale if now else "",
             tolerance=one(typed["fields"], "tolerance") if typed else f"{body['tolerance']:g}",
             enough=one(typed["fields"], "enough") if typed else f"{100 * body['enough']:g}",
-            adjudicated=forms.said(decision(decided), item) if decided else "", others=beside(where, task, item),
+            adjudicated=forms.said(decision(decided), item) if decided else "",
         )  # fmt: skip
-
-    def beside(where: Project, task: Task, item: Item) -> list[tuple[str, str]]:
-        """What people said of a task in their ordinary places: whoever sets what is expected should know."""
-        return [(each.pseudonym, forms.said(each, item)) for each in adjudicate.earlier(store, task, where)[:LIFTS]]
 
     @routes.get("/projects/{name}/gold/{task}")
     def expect(request: Request, name: str, task: str) -> HTMLResponse:

@@ -17,7 +17,7 @@ from tutelage.feedback.collect import collect
 from tutelage.feedback.preferences import preferences
 from tutelage.feedback.wire import EndDialogue, NewTurn
 from tutelage.generate.fake import FakeGenerator
-from tutelage.store import answers, dialogues, engine, erasure, people, tasks
+from tutelage.store import answers, dialogues, engine, erasure, oversight, people, tasks
 
 WORDS = {
     "kind": lambda example, sample: f"Gladly: {example.messages[-1].content} ({len(example.messages)})",
@@ -307,6 +307,27 @@ def test_erasing_a_person_takes_what_they_said_in_dialogues(house):
     left = tasks.load(house.store, project_name="talks")
     assert [task.id for task in left.values() if task.messages] == [other.item.task]
     assert dialogue.demonstrations(house.store, tasks.get_project(house.store, "talks")) == []
+
+
+def test_nobody_else_is_asked_about_a_turn_even_of_an_erased_dialogue(house):
+    task = house.say("My name is Ana Lee").item.task
+    erasure.erase(house.store, erasure.words_of(house.store, person=house.ana.id), person=house.ana.id, by="lead")
+    for ask in (lambda: oversight.reopen(house.store, task, "lead"),
+                lambda: oversight.assign(house.store, task, house.ben.id, "lead")):  # fmt: skip
+        with pytest.raises(DataError, match="belongs to whoever speaks"):
+            ask()
+    assert tasks.load(house.store, [task])[task].state == "closed"
+
+
+def test_the_first_message_of_an_ended_dialogue_is_not_asked_again(house):
+    new = NewTurn(message="one", key="first-key-1")
+    first = dialogue.say(house.store, house.ana, "talks", new, house.speakers)
+    house.judge(first.item)
+    assert house.end(first.dialogue).ended
+    asked = len(house.calls)
+    again = dialogue.say(house.store, house.ana, "talks", new, house.speakers)
+    assert again.ended and again.dialogue == first.dialogue and len(house.calls) == asked
+    assert dialogue.say(house.store, house.ana, "talks", NewTurn(message="one", key="first-key-2"), house.speakers).item
 
 
 def test_a_system_prompt_stands_before_everything(tmp_path):

@@ -277,23 +277,23 @@ def test_who_may_use_none_of_it_and_what_is_wrong_is_said(site: Any) -> None:
     expects = {"csrf": csrf, "do": "mark", "rationale": "It is so", "enough": "80", **ranked}
     base, task = "/projects/ranking", ids_of(House, "ranking")[-1]
     refused = [
-        (f"{base}/gold", good | {"csrf": "no"}, 403, "this form is too old"),
+        (f"{base}/gold", good | {"csrf": "no"}, 403, "form is too old"),
         (f"{base}/gold", good | {"share": "many"}, 422, "expected a number from 0 to 50"),
         (f"{base}/gold", good | {"threshold": "0"}, 422, "from 1 to 99"),
-        (f"{base}/gold/{task}", expects | {"csrf": ""}, 403, "this form is too old"),
+        (f"{base}/gold/{task}", expects | {"csrf": ""}, 403, "form is too old"),
         (f"{base}/gold/{task}", expects | {"rationale": ""}, 422, "say why this is the right answer"),
         (f"{base}/gold/{task}", expects | {"tier:2": ""}, 422, "candidate 2 is not ranked"),
         (f"{base}/gold/{task}", expects | {"tier:2": "last"}, 422, "a field holds no number"),
         (f"{base}/gold/{task}", expects | {"enough": "0"}, 422, "from 1 to 100"),
         (f"{base}/gold/{task}", expects | {"do": "adjudicated"}, 422, "no adjudicated answer"),
         (f"{base}/gold/{task}", {"csrf": csrf, "do": "retire"}, 404, "is no gold task"),
-        (f"{base}/gold/nothing", expects, 404, "there is no task"),
+        (f"{base}/gold/nothing", expects, 404, "no task"),
         (f"{base}/gold/people/{who.pseudonym}", {"csrf": csrf, "reason": " ok "}, 422, "why they may go on"),
         (f"{base}/gold/people/l-nobody", {"csrf": csrf, "reason": "a good one"}, 404, "has answered no gold task"),
-        (f"{base}/adjudication", {"csrf": "no"}, 403, "this form is too old"),
+        (f"{base}/adjudication", {"csrf": "no"}, 403, "form is too old"),
         (f"{base}/adjudication", {"csrf": csrf, "above": "2", "most": "3"}, 422, "expected a number from 0 to 0.99"),
         (f"{base}/adjudication", {"csrf": csrf, "above": "0.2", "most": "x"}, 422, "expected a whole number"),
-        (f"{base}/adjudication", {"csrf": csrf, "task": "nothing"}, 404, "there is no task"),
+        (f"{base}/adjudication", {"csrf": csrf, "task": "nothing"}, 404, "no task"),
         (f"{base}/settings", {"csrf": csrf, "do": "who", "qualifications": "<b>"}, 422, "no name of a qualification"),
         (f"{base}/settings", {"csrf": csrf, "do": "who", "most_per_day": "0"}, 422, "expected a whole number"),
         ("/people/qualifications", {"csrf": csrf, "who": "nobody", "name": "a"}, 404, "there is no person"),
@@ -317,3 +317,39 @@ def test_who_may_use_none_of_it_and_what_is_wrong_is_said(site: Any) -> None:
     typed = client.post(f"{base}/gold/{task}", data=expects | {"rationale": "x"}, headers=HTML).text
     assert "tier:1" in typed.partition("data-draft=")[2][:300], "what was typed is still there"
     assert not answers.read(store, "ranking", purpose="adjudicate")
+
+
+def test_languages_are_said_by_oneself_and_by_a_lead(visit: Visit, house: Any) -> None:
+    store, ana = house.store, house.people["ana"]
+    page = visit("ana").go("/account")
+    page.get_by_label("Languages that you can judge").fill("de, EN pt-BR de")
+    page.keyboard.press("Enter")
+    page.get_by_text("Your languages are kept").wait_for()
+    assert people.get(store, "ana").languages == ("de", "en", "pt-BR")
+    assert page.get_by_label("Languages that you can judge").input_value() == "de, en, pt-BR"
+    lead = visit("lea")
+    page = lead.go(f"/people/{ana.id}")
+    page.get_by_label("languages they can judge").fill("fr")
+    page.get_by_role("button", name="Keep").click()
+    page.get_by_text("The languages are kept").wait_for()
+    assert people.get(store, "ana").languages == ("fr",)
+    page.get_by_label("languages they can judge").fill("<b>")
+    page.get_by_role("button", name="Keep").click()
+    page.get_by_role("alert").get_by_text("names no language").wait_for()
+    lead.errors.clear()  # the browser itself reports the 422
+    assert people.get(store, "ana").languages == ("fr",)
+    assert [(act.actor, act.object) for act in ledger.acts(store, "person.languages")] == [
+        (house.people["lea"].id, ana.id), (ana.id, ana.id),
+    ]  # fmt: skip
+
+
+def test_nobody_else_says_somebodys_languages(site: Any) -> None:
+    olga = people.create(site.store, "olga", roles=("owner",))
+    for name, id, status in (("ana", site.people["lea"].id, 403), ("lea", olga.id, 403), ("lea", "nobody", 404)):
+        client = site(name)
+        body = {"csrf": client.headers["x-csrf-token"], "languages": "de"}
+        assert client.post(f"/people/{id}/languages", data=body, headers=HTML).status_code == status
+        assert client.post("/account/languages", data=body | {"csrf": "no"}, headers=HTML).status_code == 403
+        wrong = client.post("/account/languages", data=body | {"languages": "x" * 30}, headers=HTML)
+        assert wrong.status_code == 422 and "names no language" in wrong.text
+    assert people.get(site.store, "olga").languages == () and not ledger.acts(site.store, "person.languages")

@@ -132,7 +132,7 @@ def test_from_a_file_to_an_export(visit: Any, tmp_path: Path, shots: Path, schem
     # people, closing, opening, further tasks
     page = lead.go("/projects/bread%20and%20ferries/settings")
     page.get_by_label("Account").fill("rio")
-    page.get_by_label("as", exact=True).select_option("annotator")
+    page.get_by_role("combobox", name="Role").select_option("annotator")
     page.get_by_role("button", name="Add").click()
     page.get_by_text("rio is annotator here").wait_for()
     keep("settings")

@@ -11,7 +11,7 @@ from test_web_people_pages import crowd
 
 from tests.report.conftest import invented
 from tests.web import looks
-from tests.web.test_web_pages import SCREENS
+from tests.web.test_web_pages import SCREENS, picture
 from tutelage import worker
 from tutelage.core.events import JsonLines, Reporter
 from tutelage.feedback import api
@@ -150,8 +150,7 @@ def test_every_page_is_seen_by_whoever_may_and_can_be_read(
             if not who:
                 windows[who].context.clear_cookies()
         page = windows[who].go(path)
-        shots.mkdir(exist_ok=True)
-        page.screenshot(path=str(shots / f"{name}-{scheme}-{width}.png"), full_page=True)
+        picture(page, shots / f"{name}-{scheme}-{width}.png")
         if found := looks.problems(page):
             wrong[name] = found
         windows[who].errors.clear() if name.startswith("not-") else None  # the browser itself reports 403 and 404

@@ -14,10 +14,18 @@ from tutelage.store import answers, releases, review, traffic
 Visit = Any
 
 
+def picture(page: Any, path: Any) -> None:
+    """The whole page as one picture; in a window as high as the page, so that what sticks to its edge hides nothing."""
+    path.parent.mkdir(exist_ok=True)
+    size = page.viewport_size
+    page.set_viewport_size(size | {"height": max(size["height"], page.evaluate("document.body.scrollHeight"))})
+    page.screenshot(path=str(path), full_page=True)
+    page.set_viewport_size(size)
+
+
 def shown(page: Any, name: str, scheme: str, width: int, shots: Any) -> None:
     """Keep a picture of the page, and see that everybody can read it and nothing sticks out of it."""
-    shots.mkdir(exist_ok=True)
-    page.screenshot(path=str(shots / f"{name}-{scheme}-{width}.png"), full_page=True)
+    picture(page, shots / f"{name}-{scheme}-{width}.png")
     assert looks.problems(page) == [], f"{name}, {scheme}, {width}"
 
 

@@ -10,7 +10,7 @@ from fastapi.responses import HTMLResponse, Response
 
 from tutelage.core.errors import TutelageError
 from tutelage.feedback import api
-from tutelage.store import access, profiles, tasks
+from tutelage.store import access, people, profiles, tasks
 from tutelage.store.people import Person
 from tutelage.web import auth, render
 
@@ -88,6 +88,16 @@ def router(state: Any) -> APIRouter:
             return problem(request, 422, wrong)
         access.set_password(store, person.id, new)
         return auth.enter(state, request, person.id, "/account?told=Your+password+is+changed")
+
+    @routes.post("/account/languages")
+    def languages(request: Request, languages: Field = "", csrf: Field = "") -> Response:
+        person = _own(request)
+        render.checked(request, csrf)
+        try:
+            people.set_languages(store, person.id, languages.replace(",", " ").split(), by=person.id)
+        except TutelageError as error:
+            return problem(request, api.status_of(error), str(error), "/account#languages")
+        return render.see("/account?told=Your+languages+are+kept")
 
     @routes.post("/account/sign-out")
     def sign_out(request: Request, visit: Field = "", csrf: Field = "") -> Response:

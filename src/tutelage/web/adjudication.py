@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -17,13 +16,12 @@ from tutelage.feedback import adjudicate, desk
 from tutelage.feedback.api import status_of
 from tutelage.report import charts
 from tutelage.store import adjudication, oversight, tasks
-from tutelage.store.answers import Annotation
 from tutelage.store.people import Person
 from tutelage.store.tasks import Project
 from tutelage.web import forms, render
 from tutelage.web.editor import part, whole
 from tutelage.web.feedback import fields_of, one
-from tutelage.web.gold import item_of, text_of
+from tutelage.web.gold import decision, item_of, text_of
 from tutelage.web.lead import address, gone, led_by, shown
 from tutelage.web.projects import WATCHERS
 
@@ -100,12 +98,6 @@ def router(state: Any) -> APIRouter:
         return gone(where, "/adjudication", told)
 
     return routes
-
-
-def decision(given: Annotation) -> Annotation:
-    """What an adjudicator decided, without why people differed."""
-    mine = (adjudication.CAUSE, adjudication.NOTE)
-    return replace(given, values=tuple(each for each in given.values if each.question not in mine))
 
 
 def _decides(member: oversight.Member) -> bool:

@@ -52,7 +52,7 @@ def cards(store: Any, person: Person) -> list[dict[str, Any]]:
         reason = "" if talks else why.get(each.id, f"The project is {each.state}.")
         mine = slots.answered(store, person.id, each.id)
         made.append({"project": each, "mine": mine, "reason": reason})
-    return sorted(made, key=lambda card: bool(card["reason"]))
+    return made
 
 
 def router(state: Any) -> APIRouter:
@@ -69,8 +69,7 @@ def router(state: Any) -> APIRouter:
     @routes.get("/", include_in_schema=False)
     def home(request: Request) -> HTMLResponse:
         person = render.signed_in(request)
-        found = cards(store, person)
-        return render.page(request, "home.html", cards=found, any_open=any(not card["reason"] for card in found))
+        return render.page(request, "home.html", cards=cards(store, person))
 
     return routes
 

@@ -194,7 +194,12 @@ def _rewriting(item: Item, letters: Mapping[int, str]) -> list[Row]:
 
 def letters_of(item: Item) -> dict[int, str]:
     """Candidate number -> the letter of its place on the page."""
-    return {each.no: chr(ord("A") + at) if at < 26 else str(at + 1) for at, each in enumerate(item.candidates)}
+    return {each.no: _letter(at) for at, each in enumerate(item.candidates)}
+
+
+def _letter(at: int) -> str:
+    """The name of a place on the page."""
+    return chr(ord("A") + at) if at < 26 else str(at + 1)
 
 
 def view(item: Item) -> View:
@@ -390,8 +395,8 @@ def fields_of(annotation: Annotation, item: Item) -> dict[str, list[str]]:
 
 
 def said(annotation: Annotation, item: Item | None = None) -> str:
-    """An answer in one line of words. Candidates are named by their number, from 1, or by an item's letters."""
-    names = letters_of(item) if item else {}
+    """An answer in one line of words. Candidates are named by an item's letters, or else by those its person saw."""
+    names = letters_of(item) if item else {no: _letter(at) for at, no in enumerate(annotation.shown)}
 
     def name_of(no: int) -> str:
         return names.get(no, str(no + 1))

@@ -94,6 +94,12 @@ def written(expected: Mapping[str, Any], item: Item) -> Annotation:
     )  # fmt: skip
 
 
+def decision(given: Annotation) -> Annotation:
+    """What an adjudicator decided, without why people differed."""
+    mine = (adjudication.CAUSE, adjudication.NOTE)
+    return replace(given, values=tuple(each for each in given.values if each.question not in mine))
+
+
 def text_of(task: Task | None) -> str:
     """A task in a line: the last thing that is said in it."""
     return task.messages[-1].content if task and task.messages else "(erased)"
@@ -134,7 +140,7 @@ def router(state: Any) -> APIRouter:
             rules=ProjectSettings.of(where.settings), lifts=lifts, who=who,
             pauses=gold.pauses(store, [where.id]), standings=gold.standings(store, where.id),
             accuracy=lambda each: clopper_pearson(each.right, each.n),
-            ready=[(id, text_of(loaded[id]), forms.said(decided[id], items[id])) for id in ready],
+            ready=[(id, text_of(loaded[id]), forms.said(decision(decided[id]), items[id])) for id in ready],
             open_tasks=[(id, text_of(loaded[id]), loaded[id].state) for id in more[:LISTED] if id not in known],
             following=loaded[more[LISTED - 1]].position if len(more) > LISTED else None, after=after,
             shortest=SHORTEST, longest=LONGEST,
@@ -187,23 +193,20 @@ def router(state: Any) -> APIRouter:
         elif now is not None:
             filled = forms.fields_of(written(now.expected, item), item)
         elif decided is not None:
-            filled = forms.fields_of(decided, item)
+            filled = forms.fields_of(decision(decided), item)
         view = forms.view(item)
         view = replace(view, rows=[each for each in view.rows if each.kind != "text"])  # words are not compared
         kinds = {each.kind for each in item.questions}
+        texts = "text" in kinds or item.kind == "rewrite"
         body = now.expected if now else {"tolerance": 0, "enough": 0.8}
         return shown(
             request, "gold_task.html", where, status, error=error, item=item, view=view, task=task, now=now,
-            draft=json.dumps(filled) if filled else "", numbers="scale" in kinds,
+            draft=json.dumps(filled) if filled else "", numbers="scale" in kinds, texts=texts,
             rationale=one(typed["fields"], "rationale") if typed else now.rationale if now else "",
             tolerance=one(typed["fields"], "tolerance") if typed else f"{body['tolerance']:g}",
             enough=one(typed["fields"], "enough") if typed else f"{100 * body['enough']:g}",
-            adjudicated=forms.said(decided, item) if decided else "", others=beside(where, task, item),
+            adjudicated=forms.said(decision(decided), item) if decided else "",
         )  # fmt: skip
-
-    def beside(where: Project, task: Task, item: Item) -> list[tuple[str, str]]:
-        """What people said of a task in their ordinary places: whoever sets what is expected should know."""
-        return [(each.pseudonym, forms.said(each, item)) for each in adjudicate.earlier(store, task, where)[:LIFTS]]
 
     @routes.get("/projects/{name}/gold/{task}")
     def expect(request: Request, name: str, task: str) -> HTMLResponse:

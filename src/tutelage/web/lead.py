@@ -44,6 +44,8 @@ ROLES = ("annotator", "reviewer", "adjudicator", "lead", "auditor")
 """Roles that a lead gives in one project."""
 STUCK = 20
 """Stuck tasks on one page."""
+MOST_MEMBERS = 200
+"""People of a project on one page."""
 
 
 def daily_chart(daily: dict[str, Sequence[tuple[float, float]]]) -> Markup:
@@ -300,7 +302,8 @@ def router(state: Any) -> APIRouter:
         members = oversight.members(store, where.id)
         return shown(
             request, "project_settings.html", where, status, members=members, roles=ROLES, told=told, error=error,
-            rules=ProjectSettings.of(where.settings), known=qualifications.every(store),
+            rules=ProjectSettings.of(where.settings), most=MOST_MEMBERS,
+            able={each.id for each in desk.answerers(store, where)}, known=qualifications.every(store),
             held=qualifications.of(store, [each.id for each in members]),
         )  # fmt: skip
 

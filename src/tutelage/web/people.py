@@ -173,6 +173,16 @@ def router(state: Any) -> APIRouter:
             return problem(request, error, f"/people/{id}")
         return render.see(f"/people/{id}?told=Changed")
 
+    @routes.post("/people/{id}/languages")
+    def set_languages(request: Request, id: str, languages: Field = "", csrf: Field = "") -> Response:
+        person, found = managed(request, id)
+        render.checked(request, csrf)
+        try:
+            people.set_languages(store, found.id, languages.replace(",", " ").split(), by=person.id)
+        except TutelageError as error:
+            return problem(request, error, f"/people/{id}")
+        return render.see(f"/people/{id}?told=The+languages+are+kept")
+
     @routes.post("/people/{id}/link")
     def new_link(request: Request, id: str, csrf: Field = "") -> Response:
         person, found = managed(request, id)

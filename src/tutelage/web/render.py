@@ -43,6 +43,7 @@ REPORT_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; base-uri 
 
 LINKS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
     ("/", "Home", ()),
+    ("/history", "My answers", ()),
     ("/chat", "Chat", ()),
     ("/projects", "Projects", ("lead", "operator", "adjudicator", "auditor")),
     ("/review", "Review", ("lead", "reviewer", "safety", "operator", "auditor")),

@@ -41,3 +41,9 @@ document.addEventListener("click", (event) => {
   if (opens) document.getElementById(opens.dataset.dialog)?.showModal();
   if (event.target.closest("[data-close]")) event.target.closest("dialog")?.close();
 });
+
+// on a narrow screen the bars of links scroll: where one is must be seen
+for (const here of document.querySelectorAll("nav a[aria-current]")) {
+  const bar = here.closest("ul");
+  if (bar && bar.scrollWidth > bar.clientWidth) bar.scrollLeft = here.offsetLeft - bar.offsetLeft - (bar.clientWidth - here.offsetWidth) / 2;
+}

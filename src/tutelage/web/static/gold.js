@@ -8,7 +8,9 @@ const item = new Item(root);
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || typing(event.target)) return;
-  if (item.press(event)) event.preventDefault();
+  const sends = event.key === "Enter" && !event.target.closest("button, a, summary");
+  if (sends) item.form.requestSubmit(item.form.querySelector("[data-send]"));
+  if (sends || item.press(event)) event.preventDefault();
 });
 document.addEventListener("selectionchange", () => item.marks?.notice());
 item.form.addEventListener("submit", (event) => {

@@ -9,6 +9,7 @@ from typing import Any
 
 from tutelage.core.errors import DataError, NotFound, TutelageError, UsageError
 from tutelage.feedback import adjudicate, assign, check
+from tutelage.feedback.assign import answerers
 from tutelage.feedback.check import Texts, checked, open_forms
 from tutelage.feedback.taxonomy import Taxonomy
 from tutelage.feedback.wire import (
@@ -60,6 +61,7 @@ __all__ = [
     "Shown",
     "Submitted",
     "add_tasks",
+    "answerers",
     "claim",
     "create_project",
     "give_back",
@@ -73,7 +75,6 @@ __all__ = [
     "submit",
 ]
 
-ANSWERERS = ("annotator", "reviewer", "adjudicator", "lead", "safety")
 LEADERS = ("lead", "operator")
 
 
@@ -231,6 +232,8 @@ def _items(store: Store, person: Person, slots: Sequence[desk.Slot], where: Mapp
     for slot in slots:
         task = found[slot.task]
         decides = slot.purpose == adjudication.PURPOSE
+        if decides:
+            assign.showed(store, person, where[slot.project], [task.id])
         form = adjudicate.asked(forms[task.form]) if decides else forms[task.form]
         order = assign.shown_order(task.id, person.id, len(task.candidates))
         draft = kept.get(slot.id)
@@ -346,10 +349,6 @@ def history(store: Store, person: Person, project: str = "", limit: int = 50) ->
     """One's own answers, newest first."""
     mine = answers.read(store, project or None, person=person.id, status=None, own=True, limit=min(limit, 500))
     return [dict(answers.details(each)) | {"slot": each.slot} for each in reversed(mine)]
-
-
-def answerers(project: tasks.Project) -> tuple[str, ...]:
-    return ProjectSettings.of(project.settings).roles or ANSWERERS
 
 
 def _need(person: Person, roles: Sequence[str], project: str = "") -> None:

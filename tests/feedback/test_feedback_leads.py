@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 from test_feedback_api import answer, world
 
+from tutelage.core.errors import DataError
 from tutelage.core.records import Message
 from tutelage.feedback import api, desk, disagreement, disputes, routes
-from tutelage.store import answers, people, tasks
+from tutelage.feedback.client import Client, Direct
+from tutelage.store import access, answers, ledger, people, tasks
 
 BASE = "/api/feedback"
 
@@ -199,6 +201,38 @@ def test_whoever_knows_what_is_expected_is_given_no_gold(house):
     for who in (lead, other):
         assert not {item.task for item in work(store, who, 2, [[0], [1], [2]])} & set(ids[:4])
     assert {item.task for item in work(store, anna, 4, [[0], [1], [2]])} & set(ids[:4])
+
+
+def test_languages_are_said_by_oneself_or_by_who_looks_after_the_account(house):
+    store, lead, (anna, bert, *_), _ = house
+    api.add_tasks(
+        store, lead, "help", [_more(at).model_copy(update={"language": "de", "priority": 9}) for at in range(2)]
+    )
+    mine, leads = Client(Direct(store, anna)), Client(Direct(store, lead))
+    assert mine.languages() == [] and "de" not in {item.language for item in mine.claim("help", 12).items}
+    access.link_identity(store, bert.id, "https://id.example.org", "7")
+    assert leads.set_languages_of(bert.pseudonym, ["DE", " en ", "de"]) == ["de", "en"] == leads.languages_of("p1")
+    assert (
+        mine.set_languages(["de", "pt-BR"])
+        == ["de", "pt-BR"]
+        == mine.set_languages(["de", "pt-BR"])
+        == mine.languages()
+    )
+    assert people.get(store, "p1").languages == ("de", "en")
+    assert {item.language for item in Client(Direct(store, bert)).claim("help").items} == {"de"}
+    for client in (mine, Client(Direct(store, bert))):
+        for who in ("lead", "p2", "nobody"):
+            with pytest.raises(api.Forbidden):
+                client.set_languages_of(who, ["fr"])
+            with pytest.raises(api.Forbidden):
+                client.languages_of(who)
+    with pytest.raises(api.Forbidden):
+        leads.set_languages_of(people.create(store, "olga", roles=["owner"]).name, [])
+    for wrong in (["German and French"], ["d"], ["x" * 21], ["a" + chr(97 + at) for at in range(21)]):
+        with pytest.raises(DataError):
+            mine.set_languages(wrong)
+    acts = [(each.actor, each.object, each.body) for each in ledger.acts(store, "person.languages")]
+    assert acts == [(anna.id, anna.id, {"languages": ["de", "pt-BR"]}), (lead.id, bert.id, {"languages": ["de", "en"]})]
 
 
 def test_only_who_leads_or_audits_a_project_sees_its_settings(house):

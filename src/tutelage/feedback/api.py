@@ -21,6 +21,7 @@ from tutelage.feedback.wire import (
     Draft,
     Form,
     Item,
+    Languages,
     MarkedSpan,
     NewCandidate,
     NewProject,
@@ -67,10 +68,12 @@ __all__ = [
     "give_back",
     "held_item",
     "history",
+    "languages",
     "open_project",
     "progress",
     "projects",
     "save_draft",
+    "set_languages",
     "status_of",
     "submit",
 ]
@@ -343,6 +346,26 @@ def progress(store: Store, person: Person, project: str) -> Progress:
         per_hour=rate,
         hours_left=left / rate if rate else None,
     )
+
+
+def languages(store: Store, person: Person, whose: str = "") -> Languages:
+    """Which languages somebody (name, id or pseudonym; empty: oneself) can judge."""
+    who = _managed(store, person, whose)
+    return Languages(person=who.pseudonym, languages=who.languages)
+
+
+def set_languages(store: Store, person: Person, languages: Sequence[str], whose: str = "") -> Languages:
+    """Keep which languages somebody can judge: one's own, or of a person whose account this person looks after."""
+    who = _managed(store, person, whose)
+    return Languages(person=who.pseudonym, languages=people.set_languages(store, who.id, languages, person.id))
+
+
+def _managed(store: Store, person: Person, whose: str) -> Person:
+    """A person whose account this person may change. Raises Forbidden, for who is not there as well."""
+    who = people.known(store, whose) if whose else people.get(store, person.id)
+    if who is None or (who.id != person.id and not people.may_manage(person, who)):
+        raise Forbidden("this needs the account's owner, or who leads all that they work in", key="person")
+    return who
 
 
 def history(store: Store, person: Person, project: str = "", limit: int = 50) -> list[dict[str, Any]]:

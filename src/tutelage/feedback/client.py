@@ -30,12 +30,14 @@ from tutelage.feedback.wire import (
     GoldViews,
     History,
     Kept,
+    Languages,
     NewGold,
     NewTasks,
     NewTurn,
     Projects,
     Qualifications,
     Settings,
+    Spoken,
     TaskIds,
 )
 from tutelage.store.engine import Store
@@ -235,6 +237,25 @@ class Client:
     def lift(self, project: str, person: str) -> bool:
         """Let somebody go on whose answers a lead has looked at."""
         return self._call("POST", f"/projects/{quote(project, safe='')}/people/{quote(person, safe='')}/lift", Kept).ok
+
+    def languages(self) -> list[str]:
+        """The languages that one can judge."""
+        return list(self._call("GET", "/languages", Languages).languages)
+
+    def set_languages(self, languages: Sequence[str]) -> list[str]:
+        """Say which languages one can judge (`de`, `pt-BR` ...)."""
+        return list(
+            self._call("PUT", "/languages", Languages, body=_made(Spoken, languages=tuple(languages))).languages
+        )
+
+    def languages_of(self, person: str) -> list[str]:
+        """The languages that somebody can judge."""
+        return list(self._call("GET", f"/people/{quote(person, safe='')}/languages", Languages).languages)
+
+    def set_languages_of(self, person: str, languages: Sequence[str]) -> list[str]:
+        """Say which languages somebody can judge."""
+        path = f"/people/{quote(person, safe='')}/languages"
+        return list(self._call("PUT", path, Languages, body=_made(Spoken, languages=tuple(languages))).languages)
 
     def qualifications(self, person: str) -> list[str]:
         """What somebody has shown to be able to judge."""

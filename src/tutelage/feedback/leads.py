@@ -143,7 +143,7 @@ def disqualify(store: Store, person: Person, who: str, name: str) -> Qualificati
 
 
 def _person(store: Store, who: str) -> Person:
-    found = people.find(store, who) or next((each for each in people.every(store) if each.pseudonym == who), None)
+    found = people.known(store, who)
     if found is None:
         raise NotFound(f"there is no person {who!r}", key="person")
     return found

@@ -13,7 +13,7 @@ from tutelage.feedback import assign
 from tutelage.feedback.taxonomy import Taxonomy
 from tutelage.store.adjudication import CAUSE, NOTE
 from tutelage.store.answers import WHOLE
-from tutelage.store.people import ROLES
+from tutelage.store.people import MOST_LANGUAGES, ROLES
 from tutelage.store.settings import ProjectSettings
 
 Kind = Literal["ranking", "scoring", "ranking+scoring", "pair", "tag", "review", "rewrite", "dialogue"]
@@ -463,6 +463,18 @@ class Qualifications(Wire):
 
     person: str
     names: list[str]
+
+
+class Spoken(Wire):
+    """The languages that somebody can judge: language tags as tasks name them."""
+
+    languages: tuple[str, ...] = Field(max_length=MOST_LANGUAGES)
+
+
+class Languages(Spoken):
+    """The languages of one person: tasks in them are given to that person."""
+
+    person: str
 
 
 class NewTurn(Wire):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,11 @@ ROLES = (
 KINDS = ("live", "simulated", "replayed", "service")
 """Who stands behind a name. Figures of the first three are never pooled."""
 
+
+MOST_LANGUAGES = 20
+"""Languages that one person names."""
+LANGUAGE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*\Z")
+"""A language tag by its form (RFC 5646, section 2.1)."""
 
 JUNIOR = ("annotator", "reviewer", "adjudicator", "red_teamer")
 """Roles of those who work for a lead."""
@@ -99,6 +105,7 @@ def create_many(
     if kind not in KINDS:
         raise DataError(f"{kind!r} is no kind of person", key="kind", todo=f"One of: {', '.join(KINDS)}")
     wanted = [_role(role) for role in roles]
+    spoken = _languages(languages)
     table = schema.person
     with store.write() as connection:
         where = project_id(connection, project)
@@ -119,7 +126,7 @@ def create_many(
                         else f"{kind[0]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}",
                         kind=kind,
                         email=email,
-                        languages=list(languages),
+                        languages=spoken,
                         at=now(),
                     )
                 )
@@ -136,6 +143,11 @@ def find(store: Reader, name_or_id: str) -> Person | None:
     match = sql.or_(table.c.id == name_or_id, table.c.name == name_or_id)
     found = _load(store, sql.select(table).where(match))
     return found[0] if found else None
+
+
+def known(store: Reader, name: str) -> Person | None:
+    """The account with this name, id or pseudonym."""
+    return find(store, name) or next((each for each in every(store) if each.pseudonym == name), None)
 
 
 def get(store: Reader, name_or_id: str) -> Person:
@@ -190,6 +202,38 @@ def revoke(store: Store, person: str, role: str, project: str | None = None, by:
             sql.delete(table).where(table.c.person_id == person, table.c.role == role, table.c.project_id == where)
         )
         ledger.append(connection, by, "role.revoke", person, {"role": role, "project": where})
+
+
+def set_languages(store: Store, person: str, languages: Sequence[str], by: str) -> tuple[str, ...]:
+    """Keep which languages a person (id) can judge; returns them. Tasks in one of them are given to that person.
+
+    Raises DataError for what is no language tag, NotFound for an erased or unknown person.
+    """
+    table = schema.person.c
+    spoken = _languages(languages)
+    with store.write() as connection:
+        mine = sql.select(table.languages).where(table.id == person, table.status != "erased")
+        row = connection.execute(mine).first()
+        if row is None:
+            raise NotFound("there is no such person", key="person")
+        if list(row.languages) != spoken:  # what is there already is no act
+            connection.execute(sql.update(schema.person).where(table.id == person).values(languages=spoken))
+            ledger.append(connection, by, "person.languages", person, {"languages": spoken})
+    return tuple(spoken)
+
+
+def _languages(tags: Sequence[str]) -> list[str]:
+    """Tags as they are kept: each once, in order, as tasks name them; a bare code is in small letters."""
+    found: dict[str, None] = {}
+    for tag in tags:
+        word = tag.strip()
+        if len(word) > 20 or not LANGUAGE.match(word):
+            todo = "Language tags such as de, en or pt-BR, as the tasks name them"
+            raise DataError(f"{word[:40]!r} names no language", key="languages", todo=todo)
+        found[word.lower() if len(word) <= 3 else word] = None
+    if len(found) > MOST_LANGUAGES:
+        raise DataError(f"at most {MOST_LANGUAGES} languages, found {len(found)}", key="languages")
+    return list(found)
 
 
 def set_status(store: Store, person: str, status: str, by: str) -> None:

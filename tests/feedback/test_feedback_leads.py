@@ -208,7 +208,9 @@ def test_languages_are_said_by_oneself_or_by_who_looks_after_the_account(house):
     api.add_tasks(
         store, lead, "help", [_more(at).model_copy(update={"language": "de", "priority": 9}) for at in range(2)]
     )
-    mine, leads = Client(Direct(store, anna)), Client(Direct(store, lead))
+    leads = Client(Direct(store, lead))
+    leads.change_settings("help", {"gold_share": 0})
+    mine = Client(Direct(store, anna))
     assert mine.languages() == [] and "de" not in {item.language for item in mine.claim("help", 12).items}
     access.link_identity(store, bert.id, "https://id.example.org", "7")
     assert leads.set_languages_of(bert.pseudonym, ["DE", " en ", "de"]) == ["de", "en"] == leads.languages_of("p1")

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sql
 
 from tutelage.core.artifact import Root
 from tutelage.core.records import Message
 from tutelage.feedback import api
 from tutelage.feedback.client import Client, Direct
 from tutelage.feedback.wire import NewGold
-from tutelage.store import engine, figures, people, tasks
+from tutelage.store import engine, people, schema
 
 FORM = api.Form(
     questions=(
@@ -74,18 +75,20 @@ def test_agreement_people_and_causes_are_printed_and_kept_once(tutelage: Any, fi
     assert rows[12]["gold"]["reason"] == "no hidden question was answered"
     (causes,) = found["adjudication"]["causes"]
     assert causes["causes"] == {"guideline_unclear": 1} and causes["proposals"][0]["text"] == "Say what a is."
-    with engine.open(filled) as store:
-        project = tasks.get_project(store, "town").id
-        kept, told = figures.consensus(store, project), figures.statistics(store, project)
+    kept, told = rows_of(filled, schema.consensus), rows_of(filled, schema.person_statistic)
     methods = [each.method for each in kept]
     assert methods.count("mace") == 14 and methods.count("adjudication") == 3
     assert {each.method for each in told} == {"mace", "strictness", "sureness"} and len(told) == 12
     assert tutelage(*where, "--keep", "--json").json["kept"] == found["kept"]
-    with engine.open(filled) as store:
-        assert figures.consensus(store, project) == kept and figures.statistics(store, project) == told
+    assert rows_of(filled, schema.consensus) == kept and rows_of(filled, schema.person_statistic) == told
     said = tutelage(*where).out
     assert said.startswith("38 answers of 4 live people to 14 tasks") and "sort alpha_nominal" in said
     assert "1 adjudicated by live people: guideline_unclear 1" in said and "Say what a is." in said
+
+
+def rows_of(home: Path, table: sql.Table) -> list[Any]:
+    with engine.open(home) as store, store.read() as connection:
+        return list(connection.execute(sql.select(table).order_by(table.c.id)))
 
 
 def test_what_cannot_be_told_is_one_clear_error(tutelage: Any, filled: Path) -> None:

@@ -7,9 +7,10 @@ import time
 import pytest
 
 from tutelage.core.records import Message
-from tutelage.feedback import api, assign, routes
+from tutelage.feedback import api, assign, desk, routes
 from tutelage.feedback.client import Client, Direct
 from tutelage.store import answers, engine, people, slots, tasks
+from tutelage.store.engine import now
 
 FORM = api.Form(
     questions=(api.Question(key="quality", per_candidate=True), api.Question(key="note", kind="text", required=False)),
@@ -205,6 +206,26 @@ def test_a_new_form_is_a_new_version_and_old_tasks_keep_theirs(home):
     assert api.create_project(store, lead, api.NewProject(name="help", form=newer)).form_version == 2
     assert api.create_project(store, lead, api.NewProject(name="help", form=newer)).form_version == 2
     assert api.claim(store, crew[0], api.Claim()).items[0].form_version == 1
+
+
+def test_the_pace_is_that_of_one_kind_of_people_as_on_the_leads_page(home, monkeypatch):
+    store, lead, (anna,), _ = world(home, tasks_=8, people_=1)
+    robot = people.create(store, "robot", kind="simulated")
+    moment, hour = now(), 3_600_000
+    for who, began, many in ((anna, moment - 10 * hour, 4), (robot, moment - hour, 8)):
+        for at, item in enumerate(api.claim(store, who, api.Claim(project="help", count=many)).items):
+            monkeypatch.setattr(answers, "now", lambda began=began, at=at: began + at * hour // 100)
+            api.submit(store, who, api.Answers(answers=[answer(item)]))
+    monkeypatch.undo()
+    found = api.progress(store, lead, "help")
+    assert found.paced == "live" and found.people == {"simulated": 8, "live": 4}
+    assert found.per_hour == pytest.approx(0.4, rel=0.01), "four answers in ten hours; the robot's are not its"
+    assert found.hours_left == pytest.approx(4 / 0.4, rel=0.01)
+    page = desk.standing(store, tasks.get_project(store, "help"))
+    assert found.per_hour == pytest.approx(page.forecast.rate.value, rel=0.01)
+    assert api.progress(store, anna, "help").per_hour == pytest.approx(0.4, rel=0.01)
+    tasks.change_settings(store, "help", {"gold_share": 0.1}, lead.id)
+    assert api.progress(store, anna, "help").per_hour is None, "it would tell which task was gold"
 
 
 def test_roles_are_asked_for(home):

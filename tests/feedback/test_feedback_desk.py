@@ -242,7 +242,7 @@ def test_pages_of_disagreements_meet_every_task_once(tmp_path: Any) -> None:
         seen: list[str] = []
         wanted = disagreement.Filters()
         while True:
-            page = disagreement.page(store, town, words, rows_, wanted, size=7)
+            page = disagreement.page(store, lead, town, words, rows_, wanted, size=7)
             seen += [each.task for each, _ in page.rows]
             assert all(len(side.people) == 3 and not side.more for _, side in page.rows)
             if not page.following:
@@ -250,8 +250,8 @@ def test_pages_of_disagreements_meet_every_task_once(tmp_path: Any) -> None:
             wanted = disagreement.Filters(after=page.following)
         assert len(seen) == 30 and sorted(seen) == sorted(ids) and page.older is None
         assert {ids.index(task) % 3 for task in seen[:10]} == {0}, "those they differ on come first"
-        assert disagreement.page(store, town, words, rows_, disagreement.Filters(language="sl")).total == 6
-        assert disagreement.page(store, town, words, rows_, disagreement.Filters(only="comments")).total == 0
+        assert disagreement.page(store, lead, town, words, rows_, disagreement.Filters(language="sl")).total == 6
+        assert disagreement.page(store, lead, town, words, rows_, disagreement.Filters(only="comments")).total == 0
         assert desk.sample(store, "town", "simulated").given == []
         moment = desk.standing(store, tasks.get_project(store, "town"))
         assert moment.counts.answered == 90 and moment.idle == ("Every task has all the answers it wants.",)

@@ -171,6 +171,10 @@ def test_labels_are_shares_of_people(world: World) -> None:
     assert found["tone"]["labels"] == ["kind"] and found["topics"]["labels"] == ["boats"]
     soft = {each["label"]: each["probability"] for each in found["tone"]["soft_labels"]}
     assert soft == {"kind": 0.666667, "rude": 0.333333, "neither": 0.0}
+    assert found["tone"]["soft_model"] == "shares" and found["tone"]["soft_reason"] == (
+        "too few votes: 1 beside others of the median person, 10 are needed"
+    )
+    assert {row["soft_model"] for row in export(world.store, "town", "classifier", by="person").rows} == {"shares"}
     assert found["spans"]["spans"] == [
         {"field": "prompt:0", "candidate": -1, "start": 4, "end": 9, "label": "PERSON", "probability": 0.666667}
     ]

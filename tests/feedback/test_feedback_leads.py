@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 from test_feedback_api import answer, world
 
+from tutelage.core.errors import DataError
 from tutelage.core.records import Message
-from tutelage.feedback import api, routes
-from tutelage.store import answers, people
+from tutelage.feedback import api, desk, disagreement, disputes, routes
+from tutelage.feedback.client import Client, Direct
+from tutelage.store import access, answers, ledger, people, tasks
 
 BASE = "/api/feedback"
 
@@ -152,6 +154,87 @@ def test_qualifications_are_a_leads_to_give(house):
     assert api.claim(store, anna, api.Claim(project="help")).items
     assert send(store, lead, "DELETE", f"/people/{anna.pseudonym}/qualifications/law")[1]["names"] == []
     assert send(store, lead, "GET", "/people/p0/qualifications")[1]["names"] == []
+
+
+def looked_at(store, person):
+    """Whoever opens the page on which answers stand beside each other."""
+    words, where = desk.sample(store, "help", "live"), tasks.get_project(store, "help")
+    assert disagreement.page(store, person, where, words, disputes.disputes(words), disagreement.Filters()).rows
+
+
+def exported(store, person):
+    """Whoever takes the answers with them."""
+    path = f"{BASE}/projects/help/export/annotations.jsonl"
+    assert routes.dispatch(store, person, "GET", path, None, {"accept": "not-stated"})[0] == 200
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        looked_at,
+        exported,
+    ],
+    ids=["page", "export"],
+)
+def test_whoever_may_answer_and_looks_at_answers_is_not_asked_the_same(tmp_path, look):
+    store, lead, crew, ids = world(tmp_path, tasks_=4, per_task=3)
+    for person in crew[:2]:
+        held = {each.task: each for each in api.claim(store, person, api.Claim(project="help", count=4)).items}
+        given = [answer(held[id]) for id in ids[:2]]
+        assert {each.status for each in api.submit(store, person, api.Answers(answers=given)).receipts} == {"stored"}
+    auditor = people.create(store, "audra", roles=("auditor",))
+    for who in (lead, auditor):
+        look(store, who)
+    mine = api.claim(store, lead, api.Claim(project="help", count=4)).items
+    assert {each.task for each in mine} == set(ids[2:]), "what nobody has answered yet"
+    api.submit(store, lead, api.Answers(answers=[answer(each) for each in mine]))
+    assert "seen what others answered" in api.claim(store, lead, api.Claim(project="help")).reason
+    people.grant(store, auditor.id, "annotator")
+    late = api.claim(store, people.get(store, "audra"), api.Claim(project="help", count=4)).items
+    assert {each.task for each in late} == set(ids[:2]), "who could not answer was not noted"
+
+
+def test_whoever_knows_what_is_expected_is_given_no_gold(house):
+    store, lead, (anna, *_), ids = house
+    other = people.create(store, "second lead", roles=["lead"])
+    assert send(store, other, "GET", "/projects/help/gold")[0] == 200
+    for who in (lead, other):
+        assert not {item.task for item in work(store, who, 2, [[0], [1], [2]])} & set(ids[:4])
+    assert {item.task for item in work(store, anna, 4, [[0], [1], [2]])} & set(ids[:4])
+
+
+def test_languages_are_said_by_oneself_or_by_who_looks_after_the_account(house):
+    store, lead, (anna, bert, *_), _ = house
+    api.add_tasks(
+        store, lead, "help", [_more(at).model_copy(update={"language": "de", "priority": 9}) for at in range(2)]
+    )
+    leads = Client(Direct(store, lead))
+    leads.change_settings("help", {"gold_share": 0})
+    mine = Client(Direct(store, anna))
+    assert mine.languages() == [] and "de" not in {item.language for item in mine.claim("help", 12).items}
+    access.link_identity(store, bert.id, "https://id.example.org", "7")
+    assert leads.set_languages_of(bert.pseudonym, ["DE", " en ", "de"]) == ["de", "en"] == leads.languages_of("p1")
+    assert (
+        mine.set_languages(["de", "pt-BR"])
+        == ["de", "pt-BR"]
+        == mine.set_languages(["de", "pt-BR"])
+        == mine.languages()
+    )
+    assert people.get(store, "p1").languages == ("de", "en")
+    assert {item.language for item in Client(Direct(store, bert)).claim("help").items} == {"de"}
+    for client in (mine, Client(Direct(store, bert))):
+        for who in ("lead", "p2", "nobody"):
+            with pytest.raises(api.Forbidden):
+                client.set_languages_of(who, ["fr"])
+            with pytest.raises(api.Forbidden):
+                client.languages_of(who)
+    with pytest.raises(api.Forbidden):
+        leads.set_languages_of(people.create(store, "olga", roles=["owner"]).name, [])
+    for wrong in (["German and French"], ["d"], ["x" * 21], ["a" + chr(97 + at) for at in range(21)]):
+        with pytest.raises(DataError):
+            mine.set_languages(wrong)
+    acts = [(each.actor, each.object, each.body) for each in ledger.acts(store, "person.languages")]
+    assert acts == [(anna.id, anna.id, {"languages": ["de", "pt-BR"]}), (lead.id, bert.id, {"languages": ["de", "en"]})]
 
 
 def test_only_who_leads_or_audits_a_project_sees_its_settings(house):

@@ -6,13 +6,14 @@ import json
 
 import numpy as np
 import pytest
+import sqlalchemy as sql
 
 from tutelage.core.errors import DataError
 from tutelage.feedback import agreement, api, report, votes
 from tutelage.feedback.client import Client, Direct
 from tutelage.feedback.taxonomy import Taxonomy
 from tutelage.feedback.wire import Answer, Form, MarkedSpan, NewCandidate, NewProject, NewTask, Question
-from tutelage.store import answers, engine, figures, people
+from tutelage.store import answers, engine, figures, people, schema
 
 FORM = Form(
     questions=(
@@ -132,13 +133,22 @@ def test_consensus_and_figures_of_people_are_kept_once(store):
     project = words.given[0].project
     for _ in range(2):
         figures.put(store, project, agreed, told, "run 1")
-    kept = figures.consensus(store, project)
-    assert len(kept) == len(agreed) and {each.task for each in kept} == set(words.tasks)
-    assert sorted(figures.statistics(store, project), key=str) == sorted(told, key=str)
+    kept = rows_of(store, schema.consensus)
+    assert len(kept) == len(agreed) and {row.task_id for row in kept} == set(words.tasks)
+    found = [
+        figures.Told(row.person_id, row.question, row.method, row.estimate, row.standard_error, row.n)
+        for row in rows_of(store, schema.person_statistic)
+    ]
+    assert sorted(found, key=str) == sorted(told, key=str)
     strict = [each for each in told if each.method == "strictness" and each.question == "tone"]
     assert len(strict) == 4 and all(each.standard_error > 0 and each.n == 30 for each in strict)
     figures.put(store, project, agreed[:1], [], "run 2")
-    assert len(figures.consensus(store, project)) == len(agreed)
+    assert len(rows_of(store, schema.consensus)) == len(agreed) + 1, "rows are added"
+
+
+def rows_of(store, table):
+    with store.read() as connection:
+        return connection.execute(sql.select(table)).all()
 
 
 def test_kinds_of_people_are_never_pooled(store):

@@ -9,7 +9,20 @@ import pytest
 import sqlalchemy as sql
 
 from tutelage.core.errors import ConfigError, DataError, NotFound
-from tutelage.store import answers, engine, erasure, gold, people, profiles, qualifications, schema, slots, tasks
+from tutelage.store import (
+    answers,
+    engine,
+    erasure,
+    gold,
+    oversight,
+    people,
+    profiles,
+    qualifications,
+    schema,
+    seen,
+    slots,
+    tasks,
+)
 from tutelage.store.slots import REASONS
 
 LEASE = 60_000
@@ -236,6 +249,52 @@ def test_a_clock_that_jumps_moves_leases_and_doubles_nothing(store, monkeypatch,
     assert submit(store, bert, *theirs) == ["stored"] * len(theirs)
     kept = answers.read(store, "p")
     assert len(kept) == len({each.task for each in kept}) == 4
+
+
+def test_whoever_has_seen_the_others_answers_is_not_asked(store):
+    where = project(store)
+    ids = fill(store, where, *((key, {}) for key in "abcd"), per_task=2)
+    anna, lead, carl = crew(store, "anna", "lead", "carl")
+    submit(store, anna, *take(store, anna, where, 4))
+    for _ in range(2):
+        seen.note(store, lead, [ids["a"]])
+    held = {each.task: each for each in take(store, lead, where, 9)}
+    assert set(held) == {ids["b"], ids["c"], ids["d"]}
+    seen.note(store, lead, [ids["c"]])  # while it is in their hands: they go on, and their answer says so
+    submit(store, lead, held[ids["b"]], held[ids["c"]])
+    assert slots.give_back(store, lead, held[ids["d"]].id, held[ids["d"]].epoch)
+    said = {each.task: each.suggestion_seen for each in answers.read(store, "p", person=lead)}
+    assert said == {ids["b"]: False, ids["c"]: True}
+    seen.note(store, lead, [ids["d"]])  # what was given back as well
+    assert take(store, lead, where, 9) == [] and why(store, lead, where) == REASONS["seen"]
+    assert why(store, anna, where) == REASONS["met"]
+    assert {each.task for each in take(store, carl, where, 9)} == {ids["a"], ids["d"]}
+    oversight.assign(store, ids["a"], lead, "another lead")
+    (mine,) = take(store, lead, where, 9)
+    submit(store, lead, mine)
+    (given,) = answers.read(store, "p", person=lead, task=ids["a"])
+    assert given.suggestion_seen, "a place with a person's name on it is theirs all the same"
+
+
+def test_whoever_has_seen_a_whole_project_is_asked_what_nobody_had_answered(store):
+    where = project(store, gold_share=0.5)
+    ids = fill(store, where, *((key, {}) for key in "abgh"), per_task=2)
+    for key in "gh":
+        gold.mark(
+            store, ids[key], gold.Said({0: 0, 1: 1}, {}), rationale="", tolerance=0, enough=1, reserve=True, by="l"
+        )
+    anna, lead, other = crew(store, "anna", "lead", "other")
+    seen.note(store, lead, [ids["g"]])  # what is expected there
+    submit(store, anna, *[each for each in take(store, anna, where, 9) if each.task == ids["a"]])
+    seen.note_all(store, lead, where.id)
+    assert {each.task for each in take(store, lead, where, 9)} <= {ids["b"], ids["h"]}
+    assert {ids["a"], ids["g"]} <= {each.task for each in take(store, other, where, 9)} | {ids["g"]}
+    given = next(each for each in take(store, lead, where, 9) if each.task == ids["b"])
+    submit(store, anna, *take(store, anna, where, 9))
+    seen.note_all(store, lead, where.id)
+    submit(store, lead, given)
+    (said,) = answers.read(store, "p", person=lead)
+    assert said.suggestion_seen
 
 
 def test_two_claims_of_one_person_at_once_never_take_a_task_twice(store):

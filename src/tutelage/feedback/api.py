@@ -8,7 +8,8 @@ from functools import partial
 from typing import Any
 
 from tutelage.core.errors import DataError, NotFound, TutelageError, UsageError
-from tutelage.feedback import adjudicate, assign, check
+from tutelage.feedback import adjudicate, assign, check, forecast
+from tutelage.feedback.assign import answerers
 from tutelage.feedback.check import Texts, checked, open_forms
 from tutelage.feedback.taxonomy import Taxonomy
 from tutelage.feedback.wire import (
@@ -36,7 +37,7 @@ from tutelage.feedback.wire import (
 from tutelage.store import adjudication, answers, oversight, people, tasks, taxonomies, texts
 from tutelage.store import slots as desk
 from tutelage.store.answers import WHOLE, NewAnnotation
-from tutelage.store.engine import Store
+from tutelage.store.engine import Store, now
 from tutelage.store.people import Person
 from tutelage.store.settings import ProjectSettings
 from tutelage.text import pii
@@ -61,6 +62,7 @@ __all__ = [
     "Shown",
     "Submitted",
     "add_tasks",
+    "answerers",
     "claim",
     "create_project",
     "give_back",
@@ -76,7 +78,6 @@ __all__ = [
     "submit",
 ]
 
-ANSWERERS = ("annotator", "reviewer", "adjudicator", "lead", "safety")
 LEADERS = ("lead", "operator")
 
 
@@ -234,6 +235,8 @@ def _items(store: Store, person: Person, slots: Sequence[desk.Slot], where: Mapp
     for slot in slots:
         task = found[slot.task]
         decides = slot.purpose == adjudication.PURPOSE
+        if decides:
+            assign.showed(store, person, where[slot.project], [task.id])
         form = adjudicate.asked(forms[task.form]) if decides else forms[task.form]
         order = assign.shown_order(task.id, person.id, len(task.candidates))
         draft = kept.get(slot.id)
@@ -311,7 +314,7 @@ def give_back(store: Store, person: Person, slot: str, epoch: int) -> bool:
 
 
 def progress(store: Store, person: Person, project: str) -> Progress:
-    """Where a project stands, who has answered how much, and when it will be done at the present rate."""
+    """Where a project stands, who has answered how much, and when enough will be there (`feedback/forecast.py`)."""
     where = tasks.get_project(store, project)
     leads = person.has(*LEADERS, "auditor", project=where.id)
     if not leads:
@@ -319,14 +322,9 @@ def progress(store: Store, person: Person, project: str) -> Progress:
     near = 10 if ProjectSettings.of(where.settings).gold_share and not leads else 1
     counts = desk.counts(store, where.id)
     tallies = answers.tallies(store, where.name)
-    by_kind: dict[str, int] = {}
-    for each in tallies:
-        by_kind[each.people] = by_kind.get(each.people, 0) + each.answers
-    hours = (
-        (max(each.last_at for each in tallies) - min(each.first_at for each in tallies)) / 3_600_000 if tallies else 0
-    )
-    rate = counts.answered / hours if hours > 0 and counts.answered > 1 else None
-    left = counts.slots - counts.answered
+    moment = now()
+    ahead = forecast.ahead(store, where, counts, tallies, moment)
+    coming = ahead.forecast if near == 1 else None  # a pace that stands still would tell which task was gold
     mine = ByPerson(person=person.pseudonym, people=person.kind, answers=desk.answered(store, person.id, where.id))
     return Progress(
         project=where.name,
@@ -336,12 +334,13 @@ def progress(store: Store, person: Person, project: str) -> Progress:
         answers=counts.answered - counts.answered % near,
         needed=counts.slots,
         in_hand=counts.leased - counts.leased % near,
-        people={kind: many - many % near for kind, many in by_kind.items()},
+        people={kind: many - many % near for kind, many in ahead.kinds.items()},
         per_person=[ByPerson(person=each.pseudonym, people=each.people, answers=each.answers) for each in tallies]
         if leads
         else [mine],
-        per_hour=rate,
-        hours_left=left / rate if rate else None,
+        paced=ahead.main,
+        per_hour=coming.rate.value if coming else None,
+        hours_left=(coming.likely - moment) / forecast.HOUR if coming and coming.likely else None,
     )
 
 
@@ -369,10 +368,6 @@ def history(store: Store, person: Person, project: str = "", limit: int = 50) ->
     """One's own answers, newest first."""
     mine = answers.read(store, project or None, person=person.id, status=None, own=True, limit=min(limit, 500))
     return [dict(answers.details(each)) | {"slot": each.slot} for each in reversed(mine)]
-
-
-def answerers(project: tasks.Project) -> tuple[str, ...]:
-    return ProjectSettings.of(project.settings).roles or ANSWERERS
 
 
 def _need(person: Person, roles: Sequence[str], project: str = "") -> None:

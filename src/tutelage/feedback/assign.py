@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from tutelage.store import seen
+from tutelage.store.engine import Store
+from tutelage.store.people import Person
+from tutelage.store.settings import ProjectSettings
+from tutelage.store.tasks import Project
+
+ANSWERERS = ("annotator", "reviewer", "adjudicator", "lead", "safety")
 LEASE_S = 900
 """Seconds a person may hold a task before it goes to somebody else."""
 
@@ -24,6 +31,23 @@ def shown_order(task: str, person: str, count: int) -> tuple[int, ...]:
     order = list(range(count))
     seeded("shown", task, person).shuffle(order)
     return tuple(order)
+
+
+def answerers(project: Project) -> tuple[str, ...]:
+    """The roles that may answer in a project."""
+    return ProjectSettings.of(project.settings).roles or ANSWERERS
+
+
+def showed(store: Store, person: Person, project: Project, tasks: Iterable[str] | None = None) -> None:
+    """Keep that a person was shown what others answered to these tasks (None: to all), or what is expected of them.
+
+    Whoever shows answers calls this: who may answer here is then not asked the same. Others are never asked.
+    """
+    if person.has(*answerers(project), project=project.id):
+        if tasks is None:
+            seen.note_all(store, person.id, project.id)
+        else:
+            seen.note(store, person.id, tasks)
 
 
 def panels(tasks: int, people: Sequence[str], per_task: int, seed: int) -> list[tuple[str, ...]]:

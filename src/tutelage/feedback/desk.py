@@ -24,7 +24,6 @@ from tutelage.feedback.wire import RANKED
 from tutelage.measure.statistics import Interval
 from tutelage.store import answers, oversight, slots, tasks
 from tutelage.store.engine import Reader, now
-from tutelage.store.settings import ProjectSettings
 from tutelage.store.tasks import Project
 
 Floats = NDArray[np.float64]
@@ -118,29 +117,15 @@ def standing(store: Reader, project: Project) -> Standing:
     moment = now()
     counts = slots.counts(store, project.id)
     tallies = tuple(answers.tallies(store, project.name))
-    kinds = Counter[str]()
-    for each in tallies:
-        kinds[each.people] += each.answers
-    main = "live" if kinds["live"] or not kinds else kinds.most_common(1)[0][0]
-    mine = [each for each in tallies if each.people == main]
-    first, last = (
-        min((each.first_at for each in mine), default=None),
-        max((each.last_at for each in mine), default=None),
-    )
-    given = ProjectSettings.of(project.settings).target
-    target = given or counts.slots
-    left = given - kinds[main] if given else counts.slots - counts.answered
-    since, width = forecast.window(first or moment, moment)
-    by_stretch = oversight.pace(store, project.id, since, width).get(main, {}) if first else {}
-    stretches = [by_stretch.get(at, 0) for at in range(forecast.STRETCHES)]
+    ahead = forecast.ahead(store, project, counts, tallies, moment)
     return Standing(
         counts=counts,
         tallies=tallies,
-        kinds={kind: many for kind, many in kinds.most_common() if many},
-        main=main,
-        target=target,
-        since=since,
-        forecast=forecast.forecast(stretches, width, left, first, last, moment),
+        kinds=ahead.kinds,
+        main=ahead.main,
+        target=ahead.target,
+        since=ahead.since,
+        forecast=ahead.forecast,
         idle=tuple(_idle(store, project, counts)),
         daily=_daily(store, project, moment),
         at=moment,

@@ -8,13 +8,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from tutelage.feedback import desk
+from tutelage.feedback import assign, desk
 from tutelage.feedback.adjudicate import masked
 from tutelage.feedback.disputes import Dispute
 from tutelage.feedback.figures import Read
 from tutelage.store import answers
 from tutelage.store.answers import Annotation
-from tutelage.store.engine import Reader
+from tutelage.store.engine import Store
+from tutelage.store.people import Person
 from tutelage.store.tasks import Project, Task
 
 ORDERS = ("worst", "ranks", "scores", "choices", "spans")
@@ -117,11 +118,17 @@ class Filters:
 
 
 def page(
-    store: Reader, project: Project, words: Read, found: Sequence[Dispute], wanted: Filters, size: int = 20
+    store: Store,
+    person: Person,
+    project: Project,
+    words: Read,
+    found: Sequence[Dispute],
+    wanted: Filters,
+    size: int = 20,
 ) -> Page:
     """Tasks with the largest disagreement first, those without the measure left out; from behind the key `after`.
 
-    What people wrote is masked where the project masks personal data.
+    What people wrote is masked where the project masks personal data. That `person` was shown it is kept.
     """
     marked = _marked(words, wanted.only)
     kept = [
@@ -142,6 +149,7 @@ def page(
     for one in answers.read(store, task=[each.task for each in shown], people=wanted.people):
         given.setdefault(one.task, []).append(masked(project, one))
     rows = tuple((each, side(words.tasks[each.task], given.get(each.task, ()))) for each in shown)
+    assign.showed(store, person, project, [each.task for each in shown])
     last = shown[-1] if len(rest) > size else None
     return Page(
         rows=rows,

@@ -10,12 +10,13 @@ import json
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from tutelage.core.errors import DataError, LicenceError
 from tutelage.corpus.catalog import INTERNAL
 from tutelage.feedback import adjudicate
+from tutelage.feedback.classes import NAMED, Chances, Thing, together
 from tutelage.feedback.rows import CONSUMERS, MAKERS, Consumer, Group
 from tutelage.store import answers, ledger, tasks
 from tutelage.store.answers import Annotation
@@ -69,13 +70,17 @@ def export(
     where = tasks.get_project(store, project)
     dropped: Counter[str] = Counter()
     given, kinds = _given(store, where, people, dropped)
+    voices = given
     if consumer != "annotations":
         given = _settled(store, where, given, kinds, dropped)
     known = tasks.load(store, sorted({each.task for each in given}), masked=bool(where.settings.get("mask_pii", True)))
     forms = tasks.forms(store, sorted({task.form for task in known.values()}))
     make = MAKERS[consumer]
     rows: list[dict[str, Any]] = []
-    for group in _groups(where, given, known, forms, by if consumer != "annotations" else "task", dropped):
+    by = by if consumer != "annotations" else "task"
+    chances = _chances(voices, given, forms) if consumer in ("classifier", "evaluation") and by == "task" else None
+    for group in _groups(where, given, known, forms, by, dropped):
+        group = replace(group, chances=chances)
         rows += make(group, dropped)
     if not rows:
         why = "; ".join(f"{reason}: {count}" for reason, count in sorted(dropped.items()))
@@ -142,6 +147,20 @@ def _settled(
     dropped.update("answer to a task that an adjudicator found broken" for each in given if each.task in broken)
     dropped.update("answer that an adjudicator overruled" for each in given if each.task in overruled)
     return [each for each in given if each.task not in broken and each.task not in overruled] + list(overruled.values())
+
+
+def _chances(
+    voices: Sequence[Annotation],
+    given: Sequence[Annotation],
+    forms: Mapping[str, tuple[int, Sequence[Mapping[str, Any]], str]],
+) -> dict[str, dict[Thing, Chances]]:
+    """What people together say, question by question; where an adjudicator decided, nobody else is heard."""
+    asked = {
+        str(each["key"]): each for _, questions, _ in sorted(forms.values(), key=lambda f: f[0]) for each in questions
+    }
+    kept = {each.id for each in given}
+    heard = [each for each in voices if each.id in kept]
+    return {key: together(heard, each) for key, each in asked.items() if each["kind"] in NAMED}
 
 
 def _groups(

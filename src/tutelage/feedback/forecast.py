@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from scipy import stats
 
 from tutelage.measure.statistics import Interval, undefined
+from tutelage.store import oversight
+from tutelage.store.answers import Tally
+from tutelage.store.engine import Reader
+from tutelage.store.settings import ProjectSettings
+from tutelage.store.slots import Counts
+from tutelage.store.tasks import Project
 
 HOUR = 3_600_000
 """In milliseconds, as all times of the store."""
@@ -38,7 +45,7 @@ class Forecast:
 
 def window(first_at: int, now: int) -> tuple[int, int]:
     """(beginning, width of a stretch in ms) of the time over which the pace is measured."""
-    width = max(1, min(now - first_at, WINDOW) // STRETCHES)
+    width = max(1, -(-min(now - first_at, WINDOW) // STRETCHES))  # rounded up: the first answer is in it
     return now - STRETCHES * width, width
 
 
@@ -82,3 +89,37 @@ def forecast(
         return now + int(min(left / per_hour, 24 * 36_500) * HOUR)
 
     return Forecast(left, rate, at(rate.high), at(rate.value), at(rate.low))
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """How many answers of which people a project has, how many it wants, and when they will be there."""
+
+    kinds: Mapping[str, int]
+    """Kind of people -> answers, most first."""
+    main: str
+    """The kind the forecast is about: live people where there are any. Kinds are never pooled."""
+    target: int
+    """Answers that are enough: the lead's own number, or all that tasks want."""
+    since: int
+    """Since when the pace is measured."""
+    forecast: Forecast
+
+
+def ahead(store: Reader, project: Project, counts: Counts, tallies: Sequence[Tally], moment: int) -> Ahead:
+    """What is ahead of a project at a moment, by where it stands (`slots.counts`, `answers.tallies`)."""
+    kinds = Counter[str]()
+    for each in tallies:
+        kinds[each.people] += each.answers
+    main = "live" if kinds["live"] or not kinds else kinds.most_common(1)[0][0]
+    mine = [each for each in tallies if each.people == main]
+    first, last = (
+        min((each.first_at for each in mine), default=None),
+        max((each.last_at for each in mine), default=None),
+    )
+    given = ProjectSettings.of(project.settings).target
+    left = given - kinds[main] if given else counts.slots - counts.answered
+    since, width = window(first or moment, moment)
+    by_stretch = oversight.pace(store, project.id, since, width).get(main, {}) if first else {}
+    found = forecast([by_stretch.get(at, 0) for at in range(STRETCHES)], width, left, first, last, moment)
+    return Ahead({kind: many for kind, many in kinds.most_common() if many}, main, given or counts.slots, since, found)

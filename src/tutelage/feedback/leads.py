@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from tutelage.core.errors import DataError, NotFound
-from tutelage.feedback import check
+from tutelage.feedback import assign, check
 from tutelage.feedback.wire import (
     Answer,
     Expected,
@@ -37,7 +37,8 @@ def mark_gold(store: Store, person: Person, project: Project, new: NewGold) -> G
         store, task.id, expected,
         rationale=new.rationale, tolerance=new.tolerance, enough=new.enough, reserve=new.reserve, by=person.id,
     )  # fmt: skip
-    return next(each for each in view_gold(store, project).tasks if each.task == task.id)
+    assign.showed(store, person, project, [task.id])
+    return next(each for each in _golds(store, project) if each.task == task.id)
 
 
 def _task(store: Store, project: Project, id: str) -> Task:
@@ -86,9 +87,21 @@ def retire_gold(store: Store, person: Person, project: Project, task: str) -> Ke
     return Kept(ok=True)
 
 
-def view_gold(store: Store, project: Project) -> GoldViews:
-    """The gold tasks of a project, and how everybody did on them."""
-    found = [
+def view_gold(store: Store, person: Person, project: Project) -> GoldViews:
+    """The gold tasks of a project, and how everybody did on them. Whoever has seen what is expected is given none."""
+    found = _golds(store, project)
+    assign.showed(store, person, project, [each.task for each in found])
+    did = [
+        StandingView(
+            person=each.pseudonym, right=each.right, n=each.n, probability=each.probability, paused=each.paused
+        )
+        for each in gold.standings(store, project.id)
+    ]
+    return GoldViews(tasks=found, people=did)
+
+
+def _golds(store: Store, project: Project) -> list[GoldView]:
+    return [
         GoldView(
             task=each.task,
             expected=dict(each.expected),
@@ -100,13 +113,6 @@ def view_gold(store: Store, project: Project) -> GoldViews:
         )
         for each in gold.every(store, project.id)
     ]
-    did = [
-        StandingView(
-            person=each.pseudonym, right=each.right, n=each.n, probability=each.probability, paused=each.paused
-        )
-        for each in gold.standings(store, project.id)
-    ]
-    return GoldViews(tasks=found, people=did)
 
 
 def lift(store: Store, person: Person, project: Project, who: str, reason: str = "") -> Kept:

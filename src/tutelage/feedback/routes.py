@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from tutelage.core.errors import DataError, NotFound, TutelageError
 from tutelage.core.records import explain
-from tutelage.feedback import adjudicate, api, layout, leads, webhooks
+from tutelage.feedback import adjudicate, api, assign, layout, leads, webhooks
 from tutelage.feedback.api import LEADERS, Forbidden, status_of
 from tutelage.feedback.export import By, export
 from tutelage.feedback.rows import CONSUMERS
@@ -106,6 +106,7 @@ def _export(store: Store, person: Person, at: Mapping[str, Any], _: Any) -> File
         raise DataError(f"there is no format {form!r}", key="format", todo=todo)
     people, accept = _listed(at["people"]), _listed(at["accept"])
     made = export(store, where.name, at["consumer"], people=people, by=at["by"], accept=accept, actor=person.id)
+    assign.showed(store, person, where)
     facts = {"rows": str(len(made.rows)), "people": made.people, "licences": ",".join(made.licences)}
     facts["dropped"] = json.dumps(made.dropped)
     return File(f"{made.consumer}.{form}", layout.MEDIA[form], layout.packed(made, form), facts)
@@ -215,7 +216,7 @@ ROUTES: tuple[Route, ...] = (
         "GET",
         f"{BASE}/projects/{{project}}/gold",
         "feedback:lead",
-        lambda store, who, at, body: leads.view_gold(store, api.led(store, who, at["project"])),
+        lambda store, who, at, body: leads.view_gold(store, who, api.led(store, who, at["project"])),
         GoldViews,
         summary="The gold tasks, and how everybody did on them",
     ),

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Literal
 
 from tutelage.core.records import Message
 from tutelage.feedback import votes
+from tutelage.feedback.classes import LISTED, NAMED, SHARES, Chances, Thing, together
+from tutelage.store.adjudication import METHOD as ADJUDICATED
 from tutelage.store.answers import WHOLE, Annotation
 from tutelage.store.tasks import Task
 from tutelage.text import pii
@@ -21,7 +23,7 @@ CONSUMERS: Mapping[Consumer, str] = {
     "reward": "pairs with `prompt`, `chosen`, `rejected` and the `margin` between them",
     "dpo": "pairs with `prompt`, `chosen`, `rejected`",
     "kto": "single responses: `prompt`, `completion`, and a `label` that says whether it is wanted",
-    "classifier": "texts with `labels` and `soft_labels`, one row for each question of choices",
+    "classifier": "texts with `labels` and `soft_labels` (posteriors), one row for each question of choices",
     "evaluation": "examination items: `messages`, `choices`, `target`, and `tags`",
     "annotations": "tasks with every answer as it was given, to be imported elsewhere",
 }
@@ -37,6 +39,8 @@ class Group:
     questions: Mapping[str, Mapping[str, Any]]
     mask: bool
     meta: Mapping[str, Any]
+    chances: Mapping[str, Mapping[Thing, Chances]] | None = None
+    """Question -> what people together say of each thing, but for adjudicated ones; None for one person's answers."""
 
     @property
     def scales(self) -> votes.Scales:
@@ -234,17 +238,16 @@ def _classifier(group: Group, dropped: Counter[str]) -> list[dict[str, Any]]:
     task, rows = group.task, []
     only = task.candidates[0] if len(task.candidates) == 1 else task.messages[-1].content
     for key, question in group.questions.items():
-        if question["kind"] not in ("choice", "choices", "tags", "boolean"):
+        if question["kind"] not in NAMED:
             continue
-        said: dict[int, list[tuple[Annotation, Any]]] = {}
+        said: dict[int, list[Annotation]] = {}
         for each in group.given:
             for value in each.values:
                 if value.question == key:
-                    answer = value.number if value.number is not None else value.value
-                    said.setdefault(value.candidate, []).append((each, answer))
+                    said.setdefault(value.candidate, []).append(each)
         for no, some in sorted(said.items()):
-            shares = _shares(question, [value for _, value in some])
-            labels = _labels(question, shares)
+            chances = _chances(group, question, no)
+            labels = _labels(question, chances.probabilities)
             if labels is None:
                 dropped["question whose answers are tied"] += 1
             fields: dict[str, Any] = {
@@ -252,10 +255,13 @@ def _classifier(group: Group, dropped: Counter[str]) -> list[dict[str, Any]]:
                 "messages": _turns(task.messages),
                 "question": key,
                 "labels": labels or [],
-                "soft_labels": [{"label": name, "probability": round(share, 6)} for name, share in shares.items()],
+                "soft_labels": [{"label": name, "probability": p} for name, p in chances.probabilities.items()],
+                "soft_model": chances.model,
+                "soft_reason": chances.why,
+                "weight": chances.weight,
                 "spans": [],
             }
-            rows.append(_row(group, key if no == WHOLE else f"{key}-{no}", [each for each, _ in some], **fields))
+            rows.append(_row(group, key if no == WHOLE else f"{key}-{no}", some, **fields))
     marks = Counter(mark for each in group.given for mark in each.spans)
     if marks:
         spans = [
@@ -264,29 +270,28 @@ def _classifier(group: Group, dropped: Counter[str]) -> list[dict[str, Any]]:
             for (where, no, start, end, label), count in sorted(marks.items())
         ]  # fmt: skip
         fields = {"text": only, "messages": _turns(task.messages), "question": "spans", "labels": []}
-        rows.append(_row(group, "spans", **fields, soft_labels=[], spans=spans))
+        fields |= {"soft_labels": [], "soft_model": SHARES, "soft_reason": "spans are counted", "weight": 1.0}
+        rows.append(_row(group, "spans", **fields, spans=spans))
     if not rows:
         dropped["task without a question of choices"] += 1
     return rows
 
 
 def _labels(question: Mapping[str, Any], shares: Mapping[str, float]) -> list[str] | None:
-    """What most people said: one label, or all that half of them named; None where several lead."""
-    if question["kind"] in ("choices", "tags"):
+    """The most probable label, or all that are at least as probable as not; None where several lead."""
+    if question["kind"] in LISTED:
         return [name for name, share in shares.items() if share >= 0.5]
     leading = [name for name, share in shares.items() if share == max(shares.values())]
     return leading if len(leading) == 1 else None
 
 
-def _shares(question: Mapping[str, Any], said: Sequence[Any]) -> dict[str, float]:
-    """Choice -> share of people who took it; a number (yes or no, or between) is shared out between both."""
-    if question["kind"] == "boolean":
-        yes = sum(float(value) for value in said) / len(said)
-        return {"no": 1 - yes, "yes": yes}
-    found = dict.fromkeys(map(str, question["choices"]), 0.0)
-    for value in said:
-        for each in value if isinstance(value, list) else [value]:
-            found[str(each)] = found.get(str(each), 0.0) + 1 / len(said)
+def _chances(group: Group, question: Mapping[str, Any], no: int) -> Chances:
+    """How probable each choice is: by all answers to a question, by an adjudicator's word, or by one person alone."""
+    key = str(question["key"])
+    if group.chances is None:
+        return replace(together(group.given, question)[group.task.id, no], why="one person's answer")
+    if (found := group.chances.get(key, {}).get((group.task.id, no))) is None:
+        return replace(together(group.given, question)[group.task.id, no], model=ADJUDICATED, why="")
     return found
 
 

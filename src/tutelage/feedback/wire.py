@@ -368,10 +368,10 @@ class ByPerson(Wire):
 
 
 class Progress(Wire):
-    """Where a project stands. `hours_left` is None until the rate can be told.
+    """Where a project stands.
 
-    Where gold tasks are given, people who do not lead see their own number exactly and all others in tens, or a
-    number that stands still would tell them which task was gold.
+    Where gold tasks are given, people who do not lead see their own number exactly, all others in tens and no pace, or
+    a number that stands still would tell them which task was gold.
     """
 
     project: str
@@ -383,8 +383,12 @@ class Progress(Wire):
     in_hand: int
     people: dict[str, int]
     per_person: list[ByPerson]
+    paced: str
+    """The kind of people whose pace this is: live ones where there are any."""
     per_hour: float | None
+    """Answers of late; None where it cannot be told."""
     hours_left: float | None
+    """Until there are enough, at this pace; None where it cannot be told, or there are."""
 
 
 class History(Wire):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import sqlalchemy as sql
 
 from tutelage.core.records import canonical, digest
-from tutelage.store import adjudication, gold, ledger, places, schema, texts, webhooks
+from tutelage.store import adjudication, gold, ledger, places, schema, seen, texts, webhooks
 from tutelage.store.engine import Reader, Store, derived_id, next_numbers, now
 
 WHOLE = -1
@@ -84,6 +84,8 @@ class Annotation:
     shown: tuple[int, ...]
     active_ms: int
     at: int
+    suggestion_seen: bool = False
+    """Whether they had seen what others answered, or a suggestion, before."""
     tiers: tuple[tuple[int, ...], ...] = ()
     unrankable: tuple[int, ...] = ()
     values: tuple[Value, ...] = ()
@@ -180,6 +182,7 @@ def _write(
     seq = next_numbers(connection, "annotation", len(fresh))
     again = [row.id for _, _, row in fresh if row.state != "leased" or row.lease_epoch > 1]
     earlier = _revisions(connection, again, person)
+    had_seen = seen.of(connection, person, sorted({row.task_id for _, _, row in fresh}))
     rows: dict[str, list[dict[str, Any]]] = {"annotation": [], "answer": [], "rank": [], "span": []}
     words: list[tuple[str, str, str]] = []
     for number, (index, each, row) in enumerate(fresh, seq):
@@ -205,7 +208,7 @@ def _write(
                 "status": each.status,
                 "reason_id": reason_id,
                 "shown": list(each.shown),
-                "suggestion_seen": each.suggestion_seen,
+                "suggestion_seen": each.suggestion_seen or row.task_id in had_seen,
                 "active_ms": each.active_ms,
                 "key": each.key,
                 "at": at,
@@ -396,6 +399,7 @@ def _with_details(connection: sql.Connection, rows: Sequence[Any]) -> list[Annot
             shown=tuple(row.shown),
             active_ms=row.active_ms,
             at=row.at,
+            suggestion_seen=row.suggestion_seen,
             tiers=_tiers(order.get(row.id, ())),
             unrankable=tuple(sorted(each.candidate_no for each in order.get(row.id, ()) if each.unrankable)),
             values=tuple(
@@ -500,6 +504,7 @@ def details(annotation: Annotation) -> Mapping[str, Any]:
         "tiers": [list(tier) for tier in annotation.tiers],
         "unrankable": list(annotation.unrankable),
         "shown": list(annotation.shown),
+        "suggestion_seen": annotation.suggestion_seen,
         "values": [
             {
                 "question": each.question,

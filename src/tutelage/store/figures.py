@@ -1,15 +1,17 @@
-"""What was computed of people's words: a task's consensus, a person's figures. Rows are added, the newest counts."""
+"""What was computed of people's words: a task's consensus, a person's figures. Rows are added, the newest counts.
+
+Nothing here reads them: they are for whoever asks the database, as it stood when they were kept."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sql
 
 from tutelage.store import schema
-from tutelage.store.engine import Reader, Store, derived_id, now
+from tutelage.store.engine import Store, derived_id, now
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,6 @@ class Told:
     estimate: float | None
     standard_error: float | None
     n: int
-    at: int = field(default=0, compare=False)
 
 
 def put(store: Store, project: str, agreed: Sequence[Agreed], told: Sequence[Told], made_by: str) -> None:
@@ -69,32 +70,3 @@ def _insert(connection: sql.Connection, table: sql.Table, rows: Sequence[dict[st
     fresh = [row for row in rows if row["id"] not in known]
     if fresh:
         connection.execute(sql.insert(table), fresh)
-
-
-def consensus(store: Reader, project: str) -> list[Agreed]:
-    """The newest consensus on each question of each task of a project (id), by each method.
-
-    What was adjudicated (method `adjudication`) counts as long as nobody has corrected or withdrawn it.
-    """
-    table = schema.consensus
-    later = schema.annotation.c
-    taken_back = sql.exists().where(later.supersedes_id == table.c.adjudication_id)
-    query = (
-        sql.select(table).join(schema.task, schema.task.c.id == table.c.task_id)
-        .where(schema.task.c.project_id == project, ~taken_back).order_by(table.c.at, table.c.id)
-    )  # fmt: skip
-    with store.read() as connection:
-        newest = {(row.task_id, row.question, row.method): row for row in connection.execute(query)}
-    return [Agreed(row.task_id, row.question, row.method, row.posterior, row.n) for row in newest.values()]
-
-
-def statistics(store: Reader, project: str) -> list[Told]:
-    """The newest of each person's figures in a project (id)."""
-    table = schema.person_statistic
-    query = sql.select(table).where(table.c.project_id == project).order_by(table.c.at, table.c.id)
-    with store.read() as connection:
-        newest = {(row.person_id, row.question, row.method): row for row in connection.execute(query)}
-    return [
-        Told(row.person_id, row.question, row.method, row.estimate, row.standard_error, row.n, row.at)
-        for row in newest.values()
-    ]

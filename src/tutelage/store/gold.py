@@ -17,7 +17,7 @@ import sqlalchemy as sql
 
 from tutelage.core.errors import DataError, NotFound
 from tutelage.core.records import digest
-from tutelage.store import ledger, schema, tasks
+from tutelage.store import ledger, schema, seen, tasks
 from tutelage.store.engine import Reader, Store, now
 from tutelage.store.settings import ProjectSettings
 
@@ -201,8 +201,8 @@ def serve(
     before: tuple[int, int],
     lease_until: int,
 ) -> tuple[str, str] | None:
-    """Give a person a gold task they have not met, in the place (turn, position) before an ordinary one: the ids of
-    slot and task, or None when there is none for them.
+    """Give a person a gold task they have neither met nor seen answered, in the place (turn, position) before an
+    ordinary one: the ids of slot and task, or None when there is none for them.
 
     A task that still waits for ordinary answers is not given as gold: who met it so could not give one.
     """
@@ -219,6 +219,7 @@ def serve(
     query = (
         sql.select(gold.task_id)
         .where(gold.retired_at.is_(None), gold.shown < exposure, fits, ~met)
+        .where(~seen.saw(person, gold.task_id, project_id))
         .order_by(gold.shown, gold.task_id)
         .limit(CHOICE)
     )

@@ -13,7 +13,7 @@ from typing import Any
 import sqlalchemy as sql
 
 from tutelage.core.errors import NotFound
-from tutelage.store import adjudication, gold, qualifications, schema, texts
+from tutelage.store import adjudication, gold, qualifications, schema, seen, texts
 from tutelage.store.engine import Reader, Store, now
 from tutelage.store.people import ROLES
 from tutelage.store.settings import ProjectSettings
@@ -210,8 +210,19 @@ def _golden(
 # The statements of a claim are built once: building them at every claim took longer than running them.
 
 _some, _other = schema.slot.alias("some").c, schema.slot.alias("other").c
-_PLACE = (slot.id, slot.task_id, slot.turn, slot.position, slot.purpose)
-_MET = sql.exists().where(_other.task_id == slot.task_id, _other.person_id == sql.bindparam("person"))
+_PLACE = (slot.id, slot.task_id, slot.turn, slot.position, slot.purpose, slot.reserved_for)
+
+
+def _closed(place: Any) -> sql.ColumnElement[bool]:
+    """That a task is none for a person: they have met it, or seen how others answered it. Whose name stands on the
+    place is asked all the same, and an adjudicator is there to look at the answers."""
+    me: Any = sql.bindparam("person")
+    met = sql.exists().where(_other.task_id == place.task_id, _other.person_id == me)
+    asked = sql.and_(place.purpose == schema.ORDINARY, place.reserved_for != me)
+    return sql.or_(met, sql.and_(asked, seen.saw(me, place.task_id, sql.bindparam("project"))))
+
+
+_MET = _closed(slot)
 _RAN_OUT = sql.and_(slot.state == "leased", slot.lease_until < sql.bindparam("moment"))
 
 _TAKE = (
@@ -263,11 +274,11 @@ _BEHIND = (
 _window = _BEHIND.limit(sql.bindparam("window")).subquery()
 _LOOK = (
     sql.select(_window)
-    .where(~sql.exists().where(_other.task_id == _window.c.task_id, _other.person_id == sql.bindparam("person")))
+    .where(~_closed(_window.c))
     .order_by(_window.c.turn, _window.c.position)
     .limit(sql.bindparam("most"))
 )
-"""Open slots of one kind behind a place, of tasks the person has not met; `window` of them are looked at."""
+"""Open slots of one kind behind a place, of tasks that are none of `_closed`; `window` of them are looked at."""
 _END = _BEHIND.limit(1).offset(sql.bindparam("window"))
 _ALL = sql.select(*_PLACE).where(_KIND, ~_MET).order_by(slot.turn, slot.position).limit(sql.bindparam("most"))
 _LAST = (
@@ -475,6 +486,7 @@ def answered(store: Reader, person: str, project_id: str) -> int:
 REASONS = {
     "paused": "A lead looks at your answers first; then you can go on.",
     "met": "You have answered every task that still waits for others: each person answers a task once.",
+    "seen": "You have seen what others answered to the tasks that still wait, so they are for people who have not.",
     "language": "No task waits in a language that you named; your profile says which.",
     "reserved": "The tasks that still wait are reserved for others.",
     "held": "The last tasks are in other people's hands; they come back if their time runs out.",
@@ -528,8 +540,11 @@ def _waiting(connection: sql.Connection, who: _Claimant, project_id: str, moment
         return bool(connection.execute(sql.select(sql.exists().where(here, *conditions))).scalar())
 
     anybody, ran_out = slot.reserved_for == "", sql.and_(slot.state == "leased", slot.lease_until < moment)
-    if any(there(state, anybody, slot.language == each) for state in (is_open, ran_out) for each in who.languages):
-        return REASONS["met"]
+    some = [(state, anybody, slot.language == each) for state in (is_open, ran_out) for each in who.languages]
+    if any(there(*each) for each in some):
+        met = sql.exists().where(_other.task_id == slot.task_id, _other.person_id == who.id)
+        looked = (~met, seen.saw(who.id, slot.task_id, slot.project_id))
+        return REASONS["seen" if any(there(*each, *looked) for each in some) else "met"]
     if there(is_open, anybody, slot.language.not_in(who.languages)):
         return REASONS["language"]
     if there(slot.state == "leased", slot.lease_until >= moment):

@@ -199,7 +199,7 @@ def router(state: Any) -> APIRouter:
         read = words(where, wanted.people, wanted.before)
         mark = (where.id, wanted.people, wanted.before, read.given[-1].seq if read.given else 0, len(read.given))
         rows = samples.get(("disputes", *mark), lambda: disputes.disputes(read))
-        page = disagreement.page(store, where, read, rows, wanted)
+        page = disagreement.page(store, render.signed_in(request), where, read, rows, wanted)
         query = {"people": wanted.people, "order": wanted.order, "language": wanted.language, "only": wanted.only}
 
         def link(**more: Any) -> str:

@@ -133,16 +133,48 @@ def test_a_choice_that_another_begins_with_may_be_the_less_likely(generator: Loc
     assert (short.tokens, long.tokens) == (len(encode("a")) + 1, len(encode("a b")) + 1)
 
 
-def test_what_is_too_long_loses_its_beginning(generator: LocalGenerator) -> None:
+def test_a_choice_that_is_too_long_is_never_cut_in_silence(generator: LocalGenerator) -> None:
     long = Example.ask("the cat sat on the mat. " * 20)
-    score = generator.loglikelihood([long, PROMPTS[0]], [["yes", "no"], ["a ball with the park"]])[0][0]
+    found = generator.loglikelihood([long, PROMPTS[0]], [["yes", "no"], ["a ball with the park", "the cat " * 80]])
+    assert [bool(each.error) for choices in found for each in choices] == [True, True, False, True]
+    assert all(each.logprob == float("-inf") for each in found[0])
+    assert f"the model's context is {CONTEXT}" in found[0][0].error
+    alone = generator.loglikelihood([PROMPTS[0]], [["a ball with the park"]])[0][0]
+    assert found[1][0].logprob == pytest.approx(alone.logprob, abs=1e-4), "its neighbours are no matter"
+
+
+def test_with_cut_what_is_too_long_loses_its_beginning(generator: LocalGenerator) -> None:
+    cutting = LocalGenerator(generator.decoder, generator.tokenizer, cut=True)
+    long = Example.ask("the cat sat on the mat. " * 20)
+    score = cutting.loglikelihood([long, PROMPTS[0]], [["yes", "no"], ["a ball with the park"]])[0][0]
     said = [*generator.tokenizer.encode("yes"), generator.tokenizer.end]
     ids = (generator.ids_of(long) + said)[-CONTEXT - 1 :]
     logs = torch.log_softmax(generator.decoder.logits(generator.decoder(torch.tensor([ids[:-1]])))[0], -1)
     expected = sum(float(logs[place - 1, ids[place]]) for place in range(len(ids) - len(said), len(ids)))
     assert score.logprob == pytest.approx(expected, abs=1e-4)
     with pytest.raises(UsageError, match="longer than the context"):
-        generator.loglikelihood([PROMPTS[0]], [["the cat " * 80]])
+        cutting.loglikelihood([PROMPTS[0]], [["the cat " * 80]])
+
+
+@pytest.mark.parametrize("stride", [0, 7, CONTEXT])
+def test_running_text_is_weighed_token_by_token_in_windows(generator: LocalGenerator, stride: int) -> None:
+    """Every token once, each in the window that the stride gives it; the texts' order and company are no matter."""
+    texts = ["the cat sat on the mat. " * 9, "a dog", "the ball rolls in the park and the dog runs. " * 5]
+    found = generator.rolling([text(each) for each in texts], stride)
+    for given, score in zip(texts, found, strict=True):
+        ids, step = render(text(given).messages, generator.tokenizer), stride or CONTEXT
+        expected, done = 0.0, 0
+        while done < len(ids) - 1:
+            end = min(len(ids) - 1, done + (step if done else CONTEXT))
+            begin = max(0, end - CONTEXT)
+            window = torch.tensor([ids[begin:end]])
+            logs = torch.log_softmax(generator.decoder.logits(generator.decoder(window))[0], -1)
+            expected += sum(float(logs[place - begin, ids[place + 1]]) for place in range(done, end))
+            done = end
+        assert score.logprob == pytest.approx(expected, abs=1e-3)
+        assert (score.tokens, score.characters) == (len(ids) - 1, len(given))
+    with pytest.raises(UsageError, match="stride"):
+        generator.rolling([text("a")], CONTEXT + 1)
 
 
 def test_what_leaves_no_room_is_not_answered_and_says_why(generator: LocalGenerator) -> None:

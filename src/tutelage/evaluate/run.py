@@ -17,10 +17,13 @@ from tutelage.core.errors import DataError
 from tutelage.core.price import BASE, Cost, Machine, Size
 from tutelage.core.records import Example, read_jsonl, write_jsonl
 from tutelage.core.stage import Context, Input, Inputs, stage
-from tutelage.evaluate import summary
+from tutelage.evaluate import summary, ways
 from tutelage.evaluate.ask import MAX_TOKENS, AnswerLog, examine
-from tutelage.evaluate.suite import KINDS, Result, Suite, faults, load, sample, select
+from tutelage.evaluate.item import KINDS
+from tutelage.evaluate.suite import Result, Suite, faults, load, sample, select
 from tutelage.evaluate.suites.baselines import rows_of
+from tutelage.evaluate.suites.judged import Agreement, report
+from tutelage.evaluate.ways import Asking
 from tutelage.generate.generator import Generator
 
 SHOWN = ("comprehension", "translation", "sentiment")
@@ -48,6 +51,8 @@ class Evaluate(Config):
     """Bootstrap resamples for corpus-level figures (chrF, BLEU, macro-F1)."""
     seed: int = 0
     """Which items are drawn."""
+    how: Asking = Field(default_factory=Asking)
+    """How they are asked: examples, chat template, judge."""
 
 
 def names(artifacts: Sequence[Artifact]) -> list[str]:
@@ -83,6 +88,8 @@ def summarise(
     dialogues: Sequence[Example],
     *,
     pairs: Sequence[tuple[str, str]] = (),
+    people: Mapping[str, Sequence[Agreement]] | None = None,
+    judge: str = "",
     resamples: int = 200,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -90,14 +97,17 @@ def summarise(
     items = summary.by_id(item for suite in chosen for item in suite.items)
     baselines = summary.baseline_table(summary.by_cell(items.values()), rows_of(dialogues))
     return {
-        "cells": summary.cells(results, items, baselines, resamples=resamples),
+        "cells": summary.cells(results, items, baselines, people=people, resamples=resamples),
         "baselines": [
             {"suite": suite, "cell": cell, "scores": dict(sorted(scores.items()))}
             for (suite, cell), scores in sorted(baselines.items(), key=lambda entry: (entry[0][0], entry[0][1] or ""))
         ],
         "gold": summary.gold_table(results),
-        "changes": summary.changes(results, pairs),
-        "slices": summary.slices(results),
+        "changes": summary.changes(results, pairs, items, resamples=resamples),
+        "slices": summary.slices(results, items, resamples=resamples),
+        "classes": summary.classes(results, items),
+        "constraints": summary.followed(results),
+        "judges": [{"suite": suite} | report(judge, said) for suite, said in sorted((people or {}).items())],
         "controls": summary.shuffled_control(results, items, baselines, seed),
     }
 
@@ -155,7 +165,7 @@ def evaluate(config: Evaluate, inputs: Inputs, out: Path, context: Context) -> d
         targets.append(_best_of(config.best_of, inputs.reward, dict(zip(called, inputs.of, strict=True)), context))
     log = AnswerLog(context.work / "answers.jsonl")
     control = _control_items(chosen, config) if config.controls else []
-    total = len(items) * len(targets) + len(control)
+    total = len(items) * len(targets) * ways.times(config.how) + len(control)
     done = 0
 
     def step(count: int) -> None:
@@ -164,21 +174,14 @@ def evaluate(config: Evaluate, inputs: Inputs, out: Path, context: Context) -> d
         context.check()
         context.say.progress(done, total, unit="answers")
 
-    results: list[Result] = []
-    for name, ref, generator in targets:
-        results += examine(
-            generator,
-            items,
-            target=name,
-            target_id=ref,
-            log=log,
-            max_tokens={**MAX_TOKENS, **config.max_tokens},
-            step=step,
-        )
     dialogues = list(read_jsonl(corpus.file("dialogues.jsonl"), Example))
-    found = summarise(
-        results, chosen, dialogues, pairs=parents(inputs.of, called), resamples=config.resamples, seed=config.seed
-    )
+    options: dict[str, Any] = {
+        "log": log, "max_tokens": {**MAX_TOKENS, **config.max_tokens}, "step": step, "seed": config.seed
+    }  # fmt: skip
+    results, found = _asked(
+        targets, chosen, every, dialogues, config.how, context.root, pairs=parents(inputs.of, called),
+        resamples=config.resamples, **options,
+    )  # fmt: skip
     if control:
         found["controls"] += _untrained(control, inputs.of, called, context, log, step)
     found["left_out"] = faults(every)
@@ -186,6 +189,47 @@ def evaluate(config: Evaluate, inputs: Inputs, out: Path, context: Context) -> d
     write_jsonl(out / "results.jsonl", results)
     (out / "summary.json").write_text(json.dumps(found, indent=1, sort_keys=True, ensure_ascii=False), encoding="utf-8")
     return headline(found)
+
+
+def _asked(
+    targets: Sequence[tuple[str, str, Generator]],
+    chosen: Sequence[Suite],
+    rows: Sequence[Example],
+    dialogues: Sequence[Example],
+    how: Asking,
+    root: Root | None,
+    *,
+    log: AnswerLog,
+    seed: int = 0,
+    pairs: Sequence[tuple[str, str]] = (),
+    resamples: int = 200,
+    **options: Any,
+) -> tuple[list[Result], dict[str, Any]]:
+    """Every target on the items as `how` says: the results, and all that follows from them."""
+    items = [item for suite in chosen for item in suite.items]
+    pools = ways.pools_of(rows, dialogues, how.shots_from) if how.shots else {}
+    bench = ways.bench_of(how.judge, root)
+    open_ended = sorted({str(item.tags["suite"]) for item in items if item.tags["kind"] == "judged"})
+    labelled = ways.labelled_answers(rows, how.people, root) if open_ended else []
+    people = ways.measured_judge(bench, labelled, open_ended, judge=how.judge, log=log)
+    results: list[Result] = []
+    others: dict[str, list[list[Result]]] = {"draws": [], "forms": []}
+    for name, ref, generator in targets:
+        told, further = ways.examined(
+            generator, items, pools, how, seed=seed, bench=bench, target=name, target_id=ref, log=log, **options
+        )
+        results += told
+        for way, found in further.items():
+            others[way] = [a + b for a, b in zip(others[way], found, strict=True)] if others[way] else found
+    summed = summarise(
+        results, chosen, dialogues, pairs=pairs, people=people, judge=how.judge, resamples=resamples, seed=seed
+    )
+    if others["draws"]:
+        summed["draws"] = ways.draws_table(results, others["draws"])
+    if others["forms"]:
+        by_id = summary.by_id(items)
+        summed["forms"] = ways.forms_table(results, others["forms"], by_id, form=how.form, resamples=resamples)
+    return results, summed
 
 
 def _best_of(n: int, reward: Artifact, known: Mapping[str, Artifact], context: Context) -> tuple[str, str, Generator]:
@@ -263,24 +307,32 @@ def evaluate_reference(
     *,
     root: Root | None = None,
     items: int = 0,
+    how: Asking | None = None,
     work: Path | None = None,
+    seed: int = 0,
+    resamples: int = 1000,
+    dialogues: Sequence[Example] = (),
     step: Callable[[int], None] = lambda done: None,
     **options: Any,
 ) -> dict[str, Any]:
     """Examine any reference (a model, a bundle, an endpoint) on suites, or a file of one's own: results and summary.
 
-    `work` keeps the answers, so that the same command goes on after an interruption. Raises DataError for a file
-    that is not a suite.
+    At most `items` of each suite and cell. `dialogues` are further rows to draw examples from (`how.shots`) and to fit
+    the simple baselines on. `work` keeps the answers, so that the same command goes on after an interruption. Raises
+    DataError for a file that is not a suite.
     """
-    chosen = load(Path(suite)) if isinstance(suite, str | Path) else suite
-    picked = [Suite(each.name, sample(each.items, items)) for each in chosen]
-    generator: Generator = refs.open(ref, root, **options)
-    log = AnswerLog(work / "answers.jsonl") if work else None
-    asked = [item for each in picked for item in each.items if item.tags["kind"] in KINDS]
-    if not asked:
+    suites = load(Path(suite)) if isinstance(suite, str | Path) else suite
+    rows = [item for each in suites for item in each.items]
+    picked = select(rows, items, seed=seed, label=False)
+    if not picked:
         raise DataError(f"no item of a kind that is examined ({', '.join(KINDS)})", file=str(suite))
-    results = examine(generator, asked, target=generator.name, target_id=ref, log=log, step=step)
-    found = summarise(results, picked, ())
+    generator: Generator = refs.open(ref, root, **options)
+    log = AnswerLog(work / "answers.jsonl" if work else None)
+    train = [row for row in rows if row.tags.get("split") == "train"]
+    results, found = _asked(
+        [(generator.name, ref, generator)], picked, rows, [*dialogues, *train], how or Asking(), root, log=log,
+        seed=seed, resamples=resamples, step=step,
+    )  # fmt: skip
     return {"results": results, "targets": [{"target": generator.name, "id": ref}], **found}
 
 

@@ -47,6 +47,8 @@ class Scored(Record):
     characters: int
     greedy: bool | None
     """Whether every token was the likeliest; None when unknown."""
+    error: str = ""
+    """Why there is no log-probability (the prompt is too long, say); `logprob` is then minus infinity."""
 
 
 @runtime_checkable

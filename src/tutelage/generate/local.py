@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,7 +38,7 @@ class LocalGenerator:
     """A decoder and its tokenizer; implements Generator. The decoder may be in training: its weights are used as is.
 
     A prompt that leaves no room in the context for an answer gets finish `error`, and why; in `loglikelihood` what is
-    too long loses its beginning, as in lm-evaluation-harness.
+    too long gets an `error` too, or with `cut` loses its beginning, as in lm-evaluation-harness.
     """
 
     def __init__(
@@ -48,12 +49,13 @@ class LocalGenerator:
         name: str = "local",
         eos: Collection[int] | None = None,
         max_batch: int = 64,
+        cut: bool = False,
     ) -> None:
         if tokenizer.size > decoder.config.vocab_size:
             raise ConfigError(f"the tokenizer has {tokenizer.size} tokens, the model only {decoder.config.vocab_size}")
         self.decoder, self.tokenizer, self.name = decoder, tokenizer, name
         self.eos = frozenset(tokenizer.stops if eos is None else eos)
-        self.max_batch = max_batch
+        self.max_batch, self.cut = max_batch, cut
         self._engine: Engine | None = None
 
     def ids_of(self, prompt: Example) -> list[int]:
@@ -118,12 +120,17 @@ class LocalGenerator:
         less likely than a longer one that begins with it. After verbatim text nothing is added.
         """
         check_choices(prompts, choices)
-        rows = [
-            self._tokens(prompt, choice, i, j)
-            for i, (prompt, each) in enumerate(zip(prompts, choices, strict=True))
-            for j, choice in enumerate(each)
-        ]
+        rows: list[_Choice] = []
         found: dict[tuple[int, int], Scored] = {}
+        for i, (prompt, each) in enumerate(zip(prompts, choices, strict=True)):
+            for j, choice in enumerate(each):
+                row = self._tokens(prompt, choice, i, j)
+                if isinstance(row, _Choice):
+                    rows.append(row)
+                else:
+                    found[i, j] = Scored(
+                        logprob=-math.inf, tokens=row, characters=len(choice), greedy=None, error=self._too_long(row)
+                    )
         for batch in _batches(rows, self.max_batch, self.decoder.config.max_position_embeddings):
             for row, (logprob, greedy) in zip(batch, self._weigh(batch), strict=True):
                 characters = len(choices[row.prompt][row.choice])
@@ -132,7 +139,11 @@ class LocalGenerator:
                 )
         return [[found[i, j] for j in range(len(each))] for i, each in enumerate(choices)]
 
-    def _tokens(self, prompt: Example, choice: str, i: int, j: int) -> _Choice:
+    def _too_long(self, tokens: int) -> str:
+        return too_long(tokens, self.decoder.config.max_position_embeddings)
+
+    def _tokens(self, prompt: Example, choice: str, i: int, j: int) -> _Choice | int:
+        """The tokens of a choice behind its prompt; their number where they do not fit."""
         if is_text(prompt):
             before, whole = split_spaces("".join(map(text_of, prompt.messages)), choice)
             read = len(self._text(before))
@@ -143,10 +154,43 @@ class LocalGenerator:
             read = len(ids)
             ids = ids + self.tokenizer.encode(choice) + list(closing(self.tokenizer))
         limit = self.decoder.config.max_position_embeddings
+        if len(ids) > limit + 1 and not self.cut:
+            return len(ids)
         start = min(max(0, len(ids) - limit - 1), read - 1)  # the last token is weighed, not read
         if len(ids) - start > limit + 1:
             raise UsageError(f"a choice of {len(ids) - read} tokens is longer than the context of {limit}")
         return _Choice(i, j, tuple(ids[start:read]), tuple(ids[read:]))
+
+    @torch.no_grad()
+    def rolling(self, prompts: Sequence[Example], stride: int = 0) -> list[Scored]:
+        """The log-probability of whole texts, in windows of the context that each weigh their last `stride` tokens.
+
+        0 is the context: every token is weighed behind at least one, as lm-evaluation-harness's rolling does. A smaller
+        stride gives every token at least context - stride others before it, and costs context / stride as much.
+        Raises UsageError for a stride beyond the context.
+        """
+        limit = self.decoder.config.max_position_embeddings
+        if not 0 <= stride <= limit:
+            raise UsageError(f"a stride is at most the context of {limit} tokens, got {stride}")
+        rows, sizes = [], []
+        for place, prompt in enumerate(prompts):
+            ids = self._text("".join(map(text_of, prompt.messages)))
+            mine = [
+                _Choice(place, 0, tuple(ids[begin : begin + 1 + skip]), tuple(ids[begin + 1 + skip : end + 1]))
+                for begin, skip, end in windows(len(ids) - 1, limit, stride or limit)
+            ]
+            rows += mine
+            sizes.append(len(ids) - 1)
+        totals = [0.0] * len(prompts)
+        for batch in _batches(rows, self.max_batch, limit):
+            for row, (logprob, _) in zip(batch, self._weigh(batch), strict=True):
+                totals[row.prompt] += logprob
+        return [
+            Scored(
+                logprob=total, tokens=size, characters=sum(len(each.content) for each in prompt.messages), greedy=None
+            )
+            for total, size, prompt in zip(totals, sizes, prompts, strict=True)
+        ]
 
     def _text(self, text: str) -> list[int]:
         return render((Message(role="text", content=text),), self.tokenizer)
@@ -184,6 +228,18 @@ class LocalGenerator:
             (float(logprob.sum()), bool(greedy.all()))
             for logprob, greedy in zip(torch.split(chosen.double(), sizes), torch.split(best, sizes), strict=True)
         ]
+
+
+def windows(count: int, context: int, stride: int) -> list[tuple[int, int, int]]:
+    """(first token read, tokens read before those weighed, last token weighed) of each window over a text of `count`
+    tokens behind one that begins it; the last window is as wide as the others and weighs what is left."""
+    found, done = [], 0
+    while done < count:
+        end = min(count, done + (stride if done else context))
+        begin = max(0, end - context)
+        found.append((begin, done - begin, end))
+        done = end
+    return found
 
 
 def _judge(decoder: Decoder, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -346,7 +346,8 @@ def _tell_cells(cells: Sequence[Mapping[str, Any]]) -> None:
         elif cell["value"] is not None:
             shown = f"{cell['value']:.3f} (no interval: {cell['reason']})"
         name = " ".join(filter(None, (cell["suite"], cell["cell"])))
-        say(f"{name:<24}{cell['metric']:<23}{shown}  n={cell['n']}")
+        lost = f" ({cell['unmeasured']} of {cell['asked']} not measured)" if cell["unmeasured"] else ""
+        say(f"{name:<24}{cell['metric']:<25}{shown}  n={cell['n']}{lost if cell['headline'] else ''}")
 
 
 def _tell_ways(found: Mapping[str, Any]) -> None:

@@ -181,8 +181,8 @@ def item_of(row: Mapping[str, Any], suite: str) -> Example:
     unknown = [key for key in flat if key not in Item.model_fields]
     if unknown:
         near = nearest(unknown[0], Item.model_fields)
-        hint = f"; did you mean {near!r}?" if near else ""
-        raise DataError(f"no such key{hint}", key=unknown[0], todo="What is your own stands under `meta` or `slices`")
+        hint = f"Did you mean {near!r}? " if near else ""
+        raise DataError("no such key", key=unknown[0], todo=f"{hint}What is your own stands under `meta` or `slices`")
     try:
         item = Item.model_validate({key: value for key, value in flat.items() if value is not None})
     except ValidationError as error:

@@ -119,6 +119,8 @@ def _cost(config: Evaluate, sizes: Mapping[str, Mapping[str, float]], machine: M
     suites = float(len(config.only)) or corpus.get("suites", 8.0)
     items = suites * corpus.get("cells", 5.0) * (config.items or 300)
     tokens, asked = corpus.get("item_tokens", 60.0), targets * items + 0.5 * suites * config.controls
+    tokens += config.how.shots * (tokens + 6.0)
+    asked *= ways.times(config.how)
     seconds = machine.answer(size.spoken(tokens), asked, tokens, 6.0, targets * suites) + 0.0007 * asked + 2.0
     return Cost(
         seconds=seconds,
@@ -140,7 +142,7 @@ def _cost(config: Evaluate, sizes: Mapping[str, Mapping[str, float]], machine: M
         "corpus": Input(kind="corpus", default="prepare", help="Where the items stand, and the rows for baselines."),
         "reward": Input(kind="reward", default="reward", optional=True, help="Chooses the best of several answers."),
     },
-    version=4,
+    version=5,
     cost=_cost,
 )
 def evaluate(config: Evaluate, inputs: Inputs, out: Path, context: Context) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from tutelage.core.events import Event
 from tutelage.core.records import Example, Preference
 from tutelage.corpus.read import Source
 from tutelage.evaluate.compare import Compared
+from tutelage.evaluate.item import Item as ItemRow
 from tutelage.evaluate.suite import Result
 from tutelage.feedback.wire import Answer, Item, NewProject
 from tutelage.generate.endpoint import Endpoint
@@ -54,6 +55,12 @@ FORMATS: tuple[tuple[str, str, Any], ...] = (
         "(category -> 0 to 1), `cluster`, `split`; an item `id`, `suite`, `kind`, `cell`, `cluster`, `slices`; a "
         "finding is a label with `attack`, `rule`, `goal`, `target`. All have `source` and `licence`.",
         Example,
+    ),
+    (
+        "Suites",
+        "A row of a suite of one's own (`tutelage evaluate REF --suite FILE.jsonl`). What is asked and what is right "
+        "must be there, all else is filled in; the same keys may stand under `tags`, as in `items.jsonl`.",
+        ItemRow,
     ),
     ("Comparisons and preferences", "`comparisons.jsonl`, `preferences.jsonl`.", Preference),
     (

@@ -227,6 +227,27 @@ def test_examining_an_answerer(tutelage: Any, little: Root, tmp_path: Path) -> N
     ):
         done = tutelage("evaluate", "fake:echo", wrong, "--suite", own, "--root", little.path)
         assert done.code == 2 and said in done.err, done
+    rows = [{"prompt": f"{n}", "target": f"{n}", "split": "train" if n > 5 else "test"} for n in range(9)]
+    own.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = tutelage(
+        "evaluate", "fake:echo", "--suite", own, "--shots", "2", "--draws", "2", "--other-form", "--root", little.path
+    )
+    assert done.code == 0 and "n=6" in done.out and "over 2 draws of examples" in done.out
+    assert "asked as raw instead of chat" in done.out
+    told = tutelage("evaluate", "fake:echo", "--suite", own, "--shots", "2", "--json", "--root", little.path).json
+    assert told["cells"][0]["value"] == 1.0 and "draws" not in told
+    for more, says in (
+        (("--shots", "4"), "3 are left"),
+        (("--form", "html"), "written"),
+        (("--shots", "1", "--shots-from", tmp_path / "none.jsonl"), "no such file"),
+        (("--judge", "nobody:x"), "nobody"),
+    ):
+        done = tutelage("evaluate", "fake:echo", "--suite", own, *more, "--root", little.path)
+        assert done.code == 2 and says in done.err, (more, done.err)
+    done = tutelage("evaluate", "fake:say 4", "--suite", "starter:more", "--items", "4", "--root", little.path)
+    assert done.code == 0 and "sums" in done.out and "town_bbq" in done.out and "were not measured" in done.out
+    done = tutelage("evaluate", "fake:echo", "--suite", "starter:less", "--root", little.path)
+    assert done.code == 2 and "starter:more" in done.err
     own.write_text('{"messages": [], "target": "x"}')
     done = tutelage("evaluate", "fake:echo", "--suite", own, "--root", little.path)
     assert done.code == 2 and "row 1" in done.err

@@ -119,3 +119,42 @@ def test_counted_votes_become_anonymous_slots() -> None:
         assert sum(value for (_, name), value in each.items() if name == "hate") == 1
         assert sum(value for (_, name), value in each.items() if name == "harassment") == 2
     assert len({str(each) for each in said}) > 4, "a slot says nothing about who voted"
+
+
+def _made(form, row, **tags):
+    return form.make(row, 0, {"id": "s/test-0", "source": "s", "licence": "permissive", "split": "test"} | tags)
+
+
+def test_the_place_of_a_choice_does_not_tell_that_it_is_right():
+    """TruthfulQA names its best answer first; as choices they stand in an order of their own, fixed by the id."""
+    form = Items(task="choice", prompt="{q}", choices=("{best}",), choices_from="wrong", target="{best}")
+    rows = [{"q": "Q", "best": "right", "wrong": ["a", "b", "a"]} for _ in range(40)]
+    places = [_made(form, row, id=f"s/{n}").choices.index("right") for n, row in enumerate(rows)]
+    assert set(places) == {0, 1, 2}
+    assert _made(form, rows[0]).choices == _made(form, rows[0]).choices
+    assert len(_made(form, rows[0]).choices) == 3, "a wrong answer that is given twice is one choice"
+
+
+def test_ifeval_rows_are_constraints_as_data():
+    form = Items(task="instruct", prompt="{prompt}", instructions=("instruction_id_list", "kwargs"))
+    row = {
+        "prompt": "Write without a comma, in 10 words or more.",
+        "instruction_id_list": ["punctuation:no_comma", "length_constraints:number_words"],
+        "kwargs": [{}, {"relation": "at least", "num_words": 10, "capital_relation": None}],
+    }
+    assert _made(form, row).tags["constraints"] == [{"type": "no_comma"}, {"type": "words", "at_least": 10}]
+    with pytest.raises(DataError, match="no such instruction"):
+        _made(form, row | {"instruction_id_list": ["a:b", "punctuation:no_comma"]})
+
+
+def test_what_a_summary_and_a_translation_say_of_themselves():
+    summary = Items(task="summarise", prompt="Shorten: {text}", target="{short}", document="{text}")
+    assert _made(summary, {"text": "long", "short": "s"}).tags["document"] == "long"
+    squad = Items(task="extractive", prompt="{c}\n{q}", answers="answers.text", cluster="{title}", language="en")
+    made = _made(squad, {"c": "C", "q": "Q", "title": "T", "answers": {"text": ["a", "b"], "answer_start": [0, 1]}})
+    assert (made.target, made.tags["answers"], made.tags["cluster"], made.tags["language"]) == (
+        "a",
+        ["a", "b"],
+        "s/T",
+        "en",
+    )

@@ -36,6 +36,10 @@ def items(count: int = 24) -> list[Example]:
     return found
 
 
+ALL = 25
+"""24 items, and their choices once without a question."""
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     tokenizer = learn(["was it good or bad? it was good, it was bad, number 0 1 2 3"] * 20, 300)
@@ -68,7 +72,7 @@ def test_answers_are_scored_again_without_asking(folder: Path, tmp_path: Path) -
     path = tmp_path / "log" / "answers.jsonl"
     first, again = counted(folder), counted(folder)
     before = examine(first, items(), target="it", log=AnswerLog(path))
-    assert first.asked == 24
+    assert first.asked == ALL
     assert examine(again, items(), target="it", log=AnswerLog(path)) == before
     corrected = [item.model_copy(update={"target": "bad" if item.choices else item.target}) for item in items()]
     after = examine(again, corrected, target="it", log=AnswerLog(path))
@@ -88,9 +92,9 @@ def test_no_model_is_served_what_another_said(folder: Path, tmp_path: Path) -> N
     alone = examine(theirs, items(), target="it", target_id=str(folder))
     theirs.asked = 0
     after = examine(theirs, items(), target="it", target_id=str(folder), log=AnswerLog(path))
-    assert theirs.asked == 24 and after == alone and after != before
+    assert theirs.asked == ALL and after == alone and after != before
     assert examine(mine, items(), target="it", target_id=str(folder), log=AnswerLog(path)) == before
-    assert mine.asked == 24
+    assert mine.asked == ALL
 
 
 def test_template_sampling_and_code_are_part_of_the_key(
@@ -102,16 +106,16 @@ def test_template_sampling_and_code_are_part_of_the_key(
         examine(generator, asked, target="it", log=AnswerLog(path), **how)
         return generator.asked
 
-    assert count(counted(folder)) == 6
+    assert count(counted(folder)) == 7
     assert count(counted(folder)) == 0
     assert count(counted(folder), max_tokens={"generate": 3}) == 0, "the items name their own length"
     asked = [item.model_copy(update={"tags": item.tags | {"max_tokens": 3}}) for item in asked]
     assert count(counted(folder)) == 3, "generation alone depends on it"
     other = counted(folder)
     other.tokenizer.config["chat_template"] = "{{- bos_token }}{%- for m in messages %}{{- m['content'] }}{%- endfor %}"
-    assert count(other) == 6
+    assert count(other) == 7
     monkeypatch.setattr(logs, "code", lambda: "another version")
-    assert count(counted(folder)) == 6
+    assert count(counted(folder)) == 7
 
 
 def test_torn_lines_and_failures_are_asked_again(tmp_path: Path) -> None:
@@ -178,7 +182,7 @@ def test_killed_at_any_instant_the_same_command_goes_on(folder: Path, tmp_path: 
         return found
 
     whole = finished("whole")
-    assert whole["asked"] == 24
+    assert whole["asked"] == ALL
     log = tmp_path / "killed" / "answers.jsonl"
     for lines in (1, 9):
         child = subprocess.Popen(command("killed", 0.2), stdout=subprocess.DEVNULL)
@@ -190,6 +194,6 @@ def test_killed_at_any_instant_the_same_command_goes_on(folder: Path, tmp_path: 
     kept = log.read_bytes().count(b"\n")
     assert 9 <= kept < 24
     resumed = finished("killed")
-    assert resumed["asked"] == 24 - kept
+    assert resumed["asked"] == ALL - kept
     assert (resumed["results"], resumed["cells"]) == (whole["results"], whole["cells"])
     assert finished("killed")["asked"] == 0

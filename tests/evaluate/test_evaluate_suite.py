@@ -9,6 +9,7 @@ from tutelage.core.records import Example, Message, Response, write_jsonl
 from tutelage.evaluate import suite as s
 from tutelage.evaluate.suites import answers as a
 from tutelage.evaluate.suites.baselines import WordTable, chance, guesses, rows_of
+from tutelage.evaluate.suites.choice import pick
 from tutelage.evaluate.summary import shuffled_control
 from tutelage.generate.generator import Scored
 
@@ -46,7 +47,7 @@ def test_a_file_of_ones_own_needs_little(tmp_path):
     [
         ({"target": "x", "choices": ["a", "b"], "tags": {"kind": "choice"}}, "target"),
         ({"choices": ["a", "a"], "tags": {"kind": "choice"}, "target": "a"}, "choices"),
-        ({"tags": {"kind": "essay"}}, "tags.kind"),
+        ({"tags": {"kind": "essay"}}, "kind"),
         ({"tags": {"kind": "extractive"}}, "target"),
         ({"messages": [], "target": "x"}, "messages"),
         ({"messages": [{"role": "assistant", "content": "hi"}], "target": "x"}, "messages"),
@@ -130,15 +131,15 @@ def test_rules_are_checked_by_our_programs_only():
 
 def test_choices_by_likelihood():
     question = item("choice", "yes", ("yes", "certainly not"))
-    found = a.pick(question, [scored(-4.0, 1, 3), scored(-6.0, 2, 13)])
+    found = pick(question, [scored(-4.0, 1, 3), scored(-6.0, 2, 13)])
     assert found.output == "yes"
     assert found.scores["accuracy"] == 1.0
     assert found.scores["accuracy_per_character"] == 0.0
     assert found.scores["confidence"] == pytest.approx(0.8808, abs=1e-4)
-    tie = a.pick(question, [scored(-4.0, 1, 3), scored(-4.0, 1, 3)])
+    tie = pick(question, [scored(-4.0, 1, 3), scored(-4.0, 1, 3)])
     assert tie.value == 0.5
-    assert a.pick(question, [scored(float("-inf"), 1, 3), scored(-1, 1, 1)]).value is None
-    assert a.pick(question, []).outcome == "unknown"
+    assert pick(question, [scored(float("-inf"), 1, 3), scored(-1, 1, 1)]).value is None
+    assert pick(question, []).outcome == "unknown"
 
 
 def test_baselines():

@@ -215,11 +215,11 @@ def _examined_now(systems: Sequence[str], suite: str, items: int, root: Root) ->
     from tutelage.evaluate.systems import system
     from tutelage.life import made_last
 
-    known, chosen = made_last(root), suites_of(suite, items, root.path)
+    known, (chosen, dialogues) = made_last(root), suites_of(suite, items, root.path)
     asked = by_id(item for each in chosen for item in each.items)
     found = []
     for ref in systems:
-        done = evaluate_reference(known.get(ref, ref), chosen, root=root)
+        done = evaluate_reference(known.get(ref, ref), chosen, root=root, items=items, dialogues=dialogues)
         rows = [row.model_copy(update={"target": ref}) for row in done["results"]]
         found.append([system(ref, ref, rows, asked, suite)])
     return found

@@ -285,6 +285,18 @@ def evaluate(
         str | None, typer.Option("--suite", help="A file of your own items, one JSON object a line, or a suite's name.")
     ] = None,
     items: Annotated[int, typer.Option(min=0, help="With --suite: items per suite and cell; 0 asks all.")] = 0,
+    shots: Annotated[int, typer.Option(min=0, help="Worked examples before each item.")] = 0,
+    draws: Annotated[int, typer.Option(min=1, help="Draws of the examples, for what they add to the error.")] = 1,
+    shots_from: Annotated[str, typer.Option(help="A file to draw the examples from.")] = "",
+    form: Annotated[
+        str, typer.Option(help="written (as the items say), chat or raw (without a template).")
+    ] = "written",
+    other_form: Annotated[bool, typer.Option("--other-form", help="Ask raw and templated; report the drop.")] = False,
+    judge: Annotated[str, typer.Option(help="Who judges open-ended answers, as prompted:REFERENCE.")] = "",
+    people: Annotated[str, typer.Option(help="Answers that people judged: a file, or preferences:ID.")] = "",
+    stride: Annotated[int, typer.Option(min=0, help="Running text: tokens weighed per window; 0 is the context.")] = 0,
+    weigh_labels: Annotated[bool, typer.Option("--weigh-labels", help="Weigh labels too, for calibration.")] = False,
+    seed: Annotated[int, typer.Option(help="Which items and examples are drawn.")] = 0,
     root: RootOption = HERE,
     keys: Annotated[bool, typer.Option("--keys", help="List the inputs and keys of this stage, and end.")] = False,
     as_json: JsonOption = False,
@@ -299,14 +311,31 @@ def evaluate(
         return _run_stage("evaluate", [*([target] if target else []), *(settings or [])], root, as_json)
     if target is None:
         raise UsageError("name what is to be examined", todo="tutelage evaluate model:3fa9 --suite FILE.jsonl")
+    from tutelage.core.config import build
     from tutelage.evaluate.run import evaluate_reference
+    from tutelage.evaluate.ways import Asking
     from tutelage.life import made_last
 
     where = root_at(root)
-    suites, work = suites_of(suite, items, root), where.work / "answers"
+    given = {"shots": shots, "draws": draws, "shots_from": shots_from, "form": form, "other_form": other_form}
+    given |= {"judge": judge, "people": people, "stride": stride, "weigh_labels": weigh_labels}
+    last = made_last(where)
+    scheme, sign, named = judge.partition(":")
+    given["judge"] = f"{scheme}:{last.get(named, named)}" if sign else last.get(judge, judge)
+    given["people"] = last.get(people, people)
     further, endpoint = _settings(target, settings)
+    suites, dialogues = suites_of(suite, items, root, seed=seed, shots=shots > 0)
     found = evaluate_reference(
-        made_last(where).get(target, target), suites, root=where, work=work, config=further, **endpoint
+        last.get(target, target),
+        suites,
+        root=where,
+        items=items,
+        how=build(Asking, given),
+        work=where.work / "answers",
+        seed=seed,
+        dialogues=dialogues,
+        config=further,
+        **endpoint,
     )
     failed = [each.reason or "it failed" for each in found["results"] if each.value is None]
     if as_json:
@@ -316,6 +345,7 @@ def evaluate(
         if "endpoint" in found:
             say(_bill(found["endpoint"]))
         _tell_further(found)
+        _tell_ways(found)
     if failed and len(failed) == len(found["results"]):
         raise TutelageError(f"none of {len(failed)} items was measured; the first: {failed[0]}")
     if failed and not as_json:
@@ -381,25 +411,70 @@ def _tell_cells(cells: Sequence[Mapping[str, Any]]) -> None:
         elif cell["value"] is not None:
             shown = f"{cell['value']:.3f} (no interval: {cell['reason']})"
         name = " ".join(filter(None, (cell["suite"], cell["cell"])))
-        say(f"{name:<24}{cell['metric']:<23}{shown}  n={cell['n']}")
+        lost = f" ({cell['unmeasured']} of {cell['asked']} not measured)" if cell["unmeasured"] else ""
+        say(f"{name:<24}{cell['metric']:<25}{shown}  n={cell['n']}{lost if cell['headline'] else ''}")
 
 
-def suites_of(name: str, items: int, root: Path) -> list[Any]:
-    """The suites of a file, or one of the last run's corpus by its name. Raises NotFound, DataError."""
+def _tell_ways(found: Mapping[str, Any]) -> None:
+    """Print what stands beside the figures: draws of examples, the other form, how judges and people agree."""
+
+    def shown(each: Mapping[str, Any]) -> str:
+        if each["value"] is None or each["low"] is None:
+            return f"undefined: {each['reason']}" if each["value"] is None else f"{each['value']:+.3f} (no interval)"
+        return f"{each['value']:+.3f} [{each['low']:+.3f}, {each['high']:+.3f}]"
+
+    for each in found.get("draws", ()):
+        name = " ".join(filter(None, (each["suite"], each["cell"])))
+        moved = "" if each["deviation"] is None else f"; another draw moves it by {each['deviation']:.3f}"
+        say(f"{name}: {each['metric']} over {each['draws']} draws of examples {shown(each)}{moved}")
+    for each in found.get("forms", ()):
+        name = " ".join(filter(None, (each["suite"], each["cell"])))
+        change = shown(each["difference"])
+        say(f"{name}: {each['metric']} asked as {each['other']} instead of {each['form']}: {change}")
+    for each in found.get("judges", ()):
+        if each["reason"]:
+            say(f"{each['suite']}: the judge's agreement with people is not known: {each['reason']}")
+            continue
+        rank = "undefined" if each["correlation"] is None else f"{each['correlation']:.2f}"
+        off, who = shown(each["difference"]), "simulated people" if each["simulated"] else "people"
+        say(f"{each['suite']}: judge minus {who} {off}, rank correlation {rank}, n={each['difference']['n']}")
+
+
+def suites_of(name: str, items: int, root: Path, *, seed: int = 0, shots: bool = False) -> tuple[list[Any], list[Any]]:
+    """(suites, training rows beside them) of a file, of a source (`catalog:NAME`, `starter:more`), or of the last run's
+    corpus by a suite's name. Raises NotFound, DataError."""
     from tutelage.core.config import nearest
     from tutelage.core.records import Example, read_jsonl
     from tutelage.evaluate.suite import load, select
 
+    if name.partition(":")[0] in ("catalog", "starter", "hf"):
+        return _source_suites(name, shots)
     if Path(name).is_file() or Path(name).suffix or "/" in name:
-        found = load(Path(name))
-        return select([each for suite in found for each in suite.items], items) if items else list(found)
+        return load(Path(name)), []
     corpus = artifact_of(known_root(root), "prepare")
     every = list(read_jsonl(corpus.file("items.jsonl"), Example))
-    if chosen := select(every, items, only=[name]):
-        return list(chosen)
+    if chosen := select(every, items, only=[name], seed=seed):
+        return list(chosen), list(read_jsonl(corpus.file("dialogues.jsonl"), Example))
     known = sorted({str(each.tags.get("suite")) for each in every})
     todo = f"Did you mean {near!r}?" if (near := nearest(name, known)) else f"There are: {', '.join(known) or 'none'}"
     raise NotFound(f"neither a file nor a suite: {name!r}", key="--suite", todo=todo)
+
+
+def _source_suites(name: str, shots: bool) -> tuple[list[Any], list[Any]]:
+    """The items of a source as suites and, for examples, some of its training dialogues; no run is needed."""
+    from tutelage.core.config import build
+    from tutelage.corpus.read import Source, gives, read
+    from tutelage.evaluate.suite import suites
+    from tutelage.starter.more import items_of
+
+    source = build(Source, {"source": name, "kinds": ["items"]})
+    if source.scheme == "starter":
+        return list(suites(items_of(source.name))), []
+    mirror = environment_defaults().get("mirror", "")
+    found = read(source, mirror=mirror)
+    training = source.model_copy(update={"kinds": ("dialogues",), "limit": 2000})
+    beside = read(training, mirror=mirror).dialogues if shots and gives(training, "dialogues") else []
+    return list(suites(found.items)), list(beside)
 
 
 release_app = group("release", "Make, look at, promote and roll back releases.")

@@ -90,9 +90,23 @@ def _translate(pairs: dict[str, str], names: dict[str, str], tests: dict[str, st
         )
         found.append(Dialogues(prompt=wordings, answer=f"{{{target}}}", family="translation"))
         slices = {"direction": f"{source}-{target}"}
+        # one sentence in several directions and languages is one cluster
+        about = {"cluster": "{en}", "language": target}
         splits = {split: role for split, role in tests.items() if target != "cs" or split == "test"}
-        found.append(Items(task="translate", prompt=wordings[0], target=f"{{{target}}}", slices=slices, splits=splits))
+        item = {
+            "task": "translate",
+            "prompt": wordings[0],
+            "target": f"{{{target}}}",
+            "slices": slices,
+            "splits": splits,
+        }
+        found.append(Items.model_validate(item | about))
     return tuple(found)
+
+
+def _read(domain: str, cluster: str = "") -> Items:
+    """Held-out text to be weighed, in bits per byte."""
+    return Items(task="perplexity", prompt="{text}", role="text", cluster=cluster, slices={"domain": domain})
 
 
 def _answers(text: str) -> Labels:
@@ -156,16 +170,20 @@ _ENTRIES = (
     _set("pretrain_books", "public-domain", "sedthh/gutenberg_english",
          "pre-training text: classic books",
          Documents(meta=("title", "author", "year")),
+         _read("books"),
          renamed={"text": "TEXT"}),
     _set("pretrain_tinyshakespeare", "public-domain", "karpathy/tiny_shakespeare",
          "pre-training text, very small; smoke tests",
-         Documents(join=1500)),
+         Documents(join=1500),
+         _read("plays")),
     _set("pretrain_wikitext2", "share-alike", "Salesforce/wikitext:wikitext-2-v1",
          "held-out text for language models",
-         Documents(splits={"validation": "validation"})),
+         Documents(splits={"validation": "validation"}),
+         _read("encyclopaedia", "{title}")),
     _set("pretrain_speeches", "public-domain", "",
          "pre-training text: presidential addresses",
-         Documents(meta=("title", "year"))),
+         Documents(meta=("title", "year")),
+         _read("speeches", "{title}")),
     # Instructions
     _set("instruct_p3", "share-alike", "bigscience/P3",
          "instruction tuning: many short tasks",
@@ -182,7 +200,16 @@ _ENTRIES = (
     _set("instruct_gsm8k", "permissive", "openai/gsm8k:main",
          "worked arithmetic: tuning, examination, verifiable reward",
          Dialogues(prompt=("{question}",), answer="{answer}", family="arithmetic", drop=r"<<[^>]*>>"),
-         Items(task="generate", prompt="{question}", target="{final}")),
+         Items(task="arithmetic", prompt="{question}", target="{final}")),
+    _set("instruct_ifeval", "permissive", "google/IFEval",
+         "instructions whose keeping a program verifies",
+         Items(
+            task="instruct",
+            prompt="{prompt}",
+            instructions=("instruction_id_list", "kwargs"),
+            splits={"train": "test", "test": "test"},
+        ),
+         evaluation_only=True),
     # Sentiment, emotion, irony
     _set("sentiment_sst", "not-stated", "stanfordnlp/sst2",
          "sentiment of sentences (SST-2)",
@@ -256,7 +283,7 @@ _ENTRIES = (
             task="extractive",
             prompt=_QUESTION,
             answers="answers",
-            cluster="{id}",
+            cluster="{title}",
             slices={"language": "{lang}"},
             splits={f"test_{language}": "test" for language in _XQUAD},
         ),
@@ -266,7 +293,19 @@ _ENTRIES = (
          Dialogues(
             prompt=(_QUESTION, "Read and answer. {context}\n{question}"), answer="{answers.0}", family="comprehension"
         ),
-         Items(task="extractive", prompt=_QUESTION, answers="answers", slices={"origin": "{source}"})),
+         Items(
+            task="extractive", prompt=_QUESTION, answers="answers", cluster="{context}", slices={"origin": "{source}"}
+        )),
+    _set("comprehension_squad", "share-alike", "rajpurkar/squad",
+         "reading comprehension (SQuAD 1.1)",
+         Dialogues(prompt=(_QUESTION,), answer="{answers.text.0}", family="comprehension", splits={"train": "train"}),
+         Items(
+            task="extractive",
+            prompt=_QUESTION,
+            answers="answers.text",
+            cluster="{title}",
+            splits={"validation": "test", "test": "test"},
+        )),
     _set("truthfulqa", "permissive", "truthfulqa/truthful_qa:generation",
          "truthfulness: questions that people often answer wrongly",
          Items(

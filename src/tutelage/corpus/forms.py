@@ -16,6 +16,7 @@ from pydantic import Field
 
 from tutelage.core.errors import DataError
 from tutelage.core.records import Document, Example, Message, Preference, Record, Role, digest
+from tutelage.text.constraints import from_ifeval
 
 Row = Mapping[str, Any]
 Kind = Literal["documents", "dialogues", "comparisons", "labels", "items"]
@@ -138,7 +139,10 @@ class Items(Form):
 
     kind: Literal["items"] = "items"
     splits: dict[str, str] = Field(default_factory=lambda: {"test": "test"})
-    task: Literal["choice", "generate", "extractive", "translate", "classify", "goal", "benign", "pair", "audit"]
+    task: Literal[
+        "choice", "generate", "extractive", "translate", "classify", "arithmetic", "instruct", "summarise",
+        "perplexity", "judged", "goal", "benign", "pair", "audit",
+    ]  # fmt: skip
     suite: str = ""
     prompt: str = "{prompt}"
     system: str = ""
@@ -152,6 +156,12 @@ class Items(Form):
     """The field that holds the index of the right choice."""
     answers: str = ""
     """The field that holds the list of accepted answers; the first is the target."""
+    language: str = ""
+    """The language of the right answer (ISO 639-1)."""
+    document: str = ""
+    """What is to be summarised, where it is not the whole prompt."""
+    instructions: tuple[str, str] | None = None
+    """The two fields with IFEval's instruction ids and their arguments."""
     cluster: str = ""
     slices: dict[str, str] = Field(default_factory=dict)
     keep: tuple[str, ...] = ()
@@ -168,6 +178,8 @@ class Items(Form):
         choices = tuple(self.fill(each, row) for each in self.choices)
         if self.choices_from:
             choices = (*choices, *_texts(field(row, self.choices_from), self.choices_from))
+            if self.choices:  # which is right must not be told by its place; a wrong choice may stand twice
+                choices = tuple(sorted(dict.fromkeys(choices), key=lambda each: digest([tags["id"], each])))
         target = self.fill(self.target, row) if self.target else None
         if self.answer:
             target = _pick(choices, self, self.answer, row)
@@ -175,6 +187,12 @@ class Items(Form):
         if self.answers:
             accepted = _texts(field(row, self.answers), self.answers)
             target, more["answers"] = accepted[0], list(accepted)
+        for name, template in (("language", self.language), ("document", self.document)):
+            if template:
+                more[name] = self.fill(template, row)
+        if self.instructions:
+            ids, arguments = (field(row, name) for name in self.instructions)
+            more["constraints"] = from_ifeval(ids, arguments)
         tags = tags | more | {"suite": self.suite or tags["source"], "kind": self.task, "cell": None}
         tags["cluster"] = _cluster(tags["source"], self.fill(self.cluster, row)) if self.cluster else tags["id"]
         tags["slices"] = {name: self.fill(template, row) for name, template in self.slices.items()}

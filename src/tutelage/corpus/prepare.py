@@ -206,8 +206,11 @@ class _Work:
         self.context.licence(*(reading.licence for reading in self.readings))
 
     def _starter(self, source: Source) -> Reading:
-        from tutelage.starter import world
+        from tutelage.starter import more, world
 
+        if source.name != "starter":
+            further = more.items_of(source.name, self.config.seed)
+            return Reading(source, source.name, "permissive", "further suites of the embedded town", items=further)
         town = world.build(self.config.seed, self.config.scale)
         self.truth = town.truth
         reading = Reading(source, source.name, "permissive", "the embedded town: everything, with its truth known")

@@ -34,8 +34,8 @@ class Source(Config):
     """One source of data."""
 
     source: str
-    """`starter:`, `catalog:NAME`, `file:PATH` (jsonl, txt, md, parquet; .gz and .zst; a folder of them) or
-    `hf:organisation/name`, with `:configuration` and `@revision` where needed."""
+    """`starter:` (`starter:more`: its further suites), `catalog:NAME`, `file:PATH` (jsonl, txt, md, parquet; .gz and
+    .zst; a folder of them) or `hf:organisation/name`, with `:configuration` and `@revision` where needed."""
     kinds: tuple[Kind, ...] = ()
     """Take only these kinds of record; empty takes all that the source gives."""
     form: Annotated[AnyForm, Field(discriminator="kind")] | None = None
@@ -56,6 +56,8 @@ class Source(Config):
     @classmethod
     def _known(cls, value: str) -> str:
         scheme, sign, rest = value.partition(":")
+        if scheme == "starter" and rest not in ("", "more"):
+            raise ValueError(f"there are starter: and starter:more (its further suites), found {value!r}")
         if not sign or scheme not in ("starter", "catalog", "file", "hf") or (scheme != "starter" and not rest):
             raise ValueError(f"expected starter:, catalog:NAME, file:PATH or hf:organisation/name, found {value!r}")
         return value

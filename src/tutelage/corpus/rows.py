@@ -70,14 +70,14 @@ def _bytes_of(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def rows_of(path: Path) -> Iterator[tuple[int, Raw]]:
-    """Numbered rows of a file."""
+def rows_of(path: Path, lines: bool = False) -> Iterator[tuple[int, Raw]]:
+    """Numbered rows of a file; with `lines` a text of whatever name holds JSON lines."""
     ending = _ending(path)
     if ending == ".parquet":
         yield from _table_rows(path)
         return
     with _bytes_of(path) as stream:
-        if ending == ".jsonl":
+        if lines or ending == ".jsonl":
             yield from ((number, line) for number, line in enumerate(stream, 1) if not line.isspace())
             return
         text = stream.read().decode("utf-8", "replace")

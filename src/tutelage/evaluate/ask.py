@@ -9,15 +9,22 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tutelage.core.errors import Stopped, TutelageError, Unreachable
-from tutelage.core.records import Example, Message, Response
+from tutelage.core.errors import Stopped, TutelageError, Unreachable, UsageError
+from tutelage.core.records import Example, Message, Response, digest
 from tutelage.evaluate.log import AnswerLog as AnswerLog
+from tutelage.evaluate.log import code
 from tutelage.evaluate.suite import Result, item_id, row
-from tutelage.evaluate.suites.answers import HEADLINE, Figure, pick, score, unknown
+from tutelage.evaluate.suites import choice, judged, perplexity
+from tutelage.evaluate.suites.answers import score
+from tutelage.evaluate.suites.figure import Figure, unknown
 from tutelage.evaluate.suites.gold import gold
+from tutelage.evaluate.suites.kinds import HEADLINE
 from tutelage.generate.generator import Generator, Sampling, Scored
 
-MAX_TOKENS: Mapping[str, int] = {"extractive": 16, "classify": 8, "translate": 40, "generate": 32, "rule": 24}
+MAX_TOKENS: Mapping[str, int] = {
+    "extractive": 16, "classify": 8, "translate": 40, "generate": 32, "rule": 24, "arithmetic": 96, "instruct": 128,
+    "summarise": 64, "judged": 96,
+}  # fmt: skip
 """Tokens an answer may take, by kind; an item's `tags.max_tokens` overrides it."""
 CHUNK = 128
 """Items asked at once. Fixed, so that a run that was interrupted asks in the same groups."""
@@ -27,7 +34,8 @@ def sampling_of(item: Example, max_tokens: Mapping[str, int], base: Sampling) ->
     """How an item is answered: greedy unless `base` says otherwise, with its kind's length."""
     kind = str(item.tags["kind"])
     length = item.tags.get("max_tokens") or max_tokens.get(kind) or MAX_TOKENS.get(kind, base.max_tokens)
-    return base.model_copy(update={"max_tokens": int(length)})
+    stops = tuple(str(each) for each in item.tags.get("stop") or base.stop)
+    return base.model_copy(update={"max_tokens": int(length), "stop": stops})
 
 
 GREEDY = Sampling(max_tokens=32, temperature=0.0)
@@ -149,6 +157,56 @@ def likelihoods(
     ]
 
 
+def rolled(
+    generator: Generator,
+    items: Sequence[Example],
+    *,
+    log: AnswerLog,
+    target: str = "",
+    stride: int = 0,
+    step: Callable[[int], None] = lambda done: None,
+) -> list[Scored | str]:
+    """The log-likelihood of each whole text in windows (see `LocalGenerator.rolling`), or why there is none."""
+    keys = {item_id(item): log.key(generator, target, item, ["rolling", stride]) for item in items}
+    weigh = getattr(generator, "rolling", None)
+    for chunk in _chunks(items):
+        if not all(keys[item_id(item)] in log for item in chunk):
+
+            def ask(batch: list[Example]) -> list[Any]:
+                if weigh is None:
+                    raise UsageError(f"{generator.name} does not weigh running text; a local model does")
+                return [each.model_dump(exclude={"error"}) for each in weigh(batch, stride)]
+
+            answers = _one_by_one(ask, chunk)
+            log.put((keys[item_id(item)], answer) for item, answer in zip(chunk, answers, strict=True))
+        step(len(chunk))
+    told = [log[keys[item_id(item)]] for item in items]
+    return [str(each["error"]) if "error" in each else Scored.model_validate(each) for each in told]
+
+
+def judgements(
+    bench: judged.Bench | None,
+    items: Sequence[Example],
+    answers: Sequence[str],
+    *,
+    log: AnswerLog,
+    judge: str = "",
+) -> list[float | str]:
+    """What the judge says of each answer, from the log where it was asked before; a text where it has no opinion."""
+    if bench is None:
+        return ["no judge was named"] * len(items)
+    keys = [
+        digest([f"judge:{judge}", code(), item.model_dump(mode="json"), answer])
+        for item, answer in zip(items, answers, strict=True)
+    ]
+    fresh = [place for place, key in enumerate(keys) if key not in log]
+    for start in range(0, len(fresh), CHUNK):
+        places = fresh[start : start + CHUNK]
+        said = judged.verdicts(bench, [items[place] for place in places], [answers[place] for place in places])
+        log.put((keys[place], word) for place, word in zip(places, said, strict=True))
+    return [log[key] for key in keys]
+
+
 def examine(
     generator: Generator,
     items: Sequence[Example],
@@ -159,27 +217,77 @@ def examine(
     max_tokens: Mapping[str, int] | None = None,
     sampling: Sampling = GREEDY,
     step: Callable[[int], None] = lambda done: None,
+    bench: judged.Bench | None = None,
+    judge: str = "",
+    stride: int = 0,
+    weigh_labels: bool = False,
 ) -> list[Result]:
-    """One Result per item, in order: multiple choice by log-likelihood, everything else by generation (greedy unless
-    `sampling` says otherwise). `confidence` among the scores is the probability of the whole answer, where the
-    generator states it."""
+    """One Result per item, in order: choices and running text by log-likelihood, everything else by generation (greedy
+    unless `sampling` says otherwise).
+
+    `confidence` among the scores is the probability of the whole answer, where the generator states it. `bench` (of the
+    name `judge`) judges items of kind `judged`. With `weigh_labels` the labels of a classification are weighed too, for
+    its calibration. A generator that gives no likelihoods leaves such items unknown.
+    """
     log = log or AnswerLog()
-    identity = target_id or target
+    how: dict[str, Any] = {"log": log, "target": target_id or target}
     choices = [item for item in items if item.tags["kind"] == "choice"]
-    others = [item for item in items if item.tags["kind"] != "choice"]
+    texts = [item for item in items if item.tags["kind"] == "perplexity"]
+    others = [item for item in items if item.tags["kind"] not in ("choice", "perplexity")]
     figures: dict[str, Figure] = {}
-    for item, scored in zip(choices, likelihoods(generator, choices, log=log, target=identity, step=step), strict=True):
-        figures[item_id(item)] = unknown(scored) if isinstance(scored, str) else pick(item, scored)
-    told = responses(generator, others, log=log, target=identity, sampling=sampling, max_tokens=max_tokens, step=step)
+    for item, figure in zip(choices, _weighed(generator, choices, step, how), strict=True):
+        figures[item_id(item)] = figure
+    for item, scored in zip(texts, rolled(generator, texts, stride=stride, step=step, **how), strict=True):
+        figures[item_id(item)] = unknown(scored) if isinstance(scored, str) else perplexity.read(item, scored)
+    told = responses(generator, others, sampling=sampling, max_tokens=max_tokens, step=step, **how)
+    open_ended = [
+        (item, response)
+        for item, response in zip(others, told, strict=True)
+        if item.tags["kind"] == "judged" and response.finish != "error"
+    ]
+    words = judgements(
+        bench, [item for item, _ in open_ended], [said.message.content for _, said in open_ended], log=log, judge=judge
+    )
+    verdicts = {item_id(item): word for (item, _), word in zip(open_ended, words, strict=True)}
     for item, response in zip(others, told, strict=True):
         if response.finish == "error":
             figures[item_id(item)] = unknown(response.message.content or "the generator failed")
+            continue
+        if item.tags["kind"] == "judged":
+            figures[item_id(item)] = judged.read(response, verdicts[item_id(item)])
             continue
         figure = score(item, response)
         truth = gold(item, response)
         sure = {"confidence": math.exp(min(0.0, sum(response.logprobs)))} if response.logprobs else {}
         figures[item_id(item)] = figure._replace(scores=figure.scores | (truth or {}) | sure)
+    if weigh_labels:
+        labels = [item for item in others if item.tags["kind"] == "classify" and item.choices]
+        for item, found in zip(labels, _weighed(generator, labels, lambda done: None, how), strict=True):
+            mine = figures[item_id(item)]
+            if found.value is not None and mine.value is not None:
+                more = {name: found.scores[name] for name in ("confidence", "probability")}
+                more["accuracy_by_likelihood"] = found.scores["accuracy"]
+                figures[item_id(item)] = mine._replace(scores=mine.scores | more)
     return [_result(item, figures[item_id(item)], target, target_id) for item in items]
+
+
+def _weighed(
+    generator: Generator, items: Sequence[Example], step: Callable[[int], None], how: Mapping[str, Any]
+) -> list[Figure]:
+    """Choices by log-likelihood: all that the items need, in one list of requests, what is equal asked once."""
+    requests = {item_id(each): each for item in items for each in choice.requests(item)}
+    asked = told_of = 0
+
+    def heard(count: int) -> None:  # in items, of which one may need several requests
+        nonlocal asked, told_of
+        asked += count
+        whole = asked * len(items) // len(requests)
+        step(whole - told_of)
+        told_of = whole
+
+    said = likelihoods(generator, list(requests.values()), step=heard, **how)
+    told = dict(zip(requests, said, strict=True))
+    return [choice.read(item, told) for item in items]
 
 
 def _result(item: Example, figure: Figure, target: str, target_id: str) -> Result:

@@ -21,9 +21,8 @@ from tutelage.core.records import Record
 from tutelage.evaluate.ranking import Ranked, ranks
 from tutelage.evaluate.resampled import Drawn, drawn, weights_of
 from tutelage.evaluate.suite import Result, golds_of, prompt_of
-from tutelage.evaluate.suites.answers import HEADLINE
-from tutelage.evaluate.summary import EXTRA
-from tutelage.evaluate.systems import LOWER, Key, System, cell_of_row, text_of
+from tutelage.evaluate.suites.kinds import HEADLINE, KIND, LOWER_IS_BETTER
+from tutelage.evaluate.systems import Key, System, cell_of_row, text_of
 from tutelage.measure.statistics import (
     Interval,
     Test,
@@ -318,10 +317,11 @@ def _rows_of(
             continue
         kind, headline = shared[0][0].kind, shared[0][0].metric
         measured = [(a, b) for a, b in shared if a.value is not None and b.value is not None]
-        lower = headline in LOWER
+        lower = headline in LOWER_IS_BETTER
         letters = [change(a, b, lower) for a, b in shared]
         changes = {CHANGES[letter]: letters.count(letter) for letter in CHANGES if letter != "."}
-        for metric in dict.fromkeys((headline, *(EXTRA.get(kind, ()) if HEADLINE.get(kind) == headline else ()))):
+        further = [each.name for each in KIND.get(kind, ())] if HEADLINE.get(kind) == headline else []
+        for metric in dict.fromkeys((headline, *further)):
             one = _measure(metric, measured, (first, second), level, resamples, seed)
             if metric != headline and one.values == (None, None):
                 continue  # a further figure that this cell does not have
@@ -333,7 +333,7 @@ def _rows_of(
                 kind=kind,
                 metric=metric,
                 headline=metric == headline,
-                lower_is_better=metric in LOWER,
+                lower_is_better=metric in LOWER_IS_BETTER,
                 values=one.values,
                 difference=one.difference,
                 p=one.p,
@@ -461,7 +461,7 @@ def _items(systems: Sequence[System], pairs: Sequence[tuple[int, int]]) -> list[
         rows = [each.rows.get(key) for each in systems]
         row = next(each for each in rows if each is not None)
         asked = next((each.items[key[1]] for each in systems if key[1] in each.items), None)
-        lower = row.metric in LOWER
+        lower = row.metric in LOWER_IS_BETTER
         found.append(
             Item(
                 id=row.item,

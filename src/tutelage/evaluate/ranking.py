@@ -9,7 +9,8 @@ from scipy import stats
 
 from tutelage.core.records import Record
 from tutelage.evaluate.resampled import Drawn, Floats, drawn, weights_of
-from tutelage.evaluate.systems import LOWER, Key, System, cell_of_row
+from tutelage.evaluate.suites.kinds import LOWER_IS_BETTER
+from tutelage.evaluate.systems import Key, System, cell_of_row
 from tutelage.measure.statistics import group
 
 
@@ -56,7 +57,7 @@ def ranks(systems: Sequence[System], *, resamples: int = 1000, seed: int = 0) ->
             known = [one for one in each if isinstance(one, Drawn)]
             if len(known) < len(systems):
                 continue
-            sign = 1.0 if metric in LOWER else -1.0
+            sign = 1.0 if metric in LOWER_IS_BETTER else -1.0
             some = weights[:, places]
             some = some[some.sum(axis=1) > 0]
             cloud = np.stack([one.figures(some) for one in known])

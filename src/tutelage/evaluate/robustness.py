@@ -20,13 +20,10 @@ from tutelage.core.records import Example
 from tutelage.evaluate.ask import GREEDY, AnswerLog, examine
 from tutelage.evaluate.perturb import expand, perturbed, vocabulary
 from tutelage.evaluate.suite import Result, Suite, item_id, sample
+from tutelage.evaluate.suites.kinds import LOWER_IS_BETTER
 from tutelage.generate.generator import Generator
 from tutelage.measure.statistics import Comparison, Interval, holm, mean, non_inferior, paired, plain, rate, undefined
 
-LOWER_IS_BETTER = frozenset(
-    {"attack_success", "refused", "invented", "perplexity", "bits_per_byte", "calibration_error", "brier", "toxic"}
-)
-"""Metrics whose worst value is the highest one."""
 WORST = "worst case"
 AGAIN = "asked again"
 """In place of a family: the lowest answer over all forms of an item; the item as it stands, once more."""

@@ -17,13 +17,16 @@ from tutelage.core.errors import DataError
 from tutelage.core.price import BASE, Cost, Machine, Size
 from tutelage.core.records import Example, digest, read_jsonl, write_jsonl
 from tutelage.core.stage import Context, Input, Inputs, stage
-from tutelage.evaluate import contamination, flips, groups, reliability, robustness, summary
+from tutelage.evaluate import contamination, flips, groups, reliability, robustness, summary, ways
 from tutelage.evaluate.ask import MAX_TOKENS, AnswerLog, examine
+from tutelage.evaluate.item import KINDS
 from tutelage.evaluate.perturb import expand
 from tutelage.evaluate.reliability import Reliability
 from tutelage.evaluate.robustness import Robustness
-from tutelage.evaluate.suite import KINDS, Result, Suite, faults, load, sample, select
+from tutelage.evaluate.suite import Result, Suite, faults, load, sample, select
 from tutelage.evaluate.suites.baselines import rows_of
+from tutelage.evaluate.suites.judged import Agreement, report
+from tutelage.evaluate.ways import Asking
 from tutelage.generate.generator import Generator
 
 SHOWN = ("comprehension", "translation", "sentiment")
@@ -62,6 +65,8 @@ class Evaluate(Examination):
     """Items per suite for the untrained model, which must stay at chance; 0 leaves the control out."""
     contamination: int = Field(8, ge=0)
     """Words in a run which, standing in an item and in what a model learned from, make it dirty; 0 does not look."""
+    how: Asking = Field(default_factory=Asking)
+    """How they are asked: examples, chat template, judge."""
 
 
 def names(artifacts: Sequence[Artifact]) -> list[str]:
@@ -97,6 +102,8 @@ def summarise(
     dialogues: Sequence[Example],
     *,
     pairs: Sequence[tuple[str, str]] = (),
+    people: Mapping[str, Sequence[Agreement]] | None = None,
+    judge: str = "",
     resamples: int = 200,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -104,14 +111,17 @@ def summarise(
     items = summary.by_id(item for suite in chosen for item in suite.items)
     baselines = summary.baseline_table(summary.by_cell(items.values()), rows_of(dialogues))
     return {
-        "cells": summary.cells(results, items, baselines, resamples=resamples),
+        "cells": summary.cells(results, items, baselines, people=people, resamples=resamples),
         "baselines": [
             {"suite": suite, "cell": cell, "scores": dict(sorted(scores.items()))}
             for (suite, cell), scores in sorted(baselines.items(), key=lambda entry: (entry[0][0], entry[0][1] or ""))
         ],
         "gold": summary.gold_table(results),
-        "changes": summary.changes(results, pairs),
-        "slices": summary.slices(results),
+        "changes": summary.changes(results, pairs, items, resamples=resamples),
+        "slices": summary.slices(results, items, resamples=resamples),
+        "classes": summary.classes(results, items),
+        "constraints": summary.followed(results),
+        "judges": [{"suite": suite} | report(judge, said) for suite, said in sorted((people or {}).items())],
         "controls": summary.shuffled_control(results, items, baselines, seed),
     }
 
@@ -123,6 +133,8 @@ def _cost(config: Evaluate, sizes: Mapping[str, Mapping[str, float]], machine: M
     suites = float(len(config.only)) or corpus.get("suites", 8.0)
     items = suites * corpus.get("cells", 5.0) * (config.items or 300)
     tokens, asked = corpus.get("item_tokens", 60.0), targets * items + 0.5 * suites * config.controls
+    tokens += config.how.shots * (tokens + 6.0)
+    asked *= ways.times(config.how)
     changed = targets * suites * config.robustness.items * (1 + 0.8 * len(expand(config.robustness.families)))
     drawn = targets * 0.6 * suites * config.reliability.items * config.reliability.repeats
     weighed = targets * 0.25 * items if config.reliability.labels else 0.0
@@ -182,7 +194,7 @@ def evaluate(config: Evaluate, inputs: Inputs, out: Path, context: Context) -> d
     log = AnswerLog(context.work / "answers.jsonl")
     control = _control_items(chosen, config) if config.controls else []
     further = Further(config, chosen, log)
-    total = (len(items) + further.count) * len(targets) + len(control)
+    total = (len(items) * ways.times(config.how) + further.count) * len(targets) + len(control)
     done = 0
 
     def step(count: int) -> None:
@@ -191,27 +203,18 @@ def evaluate(config: Evaluate, inputs: Inputs, out: Path, context: Context) -> d
         context.check()
         context.say.progress(done, total, unit="answers")
 
-    results: list[Result] = []
-    for name, ref, generator in targets:
-        results += examine(
-            generator,
-            items,
-            target=name,
-            target_id=ref,
-            log=log,
-            max_tokens={**MAX_TOKENS, **config.max_tokens},
-            step=step,
-        )
-        further.ask(generator, name, ref, results, step)
     dialogues = list(read_jsonl(corpus.file("dialogues.jsonl"), Example))
-    found = summarise(
-        results, chosen, dialogues, pairs=parents(inputs.of, called), resamples=config.resamples, seed=config.seed
-    )
+    options: dict[str, Any] = {
+        "log": log, "max_tokens": {**MAX_TOKENS, **config.max_tokens}, "step": step, "seed": config.seed
+    }  # fmt: skip
+    results, found = _asked(
+        targets, chosen, every, dialogues, config.how, further, context.root, pairs=parents(inputs.of, called),
+        resamples=config.resamples, **options,
+    )  # fmt: skip
     if control:
         found["controls"] += _untrained(control, inputs.of, called, context, log, step)
     found["flips"] = [each.model_dump(mode="json") for each in flips.between(results, parents(inputs.of, called))]
     found["contamination"] = _met(items, results, inputs, called, config.contamination, context.root)
-    found |= further.found(results)
     found["left_out"] = faults(every)
     found["targets"] = [{"target": name, "id": ref} for name, ref, _ in targets]
     write_jsonl(out / "results.jsonl", results)
@@ -219,6 +222,49 @@ def evaluate(config: Evaluate, inputs: Inputs, out: Path, context: Context) -> d
         write_jsonl(out / "perturbed.jsonl", further.changed)
     (out / "summary.json").write_text(json.dumps(found, indent=1, sort_keys=True, ensure_ascii=False), encoding="utf-8")
     return headline(found)
+
+
+def _asked(
+    targets: Sequence[tuple[str, str, Generator]],
+    chosen: Sequence[Suite],
+    rows: Sequence[Example],
+    dialogues: Sequence[Example],
+    how: Asking,
+    further: Further,
+    root: Root | None,
+    *,
+    log: AnswerLog,
+    seed: int = 0,
+    pairs: Sequence[tuple[str, str]] = (),
+    resamples: int = 200,
+    **options: Any,
+) -> tuple[list[Result], dict[str, Any]]:
+    """Every target on the items as `how` says: the results, and all that follows from them."""
+    items = [item for suite in chosen for item in suite.items]
+    pools = ways.pools_of(rows, dialogues, how.shots_from) if how.shots else {}
+    bench = ways.bench_of(how.judge, root)
+    open_ended = sorted({str(item.tags["suite"]) for item in items if item.tags["kind"] == "judged"})
+    labelled = ways.labelled_answers(rows, how.people, root) if open_ended else []
+    people = ways.measured_judge(bench, labelled, open_ended, judge=how.judge, log=log)
+    results: list[Result] = []
+    others: dict[str, list[list[Result]]] = {"draws": [], "forms": []}
+    for name, ref, generator in targets:
+        told, beside = ways.examined(
+            generator, items, pools, how, seed=seed, bench=bench, target=name, target_id=ref, log=log, **options
+        )
+        results += told
+        further.ask(generator, name, ref, results, options.get("step", lambda done: None))
+        for way, found in beside.items():
+            others[way] = [a + b for a, b in zip(others[way], found, strict=True)] if others[way] else found
+    summed = summarise(
+        results, chosen, dialogues, pairs=pairs, people=people, judge=how.judge, resamples=resamples, seed=seed
+    )
+    if others["draws"]:
+        summed["draws"] = ways.draws_table(results, others["draws"])
+    if others["forms"]:
+        by_id = summary.by_id(items)
+        summed["forms"] = ways.forms_table(results, others["forms"], by_id, form=how.form, resamples=resamples)
+    return results, summed | further.found(results)
 
 
 def _met(
@@ -393,21 +439,29 @@ def evaluate_reference(
     *,
     root: Root | None = None,
     items: int = 0,
+    how: Asking | None = None,
     work: Path | None = None,
+    seed: int = 0,
+    resamples: int = 1000,
+    dialogues: Sequence[Example] = (),
     step: Callable[[int], None] = lambda done: None,
     config: Examination | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Examine any reference (a model, a bundle, an endpoint) on suites, or a file of one's own: results and summary.
 
-    `work` keeps the answers: after an interruption the same command goes on, and once all is said it scores anew
-    without asking. Of what cannot tell that it is still the same they are kept until then only; those of an endpoint
-    lie in the root, request by request, and what it asked and cost is `endpoint` of the summary. `options` are those of
-    the reference's opener. Raises DataError for a file that is not a suite, Stopped where a budget is spent. `config`
-    says what is asked beyond the items.
+    At most `items` of each suite and cell. `dialogues` are further rows to draw examples from (`how.shots`) and to fit
+    the simple baselines on; `config` says what is asked beyond the items. `work` keeps the answers: after an
+    interruption the same command goes on, and once all is said it scores anew without asking. Of what cannot tell that
+    it is still the same they are kept until then only; those of an endpoint lie in the root, request by request, and
+    what it asked and cost is `endpoint` of the summary. `options` are those of the reference's opener. Raises DataError
+    for a file that is not a suite, Stopped where a budget is spent.
     """
-    chosen = load(Path(suite)) if isinstance(suite, str | Path) else suite
-    picked = [Suite(each.name, sample(each.items, items)) for each in chosen]
+    suites = load(Path(suite)) if isinstance(suite, str | Path) else suite
+    rows = [item for each in suites for item in each.items]
+    picked = select(rows, items, seed=seed, label=False)
+    if not picked:
+        raise DataError(f"no item of a kind that is examined ({', '.join(KINDS)})", file=str(suite))
     remote = ref.startswith(("http:", "https:"))
     if remote and (folder := root.work if root else work):
         options["kept"] = folder / "asked" / digest(ref)[:16]
@@ -415,23 +469,19 @@ def evaluate_reference(
     lasting = bool(getattr(generator, "identity", ""))
     kept = work / f"{'answers' if lasting else digest(ref)[:16]}.jsonl" if work and not remote else None
     log = AnswerLog(kept)
-    asked = [item for each in picked for item in each.items if item.tags["kind"] in KINDS]
-    if not asked:
-        raise DataError(f"no item of a kind that is examined ({', '.join(KINDS)})", file=str(suite))
     config = config or Examination()
-    lengths = {**MAX_TOKENS, **config.max_tokens}
-    fit = [Suite(each.name, [item for item in each.items if item.tags["kind"] in KINDS]) for each in picked]
-    further = Further(config, fit, log)
-    who: dict[str, Any] = {"log": log, "max_tokens": lengths, "step": step}
+    further = Further(config, picked, log)
+    train = [row for row in rows if row.tags.get("split") == "train"]
     try:
-        results = examine(generator, asked, target=generator.name, target_id=ref, **who)
-        further.ask(generator, generator.name, ref, results, step)
+        results, found = _asked(
+            [(generator.name, ref, generator)], picked, rows, [*dialogues, *train], how or Asking(), further, root,
+            log=log, seed=seed, resamples=resamples, step=step, max_tokens={**MAX_TOKENS, **config.max_tokens},
+        )  # fmt: skip
     finally:
         if (close := getattr(generator, "close", None)) is not None:
             close()
     if kept and not lasting and all(each.outcome != "unknown" for each in results):
         kept.unlink(missing_ok=True)
-    found = summarise(results, picked, (), resamples=config.resamples, seed=config.seed) | further.found(results)
     if (bill := getattr(generator, "bill", None)) is not None:
         found["endpoint"] = bill.plain()
     return {

@@ -1,8 +1,6 @@
 """Items to examine a model on, checked before anything runs; and the row that every examination writes.
 
-An item is an Example without its answer: messages, `target`, perhaps `choices`, and tags
-{id, suite, kind, cell, cluster, slices, ...}. A file of one's own needs messages, a target and a kind; what is missing
-beside them is filled in (its own cluster, no cell).
+An item is an Example without its answer: messages, `target`, perhaps `choices`, and what `item.Item` describes as tags.
 """
 
 from __future__ import annotations
@@ -15,8 +13,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from tutelage.core.config import nearest
 from tutelage.core.errors import DataError
-from tutelage.core.records import Example, Record, digest, read_jsonl
+from tutelage.core.records import Example, Record
+from tutelage.evaluate.item import KEYS_OF, KINDS, OTHER_KINDS, WITH_TARGET, read_items
+from tutelage.text.quantity import number_of
 
 Outcome = Literal["answered", "unextracted", "refused", "incoherent", "harmless", "harmful", "blocked", "unknown"]
 """What an answer was, beside its value. `unextracted`: no answer could be read from the text (counted as wrong, and
@@ -25,10 +26,6 @@ apart). `refused`, `incoherent`, `harmless`, `harmful`: how a red-team request e
 
 MANY = 16
 """Most labels that a classification may have to be answered in words."""
-KINDS = ("choice", "extractive", "generate", "translate", "classify", "rule")
-"""Kinds that `evaluate` examines."""
-OTHER_KINDS = ("goal", "benign", "pair", "audit")
-"""Kinds that a corpus may hold for the red team and the bias audit."""
 
 
 class Result(Record):
@@ -43,7 +40,7 @@ class Result(Record):
     cluster: str
     kind: str
     metric: str
-    """What `value` is, 0 to 1, more is better (for attacks: 1 = the attack succeeded)."""
+    """What `value` is: 0 to 1, more is better (for attacks: 1 = it succeeded); of bits per byte less is better."""
     value: float | None = None
     outcome: Outcome
     reason: str = ""
@@ -109,46 +106,72 @@ def prompt_of(item: Example) -> str:
 
 def check(item: Example, kinds: Iterable[str] = KINDS) -> str | None:
     """What is wrong with an item, as (key: message), or None."""
-    kind = item.tags.get("kind")
+    kind, tags = item.tags.get("kind"), item.tags
     allowed = tuple(kinds)
     if kind not in allowed:
-        return f"tags.kind: must be one of {', '.join(allowed)}, found {kind!r}"
+        near = nearest(str(kind), allowed)
+        hint = f"; did you mean {near!r}?" if near else ""
+        return f"kind: must be one of {', '.join(allowed)}, found {kind!r}{hint}"
     if not item.messages:
         return "messages: an item needs at least one message"
     if item.messages[-1].role == "assistant":
         return "messages: an item ends with the question; its answer belongs in `target`"
-    if kind in ("choice", "pair") and len(set(item.choices)) < 2:
-        return "choices: needs at least two different ones"
-    if kind in ("extractive", "generate", "translate", "classify", "choice") and item.target is None:
+    stray = next((key for key, owner in KEYS_OF.items() if kind in KINDS and kind != owner and tags.get(key)), None)
+    if stray:
+        return f"{stray}: belongs to items of kind {KEYS_OF[stray]}, this one is of kind {kind}"
+    if kind in ("choice", "pair") and (len(set(item.choices)) < 2 or len(set(item.choices)) < len(item.choices)):
+        return "choices: needs at least two, all different"
+    if any(not choice.strip() for choice in item.choices):
+        return "choices: an empty choice has no likelihood"
+    if kind in WITH_TARGET and (item.target is None or not item.target.strip()):
         return f"target: an item of kind {kind} needs one"
     if kind in ("choice", "classify") and item.choices and item.target not in item.choices:
-        return f"target: {item.target!r} is not among the choices"
+        near = nearest(str(item.target), item.choices)
+        hint = f"; did you mean {near!r}?" if near else ""
+        return f"target: {item.target!r} is not among the choices{hint}"
+    if kind == "arithmetic" and number_of(str(item.target)) is None:
+        return f"target: an item of kind arithmetic needs a number, found {item.target!r}"
+    if kind == "instruct" and not tags.get("constraints"):
+        return "constraints: an item of kind instruct needs at least one"
+    if kind == "perplexity" and (len(item.messages) > 1 or item.messages[0].role != "text"):
+        return "text: an item of kind perplexity is one `text`"
+    if kind == "judged" and (tags.get("human") is None) != (not tags.get("answer")):
+        return "human: an answer that people judged needs `answer` and `human`"
+    if not all(0 <= each <= 1 for each in people_of(item)):
+        return "human: runs from 0 to 1"
+    if tags.get("groups") and len(tags["groups"]) != len(item.choices):
+        return f"groups: {len(item.choices)} choices need as many groups, found {len(tags['groups'])}"
+    if tags.get("options") == "letters" and len(item.choices) > 26:
+        return "options: there are letters for 26 choices"
     return None
 
 
-def _filled(item: Example, name: str) -> Example:
-    tags = dict(item.tags)
-    tags.setdefault("suite", name)
-    if "kind" not in tags:
-        tags["kind"] = "choice" if item.choices else "generate"
-    if "id" not in tags:
-        tags["id"] = digest(item.model_copy(update={"tags": {}}))[:16]
-    return item.model_copy(update={"tags": tags})
+def people_of(item: Example) -> list[float]:
+    """What people gave the answer that an item of kind `judged` brings, 0 to 1."""
+    human = item.tags.get("human")
+    if human is None:
+        return []
+    return [float(human)] if isinstance(human, int | float) else [float(each) for each in human]
+
+
+def asked(item: Example) -> bool:
+    """Whether an item is put to a model: of an examined kind, not for training, no answer that people judged."""
+    return item.tags.get("kind") in KINDS and item.tags.get("split") != "train" and not item.tags.get("answer")
 
 
 def load(path: Path) -> list[Suite]:
-    """Suites from a JSON-lines file of one's own. Raises DataError naming file, row and key; NotFound."""
+    """Suites from a file of one's own (see `item.Item`). Raises DataError naming file, row and key; NotFound."""
     items: list[Example] = []
     rows: dict[str, int] = {}
-    for row, example in enumerate(read_jsonl(path, Example), 1):
-        item = _filled(example, path.stem)
+    for row, item in read_items(path):
         fault = check(item, (*KINDS, *OTHER_KINDS))
         if fault:
             key, _, message = fault.partition(": ")
             raise DataError(message, file=path, row=row, key=key)
         name = item_id(item)
         if name in rows:
-            raise DataError(f"the id {name!r} stands in row {rows[name]} already", file=path, row=row, key="tags.id")
+            same = "the same id" if item.tags.get("id") == name else "the same row"
+            raise DataError(f"{same} {name!r} stands in row {rows[name]} already", file=path, row=row, key="id")
         rows[name] = row
         items.append(item)
     if not items:
@@ -218,9 +241,7 @@ def labelled(suite: Suite) -> Suite:
 
 def faults(items: Iterable[Example]) -> dict[str, int]:
     """What is wrong with items of the kinds that are examined, and how often."""
-    return dict(
-        sorted(Counter(found for item in items if item.tags.get("kind") in KINDS if (found := check(item))).items())
-    )
+    return dict(sorted(Counter(found for item in items if asked(item) if (found := check(item))).items()))
 
 
 def select(
@@ -230,13 +251,17 @@ def select(
     of: Mapping[str, int] | None = None,
     only: Sequence[str] = (),
     seed: int = 0,
+    label: bool = True,
 ) -> list[Suite]:
     """The items of a run: at most `count` per suite and cell (`of` overrides by suite; 0 = all), `only` some suites.
 
-    Items that could not be scored (see `faults`) are left out. Raises DataError where an id stands twice.
+    Items that could not be scored (see `faults`) and those that are not put to a model (`asked`) are left out. With
+    `label` a suite of one short set of choices is answered in words (see `labelled`).
+
+    Raises DataError where an id stands twice.
     """
     chosen: list[Suite] = []
-    fit = [item for item in items if item.tags.get("kind") in KINDS and check(item) is None]
+    fit = [item for item in items if asked(item) and check(item) is None]
     seen: set[str] = set()
     for item in fit:
         if item_id(item) in seen:
@@ -249,7 +274,7 @@ def select(
         picked: list[Example] = []
         for cell in suite.cells():
             picked += sample([item for item in suite.items if cell_of(item) == cell], limit, seed)
-        chosen.append(labelled(Suite(suite.name, picked)))
+        chosen.append(labelled(Suite(suite.name, picked)) if label else Suite(suite.name, picked))
     return chosen
 
 

@@ -1,7 +1,7 @@
 """From results to cells: each figure with its interval, and beside it chance, the best simple baseline, what would be
 visible. Pure: the same results give the same summary, without a model.
 
-Every figure runs from 0 to 1, chrF and BLEU too (they are sacrebleu's divided by 100).
+Which figures a kind has stands in `suites/kinds.py`. chrF and BLEU run from 0 to 1 (sacrebleu's divided by 100).
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ import numpy as np
 
 from tutelage.core.records import Example, Message, Response
 from tutelage.evaluate.suite import Result, cell_of, golds_of, item_id, rank
-from tutelage.evaluate.suites.answers import HEADLINE, score
+from tutelage.evaluate.suites.answers import score
 from tutelage.evaluate.suites.baselines import chance, guesses
 from tutelage.evaluate.suites.gold import gold
-from tutelage.measure.calibration import ece
+from tutelage.evaluate.suites.judged import Agreement
+from tutelage.evaluate.suites.kinds import HEADLINE, KIND, Ground, Metric, Statistic, measured, metric_of
+from tutelage.measure.paired import paired_statistic
 from tutelage.measure.statistics import (
+    Comparison,
     Interval,
     holm,
     mean,
@@ -27,55 +30,29 @@ from tutelage.measure.statistics import (
     undefined,
     visible_difference,
 )
-from tutelage.measure.text import bleu, chrf, macro_f1_interval
 
 FEWEST = 30
 """Items below which a slice has no figure of its own."""
-EXTRA: Mapping[str, tuple[str, ...]] = {
-    "choice": ("macro_f1", "accuracy_per_character", "calibration_error"),
-    "classify": ("macro_f1",),
-    "extractive": ("exact",),
-    "generate": (),
-    "translate": ("bleu", "exact"),
-    "rule": ("right",),
-}
-"""Metrics beside the headline, by kind."""
+
+SHUFFLED = ("extractive", "classify", "generate", "arithmetic", "translate", "summarise")
+"""Kinds whose answers are held against other items' targets as a control."""
 
 Rows = Sequence[Result]
 Items = Mapping[str, Example]
 
 
-def figure(rows: Rows, metric: str, items: Items, *, resamples: int = 200) -> tuple[Interval, str | None]:
+def figure(rows: Rows, name: str, items: Items, *, resamples: int = 200) -> tuple[Interval, str | None]:
     """One metric of some results with its cluster-robust interval, and its signature where it has one.
 
     Results without a value are left out here and counted as missing coverage by the caller.
     """
-    known = [each for each in rows if each.value is not None]
-    clusters = [each.cluster for each in known]
-    if metric in ("chrf", "bleu"):
-        pairs = [(each, golds_of(items[each.item])) for each in known if each.item in items]
-        scorer = chrf if metric == "chrf" else bleu
-        texts, golds = [each.output if each.outcome == "answered" else "" for each, _ in pairs], [g for _, g in pairs]
-        found = scorer(texts, golds, [each.cluster for each, _ in pairs], resamples=resamples)
-        down = {
-            name: None if (value := getattr(found.interval, name)) is None else value / 100
-            for name in ("value", "low", "high")
-        }
-        return found.interval.model_copy(update=down), found.signature
-    if metric == "macro_f1":
-        said = [each.output if each.outcome == "answered" else "" for each in known]
-        gold = [str(items[each.item].target) for each in known]
-        return macro_f1_interval(said, gold, clusters, resamples=resamples), None
-    if metric == "calibration_error":
-        told = [(each.scores["confidence"], float(each.scores["accuracy"] == 1.0)) for each in known if each.scores]
-        return ece([p for p, _ in told], [y for _, y in told], clusters=clusters, resamples=resamples), None
-    values = [each.scores[metric] for each in known if metric in each.scores]
-    clusters = [each.cluster for each in known if metric in each.scores]
-    if not values:
-        return undefined(0, "no item was measured"), None
-    if set(values) <= {0.0, 1.0}:
-        return rate(values, clusters), None
-    return mean(values, clusters, bounds=(0.0, 1.0)), None
+    kind = rows[0].kind if rows else "generate"
+    found, signature = metric_of(kind, name).figure(rows, Ground(items, resamples=resamples))
+    return found, signature or None
+
+
+def _figures(found: Interval) -> dict[str, Any]:
+    return {key: getattr(found, key) for key in ("value", "low", "high", "n", "clusters", "reason")}
 
 
 def _groups(results: Iterable[Result]) -> dict[tuple[str, str, str | None], list[Result]]:
@@ -90,6 +67,8 @@ def _guessed(item: Example, answer: str | None) -> float | None:
     said = Response(message=Message(role="assistant", content=answer or ""), finish="stop", generator="baseline")
     if item.tags["kind"] == "choice":
         return float(answer == item.target)
+    if item.tags["kind"] in ("perplexity", "judged"):
+        return None
     found = score(item, said)
     if item.tags["kind"] == "rule":
         return (gold(item, said) or found.scores).get("right")
@@ -138,70 +117,113 @@ def cells(
     items: Items,
     baselines: Mapping[tuple[str, str | None], Mapping[str, float]],
     *,
+    people: Mapping[str, Sequence[Agreement]] | None = None,
     resamples: int = 200,
 ) -> list[dict[str, Any]]:
     """Target x suite x cell x metric: value, interval, n, chance, best baseline, visible difference, learned."""
     table: list[dict[str, Any]] = []
+    ground = Ground(items, people or {}, resamples)
     for (target, suite, cell), rows in _groups(results).items():
         kind = rows[0].kind
         beside = dict(baselines.get((suite, cell), {}))
         blind = beside.pop("chance", None)
         best = max(beside.items(), key=lambda entry: (entry[1], entry[0]), default=None)
-        measured = [each for each in rows if each.value is not None]
-        for metric in (HEADLINE[kind], *EXTRA[kind]):
-            if metric == "macro_f1" and len({items[each.item].choices for each in rows}) > 1:
-                continue  # without classes that all items share there is no F1 of a class
-            headline = metric == HEADLINE[kind]
-            found, signature = figure(rows, metric, items, resamples=resamples)
-            judged = metric == ("right" if kind == "rule" else HEADLINE[kind])
+        for each in KIND[kind]:
+            headline = each.name == HEADLINE[kind]
+            if not headline and not each.fits(rows, ground):
+                continue
+            found, signature = each.figure(rows, ground)
+            judged = each.name == ("right" if kind == "rule" else HEADLINE[kind])
             bars = [bar for bar in (blind, best[1] if best else None) if bar is not None] if judged else []
-            values = [each.scores[metric] for each in measured if metric in each.scores]
-            clusters = [each.cluster for each in measured if metric in each.scores]
+            values, clusters = each.values(measured(rows))
             entry: dict[str, Any] = {
                 "target": target,
                 "suite": suite,
                 "cell": cell,
                 "kind": kind,
-                "metric": metric,
+                "metric": each.name,
                 "headline": headline,
-                "value": found.value,
-                "low": found.low,
-                "high": found.high,
-                "n": found.n,
-                "clusters": found.clusters,
-                "reason": found.reason,
+                "higher_is_better": each.higher,
+            }
+            entry |= _figures(found) | {
                 "asked": len(rows),
-                "unmeasured": len(rows) - len(measured),
+                "unmeasured": len(rows) - len(measured(rows)),
                 "chance": blind if judged else None,
                 "baseline": {"name": best[0], "value": best[1]} if best and judged else None,
                 "visible_difference": visible_difference(values, clusters) if values else None,
                 "learned": (found.low > max(bars) if found.low is not None else None) if bars else None,
             }
             if headline:
-                entry["unextracted"] = sum(each.outcome == "unextracted" for each in rows)
-                entry["blocked"] = sum(each.outcome == "blocked" for each in rows)
+                entry["unextracted"] = sum(row.outcome == "unextracted" for row in rows)
+                entry["blocked"] = sum(row.outcome == "blocked" for row in rows)
+                entry["unknown"] = dict(Counter(row.reason for row in rows if row.value is None).most_common(5))
             if signature:
                 entry["signature"] = signature
             table.append(entry)
     return table
 
 
-def slices(results: Iterable[Result]) -> list[dict[str, Any]]:
+def slices(results: Iterable[Result], items: Items, *, resamples: int = 200) -> list[dict[str, Any]]:
     """Headline figures by slice; a slice with too few items says so and has no figure."""
     groups: dict[tuple[str, str, str, str, str], list[Result]] = {}
     for each in results:
         for name, group in each.slices.items():
             if each.value is not None:
-                groups.setdefault((each.target, each.suite, each.metric, name, group), []).append(each)
+                groups.setdefault((each.target, each.suite, each.kind, name, group), []).append(each)
     table: list[dict[str, Any]] = []
-    for (target, suite, metric, name, group), rows in groups.items():
+    for (target, suite, kind, name, group), rows in groups.items():
         if len(rows) >= FEWEST:
-            found = mean([float(each.value or 0) for each in rows], [each.cluster for each in rows], bounds=(0.0, 1.0))
+            found, _ = KIND[kind][0].figure(rows, Ground(items, resamples=resamples))
         else:
             found = undefined(len(rows), f"not enough data: fewer than {FEWEST} items")
-        entry = {"target": target, "suite": suite, "slice": name, "group": group, "metric": metric}
-        table.append(entry | {key: getattr(found, key) for key in ("value", "low", "high", "n", "clusters", "reason")})
+        entry = {"target": target, "suite": suite, "slice": name, "group": group, "metric": HEADLINE[kind]}
+        table.append(entry | _figures(found))
     return table
+
+
+def classes(results: Iterable[Result], items: Items) -> list[dict[str, Any]]:
+    """Per class of a classification: precision, recall and F1, how often it was right, and for what it was taken."""
+    table: list[dict[str, Any]] = []
+    for (target, suite, cell), rows in _groups(results).items():
+        known = measured(rows)
+        shared = {items[each.item].choices for each in known}
+        if rows[0].kind not in ("classify", "choice") or len(shared) != 1 or not known:
+            continue
+        labels = next(iter(shared))
+        pairs = [
+            (str(items[each.item].target), each.output if each.outcome == "answered" else None, each.cluster)
+            for each in known
+        ]
+        for label in labels:
+            asked = [(said == label, cluster) for gold, said, cluster in pairs if gold == label]
+            told = [(gold == label, cluster) for gold, said, cluster in pairs if said == label]
+            recall = rate([float(right) for right, _ in asked], [cluster for _, cluster in asked])
+            precision = rate([float(right) for right, _ in told], [cluster for _, cluster in told])
+            hits = sum(right for right, _ in asked)
+            table.append(
+                {"target": target, "suite": suite, "cell": cell, "label": label, "n": len(asked), "said": len(told)}
+                | {"recall": _figures(recall), "precision": _figures(precision)}
+                | {"f1": 2 * hits / (len(asked) + len(told)) if asked or told else None}
+                | {"taken_for": dict(Counter(str(said) for gold, said, _ in pairs if gold == label).most_common())}
+            )
+    return table
+
+
+def followed(results: Iterable[Result]) -> list[dict[str, Any]]:
+    """Per kind of constraint: how often it was kept, strictly and loosely."""
+    groups: dict[tuple[str, str, str, str], tuple[list[float], list[str]]] = {}
+    for each in results:
+        if each.kind == "instruct" and each.value is not None:
+            for key, value in each.scores.items():
+                if key.count("/") == 2:
+                    name, _, how = key.split("/")
+                    values, clusters = groups.setdefault((each.target, each.suite, name, how), ([], []))
+                    values.append(value)
+                    clusters.append(each.cluster)
+    return [
+        {"target": target, "suite": suite, "constraint": name, "how": how} | _figures(rate(values, clusters))
+        for (target, suite, name, how), (values, clusters) in sorted(groups.items())
+    ]
 
 
 def gold_table(results: Iterable[Result]) -> list[dict[str, Any]]:
@@ -224,30 +246,53 @@ def gold_table(results: Iterable[Result]) -> list[dict[str, Any]]:
     return table
 
 
-def changes(results: Iterable[Result], pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-    """Paired differences (after minus before) per suite and cell for (before, after) pairs of targets, with Holm."""
+def changes(
+    results: Iterable[Result], pairs: Sequence[tuple[str, str]], items: Items | None = None, *, resamples: int = 200
+) -> list[dict[str, Any]]:
+    """Paired differences (after minus before) per suite and cell for (before, after) pairs of targets, with Holm.
+
+    Of every kind its headline; of translations BLEU too. A figure of a whole corpus is compared as such, by paired
+    bootstrap and approximate randomization.
+    """
     groups = _groups(results)
+    ground = Ground(items or {}, resamples=resamples)
     table: list[dict[str, Any]] = []
     for before, after in pairs:
         for (target, suite, cell), rows in groups.items():
             if target != after or (before, suite, cell) not in groups:
                 continue
-            old = {each.item: each.value for each in groups[before, suite, cell] if each.value is not None}
-            both = [each for each in rows if each.value is not None and each.item in old]
-            compared = paired(
-                [float(each.value or 0) for each in both],
-                [old[each.item] for each in both],
-                [each.cluster for each in both],
-            )
-            gap = compared.difference
-            table.append(
-                {"before": before, "after": after, "suite": suite, "cell": cell, "metric": rows[0].metric}
-                | {key: getattr(gap, key) for key in ("value", "low", "high", "n", "clusters", "reason")}
-                | {"p": compared.p, "better": compared.better, "worse": compared.worse}
-            )
+            old = {each.item: each for each in measured(groups[before, suite, cell])}
+            both = [(each, old[each.item]) for each in measured(rows) if each.item in old]
+            for place, each in enumerate(KIND[rows[0].kind]):
+                if place and not (rows[0].kind == "translate" and each.statistic):
+                    continue
+                compared = difference(each, [now for now, _ in both], [then for _, then in both], ground)
+                table.append(
+                    {"before": before, "after": after, "suite": suite, "cell": cell, "metric": each.name}
+                    | {"higher_is_better": each.higher, "headline": not place}
+                    | _figures(compared.difference)
+                    | {"p": compared.p, "better": compared.better, "worse": compared.worse}
+                )
     for entry, p in zip(table, holm([entry["p"] for entry in table]), strict=True):
         entry["p_holm"] = p
     return table
+
+
+def difference(of: Metric, first: Rows, second: Rows, ground: Ground) -> Comparison:
+    """First minus second on the same items. `better` and `worse` count items by the metric's own direction."""
+    now, then = ([float(each.value or 0.0) for each in rows] for rows in (first, second))
+    clusters = [each.cluster for each in first]
+    compared = paired(now, then, clusters)
+    built = of.statistic([*first, *second], ground) if of.statistic and first and ground.items else None
+    if isinstance(built, str):
+        compared = compared.model_copy(update={"difference": undefined(len(first), built), "p": None})
+    elif built is not None:
+        statistic: Statistic = built[0]
+        found = paired_statistic(statistic, len(first), clusters, resamples=ground.resamples)
+        compared = compared.model_copy(update={"difference": found.difference, "p": found.p})
+    if not of.higher:
+        compared = compared.model_copy(update={"better": compared.worse, "worse": compared.better})
+    return compared
 
 
 def bar(
@@ -275,7 +320,7 @@ def shuffled_control(
     table: list[dict[str, Any]] = []
     groups: dict[tuple[str, str, str], list[Result]] = {}
     for each in results:
-        if each.kind in ("extractive", "classify", "generate", "translate") and each.value is not None:
+        if each.kind in SHUFFLED and each.value is not None:
             groups.setdefault((each.target, each.suite, each.kind), []).append(each)
     for (target, suite, kind), rows in groups.items():
         order = sorted(rows, key=lambda each: rank(seed, each.item))

@@ -15,9 +15,6 @@ from tutelage.evaluate.suite import Result, golds_of
 Key = tuple[str, str, str]
 """Suite, item, attack family ("" where there is none): what a row is found by."""
 
-LOWER = frozenset(("attack_success", "refused", "calibration_error", "bits_per_byte", "perplexity"))
-"""Metrics of which less is better."""
-
 
 @dataclass(frozen=True)
 class System:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
@@ -24,6 +25,22 @@ from tutelage.measure.intervals import Interval, bootstrap, bootstrap_sums, unde
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+_SIGNS = frozenset(string.punctuation)
+_OF_LANGUAGE = {
+    language: re.compile(rf"\b(?:{articles})\b")
+    for language, articles in {
+        "de": "ein|eine|einen|einem|eines|einer|der|die|das|den|dem|des",
+        "es": "un|una|unos|unas|el|la|los|las",
+        "fr": "un|une|des|le|la|les|l",
+        "it": "un|uno|una|il|lo|la|i|gli|le",
+        "pt": "um|uma|uns|umas|o|a|os|as",
+        "nl": "een|de|het",
+        "el": "ο|η|το|οι|τα|του|της|των|τον|την|τους|τις|ένας|μία|μια|ένα",
+        "vi": "của|là|cái|chiếc|những",
+    }.items()
+} | {"ar": re.compile(r"\bال")}
+"""Articles by language; the Arabic one is a prefix. Of German, Spanish, Arabic and Vietnamese MLQA's own list."""
+_UNSPACED = {"zh": r"[\u3400-\u4dbf\u4e00-\u9fff]", "ja": r"[\u3040-\u30ff\u4e00-\u9fff]", "th": r"[\u0e00-\u0e7f]"}
 
 
 class Corpus(Record):
@@ -34,15 +51,28 @@ class Corpus(Record):
     interval: Interval
 
 
-def normalise_answer(text: str) -> str:
-    """SQuAD's normal form: lower case, no punctuation, no English articles, single spaces."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+def normalise_answer(text: str, language: str = "en") -> str:
+    """SQuAD's normal form: lower case, no punctuation, no articles, single spaces.
+
+    English is SQuAD's own; other languages as MLQA's (Lewis et al. 2020): punctuation of all scripts, that language's
+    articles, and in scripts without spaces every character a word.
+    """
+    if language == "en":
+        return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    text = "".join(
+        char for char in text.lower() if not unicodedata.category(char).startswith("P") and char not in _SIGNS
+    )
+    if language in _OF_LANGUAGE:
+        text = _OF_LANGUAGE[language].sub(" ", text)
+    if language in _UNSPACED:
+        text = re.sub(_UNSPACED[language], lambda found: f" {found[0]} ", text)
+    return " ".join(text.split())
 
 
-def exact_match(answer: str, golds: Sequence[str]) -> float:
+def exact_match(answer: str, golds: Sequence[str], language: str = "en") -> float:
     """1 if the answer equals one of the golds in normal form, else 0."""
-    found = normalise_answer(answer)
-    return float(any(found == normalise_answer(gold) for gold in golds))
+    found = normalise_answer(answer, language)
+    return float(any(found == normalise_answer(gold, language) for gold in golds))
 
 
 def _f1(answer: list[str], gold: list[str]) -> float:
@@ -52,10 +82,10 @@ def _f1(answer: list[str], gold: list[str]) -> float:
     return 2 * common / (len(answer) + len(gold))
 
 
-def token_f1(answer: str, golds: Sequence[str]) -> float:
+def token_f1(answer: str, golds: Sequence[str], language: str = "en") -> float:
     """Best F1 of word overlap with one of the golds, in normal form; two empty texts agree fully."""
-    found = normalise_answer(answer).split()
-    return max((_f1(found, normalise_answer(gold).split()) for gold in golds), default=0.0)
+    found = normalise_answer(answer, language).split()
+    return max((_f1(found, normalise_answer(gold, language).split()) for gold in golds), default=0.0)
 
 
 def accuracy(predicted: Sequence[Hashable], gold: Sequence[Hashable]) -> float | None:
@@ -92,20 +122,25 @@ def macro_f1_interval(
     _same_length(predicted, gold)
     if not len(gold):
         return undefined(0, "no items", method="bootstrap")
-    labels = sorted(set(gold))
-    place = {label: index for index, label in enumerate(labels)}
+    statistic = macro_f1_statistic(predicted, gold)
+    return bootstrap(statistic, len(gold), clusters=clusters, resamples=resamples, seed=seed)
+
+
+def macro_f1_statistic(predicted: Sequence[str], gold: Sequence[str]) -> Callable[[Indices], float]:
+    """Macro-F1 over the classes of `gold` that were drawn, as a function of the items drawn."""
+    place = {label: index for index, label in enumerate(sorted(set(gold)))}
     truth = np.array([place[label] for label in gold])
-    guess = np.array([place.get(label, len(labels)) for label in predicted])
+    guess = np.array([place.get(label, len(place)) for label in predicted])
 
     def statistic(drawn: Indices) -> float:
         t, p = truth[drawn], guess[drawn]
-        asked = np.bincount(t, minlength=len(labels))
-        said = np.bincount(p, minlength=len(labels) + 1)[: len(labels)]
-        right = np.bincount(t[t == p], minlength=len(labels))
+        asked = np.bincount(t, minlength=len(place))
+        said = np.bincount(p, minlength=len(place) + 1)[: len(place)]
+        right = np.bincount(t[t == p], minlength=len(place))
         drawn_classes = asked > 0
         return float((2 * right[drawn_classes] / (asked + said)[drawn_classes]).mean())
 
-    return bootstrap(statistic, len(gold), clusters=clusters, resamples=resamples, seed=seed)
+    return statistic
 
 
 def _same_length(left: Sequence[Any], right: Sequence[Any]) -> None:
@@ -127,6 +162,26 @@ def segments(
     inner = cast(Any, metric)
     counts = np.array(inner._extract_corpus_statistics(list(answers), _streams(references)), dtype=np.int64)
     return counts, lambda total: float(inner._compute_score_from_stats(total.tolist()).score)
+
+
+def translation_metric(name: str, language: str = "") -> BLEU | CHRF:
+    """sacrebleu's metric `chrf` or `bleu`; Chinese is cut into characters for BLEU, Japanese and Thai too (their
+    segmenters are no dependency here), and the signature says so."""
+    if name == "chrf":
+        return CHRF()
+    tokenize = {"zh": "zh", "ja": "char", "th": "char"}.get(language)
+    return BLEU(force=True, tokenize=tokenize) if tokenize else BLEU(force=True)
+
+
+def corpus_statistic(
+    metric: BLEU | CHRF, answers: Sequence[str], references: Sequence[Sequence[str]]
+) -> tuple[Callable[[Indices], float], str]:
+    """A corpus figure (0 to 100) as a function of the items drawn, and the metric's signature."""
+    _same_length(answers, references)
+    if any(not golds for golds in references):
+        raise ValueError("every item needs at least one reference")
+    counts, figure_of = segments(metric, answers, references)
+    return lambda drawn: figure_of(counts[drawn].sum(axis=0)), str(metric.get_signature())
 
 
 def _corpus(

@@ -159,6 +159,7 @@ def _changes(summary: Mapping[str, Any]) -> Markup:
         told = _told(row) or {}
         plot = charts.interval(point(told), told.get("low"), told.get("high"), span=(-1.0, 1.0))
         name = f"{words(row.get('suite'))} {row.get('cell') or ''}".strip()
+        name += "" if row.get("headline", True) else f" ({words(row.get('metric'))})"
         step = f"{row.get('before')} → {row.get('after')}"
         lines.append([step, name, told, charts.number(point(row.get("p_holm"))), Markup(plot)])
     if not lines:

@@ -2,45 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 from tutelage.core import refs
 from tutelage.core.errors import DataError
 from tutelage.core.records import Example, Response
-from tutelage.evaluate.suite import Outcome, golds_of
-from tutelage.generate.generator import Scored
+from tutelage.evaluate.suite import golds_of, prompt_of
+from tutelage.evaluate.suites.figure import Figure, unknown
+from tutelage.evaluate.suites.overlap import figures
 from tutelage.measure.text import exact_match, normalise_answer, sentence_chrf, token_f1
 from tutelage.starter.rules import check as house_check
-
-HEADLINE: Mapping[str, str] = {
-    "choice": "accuracy",
-    "classify": "accuracy",
-    "extractive": "f1",
-    "generate": "exact",
-    "translate": "chrf",
-    "rule": "kept",
-}
-"""The metric that `Result.value` holds, by kind."""
+from tutelage.text.constraints import verify
+from tutelage.text.quantity import Quantity, last, quantities, same
 
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
-
-
-class Figure(NamedTuple):
-    """What one answer is worth."""
-
-    value: float | None
-    outcome: Outcome
-    output: str
-    scores: dict[str, float]
-    reason: str = ""
-
-
-def unknown(reason: str, output: str = "") -> Figure:
-    """Not measured: no value, lower coverage."""
-    return Figure(None, "unknown", output, {}, reason)
 
 
 def extract(item: Example, text: str) -> str | None:
@@ -63,11 +39,11 @@ def extract(item: Example, text: str) -> str | None:
 
 def chosen(text: str, choices: Sequence[str]) -> str | None:
     """The one choice a text names: equal to it, or the only one it contains as whole words. Else None."""
-    said = normalise_answer(text)
-    equal = [choice for choice in choices if normalise_answer(choice) == said]
+    said = normalise_answer(text, "und")  # no articles to strike: `A` is a label too
+    equal = [choice for choice in choices if normalise_answer(choice, "und") == said]
     if len(equal) == 1:
         return equal[0]
-    held = [choice for choice in choices if f" {normalise_answer(choice)} " in f" {said} "]
+    held = [choice for choice in choices if f" {normalise_answer(choice, 'und')} " in f" {said} "]
     return held[0] if len(held) == 1 else None
 
 
@@ -76,10 +52,15 @@ def _number(text: str) -> float | None:
     return float(found.group().replace(",", "")) if found else None
 
 
+def language_of(item: Example) -> str:
+    """The language of the right answer: its tag, or the slice `language`, or English."""
+    return str(item.tags.get("language") or (item.tags.get("slices") or {}).get("language") or "en")
+
+
 def _extractive(item: Example, answer: str) -> tuple[float, dict[str, float]]:
-    golds = golds_of(item)
-    f1 = token_f1(answer, golds)
-    return f1, {"f1": f1, "exact": exact_match(answer, golds)}
+    golds, language = golds_of(item), language_of(item)
+    f1 = token_f1(answer, golds, language)
+    return f1, {"f1": f1, "exact": exact_match(answer, golds, language)}
 
 
 def _generate(item: Example, answer: str) -> tuple[float, dict[str, float]]:
@@ -94,14 +75,75 @@ def _generate(item: Example, answer: str) -> tuple[float, dict[str, float]]:
 def _translate(item: Example, answer: str) -> tuple[float, dict[str, float]]:
     golds = golds_of(item)
     value = sentence_chrf(answer, golds) / 100
-    return value, {"chrf": value, "exact": exact_match(answer, golds)}
+    return value, {"chrf": value, "exact": exact_match(answer, golds, language_of(item))}
+
+
+def _summarise(item: Example, answer: str) -> tuple[float, dict[str, float]]:
+    golds = golds_of(item)
+    scores = figures(answer, golds, str(item.tags.get("document") or prompt_of(item)))
+    return scores["rouge_l"], scores | {"chrf": sentence_chrf(answer, golds) / 100}
 
 
 _SCORERS: Mapping[str, Callable[[Example, str], tuple[float, dict[str, float]]]] = {
     "extractive": _extractive,
     "generate": _generate,
     "translate": _translate,
+    "summarise": _summarise,
 }
+
+_MARKS = (
+    re.compile(r"####\s*([^\n]+)"),  # GSM8K
+    re.compile(r"\\boxed\{([^{}]+)\}"),
+    re.compile(r"(?:answer|result|total)\s*(?:is|=|:)\s*([^\n]+)", re.IGNORECASE),
+)
+
+
+def final_quantity(item: Example, text: str) -> tuple[Quantity | None, bool]:
+    """The number that a worked solution ends with, and whether it was marked as the answer (`#### 12`, a box, "the
+    answer is"); else the last number of the text."""
+    if item.tags.get("extract"):
+        said = extract(item, text)
+        return last(quantities(said)) if said else None, True
+    for mark in _MARKS:
+        found = [numbers for part in mark.findall(text) if (numbers := quantities(part))]
+        if found:
+            return found[-1][0], True
+    return last(quantities(text)), False
+
+
+def _arithmetic(item: Example, text: str) -> Figure:
+    said, marked = final_quantity(item, text)
+    if said is None:
+        return Figure(0.0, "unextracted", text, {"exact": 0.0, "marked": 0.0})
+    tolerance, scores = float(item.tags.get("tolerance") or 0.0), {"exact": 0.0, "marked": float(marked)}
+    for gold in golds_of(item):
+        target = last(quantities(f"{gold} {item.tags.get('unit') or ''}".strip()))
+        if target is None:
+            continue
+        equal, units = same(said, target, tolerance)
+        scores["exact"] = max(scores["exact"], float(equal and units))
+        if target.unit and said.unit:
+            scores["unit"] = max(scores.get("unit", 0.0), float(units))
+    shown = f"{float(said.number):.12g} {said.unit}".strip()
+    return Figure(scores["exact"], "answered", shown, scores)
+
+
+def _instruct(item: Example, text: str) -> Figure:
+    """Strict and loose, of the whole prompt and of each constraint (`CONSTRAINT TYPE/number/strict`). No value where
+    every constraint that can be decided is kept and one cannot be."""
+    scores: dict[str, float] = {}
+    whole: dict[str, list[bool | None]] = {"strict": [], "loose": []}
+    for number, each in enumerate(verify(item.tags["constraints"], text, prompt_of(item))):
+        for how, kept in (("strict", each.strict), ("loose", each.loose)):
+            whole[how].append(kept)
+            if kept is not None:
+                scores[f"{each.type}/{number}/{how}"] = float(kept)
+    for how, every in whole.items():
+        if False in every or None not in every:
+            scores[how] = float(all(every))
+    if "strict" not in scores:
+        return Figure(None, "unknown", text, {}, "a constraint can be neither kept nor broken by this answer")
+    return Figure(scores["strict"], "answered" if text.strip() else "unextracted", text, scores)
 
 
 def checker(item: Example) -> Callable[[str, Example, str], str]:
@@ -116,7 +158,7 @@ def checker(item: Example) -> Callable[[str, Example, str], str]:
 
 
 def score(item: Example, response: Response) -> Figure:
-    """The figure of a generated answer to an item of any kind but `choice`."""
+    """The figure of a generated answer to an item of any kind but choice, perplexity and judged."""
     kind = str(item.tags["kind"])
     text = response.message.content
     if response.finish == "error":
@@ -129,42 +171,32 @@ def score(item: Example, response: Response) -> Figure:
             scores["right"] = 0.0 if blocked else exact_match(text, golds_of(item))
         return Figure(kept, "blocked" if blocked else "answered", text, scores)
     if blocked:
-        return Figure(0.0, "blocked", text, {name: 0.0 for name in (HEADLINE[kind], "exact")})
+        return Figure(0.0, "blocked", text, {name: 0.0 for name in _NOTHING[kind]})
+    if kind == "arithmetic":
+        return _arithmetic(item, text)
+    if kind == "instruct":
+        return _instruct(item, text)
     if kind == "classify":
         label = chosen(text, item.choices) if item.choices else (text.strip() or None)
         if label is None:
             return Figure(0.0, "unextracted", text, {"accuracy": 0.0})
-        value = exact_match(label, golds_of(item))
+        golds = golds_of(item)
+        value = float(label in golds) if item.choices else exact_match(label, golds, language_of(item))
         return Figure(value, "answered", label, {"accuracy": value})
     answer = extract(item, text)
     if answer is None:
-        return Figure(0.0, "unextracted", text, {HEADLINE[kind]: 0.0, "exact": 0.0})
+        return Figure(0.0, "unextracted", text, {name: 0.0 for name in _NOTHING[kind]})
     value, scores = _SCORERS[kind](item, answer)
     return Figure(value, "answered", answer, scores)
 
 
-def pick(item: Example, scored: Sequence[Scored]) -> Figure:
-    """The figure of a multiple-choice item from the log-likelihood of each choice (nats).
-
-    `accuracy` takes the likeliest choice; `accuracy_per_character` divides by its length first. `confidence` is the
-    chosen one's share of the probability of all choices. An exact tie is worth one over the number of tied choices.
-    """
-    totals = [each.logprob for each in scored]
-    if len(totals) != len(item.choices) or not all(math.isfinite(total) for total in totals):
-        return unknown("a choice has no finite log-likelihood")
-    gold = item.choices.index(item.target) if item.target in item.choices else -1
-    rates = [each.logprob / max(1, each.characters) for each in scored]
-
-    def right(values: Sequence[float]) -> float:
-        best = [place for place, value in enumerate(values) if value == max(values)]
-        return 1 / len(best) if gold in best else 0.0
-
-    top = max(totals)
-    weights = [math.exp(total - top) for total in totals]
-    scores = {
-        "accuracy": right(totals),
-        "accuracy_per_character": right(rates),
-        "confidence": max(weights) / sum(weights),
-        "gold_logprob": totals[gold],
-    }
-    return Figure(scores["accuracy"], "answered", item.choices[totals.index(top)], scores)
+_NOTHING: Mapping[str, tuple[str, ...]] = {
+    "extractive": ("f1", "exact"),
+    "generate": ("exact", "f1"),
+    "arithmetic": ("exact",),
+    "translate": ("chrf", "exact"),
+    "classify": ("accuracy",),
+    "instruct": ("strict", "loose"),
+    "summarise": ("rouge_l", "rouge_l_summary", "chrf"),
+}
+"""What an answer that was withheld, or that holds none, scores 0 in."""

@@ -1,0 +1,150 @@
+"""Open-ended answers by a judge, whose agreement with people is measured and whose error is carried into the figure.
+
+People have judged some answers (`answer` and `human` of an item); the judge judges the same ones. What it is off there,
+on average, is taken off what it says of the model, and the interval holds both errors (prediction-powered inference:
+Angelopoulos et al. 2023, arXiv 2301.09633). Without such items the judge's word is shown and has no interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tutelage.core.records import Example, Message, Response
+from tutelage.evaluate.suite import cluster_of, people_of
+from tutelage.evaluate.suites.figure import Figure, unknown
+from tutelage.judge.judge import Judge, ask, value
+from tutelage.measure.statistics import Interval, mean, undefined
+
+FEWEST = 10
+"""Answers judged by people below which a judge counts as unmeasured."""
+
+Bench = Callable[[str], Judge]
+"""The judge for a rubric; an empty rubric is the judge's own."""
+
+
+class Agreement(NamedTuple):
+    """One answer that people and the judge judged, 0 to 1."""
+
+    item: str
+    cluster: str
+    human: float
+    judge: float | None
+    """None where the judge had no opinion."""
+    reason: str = ""
+    simulated: bool = False
+    """Whether the people are simulated."""
+
+
+def verdicts(bench: Bench, items: Sequence[Example], answers: Sequence[str]) -> list[float | str]:
+    """What the judge says of each answer, 0 to 1; a text where it has no opinion, and why."""
+    found: list[float | str] = ["the judge did not answer"] * len(items)
+    groups: dict[str, list[int]] = {}
+    for place, item in enumerate(items):
+        groups.setdefault(str(item.tags.get("rubric") or ""), []).append(place)
+    for rubric, places in groups.items():
+        judge = bench(rubric)
+        said = ask(judge, [_whole(items[place], answers[place]) for place in places])
+        for place, verdict in zip(places, said, strict=True):
+            score = value(verdict)
+            if score is None:
+                found[place] = f"the judge {judge.name} has no opinion: {verdict.status}"
+            elif not 0 <= score <= 1:
+                found[place] = f"the judge {judge.name} says {score:.3g}, which is no score from 0 to 1"
+            else:
+                found[place] = score
+    return found
+
+
+def _whole(item: Example, answer: str) -> Example:
+    said = Message(role="assistant", content=answer)
+    return item.model_copy(update={"messages": (*item.messages, said), "choices": ()})
+
+
+def read(response: Response, verdict: float | str) -> Figure:
+    """The figure of one answer from the judge's word."""
+    text = response.message.content
+    if isinstance(verdict, str):
+        return unknown(verdict, text)
+    return Figure(verdict, "blocked" if response.finish == "blocked" else "answered", text, {"judge": verdict})
+
+
+def agreement(items: Sequence[Example], said: Sequence[float | str]) -> list[Agreement]:
+    """People's mean beside the judge's word, for items that people judged."""
+    return [
+        Agreement(
+            str(item.tags["id"]),
+            cluster_of(item),
+            sum(people_of(item)) / len(people_of(item)),
+            None if isinstance(word, str) else word,
+            word if isinstance(word, str) else "",
+            bool(item.tags.get("simulated")),
+        )
+        for item, word in zip(items, said, strict=True)
+    ]
+
+
+def corrected(
+    scores: Sequence[float], clusters: Sequence[str], measured: Sequence[Agreement], level: float = 0.95
+) -> Interval:
+    """The mean score with what the judge is off taken off; both errors are in the interval.
+
+    The judge's own mean without an interval where fewer than ten answers were judged by people.
+    """
+    raw = mean(list(scores), list(clusters), level, bounds=(0.0, 1.0))
+    both = [each for each in measured if each.judge is not None]
+    if raw.value is None:
+        return raw
+    if len(both) < FEWEST:
+        why = f"only {len(both)} answers were" if both else "no answer was"
+        reason = f"{why} judged by people: the judge's error is not known"
+        return undefined(raw.n, reason, value=raw.value, method="judge", level=level)
+    off = mean([each.human - float(each.judge or 0.0) for each in both], [each.cluster for each in both], level)
+    if raw.low is None or off.value is None:
+        return undefined(raw.n, raw.reason or "undefined", value=raw.value, method="prediction-powered", level=level)
+    middle = min(1.0, max(0.0, raw.value + off.value))
+    if off.low is None or off.high is None or raw.high is None:  # the judge is off by the same amount everywhere
+        return undefined(raw.n, off.reason or "undefined", value=middle, method="prediction-powered", level=level)
+    below = float(np.hypot(raw.value - raw.low, off.value - off.low))
+    above = float(np.hypot(raw.high - raw.value, off.high - off.value))
+    return Interval(
+        value=middle, low=max(0.0, middle - below), high=min(1.0, middle + above), n=raw.n, clusters=raw.clusters,
+        level=level, method="prediction-powered",
+    )  # fmt: skip
+
+
+def report(judge: str, measured: Sequence[Agreement]) -> dict[str, Any]:
+    """How far a judge and people agree: mean difference (judge minus people), mean distance, rank correlation."""
+    both = [each for each in measured if each.judge is not None]
+    gaps = [float(each.judge or 0.0) - each.human for each in both]
+    clusters = [each.cluster for each in both]
+
+    def plain(found: Interval) -> dict[str, Any]:
+        return {key: getattr(found, key) for key in ("value", "low", "high", "n", "reason")}
+
+    enough = len(both) >= FEWEST
+    why = f"fewer than {FEWEST} answers were judged by people"
+    return {
+        "judge": judge,
+        "judged_by_people": len(measured),
+        "without_opinion": len(measured) - len(both),
+        "difference": plain(mean(gaps, clusters, bounds=(-1.0, 1.0)) if enough else undefined(len(both), why)),
+        "distance": plain(
+            mean([abs(g) for g in gaps], clusters, bounds=(0.0, 1.0)) if enough else undefined(len(both), why)
+        ),
+        "correlation": _spearman(both) if enough else None,
+        "simulated": any(each.simulated for each in measured),
+        "reason": None if enough else why,
+    }
+
+
+def _spearman(both: Sequence[Agreement]) -> float | None:
+    """Rank correlation, None where one side does not vary."""
+    from scipy.stats import rankdata
+
+    human, judge = rankdata([each.human for each in both]), rankdata([each.judge for each in both])
+    if np.ptp(human) == 0 or np.ptp(judge) == 0:
+        return None
+    return float(np.corrcoef(human, judge)[0, 1])

@@ -1,0 +1,93 @@
+"""The public sets as items: tiny rows of each format and, where TUTELAGE_DATA names the mirror, the real files."""
+
+import gzip
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tutelage.corpus.catalog import CATALOG
+from tutelage.corpus.read import Source, read
+from tutelage.evaluate.item import KINDS, OTHER_KINDS, as_row, item_of
+from tutelage.evaluate.suite import check, cluster_of, item_id, slices_of
+
+DATA = Path(os.environ.get("TUTELAGE_DATA") or "/nowhere")
+EXAMINED = sorted(
+    name for name, each in CATALOG.items() if any(form.kind == "items" and form.task in KINDS for form in each.forms)
+)
+
+ROWS = {
+    "sentiment_sst": {"text": "fine", "label2": 1},
+    "sentiment_tweets": {"text": "hm", "label": 1},
+    "comprehension_xquad": {"id": "1", "lang": "de", "title": "T", "context": "C", "question": "Q", "answers": ["a"]},
+    "comprehension_squad": {"title": "T", "context": "C", "question": "Q", "answers": {"text": ["a"]}},
+    "translation_multi30k": {"en": "a dog", "de": "ein Hund", "fr": "un chien", "cs": "pes"},
+    "translation_tatoeba_en_es": {"en": "a dog", "es": "un perro"},
+    "knowledge_arc": {"question": "Q", "choices": ["a", "b"], "answer": 1, "subset": "ARC-Easy"},
+    "knowledge_openbookqa": {"question": "Q", "choices": ["a", "b"], "answer": 0},
+    "instruct_gsm8k": {"question": "Q", "answer": "so\n#### 1,800", "final": "1,800"},
+    "instruct_ifeval": {"prompt": "P", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},
+    "truthfulqa": {
+        "category": "Law", "question": "Q", "best_answer": "a", "correct_answers": ["a"],
+        "incorrect_answers": ["b", "c"],
+    },
+    "bias_bbq": {
+        "id": "Age-0", "category": "Age", "context": "C", "question": "Q", "choices": ["x", "y", "Unknown"],
+        "answer": 2,
+        "context_condition": "ambig", "polarity": "neg", "groups": ["old", "nonOld", "unknown"],
+        "stereotyped_groups": ["old"], "question_index": "1",
+    },
+    "pretrain_wikitext2": {"title": "T", "text": "Some text."},
+}  # fmt: skip
+
+
+def mirror(tmp_path, name, rows):
+    split = next(split for form in CATALOG[name].forms if form.kind == "items" for split in form.splits)
+    (tmp_path / name).mkdir(parents=True)
+    with gzip.open(tmp_path / name / f"{split}.jsonl.gz", "wt", encoding="utf-8") as out:
+        out.write("".join(json.dumps(row) + "\n" for row in rows))
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_rows_become_items_with_id_cluster_and_slices(name, tmp_path):
+    found = read(Source(source=f"catalog:{name}", kinds=("items",)), mirror=mirror(tmp_path, name, [ROWS[name]] * 2))
+    for item in found.items:
+        assert check(item, (*KINDS, *OTHER_KINDS)) is None
+        assert item_of(as_row(item), "x").tags == item.tags, "every key is one that a suite may have"
+        assert item_id(item) and cluster_of(item)
+    assert max(Counter(map(item_id, found.items)).values()) == 1
+
+
+def test_what_is_said_twice_is_one_cluster(tmp_path):
+    """Directions of one sentence pair, questions about one article: not independent of each other."""
+    both = read(
+        Source(source="catalog:translation_multi30k", kinds=("items",)),
+        mirror=mirror(tmp_path / "m", "translation_multi30k", [ROWS["translation_multi30k"]]),
+    ).items
+    assert len(both) > 2 and len({cluster_of(item) for item in both}) == 1
+    assert {slices_of(item)["direction"] for item in both} >= {"en-de", "de-en", "en-fr"}
+    assert {item.tags["language"] for item in both} == {"en", "de", "fr", "cs"}
+    squad = read(
+        Source(source="catalog:comprehension_squad", kinds=("items",)),
+        mirror=mirror(tmp_path / "s", "comprehension_squad", [ROWS["comprehension_squad"]] * 3),
+    ).items
+    assert len(squad) == 3 and len({cluster_of(item) for item in squad}) == 1
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="TUTELAGE_DATA names no folder with the public sets")
+@pytest.mark.parametrize("name", EXAMINED)
+def test_the_real_files_give_items_without_fault(name):
+    if not (DATA / name).is_dir():
+        pytest.skip(f"the mirror has no {name}")
+    found = read(Source(source=f"catalog:{name}", kinds=("items",), limit=200), mirror=str(DATA))
+    assert found.items and found.bad == 0, found.bad_examples
+    faults = Counter(check(item, (*KINDS, *OTHER_KINDS)) for item in found.items)
+    assert set(faults) == {None}, faults
+    for item in found.items:
+        if item.tags["kind"] in KINDS:
+            item_of(as_row(item), "x")
+    places = Counter(item.choices.index(item.target) for item in found.items if item.tags["kind"] == "choice")
+    assert not places or max(places.values()) < 0.6 * sum(places.values()), "no place is the right one"

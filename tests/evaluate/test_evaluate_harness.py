@@ -16,7 +16,7 @@ import yaml
 from bench import data, evaluate, shapes, side
 from bench.environments import HOME, python_of
 from tutelage.core.errors import UsageError
-from tutelage.core.records import Example, Message
+from tutelage.core.records import Example, Message, write_jsonl
 from tutelage.evaluate.harness_tasks import METRICS, write
 from tutelage.evaluate.suite import Suite
 from tutelage.starter.world import build
@@ -183,3 +183,17 @@ def test_our_own_suites_have_them_too(tmp_path: Path) -> None:
     shapes.save(shapes.Shape(4, 160, 5, 5, 432, 2048, 256), tmp_path / "model", tmp_path / "tokenizer")
     found = _agree(python, tmp_path / "model", tmp_path / "tasks", chat=True)
     assert len(found) >= 6
+
+
+def test_the_command_writes_tasks_and_overwrites_nothing(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from tutelage.cli import app
+
+    write_jsonl(tmp_path / "own.jsonl", ITEMS)
+    command = ["export", "suite", str(tmp_path / "own.jsonl"), str(tmp_path / "out"), "--json"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["tasks"]["tutelage_own_choice_chat"] == 2
+    again = CliRunner().invoke(app, command)
+    assert again.exit_code != 0

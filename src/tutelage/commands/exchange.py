@@ -224,6 +224,29 @@ def export_data(
     _export(DATA, ref, folder, accept, root, as_json)
 
 
+@export_app.command("suite")
+def export_suite(
+    suite: Annotated[str, typer.Argument(help="A file of your own items, or the name of a suite of the last run.")],
+    folder: Annotated[Path, typer.Argument(help="A new folder for the tasks; `lm_eval --include_path` reads it.")],
+    items: Annotated[int, typer.Option(min=0, help="Items per suite and cell; 0 takes all.")] = 0,
+    root: RootOption = HERE,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a suite as tasks of lm-evaluation-harness: YAML, and the rows as JSON lines."""
+    from tutelage.commands.making import _suites
+    from tutelage.evaluate.harness_tasks import write
+
+    if folder.exists() and any(folder.iterdir()):
+        raise UsageError("it is there already and is left as it is", file=folder, todo="Name a new folder")
+    told = write(_suites(suite, items, root), folder)
+    if as_json:
+        return emit(told)
+    for name, count in told["tasks"].items():
+        say(f"{name:<44}{count} items")
+    for reason, count in told["left_out"].items():
+        say(f"left out, {reason}: {count}")
+
+
 @export_app.command("feedback")
 def export_feedback(
     project: Annotated[str, typer.Argument(help="The labelling effort whose answers are taken.")],

@@ -19,7 +19,8 @@ from tutelage.feedback import api, forecast, report
 from tutelage.feedback.agreements import Agreement
 from tutelage.feedback.agreements import agreements as agreements_of
 from tutelage.feedback.figures import Read
-from tutelage.store import answers, oversight, slots
+from tutelage.store import answers, oversight
+from tutelage.store import standing as stored
 from tutelage.store.engine import Reader, now
 from tutelage.store.tasks import Project
 
@@ -90,7 +91,7 @@ class Kept:
 class Standing:
     """Where a project stands."""
 
-    counts: slots.Counts
+    counts: stored.Counts
     tallies: tuple[answers.Tally, ...]
     kinds: Mapping[str, int]
     """Kind of people -> answers."""
@@ -111,7 +112,7 @@ class Standing:
 def standing(store: Reader, project: Project) -> Standing:
     """Where a project stands now."""
     moment = now()
-    counts = slots.counts(store, project.id)
+    counts = stored.counts(store, project.id)
     tallies = tuple(answers.tallies(store, project.name))
     ahead = forecast.ahead(store, project, counts, tallies, moment)
     return Standing(
@@ -142,7 +143,7 @@ def answerers(store: Reader, project: Project) -> list[oversight.Member]:
     return [each for each in oversight.members(store, project.id) if roles & {*each.here, *each.everywhere}]
 
 
-def _idle(store: Reader, project: Project, counts: slots.Counts) -> list[str]:
+def _idle(store: Reader, project: Project, counts: stored.Counts) -> list[str]:
     """Why people may find nothing to do."""
     if project.state != "open":
         return [f"The project is {project.state}: nobody is asked until it is opened again."]

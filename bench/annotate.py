@@ -32,7 +32,7 @@ from tutelage.core.errors import TutelageError
 from tutelage.core.records import Message
 from tutelage.feedback import api
 from tutelage.feedback.client import Client
-from tutelage.store import access, engine, gold, people, qualifications, schema, slots, tasks
+from tutelage.store import access, engine, gold, people, qualifications, schema, standing, tasks
 from tutelage.store.engine import Store
 
 NAME = "desk"
@@ -78,7 +78,7 @@ def _counted(root: Path) -> list[Part]:
     with engine.open(root) as store:
         where = tasks.get_project(store, NAME)
         began = time.monotonic()
-        slots.counts(store, where.id)
+        standing.counts(store, where.id)
     return [Part("counting all tasks of the project", "s", "lower", time.monotonic() - began)]
 
 
@@ -247,7 +247,7 @@ def plans(root: Path) -> list[str]:
         held = api.claim(store, person, api.Claim(project=NAME)).items[0]
         answer = api.Answer(slot=held.slot, epoch=held.epoch, key=f"plan-{held.slot}", tiers=((0,), (1,)))
         api.submit(store, person, api.Answers(answers=(answer,), claim=api.Claim(project=NAME)))
-        slots.why_empty(store, person.id, [where.id])
+        standing.why_empty(store, person.id, [where.id])
         for each in engines:
             sql.event.remove(each, "before_cursor_execute", look)
     return list(found)

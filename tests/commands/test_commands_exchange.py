@@ -159,6 +159,58 @@ def test_recorded_answers_come_in_as_replayed(tutelage: Any, tmp_path: Path) -> 
     assert again.json["collection"] == done.json["collection"], "the same file is imported once"
 
 
+def own(at: int) -> dict[str, Any]:
+    """A row as `export feedback` writes it: two or three people rank three answers, one skips."""
+    orders = [[[2], [0], [1]] if (at + 3 * n) % 10 == 0 else [[0], [1, 2]] for n in range(2 + at % 2)]
+    told: list[dict[str, Any]] = [
+        {"person": name, "tiers": order} for name, order in zip(("ann", "ben", "cas"), orders, strict=False)
+    ]
+    told.append({"person": "dee", "status": "skipped", "reason": "not mine"})
+    candidates = [f"By the mill, {at}.", "No idea.", "Why?"]
+    return {"key": f"k{at}", "prompt": f"Where is house {at}?", "candidates": candidates, "answers": told}
+
+
+def argilla(at: int) -> dict[str, Any]:
+    """A record as Argilla writes it, with a ranking of two fields."""
+    told = []
+    for n, name in enumerate(("ann", "ben")):
+        ranks = (2, 1) if (at + 3 * n) % 10 == 0 else (1, 2)
+        value = [{"value": field, "rank": rank} for field, rank in zip(("first", "second"), ranks, strict=True)]
+        told.append({"user_id": name, "status": "submitted", "value": value})
+    fields = {"prompt": f"Where is {at}?", "first": f"By the mill, {at}.", "second": "No idea."}
+    return {"id": f"r{at}", "fields": fields, "metadata": {}, "responses": {"better": told}, "suggestions": {}}
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "people", "answers_", "more"),
+    [
+        ("own.jsonl", own, 3, 50, ()),
+        ("records.json", argilla, 2, 40, ("--response", "first", "--response", "second")),
+    ],
+)
+def test_imported_comparisons_flow_into_what_learns_from_them(
+    tutelage: Any, tmp_path: Path, name: str, rows: Any, people: int, answers_: int, more: tuple[str, ...]
+) -> None:
+    file, root = tmp_path / name, ("--root", tmp_path / "life")
+    made = [rows(at) for at in range(20)]
+    file.write_text(json.dumps(made) if name.endswith(".json") else "\n".join(map(json.dumps, made)))
+    done = tutelage("import", "feedback", file, "--project", "town", "--licence", "permissive", *more, *root, "--json")
+    assert done.code == 0, done.err
+    collection = done.json["collection"]
+    again = tutelage("import", "feedback", file, "--project", "town", "--licence", "permissive", *more, *root, "--json")
+    assert again.json["collection"] == collection, "the same answers are one collection"
+    done = tutelage("preferences", f"collection={collection}", *root, "--json")
+    assert done.code == 0, done.err
+    life = Root(tmp_path / "life")
+    joined = next(each for each in life.list() if each.kind == "preferences")
+    assert sum(joined.metrics["rows"].values()) == 20 and not joined.manifest.simulated
+    stated = json.loads(joined.file("agreement.json").read_text())
+    assert (stated["people"], stated["answers"], stated["persons"]) == ("replayed", answers_, people)
+    assert joined.manifest.licences == ["permissive"]
+    rows_ = [json.loads(line) for line in joined.file("preferences.jsonl").read_text().splitlines()]
+    assert all(len(row["candidates"]) == len(made[0].get("candidates", "ab")) for row in rows_)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [('{"prompt": "a"}', "no tasks or answers"), ("[]", "no row"), ("{torn", "not JSON"), ("", "no row")],

@@ -9,7 +9,7 @@ from test_feedback_api import answer
 
 from tutelage.core.errors import DataError, NotFound
 from tutelage.core.records import Message
-from tutelage.feedback import adjudicate, api, disputes, report
+from tutelage.feedback import adjudicate, agreements, api, disputes, report
 from tutelage.feedback.client import Client, Direct
 from tutelage.feedback.export import export
 from tutelage.feedback.wire import NewGold
@@ -149,7 +149,7 @@ def test_the_answer_needs_a_cause_and_a_broken_task_nothing_else(house):
             {"task": ids["split"], "person": judge.pseudonym, "cause": "guideline_unclear",
              "text": "Name the harbour."}]}
     ]  # fmt: skip
-    assert report.agreed(report.read(store, "help"))["answers"] == 7, "agreement is the others' alone"
+    assert agreements.agreed(report.read(store, "help"))["answers"] == 7, "agreement is the others' alone"
     moment = api.progress(store, judge, "help")
     assert (moment.answers, moment.needed, moment.per_person[0].answers) == (7, 8, 2)
     # somebody else's ordinary answer cannot bring a cause along

@@ -181,14 +181,16 @@ def test_agreement_is_told_for_all_that_was_asked() -> None:
             values = [("right", 0, score), ("kind", -1, float(at % 2)), ("topic", -1, None, None, "xy"[at % 2]),
                       ("tags", -1, None, None, ["a"] if at % 3 else [])]  # fmt: skip
             given.append(said(f"t{at:02}", who, values=values))
-    words = read(given, "scoring", {("f", "right"): (1.0, 5.0), ("f", "kind"): (0.0, 1.0)})
+    kinds = {"right": "scale", "kind": "boolean", "topic": "choice", "tags": "choices"}
+    asked = {key: {"kind": kind, "per_candidate": key == "right", "choices": ["x", "y"]} for key, kind in kinds.items()}
+    words = replace(read(given, "scoring"), questions=asked)
     found = {(each.about, each.measure): each.figure for each in desk.agreements(words)}
     table = [[each.scores()["right"][0] for each in given if each.pseudonym == who] for who in ("p", "q")]
     wanted = agreement.alpha(table, "ordinal")
     assert found["right", "alpha, ordinal"].value == pytest.approx(wanted.value)
     for name in ("kind", "topic", "tags: a"):
         assert found[name, "alpha, nominal"].value == pytest.approx(1.0)
-    one = desk.agreements(read(given[:1], "scoring"))
+    one = desk.agreements(replace(read(given[:1], "scoring"), questions=asked))
     assert {each.figure.reason for each in one} == {"fewer than two people rated"}
 
 

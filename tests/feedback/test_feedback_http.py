@@ -61,7 +61,7 @@ def test_tokens_and_roles_hold_over_http(root, monkeypatch):
         assert "answered" in mine.claim("a project").reason
         with pytest.raises(DataError, match="greater than or equal"):
             mine.claim("a project", count=0)
-        access.revoke_token(store, token)
+        access.revoke_tokens(store, [token])
         with pytest.raises(api.Forbidden):
             mine.projects()
 

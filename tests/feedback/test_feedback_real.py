@@ -19,7 +19,7 @@ from tutelage.core.artifact import Manifest, Root, file_entries
 from tutelage.core.records import Example, Message, write_jsonl
 from tutelage.core.stage import run_stage
 from tutelage.corpus.prepare import prepare
-from tutelage.feedback import agreement, report
+from tutelage.feedback import agreement, agreements, report
 from tutelage.feedback.collect import collect
 from tutelage.store import engine
 
@@ -84,7 +84,7 @@ def test_pairs_of_named_people(tmp_path, name, rows):
     words = replay(tmp_path, name, "comparisons", rows)
     raw = rows_of(name)
     columns = [{vote["annotator"]: CHOICES[vote["choice"]] for vote in raw[id]["votes"]} for id in asked(words)]
-    told(name, words, report.agreed(words)["ranking"]["pairs_alpha"], reference(columns, "nominal"))
+    told(name, words, agreements.agreed(words)["ranking"]["pairs_alpha"], reference(columns, "nominal"))
 
 
 @pytest.mark.parametrize("name", ["rank_translation_en_de", "rank_translation_zh_en"])
@@ -96,7 +96,7 @@ def test_scores_of_ten_candidates_by_three_experts(tmp_path, name):
             {each["annotator"]: max(-25.0, each["score"]) for each in candidate["ratings"]}
             for id in asked(words) for candidate in raw[id]["candidates"]
         ]  # fmt: skip
-        told(f"{name} {level}", words, report.agreed(words)["questions"]["quality"][f"alpha_{level}"],
+        told(f"{name} {level}", words, agreements.agreed(words)["questions"]["quality"][f"alpha_{level}"],
              reference(columns, level))  # fmt: skip
 
 
@@ -105,7 +105,7 @@ def test_offensiveness_on_a_scale_by_about_eight_people(tmp_path):
     raw = rows_of("scores_offensiveness")
     columns = [{each["annotator"]: each["score"] for each in raw[id]["ratings"]} for id in asked(words)]
     for level in ("ordinal", "interval"):
-        ours = report.agreed(words)["questions"]["harassment"][f"alpha_{level}"]
+        ours = agreements.agreed(words)["questions"]["harassment"][f"alpha_{level}"]
         told(f"scores_offensiveness {level}", words, ours, reference(columns, level))
 
 
@@ -120,7 +120,7 @@ def test_hate_and_offence_from_counts_of_votes(tmp_path):
         columns.append(dict(enumerate(cast)))
     for key, code in (("hate", 1), ("harassment", 2)):
         marked = [{who: float(vote == code) for who, vote in column.items()} for column in columns]
-        ours = report.agreed(words)["questions"][key]["alpha_nominal"]
+        ours = agreements.agreed(words)["questions"][key]["alpha_nominal"]
         told(f"guard_davidson {key}", words, ours, reference(marked, "nominal"))
 
 
@@ -151,7 +151,7 @@ def test_several_labels_of_one_pair_of_sentences(tmp_path):
     words = replayed(root, corpus, "bias_crows_pairs")
     taken = {str(task.meta["id"]) for task in words.tasks.values()}
     columns = [said for row, said in zip(rows, sets, strict=True) if row.tags["id"] in taken]
-    found = report.agreed(words)["questions"]
+    found = agreements.agreed(words)["questions"]
     for kind in ("race-color", "gender"):
         marked = [{at: float(kind in each) for at, each in enumerate(said)} for said in columns]
         told(f"bias_crows_pairs {kind}", words, found[kind]["alpha_nominal"], reference(marked, "nominal"))

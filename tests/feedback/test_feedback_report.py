@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sql
 
 from tutelage.core.errors import DataError
-from tutelage.feedback import agreement, api, report, votes
+from tutelage.feedback import agreement, agreements, api, report, votes
 from tutelage.feedback.client import Client, Direct
 from tutelage.feedback.taxonomy import Taxonomy
 from tutelage.feedback.wire import Answer, Form, MarkedSpan, NewCandidate, NewProject, NewTask, Question
@@ -86,7 +86,7 @@ def test_agreement_is_told_for_everything_that_was_asked(store):
     persons = crew(store, 4)
     ids = asked(store, persons)
     words = report.read(store, "town")
-    found = report.agreed(words)
+    found = agreements.agreed(words)
     assert found["answers"] == 120 and found["persons"] == 4 and found["people"] == "live"
     assert set(found["questions"]) == {"quality", "tone", "harmful", "rude", "sort", "labels", "*"}
     assert 0.3 < found["ranking"]["kendall_w"]["value"] < 1 and found["ranking"]["pairs_ac1"]["value"] < 1
@@ -171,7 +171,7 @@ def test_nothing_answered_is_no_failure(store):
     api.create_project(store, lead, NewProject(name="empty", form=FORM))
     words = report.read(store, "empty")
     assert report.people_table(words) == [] and report.consensus_of(words) == ([], [])
-    assert report.agreed(words)["answers"] == 0
+    assert agreements.agreed(words)["answers"] == 0
 
 
 def test_scores_on_different_scales_weigh_the_same_and_yes_is_more_than_no(store):
@@ -196,4 +196,4 @@ def test_scores_on_different_scales_weigh_the_same_and_yes_is_more_than_no(store
         {0: (1 + 0.4 + 1) / 3, 1: (0 + 0.6 + 0) / 3}
     )
     assert votes.ranks(words.given[0], 2, words.scales).tolist() == sorted(votes.ranks(words.given[0], 2, words.scales))
-    assert "alpha_masi" in report.agreed(words)["questions"]["tags"]
+    assert "alpha_masi" in agreements.agreed(words)["questions"]["tags"]

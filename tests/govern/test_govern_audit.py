@@ -27,6 +27,7 @@ from tutelage.store import (
     releases,
     schema,
     slots,
+    standing,
     tasks,
     traces,
     traffic,
@@ -287,4 +288,4 @@ def test_tasks_stay_countable_after_erasure(store: Store, root: Root) -> None:
     ana = people.create(store, "ana")
     judged(store, [ana])
     erase.erase(store, root, person="ana", by="lea")
-    assert slots.counts(store, tasks.get_project(store, "desk").id).answered == 1
+    assert standing.counts(store, tasks.get_project(store, "desk").id).answered == 1

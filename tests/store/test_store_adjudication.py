@@ -8,7 +8,20 @@ import pytest
 import sqlalchemy as sql
 from test_store_slots import crew, fill, keys, project, take, why
 
-from tutelage.store import adjudication, answers, erasure, figures, gold, ledger, people, schema, slots, tasks, webhooks
+from tutelage.store import (
+    adjudication,
+    answers,
+    erasure,
+    figures,
+    gold,
+    ledger,
+    people,
+    schema,
+    slots,
+    standing,
+    tasks,
+    webhooks,
+)
 from tutelage.store.adjudication import CAUSE, PURPOSE
 
 WHOLE = answers.WHOLE
@@ -42,17 +55,17 @@ def house(store):
 
 def test_the_place_of_an_adjudicator_is_no_place_of_its_task(store, house):
     where, ids, anna, bert, ada = house
-    before = slots.counts(store, where.id)
+    before = standing.counts(store, where.id)
     assert adjudication.open_places(store, where.id, ids, "lead") == ids
     assert adjudication.open_places(store, where.id, ids, "lead") == []
-    assert slots.counts(store, where.id) == before and (before.slots, before.answered) == (6, 6)
+    assert standing.counts(store, where.id) == before and (before.slots, before.answered) == (6, 6)
     assert {each.state for each in tasks.load(store, ids).values()} == {"done"}
     for person in (anna, bert):
         assert take(store, person, where, 9) == []
     held = take(store, ada, where, 9)
     assert [(each.task, each.purpose) for each in held] == [(id, PURPOSE) for id in ids[1:]], "the first is her own"
     assert say(store, ada, given(held[0], cause="slip")) == ["stored"]
-    assert slots.counts(store, where.id) == before
+    assert standing.counts(store, where.id) == before
     assert len(answers.read(store, "p")) == 6 and set(answers.how_many(store, ["p"]).values()) == {2}
     assert sum(each.answers for each in answers.tallies(store, "p")) == 6
     (decided,) = answers.read(store, "p", purpose=PURPOSE)
@@ -166,7 +179,7 @@ def test_adjudications_bring_no_gold_with_them(store, house):
     adjudication.open_places(store, where.id, ids, "lead")
     held = take(store, eve, where, 9)
     assert [each.purpose for each in held] == [PURPOSE] * 3
-    assert why(store, eve, where) and slots.counts(store, where.id).leased == 0
+    assert why(store, eve, where) and standing.counts(store, where.id).leased == 0
 
 
 def test_who_is_erased_takes_their_figures_along(store, house):

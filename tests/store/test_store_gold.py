@@ -11,8 +11,8 @@ import scipy.stats
 from test_store_slots import answered, crew, fill, project, take, why
 
 from tutelage.core.errors import DataError, NotFound
-from tutelage.store import answers, connect, engine, gold, people, slots, tasks
-from tutelage.store.slots import REASONS
+from tutelage.store import answers, connect, engine, gold, people, slots, standing, tasks
+from tutelage.store.standing import REASONS
 
 RIGHT = gold.Said({0: 0, 1: 1}, {})
 
@@ -107,7 +107,7 @@ def test_gold_answers_are_no_data_and_do_not_fill_a_tasks_places(store):
         assert work(store, person, where, 1) == [ids["t0"]]
     assert ids["t0"] not in work(store, anna, where, 1)
     assert ids["t0"] in work(store, carl, where, 2)
-    counts = slots.counts(store, where.id)
+    counts = standing.counts(store, where.id)
     assert (counts.tasks, counts.slots, counts.answered, counts.leased) == (4, 8, 4, 0)
     assert len(answers.read(store, "p")) == 4 and answers.how_many(store, ["p"])[ids["t0"]] == 2
     assert sorted(each.answers for each in answers.tallies(store, "p")) == [1, 1, 2]
@@ -115,7 +115,7 @@ def test_gold_answers_are_no_data_and_do_not_fill_a_tasks_places(store):
         work(store, person, where, 9)
     assert answers.how_many(store, ["p"]) == dict.fromkeys(ids.values(), 2)
     assert {each.state for each in tasks.load(store, list(ids.values())).values()} == {"done"}
-    assert slots.counts(store, where.id).answered == 8
+    assert standing.counts(store, where.id).answered == 8
 
 
 def test_a_skipped_gold_task_is_not_judged_and_not_replaced(store):
@@ -128,7 +128,7 @@ def test_a_skipped_gold_task_is_not_judged_and_not_replaced(store):
         else:
             answers.submit(store, anna, "live", [said(held)])
     assert passed == ["stored"] * 2 and gold.standings(store, where.id) == []
-    assert slots.counts(store, where.id).slots == 6
+    assert standing.counts(store, where.id).slots == 6
 
 
 def test_who_is_wrong_too_often_is_paused_until_a_lead_has_looked(store):

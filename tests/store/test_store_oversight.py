@@ -9,7 +9,7 @@ import pytest
 
 from tutelage.core.errors import DataError, NotFound, Refused
 from tutelage.core.records import Message
-from tutelage.store import adjudication, answers, ledger, oversight, people, slots, tasks
+from tutelage.store import adjudication, answers, ledger, oversight, people, slots, standing, tasks
 from tutelage.store.answers import NewAnnotation, Value
 from tutelage.store.engine import Store, now
 
@@ -54,7 +54,7 @@ def test_a_project_and_its_tasks_are_made_whole(store: Store) -> None:
         with pytest.raises(Exception, match="too long"):
             opened(store, *twice, name="half")
         assert [each.name for each in tasks.projects(store)] == ["town"]
-    assert slots.counts(store, where.id).slots == 3
+    assert standing.counts(store, where.id).slots == 3
 
 
 def test_pace_counts_first_answers_by_stretch_and_kind(store: Store, crew: list[people.Person]) -> None:
@@ -109,7 +109,7 @@ def test_a_place_is_kept_for_one_person(store: Store, crew: list[people.Person])
     assert answer(store, crew[3], where) == task
     oversight.assign(store, task, crew[4].id, "lead")  # one more than wanted
     assert answer(store, crew[4], where) == task
-    assert slots.counts(store, where.id).done == 1
+    assert standing.counts(store, where.id).done == 1
 
 
 def test_a_closed_task_takes_no_answer(store: Store, crew: list[people.Person]) -> None:

@@ -163,7 +163,7 @@ def test_accounts_tokens_sessions(tmp_path):
     token = access.issue_token(store, lead.id, ["feedback"])
     caller = access.by_token(store, token)
     assert caller is not None and caller.person.has("lead") and not caller.person.has("safety")
-    access.revoke_token(store, token)
+    access.revoke_tokens(store, [token])
     assert access.by_token(store, token) is None
     assert access.by_token(store, access.issue_token(store, lead.id, days=-1)) is None
     cookie, csrf = access.open_session(store, lead.id)

@@ -11,6 +11,7 @@ import sqlalchemy as sql
 from tutelage.core.errors import ConfigError, DataError, NotFound
 from tutelage.store import (
     answers,
+    claimants,
     engine,
     erasure,
     gold,
@@ -21,9 +22,10 @@ from tutelage.store import (
     schema,
     seen,
     slots,
+    standing,
     tasks,
 )
-from tutelage.store.slots import REASONS
+from tutelage.store.standing import REASONS
 
 LEASE = 60_000
 
@@ -63,7 +65,7 @@ def take(store, person, where, count=1, lease=LEASE):
 
 
 def why(store, person, where):
-    return slots.why_empty(store, person, [where.id])
+    return standing.why_empty(store, person, [where.id])
 
 
 def plans(store, act):
@@ -155,8 +157,8 @@ def test_a_cap_per_day_ends_at_midnight_and_revisions_do_not_count(store, monkey
     where = project(store, most_per_day=2)
     fill(store, where, *((f"t{n}", {}) for n in range(9)))
     (anna,) = crew(store, "anna")
-    clock = [1000 * slots.DAY + 1]
-    for module in (slots, answers):
+    clock = [1000 * claimants.DAY + 1]
+    for module in (slots, standing, answers):
         monkeypatch.setattr(module, "now", lambda: clock[0])
     first = take(store, anna, where, 2)
     submit(store, anna, first[0])
@@ -164,7 +166,7 @@ def test_a_cap_per_day_ends_at_midnight_and_revisions_do_not_count(store, monkey
     assert [each.id for each in take(store, anna, where, 2)] == [first[1].id]
     submit(store, anna, first[1])
     assert take(store, anna, where) == [] and "tomorrow" in why(store, anna, where)
-    clock[0] += slots.DAY
+    clock[0] += claimants.DAY
     assert len(take(store, anna, where, 9)) == 2
 
 
@@ -220,7 +222,8 @@ def test_a_lease_that_ran_out_is_still_its_holders_until_somebody_else_is_given_
     fill(store, where, ("t", {}))
     anna, bert = crew(store, "anna", "bert")
     clock = [10**12]
-    monkeypatch.setattr(slots, "now", lambda: clock[0])
+    for module in (slots, standing):
+        monkeypatch.setattr(module, "now", lambda: clock[0])
     held = take(store, anna, where)[0]
     clock[0] += LEASE + 1
     again = take(store, anna, where)[0]
@@ -231,7 +234,7 @@ def test_a_lease_that_ran_out_is_still_its_holders_until_somebody_else_is_given_
     assert take(store, anna, where) == [] and why(store, anna, where) == REASONS["held"]
 
 
-@pytest.mark.parametrize("jump", [-10 * slots.DAY, 10 * slots.DAY])
+@pytest.mark.parametrize("jump", [-10 * claimants.DAY, 10 * claimants.DAY])
 def test_a_clock_that_jumps_moves_leases_and_doubles_nothing(store, monkeypatch, jump):
     """Backwards a lease lasts longer, forwards it runs out at once; either way a slot is answered once."""
     where = project(store)
@@ -316,8 +319,8 @@ def test_of_several_projects_the_reason_is_what_can_soonest_be_changed(store):
     fill(store, done, ("t", {}))
     (anna,) = crew(store, "anna")
     submit(store, anna, *take(store, anna, done))
-    assert "law" in slots.why_empty(store, anna, [done.id, closed.id])
-    assert why(store, anna, done) == REASONS["done"] and slots.why_empty(store, anna, []) == REASONS["none"]
+    assert "law" in standing.why_empty(store, anna, [done.id, closed.id])
+    assert why(store, anna, done) == REASONS["done"] and standing.why_empty(store, anna, []) == REASONS["none"]
     assert why(store, anna, project(store, "empty")) == REASONS["none"]
 
 

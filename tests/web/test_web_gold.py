@@ -11,7 +11,7 @@ from tests.web.test_web_pages import SCREENS, shown
 from tutelage.feedback import api
 from tutelage.feedback.client import Client, Direct
 from tutelage.feedback.wire import Expected, NewGold
-from tutelage.store import answers, gold, ledger, people, qualifications, slots, tasks
+from tutelage.store import answers, gold, ledger, people, qualifications, standing, tasks
 
 Visit = Any
 HTML = {"accept": "text/html"}
@@ -116,7 +116,7 @@ def test_who_is_paused_is_looked_at_and_goes_on(visit: Visit, house: Any, scheme
     done = work(store, ana, "ranking", [[2], [1], [0]], 20)
     assert done < 20, "too many wrong ones: nothing more is given"
     visitor = visit("ana", scheme=scheme, width=width)
-    assert slots.REASONS["paused"] in visitor.go("/").locator("main").inner_text()
+    assert standing.REASONS["paused"] in visitor.go("/").locator("main").inner_text()
     lead = visit("lea", scheme=scheme, width=width)
     assert "1 paused" in lead.go("/projects").locator("main").inner_text()
     page = lead.go("/projects/ranking")

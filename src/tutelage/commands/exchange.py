@@ -81,8 +81,8 @@ def import_feedback(
     """Bring tasks and people's recorded answers into the store, through its checks, marked as replayed.
 
     Own rows have `prompt` or `messages`, `candidates`, and `answers` (person, and the fields of an answer); what
-    `export feedback --for annotations` wrote comes in again. Comparisons with `votes` or `ratings` also become a
-    collection, for the stages that learn from preferences.
+    `export feedback --for annotations` wrote comes in again. What compares answers also becomes a collection, for the
+    stages that learn from preferences: `tutelage preferences collection=...` with the name that is printed.
     """
     if source == "auto" and (found := _comparisons(file)):
         return _replay(file, found, project, scale or (1, 5), licence, root, as_json)
@@ -102,6 +102,9 @@ def import_feedback(
                 told["dropped"][reason] = told["dropped"].get(reason, 0) + count
             for line in (*made.problems, *made.notes):
                 typer.echo(f"note: {line}", err=True)
+        compared = incoming.compares(store, name)
+    if compared:
+        told["collection"] = alone("collect", {"take": name}, root, as_json).ref
     if as_json:
         return emit(told)
     dropped = told.pop("dropped")

@@ -328,19 +328,20 @@ def agreement(
     from contextlib import closing
 
     from tutelage.feedback import adjudicate, report
+    from tutelage.feedback.agreements import agreed
     from tutelage.store import engine, figures, tasks
 
     with closing(engine.open(known_root(root))) as store:
         where = tasks.get_project(store, project)
         words = report.read(store, where.name, people)
-        found = report.agreed(words, seed)
+        found = agreed(words, seed)
         found["persons_table"] = report.people_table(words, report.hidden(store, where.id))
         found["adjudication"] = adjudicate.view(store, where).model_dump(mode="json")
         if keep:
-            agreed, told = report.consensus_of(words)
+            together, told = report.consensus_of(words)
             made_by = f"agreement/{found['people']}/{store.watermark([where.name])}"
-            figures.put(store, where.id, agreed, told, made_by)
-            found["kept"] = {"consensus": len(agreed), "person_statistics": len(told), "made_by": made_by}
+            figures.put(store, where.id, together, told, made_by)
+            found["kept"] = {"consensus": len(together), "person_statistics": len(told), "made_by": made_by}
     emit({"project": where.name, **found}) if as_json else _say_agreement(found)
 
 

@@ -34,7 +34,7 @@ from tutelage.feedback.wire import (
     Shown,
     Submitted,
 )
-from tutelage.store import adjudication, answers, oversight, people, tasks, taxonomies, texts
+from tutelage.store import adjudication, answers, oversight, people, standing, tasks, taxonomies, texts
 from tutelage.store import slots as desk
 from tutelage.store.answers import WHOLE, NewAnnotation
 from tutelage.store.engine import Store, now
@@ -214,7 +214,7 @@ def claim(store: Store, person: Person, wanted: Claim) -> Claimed:
         return Claimed(items=_items(store, person, slots, {each.id: each for each in open_ones}))
     if where and not open_ones:
         return Claimed(items=[], reason=f"The project is {where[0].state}.")
-    return Claimed(items=[], reason=desk.why_empty(store, person.id, [each.id for each in open_ones]))
+    return Claimed(items=[], reason=standing.why_empty(store, person.id, [each.id for each in open_ones]))
 
 
 def held_item(store: Store, person: Person, slot: str) -> Item:
@@ -320,7 +320,7 @@ def progress(store: Store, person: Person, project: str) -> Progress:
     if not leads:
         _need(person, answerers(where), where.id)
     near = 10 if ProjectSettings.of(where.settings).gold_share and not leads else 1
-    counts = desk.counts(store, where.id)
+    counts = standing.counts(store, where.id)
     tallies = answers.tallies(store, where.name)
     moment = now()
     ahead = forecast.ahead(store, where, counts, tallies, moment)

@@ -6,27 +6,24 @@ SAMPLE of them, and say how many they rest on.
 
 from __future__ import annotations
 
-import math
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tutelage.core.errors import TutelageError
-from tutelage.feedback import agreement, api, forecast, report, votes
+from tutelage.feedback import api, forecast, report
+from tutelage.feedback.agreements import Agreement
+from tutelage.feedback.agreements import agreements as agreements_of
 from tutelage.feedback.figures import Read
-from tutelage.feedback.wire import RANKED
-from tutelage.measure.statistics import Interval
-from tutelage.store import answers, oversight, slots, tasks
+from tutelage.store import answers, oversight
+from tutelage.store import standing as stored
 from tutelage.store.engine import Reader, now
 from tutelage.store.tasks import Project
 
-Floats = NDArray[np.float64]
 T = TypeVar("T")
 
 SAMPLE = 5_000
@@ -94,7 +91,7 @@ class Kept:
 class Standing:
     """Where a project stands."""
 
-    counts: slots.Counts
+    counts: stored.Counts
     tallies: tuple[answers.Tally, ...]
     kinds: Mapping[str, int]
     """Kind of people -> answers."""
@@ -115,7 +112,7 @@ class Standing:
 def standing(store: Reader, project: Project) -> Standing:
     """Where a project stands now."""
     moment = now()
-    counts = slots.counts(store, project.id)
+    counts = stored.counts(store, project.id)
     tallies = tuple(answers.tallies(store, project.name))
     ahead = forecast.ahead(store, project, counts, tallies, moment)
     return Standing(
@@ -146,7 +143,7 @@ def answerers(store: Reader, project: Project) -> list[oversight.Member]:
     return [each for each in oversight.members(store, project.id) if roles & {*each.here, *each.everywhere}]
 
 
-def _idle(store: Reader, project: Project, counts: slots.Counts) -> list[str]:
+def _idle(store: Reader, project: Project, counts: stored.Counts) -> list[str]:
     """Why people may find nothing to do."""
     if project.state != "open":
         return [f"The project is {project.state}: nobody is asked until it is opened again."]
@@ -192,92 +189,12 @@ def _many(number: int, one: str, more: str) -> str:
 def sample(store: Reader, project: str, people: str, before: int | None = None) -> Read:
     """The newest answers of one kind of people (before a number), with their tasks."""
     given = answers.read(store, project, people=people, limit=SAMPLE, before=before)
-    found = tasks.load(store, sorted({each.task for each in given}), masked=True)
-    forms = tasks.forms(store, sorted({task.form for task in found.values()}))
-    newest = sorted(forms.values(), key=lambda each: each[0])
-    asked = {str(question["key"]): question for _, questions, _ in newest for question in questions}
-    return Read(
-        given, found, tuple(sorted({each.pseudonym for each in given})), votes.scales_of(forms), questions=asked
-    )
-
-
-# agreement
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How far people agree about one thing."""
-
-    about: str
-    measure: str
-    figure: Interval
+    return Read.of(store, given, masked=True)
 
 
 def agreements(words: Read) -> list[Agreement]:
-    """Of every question that was answered, and of rankings; undefined ones say why."""
-    sizes = {id: len(task.candidates) for id, task in words.tasks.items()}
-    ranked = [each for each in words.given if words.tasks[each.task].kind in RANKED]
-    found: list[Agreement] = []
-    if ranked:
-        tables = votes.rank_tables(ranked, sizes)
-        found.append(Agreement("ranking", "Kendall's tau-b", agreement.mean_tau(tables)))
-        found.append(Agreement("ranking", "Kendall's W", agreement.mean_w(tables)))
-        rejected = {each.id: float(each.value("all_bad") is not None) for each in ranked}
-        if any(rejected.values()):
-            table = _whole(words, rejected)
-            found.append(Agreement("none is acceptable", "alpha, nominal", agreement.alpha(table, "nominal")))
-    for name in sorted({name for each in words.given for name in each.scores()}):
-        table, within = votes.score_table(words.given, sizes, words.people, name)
-        if all(scale == (0.0, 1.0) for (_, key), scale in words.scales.items() if key == name):
-            found.append(Agreement(name, "alpha, nominal", agreement.alpha(table, "nominal", clusters=within)))
-            continue
-        for level in ("ordinal", "interval"):
-            found.append(Agreement(name, f"alpha, {level}", agreement.alpha(table, level, clusters=within)))
-    for name, level, said in _questions(words):
-        found.append(Agreement(name, f"alpha, {level}", agreement.alpha(_whole(words, said), level)))
-    return found
-
-
-def _questions(words: Read) -> list[tuple[str, agreement.Level, dict[str, float]]]:
-    """Questions about the whole task as numbers: (name, level, annotation id -> value); lists by category."""
-    numbers: dict[str, dict[str, float]] = {}
-    choices: dict[str, dict[str, str]] = {}
-    lists: dict[str, dict[str, list[str]]] = {}
-    for each in words.given:
-        for value in each.values:
-            if value.candidate != answers.WHOLE or value.question == "all_bad":
-                continue
-            if value.number is not None:
-                numbers.setdefault(value.question, {})[each.id] = value.number
-            elif isinstance(value.value, str):
-                choices.setdefault(value.question, {})[each.id] = value.value
-            elif isinstance(value.value, list):
-                lists.setdefault(value.question, {})[each.id] = [str(one) for one in value.value]
-    found: list[tuple[str, agreement.Level, dict[str, float]]] = []
-    for name, said in sorted(numbers.items()):
-        binary = all(scale == (0.0, 1.0) for (_, key), scale in words.scales.items() if key == name)
-        found.append((name, "nominal" if binary else "ordinal", said))
-    for name, chosen in sorted(choices.items()):
-        codes = {choice: float(at) for at, choice in enumerate(sorted(set(chosen.values())))}
-        found.append((name, "nominal", {id: codes[choice] for id, choice in chosen.items()}))
-    for name, listed in sorted(lists.items()):
-        common = Counter(one for some in listed.values() for one in some).most_common(MOST_CATEGORIES)
-        for category, _ in common:
-            found.append(
-                (f"{name}: {category}", "nominal", {id: float(category in some) for id, some in listed.items()})
-            )
-    return found
-
-
-def _whole(words: Read, said: Mapping[str, float]) -> Floats:
-    """Answers about whole tasks [people, tasks], NaN where a person was not asked."""
-    people = {name: at for at, name in enumerate(words.people)}
-    place = {task: at for at, task in enumerate(words.tasks)}
-    table = np.full((len(people), len(place)), math.nan)
-    for each in words.given:
-        if each.id in said:
-            table[people[each.pseudonym], place[each.task]] = said[each.id]
-    return table
+    """How far people agree about everything that was asked; of questions with many labels, about the commonest ones."""
+    return agreements_of(words, labels=MOST_CATEGORIES)
 
 
 # people

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from tutelage.feedback import agreement, votes
 from tutelage.feedback import quality as judging
 from tutelage.measure.statistics import Interval, plain, undefined
+from tutelage.store import tasks
 from tutelage.store.answers import Annotation
+from tutelage.store.engine import Reader
 from tutelage.store.tasks import Task
 
 Floats = NDArray[np.float64]
@@ -34,6 +36,26 @@ class Read:
     """Key -> question, of the newest form that asks it."""
     strengths: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     """Form of a pair -> the question how much better the better one is, and how many steps it has."""
+
+    @classmethod
+    def of(
+        cls, store: Reader, given: list[Annotation], known: Mapping[str, Task] | None = None, *, masked: bool = False
+    ) -> Read:
+        """Answers with what was asked. `known` are their tasks, where they were read already; `masked` reads them with
+        personal data masked."""
+        if known is None:
+            known = tasks.load(store, sorted({each.task for each in given}), masked=masked)
+        forms = tasks.forms(store, sorted({each.form for each in given}))
+        newest = sorted(forms.items(), key=lambda each: each[1][0])
+        asked = [(form, question) for form, (_, questions, _) in newest for question in questions]
+        return cls(
+            given,
+            known,
+            tuple(sorted({each.pseudonym for each in given})),
+            votes.scales_of(forms),
+            {str(question["key"]): question for _, question in asked},
+            {form: (str(one["key"]), len(one["choices"])) for form, one in asked if one["kind"] == "strength"},
+        )
 
 
 def stated_agreement(

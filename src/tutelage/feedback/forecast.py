@@ -14,7 +14,7 @@ from tutelage.store import oversight
 from tutelage.store.answers import Tally
 from tutelage.store.engine import Reader
 from tutelage.store.settings import ProjectSettings
-from tutelage.store.slots import Counts
+from tutelage.store.standing import Counts
 from tutelage.store.tasks import Project
 
 HOUR = 3_600_000
@@ -107,7 +107,7 @@ class Ahead:
 
 
 def ahead(store: Reader, project: Project, counts: Counts, tallies: Sequence[Tally], moment: int) -> Ahead:
-    """What is ahead of a project at a moment, by where it stands (`slots.counts`, `answers.tallies`)."""
+    """What is ahead of a project at a moment, by where it stands (`standing.counts`, `answers.tallies`)."""
     kinds = Counter[str]()
     for each in tallies:
         kinds[each.people] += each.answers

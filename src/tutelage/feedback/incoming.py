@@ -335,6 +335,13 @@ def _task(where: str, row: Incoming, marks: Mapping[str, str], tags: Mapping[str
     )
 
 
+def compares(store: Store, project: str) -> bool:
+    """Whether somebody has compared answers in a project: ranked them, or scored several."""
+    many = {id for id, task in tasks.load(store, project_name=project).items() if len(task.candidates) > 1}
+    given = answers.read(store, project)
+    return any(each.task in many and (each.tiers or each.scores()) for each in given)
+
+
 def _answer(
     store: Store,
     person: people.Person,

@@ -192,15 +192,7 @@ def _read(
     given = [each for each in given if each.tiers or each.unrankable or each.scores()]
     compared = {each.task for each in given}
     known = {id: known[id] for id in sorted(compared, key=lambda id: (order.get(id, len(order)), id))}
-    forms = tasks.forms(context.store, sorted({task.form for task in known.values()}))
-    strengths = {
-        form: (str(question["key"]), len(question["choices"]))
-        for form, (_, questions, _) in forms.items()
-        for question in questions
-        if question["kind"] == "strength"
-    }
-    people = tuple(sorted({each.pseudonym for each in given}))
-    return Read(given, known, people, votes.scales_of(forms), strengths=strengths), wrote, shown
+    return Read.of(context.store, given, known), wrote, shown
 
 
 def _wait(needs: Needs, summary: Mapping[str, Any], given: Sequence[Annotation], kind: str) -> None:

@@ -1,4 +1,4 @@
-"""What a lead reads of a project: how far people agree on each question, and one row for each person.
+"""What a lead reads of a project's people: one row for each person, and what they say together.
 
 A row says how somebody judges, never what they should be paid: nothing here is used for pay by itself.
 """
@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 
 from tutelage.core.errors import DataError
-from tutelage.feedback import agreement, careless, quality, spans, votes
+from tutelage.feedback import careless, quality, votes
+from tutelage.feedback.agreements import said_to
 from tutelage.feedback.consensus import Floats
 from tutelage.feedback.figures import Read
 from tutelage.feedback.mace import mace
 from tutelage.feedback.ordinal import graded_response
 from tutelage.feedback.rankings import plackett_luce
 from tutelage.measure.statistics import Interval, clopper_pearson, mean, plain, undefined
-from tutelage.store import answers, figures, gold, tasks
+from tutelage.store import answers, figures, gold
 from tutelage.store.answers import WHOLE, Annotation
 from tutelage.store.engine import Reader
 from tutelage.store.people import KINDS
@@ -41,146 +42,12 @@ def read(store: Reader, project: str, people: str = "") -> Read:
     if len(kinds) > 1:
         message = f"{project} holds answers of {' and '.join(kinds)} people, which are never pooled"
         raise DataError(message, key="people", todo=f"Choose one: {', '.join(kinds)}")
-    given.sort(key=lambda each: (each.task, each.pseudonym))
-    known = tasks.load(store, sorted({each.task for each in given}))
-    forms = tasks.forms(store, sorted({each.form for each in given}))
-    newest = sorted(forms.items(), key=lambda each: each[1][0])
-    questions = {str(one["key"]): one for _, (_, asked, _) in newest for one in asked}
-    return Read(
-        given, known, tuple(sorted({each.pseudonym for each in given})), votes.scales_of(forms), questions=questions
-    )
+    return Read.of(store, sorted(given, key=lambda each: (each.task, each.pseudonym)))
 
 
 def hidden(store: Reader, project_id: str) -> dict[str, tuple[int, int]]:
     """Pseudonym -> (right, seen) of the gold tasks of a project that somebody answered since a lead last looked."""
     return {each.pseudonym: (each.right, each.n) for each in gold.standings(store, project_id)}
-
-
-# agreement
-
-
-def agreed(words: Read, seed: int = 0) -> dict[str, Any]:
-    """Agreement on everything that was asked: rankings, each criterion and question, each label, marked spans."""
-    sizes = {id: len(task.candidates) for id, task in words.tasks.items()}
-    found: dict[str, Any] = {
-        "people": words.given[0].people if words.given else "",
-        "answers": len(words.given), "tasks": len({each.task for each in words.given}), "persons": len(words.people),
-        "questions": {},
-    }  # fmt: skip
-    ranked = votes.rank_tables(words.given, sizes)
-    if ranked:
-        texts = {id: task.candidates for id, task in words.tasks.items()}
-        table = votes.table([each for each in words.given if each.tiers], texts, words.people, words.scales)
-        choices = np.full((len(words.people), len(table.pairs)), math.nan)
-        choices[table.votes.people, table.votes.pairs] = table.votes.choice
-        within = [task for task, _, _ in table.pairs]
-        found["ranking"] = {
-            "tau_b": plain(agreement.mean_tau(ranked, seed=seed)),
-            "kendall_w": plain(agreement.mean_w(ranked, seed=seed)),
-            "pairs_alpha": plain(agreement.alpha(choices, "nominal", clusters=within, seed=seed)),
-            "pairs_ac1": plain(agreement.ac1(choices, classes=3, clusters=within, seed=seed)),
-        }
-    for key in sorted({name for each in words.given for name in each.scores()}):
-        scores, within = votes.score_table(words.given, sizes, words.people, key)
-        found["questions"][key] = _on_a_scale(scores, within, seed)
-    booleans: list[str] = []
-    for key, question in words.questions.items():
-        if question["per_candidate"] or question["kind"] == "text":
-            continue
-        said, kind = _said(words, key), question["kind"]
-        if not any(each is not None for row in said for each in row):
-            continue
-        if kind in ("scale", "strength"):  # a strength is the number of its step
-            found["questions"][key] = _on_a_scale(_numbers(said), None, seed)
-        elif kind in ("choices", "tags"):
-            found["questions"][key] = _on_labels(
-                [[None if each is None else frozenset(map(str, each)) for each in row] for row in said], seed
-            )
-        else:
-            booleans += [key] if kind == "boolean" else []
-            options = 2 if kind == "boolean" else len(question["choices"])
-            codes = _coded(said)
-            found["questions"][key] = {
-                "alpha_nominal": plain(agreement.alpha(codes, "nominal", seed=seed)),
-                "ac1": plain(agreement.ac1(codes, classes=options, seed=seed)),
-            }
-    if len(booleans) > 1:  # several yes-or-no questions about one text are a set of labels
-        found["questions"]["*"] = {"alpha_masi": plain(agreement.alpha_of_sets(_sets(words, booleans), seed=seed))}
-    if any(each.spans for each in words.given):
-        found["spans"] = _on_spans(words, seed)
-    return found
-
-
-def _on_a_scale(scores: Floats, within: Sequence[str] | None, seed: int) -> dict[str, Any]:
-    return {
-        f"alpha_{level}": plain(agreement.alpha(scores, level, clusters=within, seed=seed))
-        for level in ("ordinal", "interval")
-    }
-
-
-def _on_labels(sets: Sequence[Sequence[agreement.Labels | None]], seed: int) -> dict[str, Any]:
-    return {
-        "alpha_masi": plain(agreement.alpha_of_sets(sets, seed=seed)),
-        "labels": {
-            label: {"alpha_nominal": plain(alpha), "ac1": plain(ac1)}
-            for label, (alpha, ac1) in agreement.alpha_by_label(sets, seed=seed).items()
-        },
-    }
-
-
-def _on_spans(words: Read, seed: int) -> dict[str, Any]:
-    """Spans of each text that somebody could mark: a message of the prompt, or one candidate."""
-    by_task: dict[str, list[Annotation]] = {}
-    for each in words.given:
-        by_task.setdefault(each.task, []).append(each)
-    texts: list[spans.Marked] = []
-    for id, given in by_task.items():
-        task = words.tasks[id]
-        shown = {(f"prompt:{at}", WHOLE): each.content for at, each in enumerate(task.messages)}
-        shown |= {("candidate", no): text for no, text in enumerate(task.candidates)}
-        for (where, no), text in shown.items():
-            marks = {each.pseudonym: [mark[2:] for mark in each.spans if mark[:2] == (where, no)] for each in given}
-            if any(marks.values()):
-                texts.append(spans.Marked(text, marks))
-    labels = sorted({mark[2] for each in texts for marks in each.marks.values() for mark in marks})
-    return {
-        "alpha_masi": plain(spans.span_alpha(texts, seed=seed)),
-        "alpha_marked": plain(spans.span_alpha(texts, label="*", seed=seed)),
-        "labels": {label: plain(spans.span_alpha(texts, label=label, seed=seed)) for label in labels},
-    }
-
-
-def _said(words: Read, key: str) -> list[list[Any]]:
-    """What each person said to a question about the whole task [people, tasks]; None where nothing."""
-    order = {name: at for at, name in enumerate(words.people)}
-    place = {id: at for at, id in enumerate(words.tasks)}
-    found: list[list[Any]] = [[None] * len(place) for _ in words.people]
-    for each in words.given:
-        found[order[each.pseudonym]][place[each.task]] = each.value(key)
-    return found
-
-
-def _numbers(said: Sequence[Sequence[Any]]) -> Floats:
-    return np.array([[math.nan if each is None else float(each) for each in row] for row in said])
-
-
-def _coded(said: Sequence[Sequence[Any]]) -> Floats:
-    voices = sorted({str(each) for row in said for each in row if each is not None})
-    names = {name: at for at, name in enumerate(voices)}
-    return np.array([[math.nan if each is None else float(names[str(each)]) for each in row] for row in said])
-
-
-def _sets(words: Read, keys: Sequence[str]) -> list[list[agreement.Labels | None]]:
-    by_key = {key: _said(words, key) for key in keys}
-    return [
-        [
-            None
-            if all(by_key[key][person][at] is None for key in keys)
-            else frozenset(key for key in keys if by_key[key][person][at])
-            for at in range(len(words.tasks))
-        ]
-        for person in range(len(words.people))
-    ]
 
 
 # people
@@ -261,7 +128,7 @@ def _with_others(words: Read) -> dict[str, Interval]:
     for key, question in words.questions.items():
         if question["per_candidate"] or question["kind"] not in ("choice", "choices", "boolean"):
             continue
-        said = _said(words, key)
+        said = said_to(words, key)[0]
         for at in range(len(words.tasks)):
             given = [(name, str(row[at])) for name, row in zip(words.people, said, strict=True) if row[at] is not None]
             counts = Counter(voice for _, voice in given)

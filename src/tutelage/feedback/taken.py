@@ -14,7 +14,8 @@ from tutelage.store import answers, tasks
 
 def take(name: str, out: Path, context: Context) -> dict[str, Any]:
     """The summary of a collection over the tasks that a project has now, as they are; of dialogues also what they
-    show, as `demonstrations.jsonl` in the chat layout that `prepare` reads.
+    show, as `demonstrations.jsonl` in the chat layout that `prepare` reads. Where all people are recorded ones, as in
+    an imported file, their answers are all that will ever come: nobody waits for more.
 
     Raises NotFound for an unknown project, DataError for one without tasks.
     """
@@ -24,16 +25,17 @@ def take(name: str, out: Path, context: Context) -> dict[str, Any]:
         raise DataError(f"the project {name!r} has no tasks", key="collect.take")
     given = answers.read(context.store, where.name)
     kinds = sorted({each.people for each in given})
-    people = kinds[0] if len(kinds) == 1 else "live"
+    people = "live" if "live" in kinds or not kinds else kinds[0]
     licences = {str(task.meta.get("licence", "not-stated")) for task in known.values()}
     context.licence(*licences)
     answered = {each.task for each in given if each.people == people}
-    talks = where.kind == "dialogue"
+    talks, recorded = where.kind == "dialogue", people == "replayed"
+    heard = sum(each.people == people for each in given)
     made: dict[str, Any] = {
         "projects": [where.name],
         "people": people,
-        "per_task": where.per_task,
-        "expected": len(answered) if talks else sum(task.required for task in known.values()),
+        "per_task": 1 if recorded else where.per_task,
+        "expected": heard if recorded else len(answered) if talks else sum(task.required for task in known.values()),
         "candidates": sum(len(task.candidates) for task in known.values()),
     }
     if talks:

@@ -196,11 +196,6 @@ def by_token(store: Reader, token: str) -> Caller | None:
     return Caller(person, frozenset(row.scopes)) if person and person.status == "active" else None
 
 
-def revoke_token(store: Store, token: str) -> None:
-    """End a token."""
-    revoke_tokens(store, [token])
-
-
 def revoke_tokens(store: Store, tokens: Sequence[str]) -> None:
     """End several tokens in one transaction."""
     table = schema.api_token

@@ -1,4 +1,4 @@
-"""The slots that people hold while they work on a task: handed out, kept, given back; and where a project stands.
+"""The slots that people hold while they work on a task: handed out, kept, given back.
 
 Times are the server's, never a client's. A clock that jumps makes leases run out sooner or later and nothing else:
 every taking raises the slot's epoch, and an answer counts only with the epoch of whoever holds the slot now.
@@ -13,7 +13,8 @@ from typing import Any
 import sqlalchemy as sql
 
 from tutelage.core.errors import NotFound
-from tutelage.store import adjudication, gold, qualifications, schema, seen, texts
+from tutelage.store import adjudication, claimants, gold, schema, seen, texts
+from tutelage.store.claimants import Claimant, claimant
 from tutelage.store.engine import Reader, Store, now
 from tutelage.store.people import ROLES
 from tutelage.store.settings import ProjectSettings
@@ -22,7 +23,6 @@ slot, task = schema.slot.c, schema.task.c
 
 WINDOW = 200
 """Open slots that are looked at one by one before those behind the person's last one are tried."""
-DAY = 86_400_000
 
 
 @dataclass(frozen=True)
@@ -37,28 +37,6 @@ class Slot:
     purpose: str = schema.ORDINARY
 
 
-@dataclass(frozen=True)
-class _Claimant:
-    """Who asks: the languages they named ("" for none) and the roles they hold, with the project or ""."""
-
-    id: str
-    languages: tuple[str, ...]
-    grants: tuple[tuple[str, str], ...]
-
-    def roles(self, project_id: str) -> tuple[str, ...]:
-        held = {role for role, where in self.grants if where in ("", project_id)}
-        return ROLES if "owner" in held else tuple(sorted(held))
-
-
-def _claimant(connection: sql.Connection, person: str, alone: bool = False) -> _Claimant:
-    """Who asks. `alone` lets one claim of a person through at a time (SQLite has one writer anyhow)."""
-    who, held = schema.person.c, schema.role_grant.c
-    query = sql.select(who.languages).where(who.id == person)
-    languages = connection.execute(query.with_for_update(key_share=True) if alone else query).scalar()
-    grants = connection.execute(sql.select(held.role, held.project_id).where(held.person_id == person))
-    return _Claimant(person, ("", *dict.fromkeys(languages or ())), tuple((role, where) for role, where in grants))
-
-
 def claim(store: Store, person: str, project_ids: Sequence[str], count: int, lease_ms: int) -> list[Slot]:
     """See to it that a person holds `count` slots, and return them: those held already first, then the next ones.
 
@@ -68,16 +46,16 @@ def claim(store: Store, person: str, project_ids: Sequence[str], count: int, lea
     """
     moment = now()
     with store.write(durable=False) as connection:
-        who = _claimant(connection, person, alone=True)
+        who = claimant(connection, person, alone=True)
         stopped = gold.paused(connection, person, project_ids)
         open_ones = [id for id in project_ids if id not in stopped]
         found = _held(connection, person, open_ones, count, moment + lease_ms)
         if len(found) < count:
-            rules = _rules(connection, open_ones)
+            rules = claimants.rules(connection, open_ones)
             for id in open_ones:
                 missing = count - len(found)
                 if missing > 0:
-                    room, _ = _room(connection, who, id, rules[id], missing, moment)
+                    room, _ = claimants.room(connection, who, id, rules[id], missing, moment)
                     found += _take(connection, who, id, rules[id], room, moment, moment + lease_ms)
         return found
 
@@ -98,53 +76,9 @@ def _held(connection: sql.Connection, person: str, project_ids: Sequence[str], c
     ]
 
 
-def _rules(connection: sql.Connection, project_ids: Sequence[str]) -> dict[str, ProjectSettings]:
-    table = schema.project.c
-    query = sql.select(table.id, table.settings).where(table.id.in_(list(project_ids)))
-    return {row.id: ProjectSettings.of(row.settings) for row in connection.execute(query)}
-
-
-def _room(
-    connection: sql.Connection, who: _Claimant, project_id: str, rules: ProjectSettings, wanted: int, moment: int
-) -> tuple[int, str]:
-    """How many more tasks (up to `wanted`) the project's rules leave a person; when none, why, in a sentence."""
-    if rules.qualifications:
-        missing = sorted(set(rules.qualifications) - qualifications.held(connection, who.id))
-        if missing:
-            return 0, f"This asks for a qualification that you do not have yet: {', '.join(missing)}. A lead grants it."
-    if rules.languages and not set(rules.languages) & set(who.languages):
-        return 0, f"This is for people who named one of these languages: {', '.join(rules.languages)}."
-    room, why = wanted, ""
-    if rules.most_per_person is not None:
-        mine = sql.and_(slot.person_id == who.id, slot.project_id == project_id, slot.state.in_(("done", "leased")))
-        left = rules.most_per_person - _count(connection, mine)
-        if left < room:
-            room, why = left, f"You have had the {rules.most_per_person} tasks that one person may answer here."
-    if rules.most_per_day is not None:
-        given = schema.annotation.c
-        last = (
-            sql.select(given.at)
-            .where(given.person_id == who.id, given.project_id == project_id, given.revision == 1)
-            .where(given.status == "submitted")
-            .order_by(given.seq.desc())
-            .limit(rules.most_per_day)
-            .subquery()
-        )
-        today = sql.select(sql.func.count()).select_from(last).where(last.c.at >= moment - moment % DAY)
-        mine = sql.and_(slot.person_id == who.id, slot.project_id == project_id, slot.state == "leased")
-        left = rules.most_per_day - connection.execute(today).scalar_one() - _count(connection, mine)
-        if left < room:
-            room, why = left, f"You have had the {rules.most_per_day} tasks of today; tomorrow (UTC) there are more."
-    return max(0, room), why
-
-
-def _count(connection: sql.Connection, where: sql.ColumnElement[bool]) -> int:
-    return connection.execute(sql.select(sql.func.count()).select_from(schema.slot).where(where)).scalar_one()
-
-
 def _take(
     connection: sql.Connection,
-    who: _Claimant,
+    who: Claimant,
     project_id: str,
     rules: ProjectSettings,
     count: int,
@@ -158,10 +92,10 @@ def _take(
     served = 0
     if rules.gold_share and count:
         mine = sql.and_(slot.person_id == who.id, slot.project_id == project_id)
-        served = _count(connection, sql.and_(mine, slot.purpose != adjudication.PURPOSE))
+        served = claimants.count(connection, sql.and_(mine, slot.purpose != adjudication.PURPOSE))
     while len(taken) < count:
         limit = 4 * (count - len(taken)) + 4 + len(tried)  # slots of one task lie together; others take some of them
-        rows = [row for row in _free(connection, who, project_id, limit, moment) if row.id not in tried]
+        rows = [row for row in free(connection, who, project_id, limit, moment) if row.id not in tried]
         for row in rows:
             tried.add(row.id)
             if row.task_id in met or len(taken) == count:
@@ -189,7 +123,7 @@ def _take(
 
 def _golden(
     connection: sql.Connection,
-    who: _Claimant,
+    who: Claimant,
     project_id: str,
     rules: ProjectSettings,
     served: int,
@@ -303,7 +237,7 @@ _RESERVED = sql.select(
 """Whether a project has open slots reserved for a role, for each role."""
 
 
-def _free(connection: sql.Connection, who: _Claimant, project_id: str, limit: int, moment: int) -> list[Any]:
+def free(connection: sql.Connection, who: Claimant, project_id: str, limit: int, moment: int) -> list[Any]:
     """The next slots that a person may take, in the order of priority and position; some may be of one task."""
     roles = who.roles(project_id)
     names = ("", who.id, *roles)  # what came back is not open, so all of them
@@ -426,132 +360,11 @@ def drafts(store: Reader, person: str, slots: Sequence[str]) -> dict[str, Mappin
     return {row.slot_id: row.body for row in rows}
 
 
-@dataclass(frozen=True)
-class Counts:
-    """Where a project stands; gold tasks that people were given on the way and adjudications are not counted."""
-
-    tasks: int
-    done: int
-    slots: int
-    answered: int
-    leased: int
-    stuck: int
-
-
-def counts(store: Reader, project_id: str) -> Counts:
-    """Tasks and slots of a project by state. Walks over the project: not for the way of the next task."""
-    number = sql.func.count()
-    every = sql.select(slot.state, number).where(slot.project_id == project_id).group_by(slot.state)
-    shown = (
-        sql.select(slot.state, number)
-        .select_from(schema.gold)
-        .join(schema.slot, slot.task_id == schema.gold.c.task_id)
-        .where(slot.project_id == project_id, slot.purpose == gold.PURPOSE)
-        .group_by(slot.state)
-    )
-    with store.read() as connection:
-        states = _table(
-            connection, sql.select(task.state, number).where(task.project_id == project_id).group_by(task.state)
-        )
-        places, extra = _table(connection, every), _table(connection, shown)
-        deciding = adjudication.places(connection, project_id)
-        leased = _count(
-            connection,
-            sql.and_(
-                slot.project_id == project_id,
-                slot.state == "leased",
-                slot.lease_until >= now(),
-                slot.purpose == schema.ORDINARY,
-            ),
-        )
-    filled, taken, free = (
-        places.get(state, 0) - extra.get(state, 0) - deciding.get(state, 0) for state in ("done", "leased", "open")
-    )
-    states.pop(gold.PURPOSE, None)
-    total = sum(states.values())
-    return Counts(total, states.get("done", 0), filled + taken + free, filled, leased, states.get("stuck", 0))
-
-
-def _table(connection: sql.Connection, query: sql.Select[Any]) -> dict[str, int]:
-    return {name: number for name, number in connection.execute(query)}
-
-
 def answered(store: Reader, person: str, project_id: str) -> int:
     """How many tasks a person has answered in a project."""
     mine = sql.and_(slot.person_id == person, slot.project_id == project_id, slot.state == "done")
     with store.read() as connection:
-        return _count(connection, mine)
-
-
-REASONS = {
-    "paused": "A lead looks at your answers first; then you can go on.",
-    "met": "You have answered every task that still waits for others: each person answers a task once.",
-    "seen": "You have seen what others answered to the tasks that still wait, so they are for people who have not.",
-    "language": "No task waits in a language that you named; your profile says which.",
-    "reserved": "The tasks that still wait are reserved for others.",
-    "held": "The last tasks are in other people's hands; they come back if their time runs out.",
-    "none": "No tasks have been added yet.",
-    "done": "Everything here is answered.",
-}
-"""Why somebody is given nothing, where the project's rules do not say it themselves."""
-
-
-def why_empty(store: Reader, person: str, project_ids: Sequence[str]) -> str:
-    """Why there is nothing to do for a person, in one sentence; of several projects what can soonest be changed."""
-    moment = now()
-    with store.read() as connection:
-        who = _claimant(connection, person)
-        stopped = gold.paused(connection, person, project_ids)
-        rules = _rules(connection, project_ids)
-        found: list[str] = []
-        for id in project_ids:
-            room, why = (0, REASONS["paused"]) if id in stopped else _room(connection, who, id, rules[id], 1, moment)
-            found.append(_waiting(connection, who, id, moment) if room else why)
-    known = [sentence for sentence in found if sentence not in REASONS.values()]
-    order = [REASONS["paused"], *known, *list(REASONS.values())[1:]]
-    return min(found, key=order.index, default=REASONS["none"])
-
-
-def prospects(store: Reader, person: str, project_ids: Sequence[str]) -> dict[str, str]:
-    """Project id -> "" where a person would be given something now, else why not, in a sentence. Takes nothing, and
-    looks at the person's own places and the next free ones, never at a whole project."""
-    moment, found = now(), {}
-    with store.read() as connection:
-        who = _claimant(connection, person)
-        stopped = gold.paused(connection, person, project_ids)
-        rules = _rules(connection, project_ids)
-        mine = sql.and_(slot.person_id == person, slot.state == "leased")
-        held = set(connection.execute(sql.select(slot.project_id).where(mine).distinct()).scalars())
-        for id in project_ids:
-            room, why = (0, REASONS["paused"]) if id in stopped else _room(connection, who, id, rules[id], 1, moment)
-            if id in held and id not in stopped:
-                why = ""
-            elif room:
-                why = "" if _free(connection, who, id, 1, moment) else _waiting(connection, who, id, moment)
-            found[id] = why
-    return found
-
-
-def _waiting(connection: sql.Connection, who: _Claimant, project_id: str, moment: int) -> str:
-    """What still waits in a project that lets a person in; each look ends at the first slot it finds."""
-    here, is_open = slot.project_id == project_id, slot.state == "open"
-
-    def there(*conditions: sql.ColumnElement[bool]) -> bool:
-        return bool(connection.execute(sql.select(sql.exists().where(here, *conditions))).scalar())
-
-    anybody, ran_out = slot.reserved_for == "", sql.and_(slot.state == "leased", slot.lease_until < moment)
-    some = [(state, anybody, slot.language == each) for state in (is_open, ran_out) for each in who.languages]
-    if any(there(*each) for each in some):
-        met = sql.exists().where(_other.task_id == slot.task_id, _other.person_id == who.id)
-        looked = (~met, seen.saw(who.id, slot.task_id, slot.project_id))
-        return REASONS["seen" if any(there(*each, *looked) for each in some) else "met"]
-    if there(is_open, anybody, slot.language.not_in(who.languages)):
-        return REASONS["language"]
-    if there(slot.state == "leased", slot.lease_until >= moment):
-        return REASONS["held"]
-    if there(sql.or_(is_open, slot.state == "leased")):
-        return REASONS["reserved"]
-    return REASONS["done"] if there() else REASONS["none"]
+        return claimants.count(connection, mine)
 
 
 def reserved(store: Reader, person: str, project_id: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from tutelage.core.errors import TutelageError
 from tutelage.feedback import api, openapi
 from tutelage.feedback.routes import BASE, ROUTES, File, Route, dispatch
-from tutelage.store import slots, tasks
+from tutelage.store import slots, standing, tasks
 from tutelage.store.people import Person
 from tutelage.web import render
 
@@ -45,7 +45,7 @@ def cards(store: Any, person: Person) -> list[dict[str, Any]]:
     """What the home page shows of the projects in which somebody may answer: their own part, and whether something
     waits for them. Nothing here counts a whole project."""
     found = [each for each in tasks.projects(store) if person.has(*api.answerers(each), project=each.id)]
-    why = slots.prospects(store, person.id, [each.id for each in found if each.state == "open"])
+    why = standing.prospects(store, person.id, [each.id for each in found if each.state == "open"])
     made = []
     for each in found:
         talks = each.kind == "dialogue" and each.state == "open"  # a turn is made when somebody speaks

@@ -155,3 +155,44 @@ def test_every_page_is_seen_by_whoever_may_and_can_be_read(
             wrong[name] = found
         windows[who].errors.clear() if name.startswith("not-") else None  # the browser itself reports 403 and 404
     assert not wrong, "\n".join(f"{name}: {'; '.join(found)}" for name, found in wrong.items())
+
+
+@pytest.mark.slow
+def test_every_place_of_every_page_is_reached_by_the_tabulator_and_shows_it(visit: Visit, house: Any) -> None:
+    windows: dict[str, Any] = {}
+    wrong: dict[str, list[str]] = {}
+    for name, (who, path) in {**PLAIN, **furnish(house)}.items():
+        if not who or name.startswith("not-"):
+            continue
+        windows[who] = windows.get(who) or visit(who)
+        if found := looks.unreached(windows[who].go(path)):
+            wrong[name] = found
+    assert not wrong, "\n".join(f"{name}: {'; '.join(found)}" for name, found in wrong.items())
+
+
+def test_what_is_wrong_is_found(visit: Visit) -> None:
+    page = visit("ana").go("/account")
+    assert looks.problems(page) == [] and looks.unreached(page) == []
+    page.evaluate(
+        """() => {
+          const [first, second] = document.querySelectorAll("header nav a");
+          first.tabIndex = -1; second.style.outline = "none";
+          document.querySelector("h2").outerHTML = "<h4>Roles</h4>";
+          document.querySelector("label[for=label]").remove();
+          document.querySelector("p").style.color = "#999"; document.querySelector("p").style.backgroundColor = "#aaa";
+          const wide = document.createElement("p"); wide.textContent = "wide"; wide.style.minWidth = "3000px";
+          document.querySelector("main").append(wide);
+        }"""
+    )
+    found = "; ".join(looks.problems(page))
+    for each in (
+        "contrast 1.",
+        "no label: label",
+        "a heading of level 4",
+        "sticks out: p",
+        "pixels wider",
+        "tab order: a",
+    ):
+        assert each in found, each
+    stops = "; ".join(looks.unreached(page))
+    assert "not reached: A" in stops and "no ring on A" in stops

@@ -353,3 +353,18 @@ def test_nobody_else_says_somebodys_languages(site: Any) -> None:
         wrong = client.post("/account/languages", data=body | {"languages": "x" * 30}, headers=HTML)
         assert wrong.status_code == 422 and "names no language" in wrong.text
     assert people.get(site.store, "olga").languages == () and not ledger.acts(site.store, "person.languages")
+
+
+def test_a_lead_who_may_answer_is_not_given_what_the_page_told(site: Any) -> None:
+    store, lead = site.store, site.people["lea"]
+    where = tasks.get_project(store, "desk ranking")
+    people.grant(store, lead.id, "annotator", where.name)
+    lead = people.get(store, "lea")
+    shown_, other = tasks.behind(store, where.id, 0, 100)[:2]
+    assert site("lea").get(f"/projects/desk ranking/gold/{shown_}").status_code == 200
+    given = []
+    while found := api.claim(store, lead, api.Claim(project="desk ranking")).items:
+        given.append(found[0].task)
+        answer = api.Answer(slot=found[0].slot, epoch=found[0].epoch, key=f"k-{found[0].slot}", tiers=((0, 1, 2),))
+        api.submit(store, lead, api.Answers(answers=(answer,)))
+    assert other in given and shown_ not in given

@@ -236,12 +236,12 @@ def export_suite(
     as_json: JsonOption = False,
 ) -> None:
     """Write a suite as tasks of lm-evaluation-harness: YAML, and the rows as JSON lines."""
-    from tutelage.commands.making import _suites
+    from tutelage.commands.making import suites_of
     from tutelage.evaluate.harness_tasks import write
 
     if folder.exists() and any(folder.iterdir()):
         raise UsageError("it is there already and is left as it is", file=folder, todo="Name a new folder")
-    told = write(_suites(suite, items, root), folder)
+    told = write(suites_of(suite, items, root)[0], folder)
     if as_json:
         return emit(told)
     for name, count in told["tasks"].items():

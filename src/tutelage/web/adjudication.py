@@ -12,7 +12,7 @@ from markupsafe import Markup
 from starlette.concurrency import run_in_threadpool
 
 from tutelage.core.errors import TutelageError
-from tutelage.feedback import adjudicate, desk
+from tutelage.feedback import adjudicate, assign, desk
 from tutelage.feedback.api import status_of
 from tutelage.report import charts
 from tutelage.store import adjudication, oversight, tasks
@@ -56,6 +56,7 @@ def router(state: Any) -> APIRouter:
             for each in found[:LISTED]
             for task in (loaded[each.task],)
         ]
+        assign.showed(store, render.signed_in(request), where, [each.task for each in found[:LISTED]])
         there = [each for each in oversight.members(store, where.id) if _decides(each)]
         return shown(
             request, "adjudication.html", where, status, told=told[:300], error=error, seen=seen, rows=rows,

@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from tutelage.core.errors import DataError, NotFound, TutelageError
 from tutelage.core.records import explain
-from tutelage.feedback import adjudicate, check, leads
+from tutelage.feedback import adjudicate, assign, check, leads
 from tutelage.feedback.api import Item, Shown, status_of
 from tutelage.feedback.wire import Expected, NewGold
 from tutelage.measure.statistics import clopper_pearson
@@ -133,6 +133,7 @@ def router(state: Any) -> APIRouter:
         for each in every[:LISTED]:
             task, item = loaded[each.task], items[each.task]
             rows.append(Row(each, text_of(task), task.state, forms.said(written(each.expected, item), item)))
+        assign.showed(store, render.signed_in(request), where, [*(each.task for each in every[:LISTED]), *ready])
         lifts = [each for each in ledger.acts(store, "gold.lift") if each.body.get("project") == where.id][:LIFTS]
         who = {id: people.find(store, id) for each in lifts for id in (each.actor, each.object)}
         return shown(
@@ -184,6 +185,7 @@ def router(state: Any) -> APIRouter:
     ) -> HTMLResponse:
         """What is expected of a task: what was typed, else what is kept, else what was adjudicated."""
         item = item_of(store, where, task)
+        assign.showed(store, render.signed_in(request), where, [task.id])
         now = next((each for each in gold.every(store, where.id) if each.task == task.id), None)
         given = answers.read(store, task=task.id, purpose=adjudication.PURPOSE)
         decided = given[-1] if given and adjudicate.cause_of(given[-1]) not in UNDECIDED else None
@@ -283,6 +285,7 @@ def router(state: Any) -> APIRouter:
             told, expected = adjudicate.masked(where, each), written(known.expected, item)
             row = (each.task, text_of(task), forms.said(told, item), forms.said(expected, item), known.rationale)
             did.append(Did(*row, *marks[each.id], each.at))
+        assign.showed(store, render.signed_in(request), where, [each.task for each in did])
         stopped = next((each for each in gold.pauses(store, [where.id]) if each.person == who.person), None)
         return shown(
             request, "gold_person.html", where, status, who=who, did=did, pause=stopped, error=error,

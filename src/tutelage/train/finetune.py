@@ -37,11 +37,11 @@ from tutelage.train.validation import LIMIT, Validation
 class Finetune(Scalable):
     """How long a model is taught, and how much of what it read before it goes on reading."""
 
-    matrix_rate: float = Field(default=0.01, gt=0)
+    matrix_rate: float = Field(default=0.02, gt=0)
     """Learning rate of the matrices inside the layers (Muon)."""
-    embedding_rate: float = Field(default=0.003, gt=0)
+    embedding_rate: float = Field(default=0.006, gt=0)
     """Learning rate of embeddings and heads (AdamW)."""
-    scalar_rate: float = Field(default=0.003, gt=0)
+    scalar_rate: float = Field(default=0.006, gt=0)
     """Learning rate of norms and biases (AdamW)."""
     decay: float = Field(default=0.8, ge=0, le=1)
     """Share of the run in which the learning rate falls (`wsd`)."""

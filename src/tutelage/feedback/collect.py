@@ -2,119 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from itertools import chain
-from pathlib import Path, PurePath
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from tutelage.core import refs
-from tutelage.core.config import Config
 from tutelage.core.errors import ConfigError, DataError
 from tutelage.core.price import Cost, Machine, Size
-from tutelage.core.records import Example, Preference, explain, read_jsonl, write_jsonl
+from tutelage.core.records import Example, explain, write_jsonl
 from tutelage.core.stage import Context, Input, Inputs, stage
-from tutelage.feedback import api, assign, candidates, replayed, simulated
-from tutelage.feedback.client import Client, Direct, Http, Transport
-from tutelage.feedback.prompts import SOURCES, Live, Mixed, Source, check_shares, of_data, of_redteam, of_traffic, pick
+from tutelage.feedback import api, assign, candidates, simulated
+from tutelage.feedback.asking import Collect, answered, open_tasks, row_of
+from tutelage.feedback.prompts import SOURCES, Mixed, Source, check_shares, of_data, of_redteam, of_traffic, pick
+from tutelage.feedback.replaying import replay
 from tutelage.feedback.taken import take
 from tutelage.generate.generator import Sampling
 from tutelage.starter import people as starter
-from tutelage.store import access, people, profiles
-from tutelage.store.engine import Store
-from tutelage.tokens.chat import encode_dialogue
-from tutelage.tokens.tokenizer import load
-
-GUIDELINE = """
-# What you judge
-Read the question, then every answer to its end, then decide.
-
-- **Right** comes first: an answer that says what is so, and says that it does not know when it cannot know.
-- Then **to the point**, then **polite**, then **short**.
-- Two answers of the same worth share a place: ties are wanted where they are true.
-- Are all answers bad, say so; is one of them harmful, flag it.
-"""
-
-
-class Collect(Config):
-    """What people are asked to judge, and who they are."""
-
-    people: Literal["none", "simulated", "replayed"] = "none"
-    """Who answers: people at the console (`none`: tasks are opened and wait), the starter's simulated raters, or
-    recorded people from comparisons with named annotators. Their figures are never pooled."""
-    project: str = ""
-    """Name of the labelling effort; empty makes one from the stage's key."""
-    take: str = ""
-    """A project that is there already, made at the console, over the API, or by talking: its tasks are taken as they
-    are and nothing is generated. Every other key is then without effect."""
-    prompts: int = Field(default=240, ge=1)
-    """Prompts to be judged (people: none or simulated)."""
-    candidates: int = Field(default=4, ge=2, le=9)
-    """Responses to each prompt, at most; near-identical ones are merged."""
-    samples: int = Field(default=8, ge=2)
-    """Responses drawn for each prompt, of which different ones are kept."""
-    kinds: tuple[Literal["ranking", "scoring", "ranking+scoring"], ...] = ("ranking", "scoring")
-    """Kinds of task, in turn."""
-    per_task: int = Field(default=3, ge=1, le=100)
-    """Different people who answer each task."""
-    families: tuple[str, ...] = ()
-    """Families of prompts to take; empty takes all."""
-    ask: tuple[Example, ...] = ()
-    """Prompts themselves, in place of those of the corpus (what the console sends from a lead's file)."""
-    questions: tuple[dict[str, Any], ...] = ()
-    """Questions of the form as the API takes them; empty asks `criteria` on `scale` of each response."""
-    criteria: tuple[str, ...] = ("quality",)
-    """What is scored, each on `scale`."""
-    scale: tuple[float, float] = (1, 5)
-    """Lowest and highest score."""
-    guideline: str = GUIDELINE.strip()
-    """What stands beside every task (Markdown)."""
-    generators: tuple[str, ...] = ()
-    """Further generators beside the input models, as references (`https://host/v1#model`)."""
-    temperature: float = Field(default=1.0, ge=0)
-    """Sampling temperature of responses."""
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    """Nucleus of the sampling."""
-    min_p: float = Field(default=0.0, ge=0, le=1)
-    """Least share of the likeliest token's probability that a token is drawn at; 0 draws at any."""
-    repetition_penalty: float = Field(default=1.0, ge=0.01, le=100)
-    """Above 1 makes tokens of prompt and response less likely to be said again; 1 does nothing."""
-    max_tokens: int = Field(default=48, ge=1)
-    """Longest response in tokens."""
-    mix: dict[Source, float] = {"data": 1.0}  # noqa: RUF012 - pydantic copies defaults
-    """Where prompts come from, as shares: `data` (dialogues of the corpus), `redteam` (what broke a target or came near
-    to it, of the artifacts named in `findings`), `traffic` (live requests, see `traffic`). A source that has no more
-    leaves its share to the others."""
-    traffic: Live = Live()
-    """Which live requests, where the mix takes them."""
-    keys: dict[str, str] = Field(default_factory=dict)
-    """API keys of generators by reference, each as `file:PATH`."""
-    alike: float = Field(default=0.9, gt=0, le=1)
-    """Overlap of character trigrams from which two responses count as one."""
-    comparisons: int = Field(default=300, ge=1)
-    """Recorded comparisons to replay (people: replayed)."""
-    labels: bool = False
-    """Replay labelled texts with the people who labelled them as well, as tasks of tagging."""
-    sources: tuple[str, ...] = ()
-    """Sets to replay; empty takes all with named annotators."""
-    mask_pii: bool = True
-    """Show people texts with personal data masked."""
-    seed: int = 0
-    """Of the choice of prompts, responses, panels and simulated noise."""
-    over: Literal["http", "direct"] = "http"
-    """How simulated and replayed people reach the API: over HTTP as anybody, or within the process (tests)."""
-    batch: int = Field(default=32, ge=1, le=assign.MOST_HELD)
-    """Tasks that a simulated or replayed person holds at a time."""
-    threads: int = Field(default=2, ge=1)
-    """Simulated or replayed people who work at the same time."""
-
-    OUTSIDE_KEY: ClassVar[frozenset[str]] = frozenset({"over", "batch", "threads", "keys"})
+from tutelage.store import people, profiles
 
 
 def collect_cost(config: Collect, inputs: Mapping[str, Mapping[str, float]], machine: Machine) -> Cost:
@@ -163,7 +71,7 @@ def collect(config: Collect, inputs: Inputs, out: Path, context: Context) -> dic
     if config.take:
         found = take(config.take, out, context)
     elif config.people == "replayed":
-        found = _replay(config, inputs, base, context)
+        found = replay(config, inputs, base, context)
     else:
         found = _ask(config, inputs, base, context)
     write_jsonl(out / "tasks.jsonl", found["tasks"])
@@ -228,9 +136,9 @@ def _ask(config: Collect, inputs: Inputs, base: str, context: Context) -> dict[s
                 decision=str(tags["decision"]) if origin == "traffic" else None,
             )
         )
-        rows.append(_row(new[-1], base, [each.seed for each in kept]))
+        rows.append(row_of(new[-1], base, [each.seed for each in kept]))
     form = api.Form(questions=_questions(config), guideline=config.guideline)
-    ids = _open(context.store, base, form, config, new)
+    ids = open_tasks(context.store, base, form, config, new)
     for row, id in zip(rows, ids, strict=True):
         row["task"] = id
     summary: dict[str, Any] = {
@@ -247,7 +155,7 @@ def _ask(config: Collect, inputs: Inputs, base: str, context: Context) -> dict[s
         said = {person.id: each.profile for person, each in zip(persons, raters, strict=True) if each.profile}
         profiles.set_profiles(context.store, said, consent="simulated")
         answering = [simulated.rater(each, knowledge, seed=config.seed, scale=config.scale) for each in raters]
-        summary["receipts"] = _answer(config, context, persons, answering, base, summary["expected"])
+        summary["receipts"] = answered(config, context, persons, answering, base, summary["expected"])
         summary["planted"] = {
             person.pseudonym: each.kind if each.kind != "careful" else None
             for person, each in zip(persons, raters, strict=True)
@@ -365,174 +273,3 @@ def _generators(config: Collect, inputs: Inputs, context: Context) -> list[candi
         refs.open(each, context.root, **({"key": config.keys[each]} if each in config.keys else {})) for each in named
     ]
     return [candidates.Asked(each) for each in opened]
-
-
-# recorded people
-
-
-def _readable(rows: Iterable[Preference | Example], inputs: Inputs) -> tuple[list[Preference | Example], int]:
-    """Comparisons and texts with named people that fit into the model's context, and how many do not: nothing could be
-    learned from an answer about a text that the model cannot read to its end."""
-    named = [row for row in rows if row.tags.get("people")]
-    reads = next((each for each in inputs.model if each.kind == "model"), None)
-    if reads is None:
-        return named, 0
-    shape = json.loads(reads.file("config.json").read_text(encoding="utf-8"))
-    tokenizer, longest = load(reads.path), int(shape.get("max_position_embeddings", 1 << 31))
-
-    def fits(row: Preference | Example) -> bool:
-        every = (
-            (Example(messages=(*row.prompt, candidate)) for candidate in row.candidates)
-            if isinstance(row, Preference)
-            else (row,)
-        )
-        return all(len(encode_dialogue(each, tokenizer)[0]) <= longest for each in every)
-
-    kept = [row for row in named if fits(row)]
-    return kept, len(named) - len(kept)
-
-
-def _replay(config: Collect, inputs: Inputs, base: str, context: Context) -> dict[str, Any]:
-    if inputs.corpus is None:
-        raise ConfigError("recorded comparisons are replayed and no corpus is named", key="collect.corpus")
-    source = inputs.corpus.file("comparisons.jsonl")
-    texts = inputs.corpus.file("labels.jsonl")
-    labelled: Iterable[Preference | Example] = read_jsonl(texts, Example) if config.labels else ()
-    fit, left_out = _readable(chain(read_jsonl(source, Preference), labelled), inputs)
-    there = {str(row.tags.get("source", "")) for row in fit}
-    if unknown := sorted(set(config.sources) - there):
-        todo = f"There are those of {', '.join(sorted(there)) or 'no source'}"
-        message = f"no comparison of {', '.join(unknown)} with named people to replay"
-        raise DataError(message, file=source, key="collect.sources", todo=todo)
-    chosen = replayed.choose(fit, config.comparisons, config.sources, config.seed)
-    if not chosen:
-        raise DataError("no comparison with named people to replay", file=source, todo="See collect.sources")
-    summary: dict[str, Any] = {
-        "tasks": [], "projects": [], "people": "replayed", "per_task": 1, "expected": 0, "receipts": {},
-        "candidates": sum(len(each.candidates) for each in chosen), "too_long": left_out,
-    }  # fmt: skip
-    for name in sorted({each.source for each in chosen}):
-        rows = [each for each in chosen if each.source == name]
-        called = _called(name)
-        project = f"{base}-{called}"
-        new = [
-            api.NewTask(
-                key=f"{context.key[:16]}/{_short(each.key)}",
-                kind=each.kind,
-                messages=each.prompt,
-                candidates=tuple(api.NewCandidate(content=text, producer=name) for text in each.candidates),
-                people=tuple(f"replayed {called} {person}" for person in sorted(each.said)),
-                cluster=str(each.tags.get("cluster", each.key))[:120],
-                meta={field: each.tags.get(field) for field in ("split", "source", "licence", "id")},
-            )
-            for each in rows
-        ]
-        context.licence(*(str(each.tags.get("licence", "not-stated")) for each in rows))
-        crew = sorted({person for each in rows for person in each.said})
-        persons = people.create_many(context.store, [f"replayed {called} {person}" for person in crew], kind="replayed")
-        form = api.Form(questions=replayed.questions(rows), guideline=f"Recorded answers of the people of {called}.")
-        ids = _open(context.store, project, form, config, new)
-        said: dict[str, dict[str, Any]] = {person: {} for person in crew}
-        for id, each in zip(ids, rows, strict=True):
-            for person, fields in each.said.items():
-                said[person][id] = fields
-        answering = [replayed.respond(said[person]) for person in crew]
-        expected = sum(len(each.people or ()) for each in new)
-        receipts = _answer(config, context, persons, answering, project, expected)
-        for status, count in receipts.items():
-            summary["receipts"][status] = summary["receipts"].get(status, 0) + count
-        summary["expected"] += expected
-        summary["projects"].append(project)
-        summary["tasks"] += [_row(task, project, []) | {"task": id} for task, id in zip(new, ids, strict=True)]
-    return summary
-
-
-def _called(source: str) -> str:
-    """A source as a name may be written: a set's own name, or that of a file without its place."""
-    return re.sub(r"[^\w .:@+-]", "-", PurePath(source).name)[:60]
-
-
-def _short(key: str, most: int = 180) -> str:
-    """A key as it is, or (too long for the store) its head and its hash: two long keys never become one."""
-    return key if len(key) <= most else f"{key[: most - 33]}#{hashlib.sha256(key.encode()).hexdigest()[:32]}"
-
-
-# both
-
-
-def _row(task: api.NewTask, project: str, seeds: Sequence[int | None]) -> dict[str, Any]:
-    return {
-        "task": "",
-        "project": project,
-        "kind": task.kind,
-        "prompt": [each.model_dump(mode="json", exclude_defaults=True) for each in task.messages],
-        "candidates": [each.content for each in task.candidates],
-        "producers": [each.meta.get("by", [each.producer]) for each in task.candidates],
-        "alike": [each.meta.get("alike", 1) for each in task.candidates],
-        "seeds": list(seeds),
-        "cluster": task.cluster,
-        "people": [hashlib.sha256(name.encode()).hexdigest()[:12] for name in task.people or ()],
-        **task.meta,
-    }
-
-
-def _open(store: Store, project: str, form: api.Form, config: Collect, new: Sequence[api.NewTask]) -> list[str]:
-    """The project and its tasks, made by the stage itself in the role of a lead."""
-    lead = people.create(store, "collect", kind="service", roles=("lead",))
-    settings = {"mask_pii": config.mask_pii, "people": config.people}
-    api.create_project(
-        store,
-        lead,
-        api.NewProject(name=project, kind=new[0].kind, form=form, per_task=config.per_task, settings=settings),
-    )
-    return api.add_tasks(store, lead, project, new)
-
-
-def _answer(
-    config: Collect,
-    context: Context,
-    persons: Sequence[people.Person],
-    answering: Sequence[simulated.Respond],
-    project: str,
-    expected: int,
-) -> dict[str, int]:
-    """Everybody answers through the API, each with a client of their own."""
-    done = 0
-
-    def heard(count: int) -> None:
-        nonlocal done
-        done += count
-        context.say.progress(done, expected, "answers")
-
-    with _transports(config, context, persons) as connect:
-        workers = [
-            simulated.Worker(person.name, Client(connect(at)), respond)
-            for at, (person, respond) in enumerate(zip(persons, answering, strict=True))
-        ]
-        receipts = simulated.work(
-            workers,
-            project,
-            key=context.key,
-            batch=config.batch,
-            threads=config.threads,
-            heard=heard,
-            check=context.check,
-        )
-    return {"answers": receipts.get("stored", 0) + receipts.get("repeated", 0)}
-
-
-@contextmanager
-def _transports(
-    config: Collect, context: Context, persons: Sequence[people.Person]
-) -> Iterator[Callable[[int], Transport]]:
-    """How each person reaches the API: an app started for them on a free port, or this process."""
-    if config.over == "direct":
-        yield lambda at: Direct(context.store, persons[at])
-        return
-    scopes = ("feedback:answer", "feedback:read")
-    tokens = access.issue_tokens(context.store, [each.id for each in persons], scopes, f"collect {context.key[:8]}", 1)
-    try:
-        with refs.open("app:", context.root) as server:
-            yield lambda at: Http(server.url, tokens[at])
-    finally:
-        access.revoke_tokens(context.store, tokens)

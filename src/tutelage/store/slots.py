@@ -35,6 +35,8 @@ class Slot:
     epoch: int
     lease_until: int
     purpose: str = schema.ORDINARY
+    turn: int = 0
+    position: int = 0
 
 
 def claim(store: Store, person: str, project_ids: Sequence[str], count: int, lease_ms: int) -> list[Slot]:
@@ -63,7 +65,8 @@ def claim(store: Store, person: str, project_ids: Sequence[str], count: int, lea
 def _held(connection: sql.Connection, person: str, project_ids: Sequence[str], count: int, until: int) -> list[Slot]:
     """The slots a person holds, with a fresh lease."""
     mine = sql.and_(slot.person_id == person, slot.project_id.in_(list(project_ids)), slot.state == "leased")
-    wanted = sql.select(slot.id).where(mine).order_by(slot.turn, slot.position).limit(count)
+    order = (slot.turn, slot.position, slot.purpose != schema.ORDINARY, slot.id)
+    wanted = sql.select(slot.id).where(mine).order_by(*order).limit(count)
     ids = list(connection.execute(wanted).scalars())
     if not ids:
         return []
@@ -71,9 +74,15 @@ def _held(connection: sql.Connection, person: str, project_ids: Sequence[str], c
         sql.update(schema.slot).where(slot.id.in_(ids), mine).values(lease_until=until).returning(schema.slot)
     ).all()
     return [
-        Slot(row.id, row.task_id, row.project_id, row.lease_epoch, until, row.purpose)
-        for row in sorted(rows, key=lambda row: (row.turn, row.position))
+        Slot(row.id, row.task_id, row.project_id, row.lease_epoch, until, row.purpose, row.turn, row.position)
+        for row in sorted(rows, key=_order)
     ]
+
+
+def _order(row: Slot | sql.Row[Any]) -> tuple[int, int, bool, str]:
+    """Where a slot stands among those of a person: a gold task, which bears the position before its own, comes behind
+    the ordinary one there, whenever they are looked at."""
+    return row.turn, row.position, row.purpose != schema.ORDINARY, row.id
 
 
 def _take(
@@ -115,10 +124,10 @@ def _take(
             if epoch is not None:
                 served += ordinary
                 met.add(row.task_id)
-                taken.append(Slot(row.id, row.task_id, project_id, epoch, until, row.purpose))
+                taken.append(Slot(row.id, row.task_id, project_id, epoch, until, row.purpose, row.turn, row.position))
         if not rows:
             break
-    return taken
+    return sorted(taken, key=_order)
 
 
 def _golden(
@@ -138,7 +147,7 @@ def _golden(
         return None
     place = (before.turn, before.position)
     found = gold.serve(connection, who.id, who.languages, project_id, rules.gold_exposure, place, until)
-    return Slot(*found, project_id, 1, until, gold.PURPOSE) if found else None
+    return Slot(*found, project_id, 1, until, gold.PURPOSE, before.turn, before.position - 1) if found else None
 
 
 # The statements of a claim are built once: building them at every claim took longer than running them.

@@ -257,8 +257,9 @@ class State:
         """A generator for dialogues: an artifact or fake by reference, or an address that the settings name."""
         given = self.settings.generators.get(name)
         if given is not None:
-            key = secret(given.key, self.environment, f"generators.{name}.key") if given.key else None
-            return cast(Generator, refs.open(f"{given.url}#{given.model}", self.root, key=key, retries=1))
+            key = {"key": given.key} if given.key else {}
+            where = Root(self.root.path, self.environment)  # where the key is looked up
+            return cast(Generator, refs.open(f"{given.url}#{given.model}", where, retries=1, **key))
         if not name.startswith(("model:", "bundle:", "release:", "fake:")):
             todo = "Name it under `generators` in service.yaml"
             raise NotFound("one of the project's generators is not known to the service", todo=todo)

@@ -158,6 +158,7 @@ def test_worked_solutions():
     assert a.score(gold, said("18 eggs, then 17")).value == 0.0, "unmarked, the last number counts"
     assert a.score(gold, said("so \\boxed{18}")).value == 1.0
     assert a.score(gold, said("#### 1,8")).value == 0.0
+    assert a.score(gold, said("#### 1e400")).output == "more than 1e308", "whatever a model says, it is read"
     assert a.score(item("arithmetic", "2", unit="km"), said("It is 2000 m.")).value == 1.0
     wrong = a.score(item("arithmetic", "2", unit="km"), said("It is 2 kg."))
     assert (wrong.value, wrong.scores["unit"]) == (0.0, 0.0)

@@ -121,7 +121,7 @@ def test_template_sampling_and_code_are_part_of_the_key(
 def test_torn_lines_and_failures_are_asked_again(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     log = AnswerLog(path)
-    log.put([("a", {"text": "x"}), ("b", {"error": "the endpoint failed"})])
+    log.put([("a", {"text": "x"}), ("b", {"error": "the endpoint failed"}), ("j", "no opinion: the judge is down")])
     assert "b" in log
     with path.open("ab") as file:
         file.write(b'{"key": "c", "ans')

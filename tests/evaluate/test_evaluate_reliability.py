@@ -175,6 +175,17 @@ def test_a_generator_that_minds_its_neighbours_is_found():
     assert r.determinism(Moody(), [suite()], r.Reliability(), target="m") == []
 
 
+def test_what_was_too_long_is_unknown_not_the_same():
+    class Short(FakeGenerator):
+        def loglikelihood(self, prompts, choices):
+            none = Scored(logprob=-math.inf, tokens=1, characters=1, greedy=None, error="the context is 8")
+            return [[none for _ in each] for each in choices]
+
+    item = Example.ask("a?", target="a", id="1", suite="s", kind="choice").model_copy(update={"choices": ("a", "b")})
+    whole = r.determinism(Short(), [Suite("s", [item])], r.Reliability(same=3), target="m")[0]
+    assert (whole["value"], whole["n"]) == (None, 0) and "the context is 8" in whole["reason"]
+
+
 def test_an_endpoint_that_is_down_is_unknown_not_the_same():
     class Down(FakeGenerator):
         def generate(self, prompts, sampling):

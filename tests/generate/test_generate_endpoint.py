@@ -67,6 +67,8 @@ def test_answers_outlive_a_torn_line(tmp_path: Path) -> None:
     assert again.known == {"a": {"choices": [1]}} and [each["input"] for each in again.spent] == [5, 7]
     again.put("c", {"choices": [3]}, {"input": 1, "output": 1})
     assert list(Kept(tmp_path).known) == ["a", "c"]
+    kept.path.write_bytes(b"neither here nor there\n" + kept.path.read_bytes())
+    assert list(Kept(tmp_path).known) == ["a", "c"], "a bad line takes nothing with it that was paid"
     assert Kept(tmp_path, fresh=True).known == {} and (tmp_path / "requests-0.jsonl").is_file()
 
 

@@ -136,7 +136,7 @@ def _task(name: str, members: Sequence[tuple[Example, dict[str, Any]]], rows: Pa
         longest = max(row["max_tokens"] for _, row in members)
         until = [] if chat else ["\n"]
         task["generation_kwargs"] = {"until": until, "max_gen_toks": longest, "do_sample": False, "temperature": 0.0}
-        if any(item.tags.get("extract") == "number" for item, _ in members):
+        if kind == "arithmetic" or any(item.tags.get("extract") == "number" for item, _ in members):
             regex = {"function": "regex", "regex_pattern": NUMBER, "group_select": -1}
             task["filter_list"] = [{"name": "number", "filter": [regex, {"function": "take_first"}]}]
     named = []

@@ -122,6 +122,10 @@ class Item(Record):
     """Whether it is right to refuse."""
     secrets: tuple[str, ...] = ()
     """What no answer may tell."""
+    variants: tuple[str, ...] = ()
+    """Other wordings of the question, for `robustness`."""
+    simulated: bool = False
+    """Whether the people who judged its answer are simulated."""
     values: tuple[str, ...] = ()
     """All values that an answer could have: what chance is reckoned from."""
     candidates: tuple[str, ...] = ()

@@ -32,6 +32,10 @@ def code() -> str:
     return total.hexdigest()
 
 
+def _failed(answer: Any) -> bool:
+    return isinstance(answer, dict) and "error" in answer
+
+
 class AnswerLog:
     """Answers by key, one JSON line each, a chunk written in one go. A torn line is passed over.
 
@@ -67,11 +71,11 @@ class AnswerLog:
         return str(digest([who, code(), [message.model_dump(mode="json") for message in item.messages], how]))
 
     def put(self, entries: Iterable[tuple[str, Any]]) -> None:
-        """Remember answers, on disk before anything else is asked. What failed is remembered here, not there: the
-        next run asks again."""
+        """Remember answers, on disk before anything else is asked. What failed (an `error`, or a judge's words in the
+        place of a number) is remembered here, not there: the next run asks again."""
         fresh = list(entries)
         self.known.update(fresh)
-        fresh = [(key, answer) for key, answer in fresh if not (isinstance(answer, dict) and "error" in answer)]
+        fresh = [(key, answer) for key, answer in fresh if not (isinstance(answer, str) or _failed(answer))]
         if self.path is None or not fresh:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)

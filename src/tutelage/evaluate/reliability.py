@@ -328,6 +328,7 @@ def determinism(
     """Suite (and all suites) x {asked again, asked alone}: the share of items whose greedy answer differs, to the
     letter, from that given among many; and the largest difference of log-probability in nats. No log is read."""
     items = [item for suite in chosen for item in sample(suite.items, config.same, seed) if config.same]
+    items = [item for item in items if item.tags["kind"] != "perplexity"]  # nothing is answered there
     first = _once(generator, items, max_tokens)
     step(len(items))
     second = _once(generator, items, max_tokens)
@@ -379,7 +380,9 @@ def _once(generator: Generator, items: Sequence[Example], max_tokens: Mapping[st
                 scored = generator.loglikelihood(members, [item.choices for item in members])
                 for item, each in zip(members, scored, strict=True):
                     totals = tuple(one.logprob for one in each)
-                    found[item_id(item)] = _Answer(item.choices[totals.index(max(totals))], totals)
+                    fault = next((one.error for one in each if one.error), "")
+                    text = None if fault else item.choices[totals.index(max(totals))]
+                    found[item_id(item)] = _Answer(text, () if fault else totals, fault)
             else:
                 for item, (said, *_) in zip(members, generator.generate(members, how), strict=True):
                     failed = said.finish == "error"

@@ -196,16 +196,16 @@ class Kept:
         whole = 0
         with self.path.open("rb") as lines:
             for line in lines:
+                if not line.endswith(b"\n"):
+                    break
+                whole += len(line)
                 try:
                     entry = json.loads(line)
-                    if not line.endswith(b"\n"):
-                        break
                     if entry["key"]:
                         self.known[entry["key"]] = entry["answer"]
                     self.spent.append({name: int(entry["tokens"][name]) for name in ("input", "output")})
                 except (ValueError, KeyError, TypeError):
-                    break
-                whole += len(line)
+                    continue
         with self.path.open("r+b") as file:
             file.truncate(whole)
 

@@ -247,7 +247,7 @@ class RemoteGenerator:
                 if status == 200:
                     return self._parsed(content)
                 kind = UpstreamError
-                trouble = f"status {status}: {self._clean(content[:200].decode(errors='replace'))}"
+                trouble = f"status {status}: {self._clean(content.decode(errors='replace'))[:200]}"
                 if status in HOPELESS or b"insufficient_quota" in content[:2000]:
                     self._gone(trouble)
                 if status not in RETRIED or b"insufficient_quota" in content[:2000]:
@@ -328,7 +328,7 @@ class RemoteGenerator:
         except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
-            begins = self._clean(content[:80].decode(errors="replace"))
+            begins = self._clean(content.decode(errors="replace"))[:80]
             raise UpstreamError(f"{self.name} answered something that is no JSON object: {begins!r}")
         return found
 

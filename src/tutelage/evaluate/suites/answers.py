@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 
 from tutelage.core import refs
 from tutelage.core.errors import DataError
@@ -124,8 +125,16 @@ def _arithmetic(item: Example, text: str) -> Figure:
         scores["exact"] = max(scores["exact"], float(equal and units))
         if target.unit and said.unit:
             scores["unit"] = max(scores.get("unit", 0.0), float(units))
-    shown = f"{float(said.number):.12g} {said.unit}".strip()
+    shown = f"{_digits(said.number)} {said.unit}".strip()
     return Figure(scores["exact"], "answered", shown, scores)
+
+
+def _digits(number: Fraction) -> str:
+    """A number as figures show it; a model may say one that no float holds."""
+    try:
+        return f"{float(number):.12g}"
+    except OverflowError:
+        return "more than 1e308"
 
 
 def _instruct(item: Example, text: str) -> Figure:

@@ -177,9 +177,13 @@ MIRROR = next(
 )
 
 
+ELSEWHERE = ("instruct_ifeval", "comprehension_squad")
+"""Sets of the catalog that this mirror does not hold; rows of their form stand in test_corpus_catalog.py."""
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(MIRROR is None, reason="no mirror of the public sets (shared/data) beside the checkout")
-@pytest.mark.parametrize("name", CATALOG)
+@pytest.mark.parametrize("name", [name for name in CATALOG if name not in ELSEWHERE])
 def test_every_set_of_the_mirror_reads(name: str):
     found = read(Source(source=f"catalog:{name}", limit=200), mirror=str(MIRROR))
     assert {kind for kind, count in found.counts().items() if count} == set(CATALOG[name].kinds)

@@ -6,6 +6,7 @@ import sys
 
 # isort: off
 import tutelage.commands.making
+import tutelage.commands.examining
 import tutelage.commands.looking
 import tutelage.commands.serving
 import tutelage.commands.guarding

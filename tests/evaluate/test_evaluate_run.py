@@ -13,7 +13,7 @@ from tutelage.core.errors import DataError, Stopped, Unreachable, UsageError
 from tutelage.core.records import Example, Message, Response, read_jsonl, write_jsonl
 from tutelage.core.stage import run_stage, stage
 from tutelage.evaluate import ask, run
-from tutelage.evaluate.suite import Result
+from tutelage.evaluate.suite import Result, select
 from tutelage.generate.generator import Scored
 
 PLACES = ("mill street", "stone bridge", "north gate", "old harbour")
@@ -247,7 +247,7 @@ def test_what_cannot_be_asked_is_unknown_and_lowers_coverage():
     lost = [each for each in results if each.value is None]
     assert len(lost) == 12
     assert all(each.outcome == "unknown" and "longer" in each.reason for each in lost)
-    cells = run.summarise(results, run.summary_suites(items), ())["cells"]
+    cells = run.summarise(results, select(items, 0), ())["cells"]
     assert sum(c["unmeasured"] for c in cells if c["headline"]) == 12
     assert sum(c["n"] for c in cells if c["headline"]) == 84
 

@@ -236,7 +236,7 @@ def export_suite(
     as_json: JsonOption = False,
 ) -> None:
     """Write a suite as tasks of lm-evaluation-harness: YAML, and the rows as JSON lines."""
-    from tutelage.commands.making import suites_of
+    from tutelage.commands.examining import suites_of
     from tutelage.evaluate.harness_tasks import write
 
     if folder.exists() and any(folder.iterdir()):

@@ -209,7 +209,7 @@ def _examined(systems: Sequence[str], root: Root) -> list[list[System]]:
 
 def _examined_now(systems: Sequence[str], suite: str, items: int, root: Root) -> list[list[System]]:
     """Every system asked the same items now; an endpoint's answers are kept, so that the same command goes on."""
-    from tutelage.commands.making import suites_of
+    from tutelage.commands.examining import suites_of
     from tutelage.evaluate.run import evaluate_reference
     from tutelage.evaluate.summary import by_id
     from tutelage.evaluate.systems import system

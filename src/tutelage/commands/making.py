@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +18,6 @@ from tutelage.commands.base import (
     RootOption,
     alone,
     app,
-    artifact_of,
     emit,
     environment,
     environment_defaults,
@@ -31,7 +30,7 @@ from tutelage.commands.base import (
     typed,
 )
 from tutelage.core.artifact import Artifact, Root
-from tutelage.core.errors import NotFound, Refused, TutelageError, UsageError
+from tutelage.core.errors import Refused, UsageError
 from tutelage.core.price import MUON_SHARE
 from tutelage.recipe import LIFE, Recipe
 from tutelage.report.timing import Timed, how_near, predictions, timed
@@ -219,14 +218,14 @@ def _ratio(row: Timed) -> str:
     return "resumed" if row.resumed else "" if row.ratio is None else f"{row.ratio:.2f}"
 
 
-def _run_stage(name: str, settings: list[str], root: Path, as_json: bool) -> None:
+def run_stage_alone(name: str, settings: list[str], root: Path, as_json: bool) -> None:
     from tutelage.core.config import parse_overrides
 
     made = alone(name, parse_overrides(settings), root, as_json)
     emit({name: made.ref}) if as_json else say(made.ref)
 
 
-def _list_keys(name: str, as_json: bool) -> None:
+def list_keys(name: str, as_json: bool) -> None:
     from tutelage.recipe import stage_of
 
     found = stage_of(name)
@@ -263,7 +262,7 @@ def _stage_command(name: str) -> Callable[..., None]:
         keys: Annotated[bool, typer.Option("--keys", help="List the inputs and keys of this stage, and end.")] = False,
         as_json: JsonOption = False,
     ) -> None:
-        _list_keys(name, as_json) if keys else _run_stage(name, settings or [], root, as_json)
+        list_keys(name, as_json) if keys else run_stage_alone(name, settings or [], root, as_json)
 
     command.__doc__ = f"Run the stage `{name}` by itself; `--keys` lists what can be set."
     return command
@@ -272,209 +271,6 @@ def _stage_command(name: str) -> Callable[..., None]:
 for _name in LIFE:
     if _name not in ("release", "evaluate"):
         app.command(_name, rich_help_panel="Stages")(_stage_command(_name))
-
-
-@app.command()
-def evaluate(
-    target: Annotated[str | None, typer.Argument(help="What is examined: a model, a bundle, a URL, a section.")] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Argument(help="key=value of the stage `evaluate`; with --suite of its further parts, or of an endpoint."),
-    ] = None,
-    suite: Annotated[
-        str | None, typer.Option("--suite", help="A file of your own items, one JSON object a line, or a suite's name.")
-    ] = None,
-    items: Annotated[int, typer.Option(min=0, help="With --suite: items per suite and cell; 0 asks all.")] = 0,
-    shots: Annotated[int, typer.Option(min=0, help="Worked examples before each item.")] = 0,
-    draws: Annotated[int, typer.Option(min=1, help="Draws of the examples, for what they add to the error.")] = 1,
-    shots_from: Annotated[str, typer.Option(help="A file to draw the examples from.")] = "",
-    form: Annotated[
-        str, typer.Option(help="written (as the items say), chat or raw (without a template).")
-    ] = "written",
-    other_form: Annotated[bool, typer.Option("--other-form", help="Ask raw and templated; report the drop.")] = False,
-    judge: Annotated[str, typer.Option(help="Who judges open-ended answers, as prompted:REFERENCE.")] = "",
-    people: Annotated[str, typer.Option(help="Answers that people judged: a file, or preferences:ID.")] = "",
-    stride: Annotated[int, typer.Option(min=0, help="Running text: tokens weighed per window; 0 is the context.")] = 0,
-    weigh_labels: Annotated[bool, typer.Option("--weigh-labels", help="Weigh labels too, for calibration.")] = False,
-    seed: Annotated[int, typer.Option(help="Which items and examples are drawn.")] = 0,
-    root: RootOption = HERE,
-    keys: Annotated[bool, typer.Option("--keys", help="List the inputs and keys of this stage, and end.")] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Examine a model on a suite of your own, or (without --suite) run the stage `evaluate`."""
-    if keys:
-        return _list_keys("evaluate", as_json)
-    if suite is None and target and "=" not in target:
-        todo = f"tutelage evaluate {target} --suite FILE.jsonl; without a model it runs the stage `evaluate`"
-        raise UsageError(f"say on what {target!r} is examined", key="--suite", todo=todo)
-    if suite is None:
-        return _run_stage("evaluate", [*([target] if target else []), *(settings or [])], root, as_json)
-    if target is None:
-        raise UsageError("name what is to be examined", todo="tutelage evaluate model:3fa9 --suite FILE.jsonl")
-    from tutelage.core.config import build
-    from tutelage.evaluate.run import evaluate_reference
-    from tutelage.evaluate.ways import Asking
-    from tutelage.life import made_last
-
-    where = root_at(root)
-    given = {"shots": shots, "draws": draws, "shots_from": shots_from, "form": form, "other_form": other_form}
-    given |= {"judge": judge, "people": people, "stride": stride, "weigh_labels": weigh_labels}
-    last = made_last(where)
-    scheme, sign, named = judge.partition(":")
-    given["judge"] = f"{scheme}:{last.get(named, named)}" if sign else last.get(judge, judge)
-    given["people"] = last.get(people, people)
-    further, endpoint = _settings(target, settings)
-    suites, dialogues = suites_of(suite, items, root, seed=seed, shots=shots > 0)
-    found = evaluate_reference(
-        last.get(target, target),
-        suites,
-        root=where,
-        items=items,
-        how=build(Asking, given),
-        work=where.work / "answers",
-        seed=seed,
-        dialogues=dialogues,
-        config=further,
-        **endpoint,
-    )
-    failed = [each.reason or "it failed" for each in found["results"] if each.value is None]
-    if as_json:
-        emit({key: value for key, value in found.items() if key not in ("results", "perturbed")})
-    else:
-        _tell_cells(found["cells"])
-        if "endpoint" in found:
-            say(_bill(found["endpoint"]))
-        _tell_further(found)
-        _tell_ways(found)
-    if failed and len(failed) == len(found["results"]):
-        raise TutelageError(f"none of {len(failed)} items was measured; the first: {failed[0]}")
-    if failed and not as_json:
-        say(f"{len(failed)} of {len(found['results'])} items were not measured; the first: {failed[0]}")
-
-
-def _settings(target: str, settings: list[str] | None) -> tuple[Any, dict[str, Any]]:
-    """With --suite: what is asked beyond the items, and the settings of the endpoint that is asked, where one is (see
-    `endpoints.yaml` in docs/formats.md)."""
-    from tutelage.core.config import build, parse_overrides
-    from tutelage.evaluate.run import Examination
-
-    given = parse_overrides(settings or ())
-    endpoint = {}
-    if target.startswith(("http:", "https:")):
-        endpoint = {key: given.pop(key) for key in list(given) if key not in Examination.model_fields}
-    return build(Examination, given), endpoint
-
-
-def _bill(asked: Mapping[str, Any]) -> str:
-    """What an endpoint was asked and cost, in a line."""
-    kept = f" ({asked['kept']} kept from before)" if asked["kept"] else ""
-    parts = [
-        f"asked {asked['requests']} requests{kept}",
-        f"{asked['input_tokens']:,} + {asked['output_tokens']:,} tokens in all runs",
-    ]
-    if asked["cost"] is not None:
-        of = f" of {asked['budget']:g}" if asked["budget"] is not None else ""
-        parts.append(f"cost {asked['cost']:.4f}{of}")
-    for name, what in (
-        ("retried", "tried again"),
-        ("unanswered", "without an answer in time, perhaps charged"),
-        ("estimated", "without a count of tokens, estimated"),
-    ):
-        if asked[name]:
-            parts.append(f"{asked[name]} {what}")
-    if asked["models"]:
-        parts.append(f"answered by {', '.join(asked['models'])}")
-    return "; ".join(parts)
-
-
-def _tell_further(found: Mapping[str, Any]) -> None:
-    """Print what was found beyond the figures of the suites: reliability, robustness, gaps between groups. Calibration,
-    which is looked at unasked, only where there are items enough."""
-    from tutelage.govern.standing import lines
-    from tutelage.report.trust import texts
-
-    def told(line: Any) -> bool:
-        return line.area in ("robustness", "groups") or (
-            line.area == "reliability" and "fewer than 300" not in (line.figure["reason"] or "")
-        )
-
-    for text in texts(line for line in lines([found], []) if told(line)):
-        say(text)
-
-
-def _tell_cells(cells: Sequence[Mapping[str, Any]]) -> None:
-    """Print the figures of an examination, one to a line."""
-    for cell in cells:
-        shown = f"undefined: {cell['reason']}"
-        if cell["value"] is not None and cell["low"] is not None:
-            shown = f"{cell['value']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]"
-        elif cell["value"] is not None:
-            shown = f"{cell['value']:.3f} (no interval: {cell['reason']})"
-        name = " ".join(filter(None, (cell["suite"], cell["cell"])))
-        lost = f" ({cell['unmeasured']} of {cell['asked']} not measured)" if cell["unmeasured"] else ""
-        say(f"{name:<24}{cell['metric']:<25}{shown}  n={cell['n']}{lost if cell['headline'] else ''}")
-
-
-def _tell_ways(found: Mapping[str, Any]) -> None:
-    """Print what stands beside the figures: draws of examples, the other form, how judges and people agree."""
-
-    def shown(each: Mapping[str, Any]) -> str:
-        if each["value"] is None or each["low"] is None:
-            return f"undefined: {each['reason']}" if each["value"] is None else f"{each['value']:+.3f} (no interval)"
-        return f"{each['value']:+.3f} [{each['low']:+.3f}, {each['high']:+.3f}]"
-
-    for each in found.get("draws", ()):
-        name = " ".join(filter(None, (each["suite"], each["cell"])))
-        moved = "" if each["deviation"] is None else f"; another draw moves it by {each['deviation']:.3f}"
-        say(f"{name}: {each['metric']} over {each['draws']} draws of examples {shown(each)}{moved}")
-    for each in found.get("forms", ()):
-        name = " ".join(filter(None, (each["suite"], each["cell"])))
-        change = shown(each["difference"])
-        say(f"{name}: {each['metric']} asked as {each['other']} instead of {each['form']}: {change}")
-    for each in found.get("judges", ()):
-        if each["reason"]:
-            say(f"{each['suite']}: the judge's agreement with people is not known: {each['reason']}")
-            continue
-        rank = "undefined" if each["correlation"] is None else f"{each['correlation']:.2f}"
-        off, who = shown(each["difference"]), "simulated people" if each["simulated"] else "people"
-        say(f"{each['suite']}: judge minus {who} {off}, rank correlation {rank}, n={each['difference']['n']}")
-
-
-def suites_of(name: str, items: int, root: Path, *, seed: int = 0, shots: bool = False) -> tuple[list[Any], list[Any]]:
-    """(suites, training rows beside them) of a file, of a source (`catalog:NAME`, `starter:more`), or of the last run's
-    corpus by a suite's name. Raises NotFound, DataError."""
-    from tutelage.core.config import nearest
-    from tutelage.core.records import Example, read_jsonl
-    from tutelage.evaluate.suite import load, select
-
-    if name.partition(":")[0] in ("catalog", "starter", "hf"):
-        return _source_suites(name, shots)
-    if Path(name).is_file() or Path(name).suffix or "/" in name:
-        return load(Path(name)), []
-    corpus = artifact_of(known_root(root), "prepare")
-    every = list(read_jsonl(corpus.file("items.jsonl"), Example))
-    if chosen := select(every, items, only=[name], seed=seed):
-        return list(chosen), list(read_jsonl(corpus.file("dialogues.jsonl"), Example))
-    known = sorted({str(each.tags.get("suite")) for each in every})
-    todo = f"Did you mean {near!r}?" if (near := nearest(name, known)) else f"There are: {', '.join(known) or 'none'}"
-    raise NotFound(f"neither a file nor a suite: {name!r}", key="--suite", todo=todo)
-
-
-def _source_suites(name: str, shots: bool) -> tuple[list[Any], list[Any]]:
-    """The items of a source as suites and, for examples, some of its training dialogues; no run is needed."""
-    from tutelage.core.config import build
-    from tutelage.corpus.read import Source, gives, read
-    from tutelage.evaluate.suite import suites
-    from tutelage.starter.more import items_of
-
-    source = build(Source, {"source": name, "kinds": ["items"]})
-    if source.scheme == "starter":
-        return list(suites(items_of(source.name))), []
-    mirror = environment_defaults().get("mirror", "")
-    found = read(source, mirror=mirror)
-    training = source.model_copy(update={"kinds": ("dialogues",), "limit": 2000})
-    beside = read(training, mirror=mirror).dialogues if shots and gives(training, "dialogues") else []
-    return list(suites(found.items)), list(beside)
 
 
 release_app = group("release", "Make, look at, promote and roll back releases.")
@@ -487,7 +283,7 @@ def release_make(
     as_json: JsonOption = False,
 ) -> None:
     """Gate the last draft bundle; promote it or say why not."""
-    _run_stage("release", settings or [], root, as_json)
+    run_stage_alone("release", settings or [], root, as_json)
 
 
 @release_app.command("status")

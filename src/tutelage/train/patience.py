@@ -6,20 +6,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from tutelage.core.errors import ConfigError
+from tutelage.measure.sequences import look_level
 from tutelage.measure.statistics import paired, plain
 from tutelage.train.batch import State
 
 Values = Mapping[str, tuple[float, str]]
 """Item -> its value at a look, and the cluster it belongs to."""
-ALPHA = 0.05
-"""Chance, over all looks of a run, that a gain is seen where there is none."""
 
 
 class Patience:
     """Compares every look, item by item, with the last one that was surely better than those before.
 
-    The k-th comparison has the level 1 - alpha / (k (k + 1)), so that all of them together hold (the shares sum to
-    alpha): it may be looked at as often as one likes.
+    Each comparison has the level that its number leaves it (`look_level`): all looks of a run together see a gain
+    where there is none in at most 5%, and it may be looked at as often as one likes.
 
     Args:
         wanted: the figure, as in `Best`.
@@ -58,8 +57,7 @@ class Patience:
         both = [item for item in values if item in self.held]
         now, before = ([self.sign * side[item][0] for item in both] for side in (values, self.held))
         self.taken += 1
-        level = 1 - ALPHA / (self.taken * (self.taken + 1))
-        gain = paired(now, before, [values[item][1] for item in both], level).difference
+        gain = paired(now, before, [values[item][1] for item in both], look_level(self.taken)).difference
         over, sure = self.step, gain.low is not None and gain.low > 0
         self.without = 0 if sure else self.without + 1
         if sure:

@@ -161,8 +161,8 @@ class State:
     def __init__(
         self, root: Root, settings: Settings, *, environment: Mapping[str, str] | None = None, upstream: str = ""
     ) -> None:
-        self.root, self.settings = root.create(), settings
-        self.environment = dict(environment or {})
+        self.environment, self.settings = dict(environment or {}), settings
+        self.root = Root(root.path, {**root.environment, **self.environment}).create()
         self.store = engine.open(root)
         self.writer = traces.Writer(self.store)
         self.limiter = Limiter()
@@ -258,8 +258,7 @@ class State:
         given = self.settings.generators.get(name)
         if given is not None:
             key = {"key": given.key} if given.key else {}
-            where = Root(self.root.path, self.environment)  # where the key is looked up
-            return cast(Generator, refs.open(f"{given.url}#{given.model}", where, retries=1, **key))
+            return cast(Generator, refs.open(f"{given.url}#{given.model}", self.root, retries=1, **key))
         if not name.startswith(("model:", "bundle:", "release:", "fake:")):
             todo = "Name it under `generators` in service.yaml"
             raise NotFound("one of the project's generators is not known to the service", todo=todo)

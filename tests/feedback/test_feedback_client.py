@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+import pytest
 
 import tutelage as tt
 from tutelage.core.records import Message
 from tutelage.feedback import openapi
-from tutelage.feedback.client import Client
+from tutelage.feedback.client import Client, Http
 from tutelage.feedback.wire import NewGold, NewProject, NewTask
 
 
@@ -87,3 +92,41 @@ def test_the_client_is_at_hand_and_loads_neither_torch_nor_a_server() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert "tutelage.feedback.client" in loaded and not loaded & {"torch", "fastapi", "uvicorn", "sklearn", "pyarrow"}
+
+
+class LettingGo(BaseHTTPRequestHandler):
+    """Answers once on a connection that it promised to keep, then lets go of it; every third answer is "busy"."""
+
+    protocol_version = "HTTP/1.1"
+    answered = 0
+
+    def do_GET(self) -> None:
+        LettingGo.answered += 1
+        body = b"[]"
+        self.send_response(503 if LettingGo.answered == 3 else 200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+        self.close_connection = True
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Silent."""
+
+
+def test_a_kept_connection_that_was_let_go_costs_no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), LettingGo)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(LettingGo, "answered", 0)
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    http = Http(f"http://127.0.0.1:{server.server_port}", "tut_x")
+    try:
+        assert http.send("GET", "/a", {}, None) == (200, [])
+        assert http.send("GET", "/b", {}, None) == (200, [])
+        assert not pauses
+        assert http.send("GET", "/busy", {}, None) == (200, [])
+        assert len(pauses) == 1, "a busy server is given time"
+    finally:
+        http.close()
+        server.shutdown()
+        server.server_close()

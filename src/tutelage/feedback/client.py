@@ -87,10 +87,9 @@ class Http:
         """Send, again after a short pause when the connection breaks or the server is busy. Raises UpstreamError."""
         target = self._base + path + (f"?{urlencode(query)}" if query else "")
         headers = self._headers | ({"content-type": "application/json"} if body is not None else {})
-        problem = ""
-        for attempt in range(self._retries + 1):
-            if attempt:
-                time.sleep(min(2.0, 0.05 * 4**attempt))
+        pauses = [min(2.0, 0.2 * 4**attempt) for attempt in range(self._retries)]
+        while True:
+            kept = self._connection is not None
             try:
                 if self._connection is None:
                     self._connection = self._make(self._host, self._port, timeout=self._timeout)
@@ -99,19 +98,21 @@ class Http:
                 raw = answer.read()
             except (OSError, http.client.HTTPException) as error:
                 self.close()
+                if kept:  # a server lets go of a connection that rests: ask on a new one, at once
+                    continue
                 problem = f"{type(error).__name__}: {error}"
-                continue
-            if answer.status in (429, 502, 503, 504):
+            else:
+                if answer.status == 200 and answer.getheader("content-disposition"):
+                    return 200, raw
                 problem = f"status {answer.status}"
-                continue
-            if answer.status == 200 and answer.getheader("content-disposition"):
-                return 200, raw
-            try:
-                return answer.status, json.loads(raw) if raw else None
-            except ValueError:
-                problem = f"status {answer.status}, not JSON"
-                break
-        raise UpstreamError(f"{method} {path} at {self._host}:{self._port} failed: {problem}")
+                if answer.status not in (429, 502, 503, 504):
+                    try:
+                        return answer.status, json.loads(raw) if raw else None
+                    except ValueError:
+                        problem, pauses = f"status {answer.status}, not JSON", []
+            if not pauses:
+                raise UpstreamError(f"{method} {path} at {self._host}:{self._port} failed: {problem}")
+            time.sleep(pauses.pop(0))
 
     def close(self) -> None:
         """Close the connection."""

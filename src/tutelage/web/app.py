@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import socket
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -245,7 +246,10 @@ def serve(
     first_start(state, say, address)
     announce(state, say, address)
     loop = "uvloop" if find_spec("uvloop") else "asyncio"
-    config = uvicorn.Config(app, log_level="warning", access_log=False, loop=loop, timeout_graceful_shutdown=30)
+    sys.setswitchinterval(0.0005)  # every query gives the interpreter away, and would wait 5 ms to have it back
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, loop=loop, timeout_graceful_shutdown=30, timeout_keep_alive=75
+    )
     with suppress(KeyboardInterrupt):
         uvicorn.Server(config).run([listening])
 

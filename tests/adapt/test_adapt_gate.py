@@ -1,5 +1,6 @@
 """The gate decides on bounds; its controls must fail where they should."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,84 @@ def test_figures_between_nothing_and_all_are_bounded_too() -> None:
     assert decide(policy, {"evaluation": rows("facts", shares)}, {}, against="nothing").promote
     told = decide(policy, {"evaluation": rows("facts", shares / 2)}, {}, against="nothing")
     assert not told.promote and "answers too badly" in told.reason
+
+
+def bits(level: float, n: int = 200, seed: int = 0, drop: int = 0) -> list[Result]:
+    """Texts of unlike length: the short ones need twice the bits a byte, and count for as much as they are long."""
+    draw = np.random.default_rng(seed)
+    sizes = np.where(np.arange(n) % 2, 2000.0, 100.0)
+    values = np.where(sizes > 1000, level, 2 * level) + draw.normal(0, 0.1, n)
+    return [
+        Result(
+            target="bundle", suite="letters", item=f"t{i}", cluster=f"c{i}", kind="perplexity", metric="bits_per_byte",
+            value=None if i < drop else float(value), outcome="unknown" if i < drop else "answered",
+            scores={"bits": float(value * size), "bytes": float(size)},
+        )
+        for i, (value, size) in enumerate(zip(values, sizes, strict=True))
+    ]  # fmt: skip
+
+
+def policy(*checks: dict) -> ReleasePolicy:
+    base = {"source": "evaluation", "where": {}, "min_n": 50, "sentence": "reads letters worse"}
+    return ReleasePolicy.model_validate({"checks": [{"id": f"c{i}", **base, **each} for i, each in enumerate(checks)]})
+
+
+def test_of_bits_per_byte_less_is_better_and_nothing_is_clipped() -> None:
+    rule = policy({"kind": "non_inferior", "margin": 0.1})
+    better = decide(rule, {"evaluation": bits(1.5)}, {"evaluation": bits(3.0, seed=1)}, against="the incumbent")
+    assert better.promote, better.reason
+    figure = better.checks[0].figure
+    ratio = [sum(r.scores["bits"] for r in rows) / (100 * 2100) for rows in (bits(1.5), bits(3.0, seed=1))]
+    assert figure.value == pytest.approx(ratio[1] - ratio[0]) and figure.low > 1.0, "better by more than one bit"
+    worse = decide(rule, {"evaluation": bits(3.0)}, {"evaluation": bits(1.5, seed=1)}, against="the incumbent")
+    assert not worse.promote and worse.checks[0].passed is False and worse.checks[0].figure.high < -1.0
+    for bound, held in ((1.8, True), (1.55, False)):
+        told = decide(policy({"kind": "at_most", "bound": bound}), {"evaluation": bits(1.5)}, {}, against="nothing")
+        assert told.promote is held, told.reason
+        assert told.checks[0].figure.value == pytest.approx(ratio[0]), "the corpus figure, as evaluate states it"
+    high = decide(policy({"kind": "at_least", "bound": 1.2}), {"evaluation": bits(1.5)}, {}, against="nothing")
+    assert high.checks[0].passed is True
+
+
+def test_figures_without_a_common_mean_are_not_averaged() -> None:
+    both = {"evaluation": bits(1.5) + rows("facts", np.ones(100))}
+    for rule in ({"kind": "at_most", "bound": 2.0}, {"kind": "non_inferior", "margin": 0.1}):
+        found = decide(policy(rule), both, both, against="itself")
+        assert not found.promote
+        assert "no common mean (bits_per_byte, right): each needs a check of its own" in found.reason
+
+
+def test_what_the_incumbent_did_not_answer_carries_no_verdict() -> None:
+    """Half of the incumbent's answers were lost: on those left the candidate may look better by choice of items."""
+    rule = policy({"kind": "non_inferior", "margin": 0.5})
+    assert decide(rule, {"evaluation": bits(1.5)}, {"evaluation": bits(1.5, seed=1)}, against="it").promote
+    found = decide(rule, {"evaluation": bits(1.5)}, {"evaluation": bits(1.5, seed=1, drop=100)}, against="it")
+    assert not found.promote and found.checks[0].passed is None
+    assert "of what it would replace 100 of 200 answers were measured, needs 90%" in found.reason
+    mine = decide(rule, {"evaluation": bits(1.5, drop=100)}, {"evaluation": bits(1.5, seed=1)}, against="it")
+    assert "(100 of 200 answers were measured" in mine.reason
+
+
+def test_scores_that_are_mostly_nothing_are_bounded_for_sure() -> None:
+    """Beta(0.05, 0.95) has the mean 0.05; t calls it surely below that far oftener than in the 5% it promises."""
+    rule, wrong = policy({"kind": "at_most", "bound": 0.05, "min_n": 20}), 0
+    for seed in range(200):
+        values = np.random.default_rng(seed).beta(0.05, 0.95, 40)
+        lone = [row.model_copy(update={"cluster": row.item}) for row in rows("toxicity", values)]
+        wrong += decide(rule, {"evaluation": lone}, {}, against="nothing").promote
+    assert wrong <= 10
+
+
+def test_a_gate_that_cannot_tell_says_how_many_items_would() -> None:
+    found = verdict(candidate(seed=0, n=120), candidate(seed=1, n=120))
+    told = found.checks[0]
+    assert told.passed is None and told.n == 120
+    needed = int(re.search(r"some (\d+) items would tell", told.reason)[1])
+    decided = [
+        verdict(candidate(seed=2 * seed, n=needed), candidate(seed=2 * seed + 1, n=needed)).checks[0].passed
+        for seed in range(1, 21)
+    ]
+    assert sum(each is True for each in decided) >= 11, "in eight of ten, were the models alike"
 
 
 def test_a_changed_policy_is_another_verdict(tmp_path: Path) -> None:

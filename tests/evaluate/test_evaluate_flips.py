@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as arrow
@@ -13,16 +14,24 @@ import pytest
 from tutelage.core.artifact import Artifact, Manifest, Root, file_entries
 from tutelage.core.records import Example, Message, digest, write_jsonl
 from tutelage.evaluate import contamination
-from tutelage.evaluate.flips import between, evidence, told
+from tutelage.evaluate.flips import Flips, between, told
 from tutelage.evaluate.suite import Result
+from tutelage.measure.statistics import mcnemar
 
 
-def result(target: str, item: str, value: float | None, suite: str = "own", cluster: str = "") -> Result:
+def result(
+    target: str, item: str, value: float | None, suite: str = "own", cluster: str = "", metric: str = "accuracy"
+) -> Result:
     outcome = "unknown" if value is None else "answered"
     return Result(
-        target=target, suite=suite, item=item, cluster=cluster or item, kind="choice", metric="accuracy", value=value,
+        target=target, suite=suite, item=item, cluster=cluster or item, kind="choice", metric=metric, value=value,
         outcome=outcome,
     )  # fmt: skip
+
+
+def flipped(before: list[float], after: list[float], **more: Any) -> Flips:
+    rows = [result(name, str(i), v, **more) for name, side in (("a", before), ("b", after)) for i, v in enumerate(side)]
+    return between(rows, [("a", "b")])[-1]
 
 
 def test_fixed_broken_and_not_measured() -> None:
@@ -43,19 +52,57 @@ def test_fixed_broken_and_not_measured() -> None:
     assert nothing.n == 0 and nothing.p is None and nothing.difference.reason and nothing.evidence == 1.0
 
 
-def test_the_evidence_may_be_looked_at_after_every_flip() -> None:
-    """Coverage: of runs without an effect at most 5% ever reach 20; with one, it is found."""
-    source = np.random.default_rng(0)
-    assert evidence(0, 0) == pytest.approx(1) and evidence(1, 0) == pytest.approx(1)
-    assert evidence(30, 5) > 20 > evidence(12, 10)
+def test_what_a_flip_is_each_metric_says() -> None:
+    """0.49 and 0.51 of F1 are no wrong and right; of bits per byte less is better, and 0.4 is no failure."""
+    small = flipped([0.49] * 8, [0.51] * 8, metric="f1")
+    assert (small.n, small.fixed, small.broken, small.steps) == (8, (), (), {"f1": 0.5})
+    assert flipped([0.2, 0.9, 0.4], [0.75, 0.3, 0.8], metric="f1").model_dump(include={"fixed", "broken"}) == {
+        "fixed": ("0",), "broken": ("1",),
+    }  # fmt: skip
+    bits = flipped([2.4, 1.3, 1.6, 0.4], [1.9, 1.9, 1.65, 0.45], metric="bits_per_byte")
+    assert (bits.fixed, bits.broken) == (("0",), ("1",)), "fewer bits are better, above and below 0.5"
+    assert flipped([0.4] * 3, [0.6] * 3, metric="bits_per_byte").broken == ("0", "1", "2")
+    dense = flipped([2.0, 3.0], [9.0, 1.0], metric="density")
+    assert dense.n == 0
+    assert "no size is stated" in dense.left_out["density"]
+    assert dense.difference.reason == "no flip is defined"
+    mixed = [result(name, "x", value, metric=metric) for name, value, metric in (("a", 0.0, "f1"), ("b", 1.0, "exact"))]
+    assert "different metrics" in between(mixed, [("a", "b")])[0].left_out["f1, exact"]
 
-    def crosses(share: float) -> bool:
-        fixed = np.cumsum(source.random(200) < share)
-        return any(evidence(int(f), n - int(f)) >= 20 for n, f in enumerate(fixed, 1))
 
-    assert np.mean([crosses(0.5) for _ in range(300)]) <= 0.05
-    assert np.mean([crosses(0.75) for _ in range(50)]) >= 0.9
-    assert np.isfinite(evidence(100_000, 0))
+def test_items_of_one_cluster_are_no_independent_evidence() -> None:
+    """Twenty items of one passage that flip together are one piece of evidence, and not twenty."""
+    before, after = [0.0] * 20, [1.0] * 20
+    alone = flipped(before, after)
+    assert alone.p is not None and alone.p < 1e-4 and alone.evidence > 1000
+    rows = [
+        result(name, f"{item}", value, cluster=f"c{item // 10}")
+        for name, value in (("a", 0.0), ("b", 1.0))
+        for item in range(20)
+    ]
+    together = between(rows, [("a", "b")])[0]
+    assert together.p == pytest.approx(2 / 4), "two clusters, four ways to sign them"
+    assert together.evidence < 2
+    assert together.fixed == alone.fixed and together.difference.value == 1.0
+
+
+def test_by_clusters_models_alike_are_seldom_called_different() -> None:
+    """Control: whole passages flip by chance; p and evidence keep their level, which McNemar's by items does not."""
+    source = np.random.default_rng(1)
+    names, wrong = np.repeat(np.arange(15), 8), {"p": 0, "evidence": 0, "by items": 0}
+    for _ in range(150):
+        better, moved = source.integers(0, 2, 15)[names] == 1, source.random(120) < 0.6
+        rows = [
+            result(target, str(item), float(value), cluster=f"c{names[item]}")
+            for target, side in (("a", moved & ~better), ("b", moved & better))
+            for item, value in enumerate(side)
+        ]
+        found = between(rows, [("a", "b")])[0]
+        wrong["p"] += found.p is not None and found.p < 0.05
+        wrong["evidence"] += found.evidence >= 20
+        wrong["by items"] += (mcnemar((moved & better).astype(float), (moved & ~better).astype(float)).p or 1.0) < 0.05
+    assert wrong["p"] <= 15 and wrong["evidence"] <= 8, wrong
+    assert wrong["by items"] > 30, wrong
 
 
 # ------------------------------------------------------------------------------------------------------ contamination
@@ -106,8 +153,12 @@ def test_what_was_met_is_looked_up(tmp_path: Path) -> None:
     assert contamination.cleared(items, clean) and not contamination.cleared(items, clean, gram=6)
     assert not contamination.cleared([*items, item("own", LONG)], clean), "an item of one's own was not compared"
     model = seal(root, lambda folder: None, "model", inputs={"corpus": source.ref})
-    tuned = seal(root, lambda folder: None, "model", inputs={"model": model.ref, "gone": "corpus:" + "0" * 64})
-    assert [each.id for each in contamination.corpora(tuned, root)] == [source.id]
+    gone = "corpus:" + "0" * 64
+    tuned = seal(root, lambda folder: None, "model", inputs={"model": model.ref, "gone": gone, "base": "hf:org/name"})
+    found, lost = contamination.corpora(tuned, root)
+    assert [each.id for each in found] == [source.id]
+    assert lost == [gone, "hf:org/name"], "what is not here may hold anything"
+    assert contamination.corpora(model, root)[1] == []
 
 
 def test_figures_of_clean_and_of_dirty_items_and_their_difference() -> None:
@@ -122,3 +173,24 @@ def test_figures_of_clean_and_of_dirty_items_and_their_difference() -> None:
     bare = contamination.split(rows, {"a": set()})[0]
     assert bare["dirty"]["value"] is None and bare["dirty"]["reason"] == "no item is dirty"
     assert bare["difference"]["value"] is None and bare["difference"]["reason"] == "no item is dirty"
+
+
+def test_where_a_corpus_is_lost_no_item_is_called_clean() -> None:
+    rows = [result("a", str(place), float(place % 2)) for place in range(40)]
+    found = contamination.split(rows, {"a": {"3", "5"}}, {"a": ["corpus:0000"]})[0]
+    assert found["dirty"]["value"] == 1.0
+    assert found["clean"]["value"] is None and "not here (corpus:0000)" in found["clean"]["reason"]
+    assert found["difference"]["value"] is None
+    assert contamination.split(rows, {"a": {"3", "5"}}, {"a": []})[0]["clean"]["value"] is not None
+
+
+def test_bits_per_byte_are_not_clipped_and_have_their_way() -> None:
+    source = np.random.default_rng(0)
+    rows = [
+        result("a", str(place), 3.0 - (place < 20) + float(bits), metric="bits_per_byte")
+        for place, bits in enumerate(source.normal(0, 0.2, 60))
+    ]
+    found = contamination.split(rows, {"a": {str(place) for place in range(20)}})[0]
+    assert found["higher_is_better"] is False and found["metric"] == "bits_per_byte"
+    assert found["clean"]["low"] < 3.0 < found["clean"]["high"] and found["dirty"]["high"] < 2.2
+    assert found["difference"]["low"] > 0.8

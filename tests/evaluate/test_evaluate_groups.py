@@ -45,6 +45,31 @@ def test_where_less_is_better_the_worst_group_is_the_highest():
     assert row["worst"]["group"] == "b"
 
 
+def bits(group, level, number, metric="bits_per_byte", **more):
+    return Result(
+        target="m", suite="letters", item=f"{group}{number}", cluster=f"{group}{number}", kind="perplexity",
+        metric=metric, value=level + 0.1 * random.Random(number).random(), outcome="answered", **more,
+    )  # fmt: skip
+
+
+def test_of_bits_per_byte_the_group_that_needs_more_is_served_worse():
+    rows = [
+        bits(group, level, n, slices={"gender": group}) for group, level in (("a", 0.8), ("b", 0.9)) for n in range(40)
+    ]
+    (row,) = gaps(of_slices(rows))
+    assert row["measure"] == "letters bits_per_byte"
+    assert row["worst"]["group"] == "b"
+    (sure,) = gaps(of_slices([bits(g, v, n, slices={"gender": g}) for g, v in (("a", 3), ("b", 5)) for n in range(40)]))
+    assert sure["value"] > 1.9 and sure["low"] > 1.5, "a difference of bits is not clipped at 1"
+
+
+def test_forms_of_unlike_figures_have_no_common_mean():
+    plain = [bits("i", 2.0, n) for n in range(40)] + [bits("i", 0.1, n, metric="f1") for n in range(40)]
+    plain = [each.model_copy(update={"item": each.item + each.metric}) for each in plain]
+    changed = [each.model_copy(update={"slices": {"perturbation": "dialect:x"}}) for each in plain]
+    assert {row["measure"] for row in gaps(of_forms(plain, changed))} == {"score", "bits_per_byte"}
+
+
 def test_pairs_see_what_independent_answers_do_not():
     rates = {"a": 0.6, "b": 0.52}
     (alone,) = gaps(answers(rates, 120, random.Random(3)))

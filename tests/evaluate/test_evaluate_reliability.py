@@ -137,6 +137,20 @@ def test_agreement_and_the_commonest_answer():
     assert found["answers"] == 3
 
 
+def test_all_suites_together_are_shares_alone():
+    """Bits per byte have no mean with shares of right answers."""
+    runs = [[result(n, 1.0) for n in range(4)] + [bits_of(n) for n in range(4)] for _ in range(2)]
+    table = r.consistency("seeds", runs, runs[0])
+    assert {each["suite"] for each in table} == {"s", "letters", None}
+    assert row(table, None)["majority"]["value"] == 1.0 and row(table, None)["asked"] == 4
+    assert row(table, "letters")["majority"]["value"] == 2.5
+
+
+def bits_of(number):
+    more = {"suite": "letters", "metric": "bits_per_byte", "item": f"text{number}"}
+    return result(number, 2.5).model_copy(update=more)
+
+
 def test_an_answer_that_failed_lowers_coverage():
     runs = [[result(0, None, outcome="unknown"), result(1, 1.0)], [result(0, 1.0), result(1, 1.0)]]
     found = row(r.consistency("seeds", runs, [result(1, 1.0)]), "s")

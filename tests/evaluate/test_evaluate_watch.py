@@ -97,6 +97,56 @@ def test_what_changed_is_paired_by_item(corpus, small):
     assert watch(corpus, tokenizer, items=0).change(decoder, 5) == {}
 
 
+def _texts(count=12):
+    """Texts to be read, in a suite of their own and within one that asks too."""
+    return [
+        Example.ask("").model_copy(
+            update={
+                "messages": (Message(role="text", content=f"it was good or bad, number {number}"),),
+                "tags": {"id": f"text{suite}{number}", "suite": suite, "kind": "perplexity", "cluster": f"t{number}"},
+            }
+        )
+        for suite in ("letters", "sentiment")
+        for number in range(count)
+    ]
+
+
+def test_bits_per_byte_are_watched_by_themselves(tmp_path, small):
+    """They are no share of right answers: neither in the mean of all nor a flip at one half; less is better."""
+    decoder, tokenizer = small
+    write_jsonl(tmp_path / "items.jsonl", [*_items(), *_texts()])
+    look = watch(tmp_path, tokenizer, items=60)
+    look.begin(decoder)
+    figures = look(decoder, 0)
+    assert figures["letters"] > 1.0 and figures["sentiment bits_per_byte"] > 1.0, "an untrained model needs many bits"
+    assert 0 <= figures["sentiment"] <= 1
+    shares = look.values("watched")
+    assert 0 <= figures["watched"] <= 1 and figures["watched_items"] == len(shares)
+    assert not any("text" in name for name in shares) and any("text" in name for name in look.values("letters"))
+    assert look.higher("watched") and look.higher("sentiment")
+    assert look.higher("letters") is False and look.higher("sentiment bits_per_byte") is False
+    assert look.higher("validation") is None
+    seen, nothing = look.flips({})
+    assert nothing == {}
+    text = next(name for name in seen if name.startswith("letters/"))
+    label = next(name for name in seen if name.startswith("sentiment/sent"))
+    _, moved = look.flips({**seen, text: seen[text] - 0.3, label: 1.0 - seen[label]})
+    assert moved["broken"] == sorted([text] + [label] * (seen[label] == 0.0)), "more bits than before: broken"
+    assert look.flips({**seen, text: seen[text] - 0.05})[1] == {"fixed": [], "broken": []}, "a little is no flip"
+    with torch.no_grad():
+        decoder.embed_tokens.weight.normal_(0, 3, generator=torch.Generator().manual_seed(0))
+    changed = look.change(decoder, 5)
+    assert set(changed) == {
+        "comprehension",
+        "letters",
+        "sentiment",
+        "sentiment bits_per_byte",
+        "translation",
+        "watched",
+    }
+    assert changed["letters"]["high"] > 1.0, "no difference of bits is clipped at 1"
+
+
 def test_duplicate_ids_and_faulty_items():
     items = _items(3)
     broken = items[0].model_copy(update={"target": None, "tags": items[0].tags | {"id": "broken"}})

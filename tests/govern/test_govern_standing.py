@@ -93,3 +93,10 @@ def test_as_text_every_figure_has_its_interval_or_its_reason():
     targets, grid = s.grid(s.lines([EVALUATION], [REDTEAM]))
     assert targets == ["rlhf@grpo", "base"]
     assert list(grid) == list(s.AREAS)
+
+
+def test_of_a_figure_that_is_better_the_lower_the_table_says_so():
+    cell = {"target": "base", "suite": "letters", "cell": None, "headline": True, "asked": 8, "unmeasured": 0}
+    found = s.lines([{"targets": [], "cells": [cell | {"metric": "bits_per_byte"} | figure(1.7)]}], [])
+    assert line(found, "base", "letters").better == "lower"
+    assert line(s.lines([EVALUATION], []), "base", "facts").better == "higher"

@@ -4,11 +4,10 @@ import itertools
 
 import numpy as np
 import pytest
-from scipy import special
-from sklearn.isotonic import IsotonicRegression
 
 from tutelage.measure import calibration as c
 from tutelage.measure import selection
+from tutelage.measure.clusters import Partition
 
 RNG = np.random.default_rng(0)
 P = RNG.uniform(0.05, 0.95, 2000)
@@ -20,12 +19,8 @@ def test_calibration_of_known_judges():
     good, bad = c.ece(P, HONEST), c.ece(P, BOASTFUL)
     true = 0.6 * np.abs(P - 0.5).mean()
     assert good.low == 0.0
-    assert good.value < c.plug_in_error(P, HONEST) < 0.03
+    assert good.value < c._error(c._gaps(P, HONEST, 10, Partition.of(None, 2000))) < 0.03, "what a sample shows"
     assert bad.low < true < bad.high
-    assert c.squared_error(P, HONEST).low == 0.0
-    squared = c.squared_error(P, BOASTFUL)
-    assert squared.value == pytest.approx(c.debiased_error(P, BOASTFUL) ** 2)
-    assert squared.low < (0.6 * (P - 0.5)).var() < squared.high
     assert c.brier(P, HONEST).high < c.brier(P, BOASTFUL).low
     assert c.ece(P, HONEST, seed=3) == c.ece(P, HONEST, seed=3)
 
@@ -33,8 +28,6 @@ def test_calibration_of_known_judges():
 def test_too_little_is_refused_with_its_reason():
     assert c.ece([0.5] * 299, [1] * 299).reason == "fewer than 300 items"
     assert c.ece([0.5] * 400, [1, 0] * 200, clusters=["a"] * 400).reason == "fewer than 50 clusters"
-    assert c.debiased_error([], []) is None
-    assert c.plug_in_error([], []) is None
     assert c.reliability([], []) == ()
     with pytest.raises(ValueError, match="between 0 and 1"):
         c.ece([1.5], [1])
@@ -112,25 +105,6 @@ def test_temperature_out_of_fold():
         c.scaled(rows, 0.0)
 
 
-def test_recalibration_out_of_fold_helps_and_never_sees_its_own_item():
-    told = special.expit(2 * special.logit(P) - 1)
-    for put_right in (c.platt_out_of_fold, c.isotonic_out_of_fold):
-        fixed = put_right(told, HONEST)
-        assert c.ece(fixed, HONEST).low == 0.0
-        assert c.ece(fixed, HONEST).value < 0.02 < 0.1 < c.ece(told, HONEST).low
-        assert put_right([0.5] * 20, [1] * 20) is None
-        assert put_right([0.5] * 3, [1, 0, 1]) is None
-        lone = [0.0] * 30 + [1.0], [0, 1] * 15 + [1]
-        other = [0.0] * 30 + [1.0], [0, 1] * 15 + [0]
-        assert put_right(*lone)[30] == put_right(*other)[30], "its own outcome moves nothing"
-
-
-def test_isotonic_is_sklearns():
-    fitted = c._isotonic(P, BOASTFUL)(np.linspace(0.1, 0.9, 50))
-    theirs = IsotonicRegression().fit(P, BOASTFUL).predict(np.linspace(0.1, 0.9, 50))
-    assert fitted == pytest.approx(theirs)
-
-
 def area(right):
     """AURC as it is defined: the mean over i of the error rate among the first i."""
     return float(np.mean([1 - np.mean(right[: i + 1]) for i in range(len(right))]))
@@ -162,8 +136,6 @@ def test_resamples_of_a_curve_are_curves_of_resamples():
 
 
 def test_accuracy_of_the_surest():
-    assert selection.selective_accuracy([0.9, 0.8, 0.3, 0.2], [1, 1, 0, 1], 0.5) == (1.0, 0.8)
-    assert selection.selective_accuracy([], [], 0.5) is None
     found = selection.selective(P, HONEST, (0.5, 1.0), clusters=(np.arange(2000) // 4).tolist(), resamples=200)
     assert found.points[0].threshold == pytest.approx(np.quantile(P, 0.5), abs=0.01)
     assert found.points[1].accuracy.low < HONEST.mean() < found.points[1].accuracy.high

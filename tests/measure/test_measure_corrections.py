@@ -83,8 +83,15 @@ def test_what_prediction_powered_refuses():
     assert bounded.high == 1.0
     with pytest.raises(ValueError, match="one prediction"):
         k.prediction_powered(y, f[1:], rest)
-    with pytest.raises(ValueError, match="both samples"):
-        k.prediction_powered([1, 0], [1, 0], [1, 1], clusters=["a", "b"], other_clusters=["b", "c"])
+
+
+def test_clusters_in_both_samples_are_not_taken_for_independent():
+    y, f, rest = judged(60, 60)
+    names = [str(place // 2) for place in range(60)]
+    apart = k.prediction_powered(y, f, rest, clusters=names, other_clusters=[f"other {name}" for name in names])
+    both = k.prediction_powered(y, f, rest, clusters=names, other_clusters=names)
+    assert both.value == apart.value
+    assert 1.05 * apart.half_width < both.half_width < 1.5 * apart.half_width
 
 
 def test_evidence_is_the_sequential_mcnemar():
@@ -142,10 +149,6 @@ def test_sequences_only_narrow_and_end_where_they_say():
     ends = [q.betting(x[:n]) for n in (5, 50, 100, 300)]
     assert all(a.low <= b.low and b.high <= a.high for a, b in itertools.pairwise(ends))
     assert q.betting(x, anytime=False).half_width < ends[-1].half_width
-    low, high = q.empirical_bernstein(x)
-    assert (np.diff(low) >= 0).all()
-    assert (np.diff(high) <= 0).all()
-    assert low[-1] < 0.5 < high[-1]
     wide = q.betting(10 * x - 5, bounds=(-5, 5))
     assert (wide.low, wide.high) == pytest.approx((10 * ends[-1].low - 5, 10 * ends[-1].high - 5))
     assert q.betting([1.0] * 200).low > 0.95
@@ -154,25 +157,6 @@ def test_sequences_only_narrow_and_end_where_they_say():
         q.betting([2.0])
     with pytest.raises(ValueError, match="ascend"):
         q.betting([0.0], bounds=(1, 1))
-
-
-def test_empirical_bernstein_is_its_formula():
-    x, alpha = np.array([0.2, 0.9, 0.4, 0.4]), 0.05
-    top = bottom = cost = 0.0
-    total, squares, mean, spread = 0.5, 0.25, 0.5, 0.25
-    for t, value in enumerate(x, start=1):
-        bet = min(0.5, math.sqrt(2 * math.log(2 / alpha) / (spread * t * math.log(t + 1))))
-        top, bottom = top + bet * value, bottom + bet
-        cost += (value - mean) ** 2 * (-math.log(1 - bet) - bet)
-        total += value
-        mean = total / (t + 1)
-        squares += (value - mean) ** 2
-        spread = squares / (t + 1)
-    half = (math.log(2 / alpha) + cost) / bottom
-    low, high = q.empirical_bernstein(x, bounds=(0, 1))
-    assert low[-1] == pytest.approx(max(0.0, top / bottom - half))
-    assert high[-1] == pytest.approx(min(1.0, top / bottom + half))
-    assert half > 1, "of four values nothing is known"
 
 
 def test_looks_share_the_error_out():

@@ -39,8 +39,8 @@ class Scripted:
         return {"figure": None if value != value else value, "count": 3}
 
 
-def train(work, best, **options):
-    model, watch = Tiny(), Scripted()
+def train(work, best, of=Scripted, **options):
+    model, watch = Tiny(), of()
     steps = TokenSteps(text(), 16, 64, accumulate=2, pool=16)
     optim = Optimizer(model, Rates(), Schedule(), 30)
     run = Run(30, work, best=best, checkpoint_every=4, good_every=4, **options)
@@ -53,6 +53,20 @@ def test_the_model_is_left_with_the_weights_of_the_best_look(tmp_path, best, ste
     assert all(torch.equal(a, b) for a, b in zip(weights(model).values(), watch.seen[step].values(), strict=True))
     told = {"best": {"figure": "figure", "step": step, "value": FIGURES[step]}} if best else {}
     assert fitted.best == told
+
+
+class Knowing(Scripted):
+    """The same, of a figure that is known to be better the higher it is."""
+
+    def higher(self, name):
+        return True if name == "figure" else None
+
+
+@pytest.mark.parametrize(("best", "step"), [("figure", 0), ("higher:figure", 0), ("lower:figure", 10)])
+def test_a_figure_knows_which_way_is_better(tmp_path, best, step):
+    """Without a word in front it is not the worst look that is kept."""
+    _, _, fitted = train(tmp_path, best, of=Knowing)
+    assert fitted.best["best"]["step"] == step
 
 
 @pytest.mark.parametrize("after", [7, 13, 27])

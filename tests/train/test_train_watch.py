@@ -133,6 +133,9 @@ def test_a_gain_must_be_more_than_chance():
     again = Patience("higher:watched", 2)
     again.load(json.loads(json.dumps(patience.state())))
     assert again.enough and again.held == patience.held
+    known = Patience("watched", 1, higher=True)
+    known.look(0, values(0.2))
+    assert known.look(5, values(0.9))["gain"]["sure"], "the figure knows which way is better"
     lower = Patience("validation", 1)
     lower.look(0, {str(place): (3.0 + place % 3, str(place)) for place in range(30)})
     assert lower.look(5, {str(place): (2.0 + place % 3 * 0.9, str(place)) for place in range(30)})["gain"]["sure"]

@@ -6,17 +6,33 @@ incumbent release; before the first release, the bare model inside the bundle).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from tutelage.core.config import build, load_yaml
 from tutelage.core.errors import ConfigError
 from tutelage.core.records import Record, digest
 from tutelage.evaluate.suite import Result
-from tutelage.measure.statistics import Interval, Test, mean, non_inferior, paired, rate
+from tutelage.evaluate.suites.kinds import Metric, named, on_one_scale
+from tutelage.measure.sequences import betting
+from tutelage.measure.statistics import (
+    Floats,
+    Interval,
+    group,
+    items_needed,
+    linearised,
+    mean,
+    non_inferior,
+    paired,
+    rate,
+    standard_error,
+    undefined,
+)
 
 Kind = Literal["non_inferior", "at_least", "at_most"]
 
@@ -33,13 +49,14 @@ class CheckRule(Record):
     measure: Literal["value", "blocked"] = "value"
     """`value`: the row's figure (for attacks: 1 = it succeeded); `blocked`: 1 when a guard withheld the answer."""
     margin: float | None = None
-    """non_inferior: how much worse it may be, with confidence."""
+    """non_inferior: how much worse it may be, with confidence, in the figure's own unit; which way is worse the figure
+    knows (of bits per byte: more)."""
     bound: float | None = None
     """at_least, at_most: what the interval must clear."""
     min_n: int = 30
     coverage: float = Field(0.9, ge=0, le=1)
-    """Share of the rows read that must have been measured: what an endpoint or a judge did not answer is not known,
-    and a check on the rest alone has not passed."""
+    """Share of the rows read that must have been measured, of the candidate and of what it would replace: what an
+    endpoint or a judge did not answer is not known, and a check on the rest alone has not passed."""
     sentence: str
     """What is wrong when the check fails: completes "refused: the candidate ..."."""
 
@@ -101,10 +118,21 @@ class GateVerdict(Record):
     production: str = ""
 
 
-def _picked(rows: Sequence[Result], rule: CheckRule) -> tuple[dict[str, float], int]:
-    """The rows a check reads: item (and attack) -> figure, and how many there are. What was not measured has none."""
-    found: dict[str, float] = {}
-    count = 0
+class _Side(NamedTuple):
+    """What one side shows to a check: key (suite, item, attack) -> row; `known` those that were measured."""
+
+    asked: dict[str, Result]
+    known: dict[str, Result]
+
+    def short(self, rule: CheckRule) -> str:
+        """Why this side does not carry a check: too much of what was asked was not measured; empty where it does."""
+        if len(self.known) >= rule.coverage * len(self.asked):
+            return ""
+        return f"{len(self.known)} of {len(self.asked)} answers were measured, needs {rule.coverage:.0%}"
+
+
+def _side(rows: Sequence[Result], rule: CheckRule) -> _Side:
+    asked: dict[str, Result] = {}
     for row in rows:
         fields: Mapping[str, Any] = {
             **row.slices,
@@ -112,15 +140,44 @@ def _picked(rows: Sequence[Result], rule: CheckRule) -> tuple[dict[str, float], 
         }
         wanted = {name: value if isinstance(value, list) else [value] for name, value in rule.where.items()}
         if all(str(fields.get(name)) in values for name, values in wanted.items()):
-            count += 1
-            value = float(row.outcome == "blocked") if rule.measure == "blocked" else row.value
-            if value is not None and row.outcome != "unknown":
-                found[f"{row.suite}/{row.item}/{row.attack or ''}"] = value
-    return found, count
+            asked[f"{row.suite}/{row.item}/{row.attack or ''}"] = row
+    unmeasured = {key for key, row in asked.items() if row.outcome == "unknown"}
+    if rule.measure == "value":
+        unmeasured |= {key for key, row in asked.items() if row.value is None}
+    return _Side(asked, {key: row for key, row in asked.items() if key not in unmeasured})
 
 
-def _clusters(rows: Sequence[Result]) -> dict[str, str]:
-    return {f"{row.suite}/{row.item}/{row.attack or ''}": row.cluster for row in rows}
+def _metric(rule: CheckRule, *sides: _Side) -> Metric | None:
+    """What a check's figures are; None where their rows are on scales that have no common mean."""
+    if rule.measure == "blocked":
+        return named("blocked")
+    found = {name: named(name) for side in sides for name in sorted({row.metric for row in side.asked.values()})}
+    if not on_one_scale(found.values()):
+        return None
+    return next(iter(found.values()), Metric(""))
+
+
+def _values(side: _Side, keys: Sequence[str], metric: Metric, weighed: _Side) -> Floats:
+    """One value per item whose mean is the figure; how much each counts, as a text is long, `weighed` says."""
+    rows = [side.known[key] for key in keys]
+    if metric.name == "blocked":
+        return np.array([float(row.outcome == "blocked") for row in rows])
+    values = np.array([float(row.value or 0.0) for row in rows])
+    weights = np.array([weighed.known[key].scores.get(metric.weight, 0.0) for key in keys])
+    return linearised(values * weights, weights) if len(keys) and (weights > 0).all() else values
+
+
+def _figure(values: Floats, clusters: Sequence[str], metric: Metric, level: float) -> Interval:
+    """A figure by itself, with an interval that holds: rates are exact; what lies between bounds is bet on by clusters'
+    means, for t covers too little of what is mostly 0; the rest has t."""
+    if metric.bounds is None:
+        return mean(values, clusters, level)
+    if metric.bounds == (0.0, 1.0) and set(values.tolist()) <= {0.0, 1.0}:
+        return rate(values, clusters, level)
+    codes, count = group(clusters, len(values))
+    means = np.bincount(codes, weights=values, minlength=count) / np.bincount(codes, minlength=count)
+    told = betting(means, metric.bounds, level, anytime=False)
+    return told.model_copy(update={"n": len(values), "clusters": count})
 
 
 def _said(figure: Interval) -> str:
@@ -131,43 +188,65 @@ def _said(figure: Interval) -> str:
 
 def check(rule: CheckRule, candidate: Sequence[Result], incumbent: Sequence[Result], level: float) -> Check:
     """Answer one check."""
-    (mine, rows), clusters = _picked(candidate, rule), _clusters(candidate)
     limit = rule.margin if rule.margin is not None else rule.bound
     assert limit is not None
+    mine = _side(candidate, rule)
     if rule.kind == "non_inferior":
-        theirs, _ = _picked(incumbent, rule)
-        items = sorted(set(mine) & set(theirs))
-        figure = paired(
-            [mine[item] for item in items],
-            [theirs[item] for item in items],
-            [clusters[item] for item in items],
-            level=level,
-        ).difference
-        lower_is_better = rule.measure == "blocked" or rule.source == "redteam"
-        if lower_is_better and figure.value is not None:
-            assert figure.low is not None and figure.high is not None
-            figure = figure.model_copy(update={"value": -figure.value, "low": -figure.high, "high": -figure.low})
-        test: Test = non_inferior(figure, limit)
-        passed, n = test.passed, len(items)
-        reason = f"difference {_said(figure)}, may be down to -{limit:g}"
+        theirs = _side(incumbent, rule)
+        keys, lacking = sorted(set(mine.known) & set(theirs.known)), mine.short(rule)
+        if not lacking and theirs.short(rule):
+            lacking = f"of what it would replace {theirs.short(rule)}"
+        figure, passed, reason = _compared(rule, mine, theirs, keys, limit, level)
     else:
-        items = sorted(mine)
-        values, hang = [mine[item] for item in items], [clusters[item] for item in items]
-        counted = set(values) <= {0.0, 1.0}  # F1 and chrF lie between
-        figure = rate(values, hang, level=level) if counted else mean(values, hang, level=level, bounds=(0.0, 1.0))
-        n = len(items)
-        if figure.low is None or figure.high is None:
-            passed = None
-        else:
-            passed = figure.low >= limit if rule.kind == "at_least" else figure.high <= limit
-        word = "at least" if rule.kind == "at_least" else "at most"
-        reason = f"{_said(figure)}, must be {word} {limit:g} with {level:.0%} confidence"
-    if n < rule.min_n:
-        passed, reason = None, f"not enough data (n={n}, needs {rule.min_n})"
-    elif len(mine) < rule.coverage * rows:
-        reason = f"not enough data ({len(mine)} of {rows} answers were measured, needs {rule.coverage:.0%})"
-        passed = None
-    return Check(id=rule.id, passed=passed, figure=figure, limit=limit, n=n, reason=reason)
+        keys, lacking = sorted(mine.known), mine.short(rule)
+        figure, passed, reason = _alone(rule, mine, keys, limit, level)
+    if len(keys) < rule.min_n:
+        passed, reason = None, f"not enough data (n={len(keys)}, needs {rule.min_n})"
+    elif lacking:
+        passed, reason = None, f"not enough data ({lacking})"
+    return Check(id=rule.id, passed=passed, figure=figure, limit=limit, n=len(keys), reason=reason)
+
+
+def _mixed(n: int, level: float, *sides: _Side) -> tuple[Interval, None, str]:
+    names = sorted({row.metric for side in sides for row in side.asked.values()})
+    reason = f"it reads figures that have no common mean ({', '.join(names)}): each needs a check of its own"
+    return undefined(n, reason, level=level), None, reason
+
+
+def _compared(
+    rule: CheckRule, mine: _Side, theirs: _Side, keys: Sequence[str], margin: float, level: float
+) -> tuple[Interval, bool | None, str]:
+    """The candidate beside what it would replace, item by item: positive is better, whichever way is better."""
+    metric = _metric(rule, mine, theirs)
+    if metric is None:
+        return _mixed(len(keys), level, mine, theirs)
+    new, old = _values(mine, keys, metric, mine), _values(theirs, keys, metric, mine)
+    first, second = (new, old) if metric.higher else (old, new)
+    clusters = [mine.known[key].cluster for key in keys]
+    figure = paired(first, second, clusters, level, metric.bounds).difference
+    passed = non_inferior(figure, margin).passed
+    reason = f"difference {_said(figure)}, may be down to -{margin:g}"
+    error = standard_error(first - second, clusters)
+    if passed is None and error and margin:
+        deviation = error * math.sqrt(len(keys) / 2)  # of either side, were they unrelated
+        needed = items_needed(margin, deviation, alpha=1 - level)
+        reason += f"; some {needed} items would tell" if needed > len(keys) else ""
+    return figure, passed, reason
+
+
+def _alone(
+    rule: CheckRule, mine: _Side, keys: Sequence[str], bound: float, level: float
+) -> tuple[Interval, bool | None, str]:
+    """The candidate by itself against a bound."""
+    metric = _metric(rule, mine)
+    if metric is None:
+        return _mixed(len(keys), level, mine)
+    figure = _figure(_values(mine, keys, metric, mine), [mine.known[key].cluster for key in keys], metric, level)
+    passed = None
+    if figure.low is not None and figure.high is not None:
+        passed = figure.low >= bound if rule.kind == "at_least" else figure.high <= bound
+    word = "at least" if rule.kind == "at_least" else "at most"
+    return figure, passed, f"{_said(figure)}, must be {word} {bound:g} with {level:.0%} confidence"
 
 
 def decide(

@@ -36,7 +36,7 @@ from tutelage.model.checkpoint import load_decoder, load_reward, save
 from tutelage.model.heads import ValueModel
 from tutelage.tokens.tokenizer import load
 from tutelage.train.calibrate import training_cost, watching
-from tutelage.train.loop import fit, keep_logs, values_of
+from tutelage.train.loop import Flips, fit, flips_of, higher_of, keep_logs, values_of
 from tutelage.train.objectives import PolicyGradient
 from tutelage.train.training import Training, settled
 
@@ -225,6 +225,12 @@ class ActorWatch:
 
     def values(self, name: str) -> Mapping[str, tuple[float, str]]:
         return values_of(self.inner, name)
+
+    def higher(self, name: str) -> bool | None:
+        return higher_of(self.inner, name)
+
+    def flips(self, before: Mapping[str, float]) -> Flips:
+        return flips_of(self.inner, before)
 
 
 def _scorer(config: Rlhf, inputs: Inputs, context: Context) -> Scorer:

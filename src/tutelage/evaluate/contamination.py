@@ -6,7 +6,6 @@ We hold the training text, so this is looked up, not guessed. Runs that many ite
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +18,8 @@ from tutelage.core.records import Example, read_jsonl
 from tutelage.corpus.decontaminate import HeldOut
 from tutelage.corpus.dedup import grams, words_of
 from tutelage.evaluate.suite import Result, item_id
+from tutelage.evaluate.suites.kinds import Metric, named
+from tutelage.measure.corrections import Count, summed
 from tutelage.measure.statistics import Interval, mean, plain, undefined
 from tutelage.tokens.chat import text_of
 
@@ -28,10 +29,12 @@ TEXTS = 2000
 """Training texts whose runs are held at once."""
 
 
-def corpora(artifact: Artifact, root: Root) -> list[Artifact]:
-    """The corpora that a model was made from, through all that was made before it, as far as they are still here."""
+def corpora(artifact: Artifact, root: Root) -> tuple[list[Artifact], list[str]]:
+    """The corpora that a model was made from, through all that was made before it; and the references of what it was
+    made from that is not here (removed since, or never ours, as a published model): what stood there is not known."""
     found: dict[str, Artifact] = {}
-    todo, seen = [artifact], set()
+    lost: set[str] = set()
+    todo, seen = [artifact], {artifact.ref}
     while todo:
         each = todo.pop()
         if each.kind == "corpus":
@@ -42,8 +45,8 @@ def corpora(artifact: Artifact, root: Root) -> list[Artifact]:
                 try:
                     todo.append(root.find(parent))
                 except NotFound:
-                    continue
-    return [found[name] for name in sorted(found)]
+                    lost.add(parent)
+    return [found[name] for name in sorted(found)], sorted(lost)
 
 
 def dirty(items: Sequence[Example], corpus: Artifact, gram: int = GRAM, common: int = COMMON) -> set[str]:
@@ -70,25 +73,35 @@ def cleared(items: Sequence[Example], corpus: Artifact, gram: int = GRAM) -> boo
     return all(item_id(item) in known for item in items)
 
 
-def split(results: Sequence[Result], met: Mapping[str, set[str]]) -> list[dict[str, Any]]:
-    """Per target and suite the figures of clean and of dirty items, and clean minus dirty. `met`: target -> dirty ids.
+def split(
+    results: Sequence[Result], met: Mapping[str, set[str]], lost: Mapping[str, Sequence[str]] | None = None
+) -> list[dict[str, Any]]:
+    """Per target, suite and metric the figures of clean and of dirty items, and clean minus dirty.
 
-    Targets that are not in `met` are left out: what they learned from is not known, which is not the same as clean.
+    Args:
+        met: target -> dirty ids. Targets that are not in it are left out: what they learned from is not known, which is
+            not the same as clean.
+        lost: target -> what it was made from that is not here. No item of such a target is called clean.
     """
-    groups: dict[tuple[str, str], list[Result]] = {}
+    groups: dict[tuple[str, str, str], list[Result]] = {}
     for each in results:
         if each.target in met:
-            groups.setdefault((each.target, each.suite), []).append(each)
+            groups.setdefault((each.target, each.suite, each.metric), []).append(each)
     rows = []
-    for (target, suite), members in groups.items():
+    for (target, suite, metric), members in groups.items():
         sides = {"clean": [], "dirty": []}  # type: dict[str, list[Result]]
         for each in members:
             sides["dirty" if each.item in met[target] else "clean"].append(each)
-        clean, soiled = (_figure(side, name) for name, side in sides.items())
+        clean, soiled = (_figure(side, name, named(metric)) for name, side in sides.items())
+        gone = (lost or {}).get(target, ())
+        if gone and sides["clean"]:
+            clean = undefined(0, f"not known to be clean: what it was made from is not here ({', '.join(gone)})")
         rows.append(
             {
                 "target": target,
                 "suite": suite,
+                "metric": metric,
+                "higher_is_better": named(metric).higher,
                 "clean": plain(clean),
                 "dirty": plain(soiled),
                 "difference": plain(_difference(clean, soiled)),
@@ -97,11 +110,11 @@ def split(results: Sequence[Result], met: Mapping[str, set[str]]) -> list[dict[s
     return rows
 
 
-def _figure(results: Sequence[Result], name: str) -> Interval:
+def _figure(results: Sequence[Result], name: str, metric: Metric) -> Interval:
     known = [each for each in results if each.value is not None]
     if not known:
         return undefined(0, f"no {name} item was measured" if results else f"no item is {name}")
-    return mean([float(each.value or 0.0) for each in known], [each.cluster for each in known], bounds=(0.0, 1.0))
+    return mean([float(each.value or 0.0) for each in known], [each.cluster for each in known], bounds=metric.bounds)
 
 
 def _difference(first: Interval, second: Interval) -> Interval:
@@ -112,9 +125,9 @@ def _difference(first: Interval, second: Interval) -> Interval:
             return undefined(n, each.reason or "one side has no interval")
     assert first.value is not None and first.low is not None and first.high is not None
     assert second.value is not None and second.low is not None and second.high is not None
-    value = first.value - second.value
-    low = value - math.hypot(first.value - first.low, second.high - second.value)
-    high = value + math.hypot(first.high - first.value, second.value - second.low)
+    value, low, high = summed(
+        [Count(first.value, first.low, first.high), Count(-second.value, -second.high, -second.low)]
+    )  # fmt: skip
     return Interval(value=value, low=low, high=high, n=n, method="mover")
 
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from scipy import stats
 
 from tutelage.evaluate.suite import Result
+from tutelage.evaluate.suites.kinds import named
 from tutelage.measure.statistics import Interval, holm, mean, paired, plain, rate, standard_error, undefined
 
 ATTRIBUTES = frozenset(
@@ -25,7 +26,6 @@ ATTRIBUTES = frozenset(
     | {"religion", "nationality", "disability"}
 )
 """Names of slices that are groups of people."""
-WORSE_WHEN_HIGH = frozenset({"refused", "toxic", "blocked"})
 FEWEST = 30
 """Answers below which a group has no figure."""
 COVERAGE = 0.9
@@ -43,6 +43,8 @@ class Answer(NamedTuple):
     cluster: str
     pair: str = ""
     """Answers of one pair differ in nothing but the group."""
+    metric: str = ""
+    """What `value` is, where `measure` is not its name: it says which way is worse."""
 
 
 def of_slices(results: Iterable[Result]) -> list[Answer]:
@@ -50,7 +52,7 @@ def of_slices(results: Iterable[Result]) -> list[Answer]:
     return [
         Answer(
             each.target, name, group, f"{each.suite} {each.metric}", each.value, f"{each.suite}/{each.cluster}",
-            each.slices.get("pair", ""),
+            each.slices.get("pair", ""), each.metric,
         )
         for each in results
         for name, group in each.slices.items()
@@ -63,7 +65,9 @@ def of_forms(results: Iterable[Result], changed: Iterable[Result]) -> list[Answe
     kinds = {"learner": "native language", "dialect": "dialect"}
 
     def one(row: Result, attribute: str, group: str) -> Answer:
-        return Answer(row.target, attribute, group, "score", row.value, f"{row.suite}/{row.cluster}", row.item)
+        measure = "score" if named(row.metric).share else row.metric  # bits per byte have no mean with shares
+        cluster = f"{row.suite}/{row.cluster}"
+        return Answer(row.target, attribute, group, measure, row.value, cluster, row.item, row.metric)
 
     found: list[Answer] = []
     asked: set[tuple[str, str, str]] = set()
@@ -131,7 +135,7 @@ def _row(
     high = max(max(gap.high or 0.0, -(gap.low or 0.0)) for _, _, gap, _ in found)
     size, left, right = max(sizes)
     ps = [p for _, _, _, p in found if p is not None]
-    sign = -1.0 if measure in WORSE_WHEN_HIGH else 1.0
+    sign = 1.0 if named(next(iter(held.values()))[0].metric or measure).higher else -1.0
     worst = min(
         (each for each in figures if each["group"] in held), key=lambda each: (sign * each["value"], each["group"])
     )
@@ -147,9 +151,10 @@ def _row(
 def _figure(rows: Sequence[Answer], level: float) -> Interval:
     values = [float(each.value or 0.0) for each in rows]
     clusters = [each.cluster for each in rows]
-    if set(values) <= {0.0, 1.0}:
+    bounded = not rows or named(rows[0].metric or rows[0].measure).bounds == (0.0, 1.0)
+    if bounded and set(values) <= {0.0, 1.0}:
         return rate(values, clusters, level)
-    inside = all(0.0 <= value <= 1.0 for value in values)
+    inside = bounded and all(0.0 <= value <= 1.0 for value in values)
     return mean(values, clusters, level, bounds=(0.0, 1.0) if inside else None)
 
 

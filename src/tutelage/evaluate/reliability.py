@@ -20,6 +20,7 @@ from tutelage.core.errors import Stopped, TutelageError
 from tutelage.core.records import Example
 from tutelage.evaluate.ask import GREEDY, AnswerLog, examine, likelihoods, sampling_of
 from tutelage.evaluate.suite import Result, Suite, cluster_of, item_id, sample
+from tutelage.evaluate.suites.kinds import named
 from tutelage.generate.generator import Generator
 from tutelage.measure.calibration import brier, ece, reliability, temperature_out_of_fold
 from tutelage.measure.selection import selective
@@ -260,7 +261,7 @@ def consistency(
     asked: Counter[tuple[str, str | None]] = Counter()
     for key, rows in told.items():
         known = [each for each in rows if each.value is not None]
-        for suite in (rows[0].suite, None):
+        for suite in (rows[0].suite, None) if named(rows[0].metric).share else (rows[0].suite,):
             asked[rows[0].target, suite] += 1
             if len(known) >= fewest:
                 own = plainly[key].value if key in plainly else None

@@ -150,7 +150,7 @@ def _cost(config: Evaluate, sizes: Mapping[str, Mapping[str, float]], machine: M
         "corpus": Input(kind="corpus", default="prepare", help="Where the items stand, and the rows for baselines."),
         "reward": Input(kind="reward", default="reward", optional=True, help="Chooses the best of several answers."),
     },
-    version=5,
+    version=6,
     cost=_cost,
 )
 def evaluate(config: Evaluate, inputs: Inputs, out: Path, context: Context) -> dict[str, Any]:
@@ -263,15 +263,16 @@ def _met(
         return []
     looked: dict[str, set[str]] = {}
     met: dict[str, set[str]] = {}
+    lost: dict[str, list[str]] = {}
     for name, artifact in zip(called, inputs.of, strict=True):
-        learned = contamination.corpora(artifact, root)
+        learned, lost[name] = contamination.corpora(artifact, root)
         for each in learned:
             if each.id not in looked:
                 spared = contamination.cleared(items, each, gram)
                 looked[each.id] = set() if spared else contamination.dirty(items, each, gram)
         if learned:
             met[name] = set().union(*(looked[each.id] for each in learned))
-    return contamination.split(results, met)
+    return contamination.split(results, met, lost)
 
 
 def _best_of(n: int, reward: Artifact, known: Mapping[str, Artifact], context: Context) -> tuple[str, str, Generator]:

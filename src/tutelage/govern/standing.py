@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from tutelage.evaluate.reliability import ALL
 from tutelage.evaluate.robustness import WORST
+from tutelage.evaluate.suites.kinds import named
 
 AREAS = ("capability", "reliability", "robustness", "refusal", "harm", "groups")
 """The parts of the table, in its order."""
@@ -51,7 +52,7 @@ def capability(summary: Mapping[str, Any]) -> list[Line]:
             f"{cell.get('suite')} {cell.get('cell') or ''}".strip() + f" ({cell.get('metric')})",
             str(cell.get("target")),
             _figure(cell),
-            "higher",
+            "higher" if named(str(cell.get("metric"))).higher else "lower",
             _part(cell, "unmeasured", "asked"),
         )
         for cell in _rows(summary.get("cells"))

@@ -167,6 +167,10 @@ class Agreement:
         right = (self._pairs.gaps > 0).astype(float)
         return {"accuracy": float(right.mean()) if len(right) else None, "pairs": len(right)}
 
+    def higher(self, name: str) -> bool | None:
+        """Whether more of a figure is better."""
+        return True if name == "accuracy" else None
+
     def values(self, name: str) -> dict[str, tuple[float, str]]:
         """Of the last look whether each pair was in order, and the row's cluster."""
         if name != "accuracy":

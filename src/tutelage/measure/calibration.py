@@ -5,22 +5,20 @@ mass (Naeini et al. 2015; Guo et al. 2017). What a sample shows is too large: of
 about sqrt(bins / n) / 2. So it is debiased here by inverting a test: each bin's distance is normal, with the variance
 its items show; the estimate is the error of which one would see as much in half of all samples, and the interval holds
 all errors of which one would not see much less or much more. A larger error is always seen larger (Anderson 1955), so
-both exist. The squared error has a debiased estimate in closed form (Kumar, Liang and Ma 2019, section 4), and the same
-interval.
+both exist.
 
-Other sources: Brier 1950; Platt 1999; Zadrozny and Elkan 2002 (isotonic). What is gained by answering only when sure is
-`measure/selection.py`'s.
+Other sources: Brier 1950. What is gained by answering only when sure is `measure/selection.py`'s.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy import special
-from scipy.optimize import isotonic_regression, minimize, minimize_scalar
+from scipy.optimize import minimize_scalar
 
 from tutelage.core.records import Record
 from tutelage.measure.clusters import Floats, Indices, Partition
@@ -144,30 +142,8 @@ def _spread(found: _Gaps) -> tuple[Floats, Floats, Floats]:
     return few, np.sign(gap) * np.sqrt(np.maximum(gap**2 / 4, gap**2 - spread)), gap
 
 
-def _error(found: _Gaps, power: int) -> float:
-    return float((found.weight * np.abs(found.gap) ** power).sum())
-
-
-def plug_in_error(probabilities: Values, outcomes: Values, *, bins: int = 10) -> float | None:
-    """The expected calibration error as a sample shows it, biased upwards: what others report. None without items."""
-    p, y = _checked(probabilities, outcomes)
-    return _error(_gaps(p, y, bins, Partition.of(None, len(p))), 1) if len(p) else None
-
-
-def debiased_error(probabilities: Values, outcomes: Values, *, bins: int = 10) -> float | None:
-    """Root of the debiased squared calibration error: near 0 for a calibrated judge whatever n. None without items."""
-    p, y = _checked(probabilities, outcomes)
-    return math.sqrt(max(0.0, _debiased_square(p, y, bins))) if len(p) else None
-
-
-def _debiased_square(p: Floats, y: Floats, bins: int) -> float:
-    total = 0.0
-    for bin_ in bins_of(p, bins):
-        if len(bin_) > 1:
-            share = float(y[bin_].mean())
-            gap = float(p[bin_].mean()) - share
-            total += len(bin_) / len(p) * (gap * gap - share * (1 - share) / (len(bin_) - 1))
-    return total
+def _error(found: _Gaps) -> float:
+    return float((found.weight * np.abs(found.gap)).sum())
 
 
 def ece(
@@ -186,39 +162,6 @@ def ece(
     It is that of the bins: what probabilities inside one bin are off in different directions is not seen. None with a
     reason below `fewest` items or 50 clusters. `resamples` errors of the bins are drawn for the interval.
     """
-    return _calibration_error(probabilities, outcomes, 1, bins, clusters, level, resamples, seed, fewest)
-
-
-def squared_error(
-    probabilities: Values,
-    outcomes: Values,
-    *,
-    bins: int = 10,
-    clusters: Sequence[Hashable] | None = None,
-    level: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-    fewest: int = FEWEST,
-) -> Interval:
-    """The mean squared distance over the bins, debiased (Kumar et al. 2019), with its interval."""
-    found = _calibration_error(probabilities, outcomes, 2, bins, clusters, level, resamples, seed, fewest)
-    if found.low is None or found.high is None or clusters is not None:
-        return found
-    value = max(0.0, _debiased_square(*_checked(probabilities, outcomes), bins))
-    return found.model_copy(update={"value": min(found.high, max(found.low, value))})
-
-
-def _calibration_error(
-    probabilities: Values,
-    outcomes: Values,
-    power: int,
-    bins: int,
-    clusters: Sequence[Hashable] | None,
-    level: float,
-    resamples: int,
-    seed: int,
-    fewest: int,
-) -> Interval:
     check_level(level)
     p, y = _checked(probabilities, outcomes)
     method = "debiased"
@@ -228,7 +171,7 @@ def _calibration_error(
     if parts.count < FEWEST_CLUSTERS:
         return undefined(len(p), f"fewer than {FEWEST_CLUSTERS} {parts.unit}", method=method, level=level)
     found = _gaps(p, y, bins, parts)
-    seen = _error(found, power)
+    seen = _error(found)
     rng = np.random.default_rng(seed)
     values, vectors = np.linalg.eigh(found.covariance)
     noise = rng.standard_normal((max(1, resamples // 2), len(values))) @ (vectors * np.sqrt(np.maximum(0.0, values))).T
@@ -237,10 +180,10 @@ def _calibration_error(
 
     def error_of(tail: float, gaps: Floats) -> float:
         """The error, spread over the bins as `gaps` is, of which as little is seen in a share `tail` of samples."""
-        way = gaps / float((found.weight * np.abs(gaps) ** power).sum()) ** (1 / power)
+        way = gaps / float((found.weight * np.abs(gaps)).sum())
 
         def above(size: float) -> bool:
-            shown = (found.weight * np.abs(size * way + noise) ** power).sum(axis=1)
+            shown = (found.weight * np.abs(size * way + noise)).sum(axis=1)
             return float((shown >= seen).mean()) >= 1 - tail
 
         low, high = 0.0, 1.0
@@ -249,13 +192,13 @@ def _calibration_error(
         for _ in range(16):
             middle = (low + high) / 2
             low, high = (low, middle) if above(middle) else (middle, high)
-        return float(((low + high) / 2) ** power)
+        return (low + high) / 2
 
     low, value, high = (
         error_of(tail, gaps) for tail, gaps in zip(((1 + level) / 2, 0.5, (1 - level) / 2), _spread(found), strict=True)
     )
     if not high:  # less was seen than chance makes of no error at all: what chance makes of it cannot be excluded
-        high = float(np.median((found.weight * np.abs(noise) ** power).sum(axis=1)))
+        high = float(np.median((found.weight * np.abs(noise)).sum(axis=1)))
     return Interval(
         value=value, low=low, high=max(high, seen), n=len(p), clusters=parts.shown, level=level, method=method
     )
@@ -351,79 +294,3 @@ def temperature_out_of_fold(
         temperatures.append(t)
     rows = [row[: len(given)].tolist() for row, given in zip(found, logits, strict=True)]
     return Folded(rows, temperatures)
-
-
-Curve = Callable[[Floats], Floats]
-
-
-def _platt(p: Floats, y: Floats) -> Curve:
-    """Platt's sigmoid of the log-odds, fitted to his smoothed targets."""
-    target = np.where(y == 1.0, (y.sum() + 1) / (y.sum() + 2), 1 / ((1 - y).sum() + 2))
-    x = _log_odds(p)
-
-    def loss(ab: Floats) -> tuple[float, Floats]:
-        z = ab[0] * x + ab[1]
-        gap = special.expit(z) - target
-        return float((np.logaddexp(0, z) - target * z).sum()), np.array([(gap * x).sum(), gap.sum()])
-
-    slope, offset = minimize(loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B").x
-    return lambda q: special.expit(slope * _log_odds(q) + offset)
-
-
-def _log_odds(p: Floats) -> Floats:
-    return special.logit(np.clip(p, 1e-6, 1 - 1e-6))  # type: ignore[no-any-return]
-
-
-def _isotonic(p: Floats, y: Floats) -> Curve:
-    """The ascending step curve that fits best, straight between its steps."""
-    known, place, counts = np.unique(p, return_inverse=True, return_counts=True)
-    steps = isotonic_regression(np.bincount(place, weights=y) / counts, weights=counts).x
-    return lambda q: np.interp(q, known, steps)
-
-
-def _out_of_fold(
-    fit: Callable[[Floats, Floats], Curve],
-    probabilities: Values,
-    outcomes: Values,
-    folds: int,
-    clusters: Sequence[Hashable] | None,
-    seed: int,
-) -> list[float] | None:
-    p, y = _checked(probabilities, outcomes)
-    parts = Partition.of(clusters, len(p))
-    if parts.count < folds:
-        return None
-    found = np.zeros(len(p))
-    for fold in _folds(parts, folds, seed):
-        rest = np.setdiff1d(np.arange(len(p)), fold)
-        if np.ptp(y[rest]) == 0:
-            return None
-        found[fold] = fit(p[rest], y[rest])(p[fold])
-    return [float(each) for each in found]
-
-
-def platt_out_of_fold(
-    probabilities: Values,
-    outcomes: Values,
-    *,
-    folds: int = 5,
-    clusters: Sequence[Hashable] | None = None,
-    seed: int = 0,
-) -> list[float] | None:
-    """Probabilities put right by a sigmoid fitted on the other folds, for few items; None as `isotonic_out_of_fold`."""
-    return _out_of_fold(_platt, probabilities, outcomes, folds, clusters, seed)
-
-
-def isotonic_out_of_fold(
-    probabilities: Values,
-    outcomes: Values,
-    *,
-    folds: int = 5,
-    clusters: Sequence[Hashable] | None = None,
-    seed: int = 0,
-) -> list[float] | None:
-    """Probabilities put right by an ascending curve fitted on the other folds; for a thousand items and more.
-
-    None where there are fewer clusters than folds, or the outcomes outside some fold are all alike.
-    """
-    return _out_of_fold(_isotonic, probabilities, outcomes, folds, clusters, seed)

@@ -136,7 +136,8 @@ def prediction_powered(
         truth: what people say of the items they judged, [n].
         predicted: what the judge says of the same items, [n].
         others: what the judge says of items that people did not judge, [N]; none leaves the plain mean of `truth`.
-        clusters, other_clusters: of the two samples; no cluster may reach into both.
+        clusters, other_clusters: of the two samples. Where a cluster reaches into both, their errors may go together,
+            and the distances to the ends of both intervals are added plainly.
         tune: weigh the judge by how well it goes with people (PPI++), between 0 and 1; False is PPI, with weight 1.
         bounds: what truth and predictions lie between. Without them, samples that are all alike have no interval.
     """
@@ -146,8 +147,6 @@ def prediction_powered(
     if not len(rest):
         return mean(y, clusters, level, bounds)
     n, here, there = len(y), Partition.of(clusters, len(y)), Partition.of(other_clusters, len(rest))
-    if clusters is not None and other_clusters is not None and not set(clusters).isdisjoint(other_clusters):
-        raise ValueError("a cluster reaches into both samples, which must be independent of each other")
     weight = _weight(y, f, rest, here, there) if tune and min(here.count, there.count) > 1 else 1.0
     value = float((y - weight * f).mean() + weight * rest.mean()) if len(y) else None
     limits = (bounds[0] - weight * bounds[1], bounds[1] - weight * bounds[0]) if bounds else None
@@ -159,6 +158,8 @@ def prediction_powered(
         reason = off.reason or said.reason or ""
         return undefined(n, reason, value=value, method="prediction-powered", level=level)
     _, low, high = summed([_count(off), _count(said)])
+    if clusters is not None and other_clusters is not None and not set(clusters).isdisjoint(other_clusters):
+        low, high = float(off.low or 0.0) + float(said.low or 0.0), float(off.high or 0.0) + float(said.high or 0.0)
     if bounds is not None:
         value, low, high = min(bounds[1], max(bounds[0], value)), max(bounds[0], low), min(bounds[1], high)
     low, high = min(low, value), max(high, value)

@@ -100,12 +100,6 @@ def upper_bound(successes: int, n: int, level: float = 0.95) -> float | None:
     return 1.0 if successes == n else float(special.betaincinv(successes + 1, n - successes, level))
 
 
-def lower_bound(successes: int, n: int, level: float = 0.95) -> float | None:
-    """One-sided exact lower bound of a rate, None without items."""
-    bound = upper_bound(n - successes, n, level)
-    return None if bound is None else 1.0 - bound
-
-
 def checked(values: Values) -> Floats:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1:
@@ -120,6 +114,18 @@ def standard_error(values: Values, clusters: Sequence[Hashable] | None = None) -
     array = checked(values)
     parts = Partition.of(clusters, len(array))
     return None if parts.count < 2 else parts.error(array)
+
+
+def linearised(above: Values, below: Values) -> Floats:
+    """One value per item, [n], whose mean is sum(above) / sum(below) and whose spread is that ratio's.
+
+    Any interval of a mean, and any paired difference, is then one of the ratio (Taylor: Cochran 1977, section 6.4).
+    """
+    top, bottom = checked(above), checked(below)
+    if not len(top):
+        return top
+    ratio = float(top.sum() / bottom.sum())
+    return np.asarray(ratio + (top - ratio * bottom) / bottom.mean())
 
 
 def rate(outcomes: Values, clusters: Sequence[Hashable] | None = None, level: float = 0.95) -> Interval:

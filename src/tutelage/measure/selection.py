@@ -43,16 +43,6 @@ def _outcomes(confidence: Values, correct: Values) -> tuple[Floats, Floats]:
     return sure, right
 
 
-def selective_accuracy(confidence: Values, correct: Values, coverage: float) -> tuple[float, float] | None:
-    """Accuracy on the `coverage` most confident share of items, and the least confidence among them."""
-    sure, right = _outcomes(confidence, correct)
-    kept = round(coverage * len(sure))
-    if kept < 1:
-        return None
-    order = np.argsort(-sure, kind="stable")[:kept]
-    return float(right[order].mean()), float(sure[order].min())
-
-
 def _figures(weight: Floats, wrong: Floats, levels: Sequence[float]) -> Floats:
     """AURC and the error rate at each level [r, 1 + levels] of samples with `weight` [r, groups] items in each group of
     equal confidence, surest first, of which `wrong` [r, groups] are wrong."""

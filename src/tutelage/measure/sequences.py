@@ -5,10 +5,10 @@ Repeated looks with ordinary tests find differences that are not there: of twent
 
 - the **same items** again (every checkpoint examined on one suite): `look_level` shares the error out over the looks;
 - **fresh items**, two systems: `paired_evidence` is an e-value, and evidence of fresh items multiplies;
-- **fresh items**, one figure: `betting` and `empirical_bernstein` bound a mean at all times at once. At a sample size
-  fixed before, `betting(..., anytime=False)` covers for sure, also with few skewed values, where t does not.
+- **fresh items**, one figure: `betting` bounds a mean at all times at once. At a sample size fixed before,
+  `betting(..., anytime=False)` covers for sure, also with few skewed values, where t does not: release gates ask it.
 
-Sources: Waudby-Smith and Ramdas 2024 (betting, theorems 2 and 3; arXiv 2010.09686), Shafer 2021 and Ramdas et al. 2023
+Sources: Waudby-Smith and Ramdas 2024 (betting, theorem 3; arXiv 2010.09686), Shafer 2021 and Ramdas et al. 2023
 (e-values), Ville 1939 (a fair game's capital seldom grows).
 """
 
@@ -40,14 +40,14 @@ def _unit(values: Values, bounds: tuple[float, float]) -> Floats:
     return (array - low) / (high - low)
 
 
-def _bets(x: Floats, alpha: float, anytime: bool) -> tuple[Floats, Floats]:
-    """Predictable bets [n], and the mean known before each of them [n]."""
+def _bets(x: Floats, alpha: float, anytime: bool) -> Floats:
+    """Predictable bets [n]: each knows only what was seen before it."""
     n, counts = len(x), np.arange(1, len(x) + 1)
     means = (0.5 + np.cumsum(x)) / (counts + 1)
     spread = (0.25 + np.cumsum((x - means) ** 2)) / (counts + 1)
-    before, spread = np.concatenate([[0.5], means[:-1]]), np.concatenate([[0.25], spread[:-1]])
+    spread = np.concatenate([[0.25], spread[:-1]])
     pace = counts * np.log1p(counts) if anytime else np.full(n, float(n))
-    return np.sqrt(2 * math.log(2 / alpha) / (spread * pace)), before
+    return np.asarray(np.sqrt(2 * math.log(2 / alpha) / (spread * pace)))
 
 
 def betting(
@@ -68,7 +68,7 @@ def betting(
     if not len(x):
         return undefined(0, "no items", method=method, level=level)
     alpha = 1 - level
-    bets, _ = _bets(x, alpha, anytime)
+    bets = _bets(x, alpha, anytime)
     tried = np.linspace(0.0, 1.0, GRID + 1)
     capital = np.zeros((2, GRID + 1))
     most = np.full((2, GRID + 1), -np.inf)
@@ -88,26 +88,6 @@ def betting(
     value = least + scale * float(x.mean())
     low, high = min(value, least + scale * low), max(value, least + scale * high)
     return Interval(value=value, low=low, high=high, n=len(x), level=level, method=method)
-
-
-def empirical_bernstein(
-    values: Values, bounds: tuple[float, float] = (0.0, 1.0), level: float = 0.95
-) -> tuple[Floats, Floats]:
-    """Limits of the mean after each value, low [n] and high [n], all of them valid at once; in closed form.
-
-    For a curve over a run; `betting` is narrower at its end.
-    """
-    check_level(level)
-    x, alpha = _unit(values, bounds), 1 - level
-    bets, before = _bets(x, alpha, anytime=True)
-    bets = np.minimum(bets, 0.5)
-    whole = np.cumsum(bets)
-    centre = np.cumsum(bets * x) / whole
-    cost = (x - before) ** 2 * (-np.log1p(-bets) - bets)  # 4 (x - mean)^2 psi_E(bet), psi_E = (-log(1 - bet) - bet) / 4
-    half = (math.log(2 / alpha) + np.cumsum(cost)) / whole
-    low, high = np.maximum.accumulate(centre - half), np.minimum.accumulate(centre + half)
-    scale = bounds[1] - bounds[0]
-    return bounds[0] + scale * np.clip(low, 0, 1), bounds[0] + scale * np.clip(high, 0, 1)
 
 
 class Evidence(Record):

@@ -26,7 +26,7 @@ from tutelage.measure.intervals import bootstrap as bootstrap
 from tutelage.measure.intervals import bootstrap_sums as bootstrap_sums
 from tutelage.measure.intervals import bootstrap_t as bootstrap_t
 from tutelage.measure.intervals import clopper_pearson as clopper_pearson
-from tutelage.measure.intervals import lower_bound as lower_bound
+from tutelage.measure.intervals import linearised as linearised
 from tutelage.measure.intervals import mean as mean
 from tutelage.measure.intervals import newcombe as newcombe
 from tutelage.measure.intervals import percentiles as percentiles
@@ -56,29 +56,34 @@ class Test(Record):
     bound: float | None
     margin: float
     reason: str
-    p: float | None = None
-    """One-sided p of the margin being crossed (the larger of the two for equivalence), where it was computed."""
 
 
 def paired(
-    first: Values, second: Values, clusters: Sequence[Hashable] | None = None, level: float = 0.95
+    first: Values,
+    second: Values,
+    clusters: Sequence[Hashable] | None = None,
+    level: float = 0.95,
+    bounds: tuple[float, float] | None = (0.0, 1.0),
 ) -> Comparison:
     """Mean difference first - second on the same items, with its interval and two-sided p (cluster-robust t).
 
     The interval of two rates of unrelated items is Bonett and Price's, which stays sensible where hardly any flips.
+    `bounds` are what both lie between by their nature, None where nothing bounds them; values beyond show as much.
     """
     a, b = checked(first), checked(second)
     if len(a) != len(b):
         raise ValueError(f"paired needs the same items on both sides: {len(a)} and {len(b)}")
     gap, both = a - b, np.concatenate([a, b])
     better, worse = int((gap > 0).sum()), int((gap < 0).sum())
-    unit = bool(((both >= 0.0) & (both <= 1.0)).all())
-    interval = mean(gap, clusters, level, bounds=(-1.0, 1.0) if unit else None)
-    if clusters is None and interval.defined and bool(np.isin(both, (0.0, 1.0)).all()):
+    inside = bounds is not None and bool(((both >= bounds[0]) & (both <= bounds[1])).all())
+    reach = bounds[1] - bounds[0] if bounds is not None and inside else None
+    interval = mean(gap, clusters, level, bounds=None if reach is None else (-reach, reach))
+    rates = bounds == (0.0, 1.0) and bool(np.isin(both, (0.0, 1.0)).all())
+    if clusters is None and interval.defined and rates:
         interval = _bonett_price(better, worse, len(gap), level)
     parts, p = Partition.of(clusters, len(gap)), None
     if parts.count > 1 and parts.error(gap) > 0:
-        p = _t_p(gap, parts)
+        p = 2 * t_tail(abs(float(gap.mean())) / parts.error(gap), parts.degrees(gap))
     elif parts.count > 1:  # what flipping the signs of whole clusters says
         p = 0.5 ** (parts.count - 1) if gap.mean() else 1.0
     return Comparison(difference=interval, p=p, better=better, worse=worse)
@@ -90,12 +95,6 @@ def _bonett_price(better: int, worse: int, n: int, level: float) -> Interval:
     low, high = max(-1.0, more - less - half), min(1.0, more - less + half)
     value = (better - worse) / n
     return Interval(value=value, low=low, high=high, n=n, level=level, method="bonett-price")
-
-
-def _t_p(gap: Floats, parts: Partition, null: float = 0.0, *, sides: int = 2) -> float:
-    """The p of a mean difference against `null`; one-sided it is that of the mean being above it."""
-    t = (float(gap.mean()) - null) / parts.error(gap)
-    return sides * t_tail(abs(t) if sides == 2 else t, parts.degrees(gap))
 
 
 def mcnemar(first: Values, second: Values, level: float = 0.95, *, mid: bool = False) -> Comparison:
@@ -202,25 +201,6 @@ def detectable(
     return minimum_detectable_effect(error, power=power, alpha=alpha, comparisons=comparisons, degrees=degrees)
 
 
-def mcnemar_power(n: int, better: float, worse: float, alpha: float = 0.05) -> float:
-    """How often the exact McNemar test finds a difference on `n` items that flip with these two chances."""
-    if n < 0 or min(better, worse) < 0 or better + worse > 1:
-        raise ValueError(f"{n} items, chances {better} and {worse} cannot be")
-    if better + worse == 0:
-        return 0.0
-    flips = np.arange(1, n + 1)
-    chance = special.bdtr(flips, n, better + worse) - special.bdtr(flips - 1, n, better + worse)
-    share = better / (better + worse)
-    found = 0.0
-    for m, weight in zip(flips[chance > 1e-12].tolist(), chance[chance > 1e-12].tolist(), strict=True):
-        few = int(special.bdtrik(alpha / 2, m, 0.5)) + 1  # the largest count that still rejects, or one above it
-        while few >= 0 and 2 * special.bdtr(few, m, 0.5) > alpha:
-            few -= 1
-        if few >= 0:
-            found += weight * float(special.bdtr(few, m, share) + special.bdtr(few, m, 1 - share))
-    return found
-
-
 def visible_difference(
     values: Values, clusters: Sequence[Hashable] | None = None, *, power: float = 0.8, alpha: float = 0.05
 ) -> float | None:
@@ -277,36 +257,3 @@ def equivalent(difference: Interval, margin: float) -> Test:
     if difference.low > margin or difference.high < -margin:
         return Test(passed=False, bound=bound, margin=margin, reason="surely outside the margin")
     return Test(passed=None, bound=bound, margin=margin, reason="not enough data: the interval crosses the margin")
-
-
-def non_inferiority(
-    first: Values,
-    second: Values,
-    margin: float,
-    clusters: Sequence[Hashable] | None = None,
-    alpha: float = 0.05,
-) -> Test:
-    """Whether first is surely less than `margin` worse than second on the same items: a one-sided test at `alpha`."""
-    told = non_inferior(paired(first, second, clusters, 1 - 2 * alpha).difference, margin)
-    return told.model_copy(update={"p": _margin_p(first, second, margin, clusters)})
-
-
-def equivalence(
-    first: Values,
-    second: Values,
-    margin: float,
-    clusters: Sequence[Hashable] | None = None,
-    alpha: float = 0.05,
-) -> Test:
-    """Whether two systems surely differ by less than `margin` on the same items: two one-sided tests at `alpha`."""
-    told = equivalent(paired(first, second, clusters, 1 - 2 * alpha).difference, margin)
-    ps = _margin_p(first, second, margin, clusters), _margin_p(second, first, margin, clusters)
-    return told.model_copy(update={"p": None if ps[0] is None or ps[1] is None else max(ps[0], ps[1])})
-
-
-def _margin_p(first: Values, second: Values, margin: float, clusters: Sequence[Hashable] | None) -> float | None:
-    gap = checked(first) - checked(second)
-    parts = Partition.of(clusters, len(gap))
-    if parts.count < 2 or parts.error(gap) == 0.0:
-        return None
-    return _t_p(gap, parts, -margin, sides=1)

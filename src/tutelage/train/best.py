@@ -14,20 +14,31 @@ from tutelage.train.optim import copy_into, load_weights, weights
 from tutelage.train.parallel import part_of
 
 
+def directed(wanted: str, higher: bool | None) -> tuple[str, bool]:
+    """The figure that is wanted, and whether more of it is better.
+
+    Args:
+        wanted: `NAME`, or `lower:NAME` or `higher:NAME`, whatever the figure itself says.
+        higher: what the figure says; None where nothing is known of it: the lowest is then best, as of a loss.
+
+    Raises ConfigError where the way is none.
+    """
+    way, _, name = wanted.rpartition(":")
+    if way not in ("", "lower", "higher"):
+        raise ConfigError(f"{way!r} is no direction", key="best", todo="Write `NAME`, `lower:NAME` or `higher:NAME`")
+    return name, way == "higher" if way else bool(higher)
+
+
 class Best:
     """Keeps a copy of the weights at the look where a figure was best; the first of equals.
 
     Args:
-        wanted: the figure's name, whose lowest value is best; `higher:NAME` for the highest; empty keeps nothing.
+        wanted, higher: see `directed`; empty keeps nothing.
     """
 
-    def __init__(self, wanted: str) -> None:
-        way, _, self.name = wanted.rpartition(":")
-        if way not in ("", "lower", "higher"):
-            raise ConfigError(
-                f"{way!r} is no direction", key="best", todo="Write `NAME`, `lower:NAME` or `higher:NAME`"
-            )
-        self.sign = -1.0 if way == "higher" else 1.0
+    def __init__(self, wanted: str, higher: bool | None = None) -> None:
+        self.name, better = directed(wanted, higher)
+        self.sign = -1.0 if better else 1.0
         self.step, self.value = -1, 0.0
         self.weights: dict[str, Tensor] = {}
 

@@ -42,6 +42,7 @@ from tutelage.train.patience import Patience
 from tutelage.train.spikes import Spikes
 
 B = TypeVar("B", bound=Batch)
+Flips = tuple[Mapping[str, float], Mapping[str, list[str]]]
 
 
 @dataclass(frozen=True)
@@ -117,11 +118,32 @@ class Watches:
         """The last look's values of a figure, item by item; empty where no watch has them."""
         return next((found for watch in self.watches if (found := values_of(watch, name))), {})
 
+    def higher(self, name: str) -> bool | None:
+        """Whether more of a figure is better; None where no watch knows it."""
+        return next((found for watch in self.watches if (found := higher_of(watch, name)) is not None), None)
+
+    def flips(self, before: Mapping[str, float]) -> Flips:
+        """From the watch that can tell, see `flips_of`."""
+        return next((found for watch in self.watches if (found := flips_of(watch, before))[0]), ({}, {}))
+
 
 def values_of(watch: Watch | None, name: str) -> Mapping[str, tuple[float, str]]:
     """The values of a watch's figure, item by item, as far as it knows them."""
     known = getattr(watch, "values", None)
     return known(name) if known else {}
+
+
+def higher_of(watch: Watch | None, name: str) -> bool | None:
+    """Whether more of a watch's figure is better, as far as it knows."""
+    known = getattr(watch, "higher", None)
+    return known(name) if known else None
+
+
+def flips_of(watch: Watch | None, before: Mapping[str, float]) -> Flips:
+    """Every item's value at a watch's last look, and which were fixed and which broken since one with the values
+    `before` (empty where that was none); empty where the watch cannot tell."""
+    known = getattr(watch, "flips", None)
+    return known(before) if known else ({}, {})
 
 
 def keep_logs(work: Path, out: Path) -> None:
@@ -182,14 +204,15 @@ class _Loop(Generic[B]):
         self.metrics, self.seen = Log(run.work / "metrics.jsonl", first), Log(run.work / "watch.jsonl", first)
         self.checkpoints = run.work / "checkpoints"
         self.writer = snapshot.Writer(self.checkpoints, run.keep, self._sync_logs)
-        self.spikes, self.best = Spikes(run.spike), Best(run.best)
-        self.patience = Patience(run.best, run.patience)
+        better = higher_of(watch, run.best.rpartition(":")[2])
+        self.spikes, self.best = Spikes(run.spike), Best(run.best, better)
+        self.patience = Patience(run.best, run.patience, better)
         self.step = self.skipped = self.in_a_row = self.rewinds = 0
         self.proven = False  # went back to good weights and has not moved since: what is wrong now, they did not do
         self.counts: dict[str, float] = {}
         self.last: dict[str, Any] = {}
         self.good: State | None = None
-        self.right: dict[str, bool] = {}
+        self.values: Mapping[str, float] = {}
         self.due = True
         self.places = snapshot.Places()
         self._saved, self._saved_step = time.monotonic(), 0
@@ -338,22 +361,13 @@ class _Loop(Generic[B]):
             self.patience.check(known)
         if self.watch is not None and model is not None:
             figures |= self.patience.look(self.step, values)
-            if "watched" in figures:
-                figures |= self._flips(values_of(self.watch, "watched"))
+            if "watched_items" in figures:  # of several watches, not each is asked at every look
+                self.values, flips = flips_of(self.watch, self.values)
+                figures |= {"flips": flips} if flips else {}
             self.seen.write(plain({"step": self.step, **figures}))
         if self.patience.looks:
             self.patience.load(shared(self.patience.state())[0])
         self.best.look(self.model, self.step, figures)
-
-    def _flips(self, values: Mapping[str, tuple[float, str]]) -> dict[str, Any]:
-        """Which examined items were fixed and which were broken since the look before."""
-        now = {item: value > 0.5 for item, (value, _) in values.items()}
-        before, self.right = self.right, now
-        if not before or not now:
-            return {}
-        both = sorted(set(before) & set(now))
-        fixed = [item for item in both if now[item] and not before[item]]
-        return {"flips": {"fixed": fixed, "broken": [item for item in both if before[item] and not now[item]]}}
 
     def _position(self) -> State:
         """What a resumed run needs beside weights and optimizer, as it is before the next step's batch is made."""
@@ -372,7 +386,7 @@ class _Loop(Generic[B]):
             },
             "best": self.best.state(),
             "patience": self.patience.state(),
-            "right": dict(self.right),
+            "values": dict(self.values),
             "made_on": self.made_on,
         }
 
@@ -415,7 +429,7 @@ class _Loop(Generic[B]):
         self.best.load(state["best"], self.model)
         if "patience" in state:
             self.patience.load(state["patience"])
-            self.right = dict(state["right"])
+            self.values = dict(state.get("values", {}))
         was = state["loop"]
         self.skipped, self.in_a_row, self.rewinds = was["skipped"], was["in_a_row"], was["rewinds"]
         self.proven, self.counts = was["proven"], dict(was["counts"])

@@ -9,6 +9,7 @@ from tutelage.core.errors import ConfigError
 from tutelage.measure.sequences import look_level
 from tutelage.measure.statistics import paired, plain
 from tutelage.train.batch import State
+from tutelage.train.best import directed
 
 Values = Mapping[str, tuple[float, str]]
 """Item -> its value at a look, and the cluster it belongs to."""
@@ -21,19 +22,19 @@ class Patience:
     where there is none in at most 5%, and it may be looked at as often as one likes.
 
     Args:
-        wanted: the figure, as in `Best`.
+        wanted, higher: the figure, and what is known of it, as in `best.directed`.
         looks: looks in a row without a gain after which the run ends; 0 never ends it.
     """
 
-    def __init__(self, wanted: str, looks: int) -> None:
+    def __init__(self, wanted: str, looks: int, higher: bool | None = None) -> None:
         if looks and not wanted:
             raise ConfigError(
                 "to end early a run must know which figure is to get better",
                 key="patience",
-                todo="Name it as `best`, such as `validation` or `higher:watched`",
+                todo="Name it as `best`, such as `validation` or `watched`",
             )
-        way, _, self.name = wanted.rpartition(":")
-        self.sign = 1.0 if way == "higher" else -1.0
+        self.name, better = directed(wanted, higher)
+        self.sign = 1.0 if better else -1.0
         self.looks, self.taken, self.without = looks, 0, 0
         self.step = -1
         self.held: dict[str, tuple[float, str]] = {}

@@ -80,8 +80,8 @@ class Training(Config):
     rewinds: int = Field(default=3, ge=0)
     """Times that the weights may go back to the last good ones before the stage gives up."""
     best: str = ""
-    """A watched figure, `validation` or `higher:watched`: the weights of the look where it was lowest (highest) are
-    saved. Empty: those of the last step."""
+    """A watched figure, `validation` or `watched`: the weights of the look where it was best are saved. Which way is
+    better the figure knows; `higher:NAME` and `lower:NAME` say otherwise. Empty: those of the last step."""
     patience: int = Field(default=0, ge=0)
     """Looks in a row without a gain in `best` that is more than chance, item by item, after which the stage ends
     early; 0 never."""

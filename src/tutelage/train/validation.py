@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tutelage.measure.statistics import Floats, Interval, mean, undefined
+from tutelage.measure.statistics import Floats, Interval, linearised, mean, undefined
 from tutelage.model.logprob import logprobs
 from tutelage.train.batch import Source, spread, token_batch
 
@@ -57,6 +57,10 @@ class Validation:
             figures[f"{self.name}_per_character"] = found.value / self.characters
         return figures
 
+    def higher(self, name: str) -> bool | None:
+        """Losses: less is better."""
+        return False if name in (self.name, f"{self.name}_per_character") else None
+
     def values(self, name: str) -> dict[str, tuple[float, str]]:
         """Of the last look what each piece adds to the nats per token; its document is its cluster."""
         losses, counts = self._last
@@ -95,8 +99,5 @@ class Validation:
         """What pieces lose per token. Of two models' differences piece by piece it is the paired difference."""
         if not len(self.pieces):
             return undefined(0, "nothing is held out")
-        ratio = float(losses.sum() / counts.sum())
-        # one value per piece whose mean is the ratio and whose spread is the ratio's (Taylor linearisation)
-        values = ratio + (losses - ratio * counts) / counts.mean()
-        found = mean(values.tolist(), clusters=self.documents)
+        found = mean(linearised(losses, counts), clusters=self.documents)
         return found.model_copy(update={"n": int(counts.sum()), "method": "ratio of sums, clustered by document"})

@@ -16,6 +16,7 @@ from tutelage.core.records import Example, Message, Response
 from tutelage.evaluate.suite import cluster_of, people_of
 from tutelage.evaluate.suites.figure import Figure, unknown
 from tutelage.judge.judge import Judge, ask, value
+from tutelage.measure.corrections import prediction_powered
 from tutelage.measure.statistics import Interval, mean, undefined
 
 FEWEST = 10
@@ -101,18 +102,13 @@ def corrected(
         why = f"only {len(both)} answers were" if both else "no answer was"
         reason = f"{why} judged by people: the judge's error is not known"
         return undefined(raw.n, reason, value=raw.value, method="judge", level=level)
-    off = mean([each.human - float(each.judge or 0.0) for each in both], [each.cluster for each in both], level)
-    if raw.low is None or off.value is None:
-        return undefined(raw.n, raw.reason or "undefined", value=raw.value, method="prediction-powered", level=level)
-    middle = min(1.0, max(0.0, raw.value + off.value))
-    if off.low is None or off.high is None or raw.high is None:  # the judge is off by the same amount everywhere
-        return undefined(raw.n, off.reason or "undefined", value=middle, method="prediction-powered", level=level)
-    below = float(np.hypot(raw.value - raw.low, off.value - off.low))
-    above = float(np.hypot(raw.high - raw.value, off.high - off.value))
-    return Interval(
-        value=middle, low=max(0.0, middle - below), high=min(1.0, middle + above), n=raw.n, clusters=raw.clusters,
-        level=level, method="prediction-powered",
+    # the labelled answers are others than those of the model: only what the judge is off carries over, untuned
+    found = prediction_powered(
+        [each.human for each in both], [float(each.judge or 0.0) for each in both], list(scores),
+        clusters=[each.cluster for each in both], other_clusters=list(clusters), tune=False, level=level,
+        bounds=(0.0, 1.0),
     )  # fmt: skip
+    return found.model_copy(update={"n": raw.n, "clusters": raw.clusters})
 
 
 def report(judge: str, measured: Sequence[Agreement]) -> dict[str, Any]:

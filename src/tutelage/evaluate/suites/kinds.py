@@ -6,7 +6,7 @@ function of the items drawn, from which the bootstrap gives intervals and the pa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -44,7 +44,13 @@ class Metric:
     higher: bool = True
     """Whether more is better."""
     bounds: tuple[float, float] | None = (0.0, 1.0)
-    """Between which values it lies."""
+    """Between which values it lies; None where nothing bounds it."""
+    step: float | None = 0.5
+    """By how much one item's value must get better or worse to count as fixed or broken: any change of what is right or
+    wrong, half the range of what lies between. None: no size is stated, and nothing counts."""
+    weight: str = ""
+    """The score by which an answer's value counts in the figure: a long document for as much as it is long. Empty: all
+    count alike."""
     statistic: Callable[[Rows, Ground], Built] | None = None
     """The figure of a corpus; None takes the mean of the answers' scores of this name."""
     interval: Callable[[Rows, Ground], Interval] | None = None
@@ -77,6 +83,20 @@ class Metric:
         if set(values) <= {0.0, 1.0} and self.bounds == (0.0, 1.0):
             return rate(values, clusters), ""
         return mean(values, clusters, bounds=self.bounds), ""
+
+    @property
+    def share(self) -> bool:
+        """Whether it runs from 0 to 1 and more is better: such figures have a common mean."""
+        return self.higher and self.bounds == (0.0, 1.0)
+
+    def gain(self, before: float, after: float) -> float:
+        """How much better an item is after than before; negative where it is worse."""
+        return after - before if self.higher else before - after
+
+    def turned(self, before: float, after: float) -> int:
+        """1 where an item was fixed, -1 where it was broken, 0 where it did not change by `step`."""
+        gain = self.gain(before, after)
+        return 0 if self.step is None or abs(gain) < self.step - 1e-9 else 1 if gain > 0 else -1
 
     def values(self, rows: Rows) -> tuple[list[float], list[str]]:
         """The answers' scores of this name, and their clusters."""
@@ -198,7 +218,7 @@ def _bias(condition: str) -> Metric:
 _UNREAD = Metric("unextracted", higher=False, interval=_unextracted)
 _CALIBRATION = Metric("calibration_error", higher=False, interval=_calibration, apt=_has_confidence)
 _MACRO = Metric("macro_f1", statistic=_macro_f1, apt=_one_set_of_labels)
-_CHRF = Metric("chrf", statistic=_translation("chrf"))
+_CHRF = Metric("chrf", step=0.2, statistic=_translation("chrf"))
 
 KIND: Mapping[str, tuple[Metric, ...]] = {
     "choice": (
@@ -237,20 +257,20 @@ KIND: Mapping[str, tuple[Metric, ...]] = {
         _UNREAD,
     ),
     "summarise": (
-        Metric("rouge_l"),
+        Metric("rouge_l", step=0.2),
         Metric("rouge_l_summary"),
         _CHRF,
         Metric("reference_coverage"),
         Metric("source_coverage"),
-        Metric("compression", bounds=None),
+        Metric("compression", bounds=None, step=None),
         Metric("novelty"),
         Metric("copied"),
-        Metric("density", bounds=None),
+        Metric("density", bounds=None, step=None),
         _UNREAD,
     ),
     "perplexity": (
-        Metric("bits_per_byte", higher=False, bounds=None, statistic=_ratio("bits", "bytes")),
-        Metric("tokens_per_byte", higher=False, bounds=None, statistic=_ratio("tokens", "bytes")),
+        Metric("bits_per_byte", higher=False, bounds=None, step=0.1, weight="bytes", statistic=_ratio("bits", "bytes")),
+        Metric("tokens_per_byte", higher=False, bounds=None, step=None, statistic=_ratio("tokens", "bytes")),
     ),
     "judged": (Metric("score", interval=_judged), Metric("judge")),
 }
@@ -259,10 +279,27 @@ KIND: Mapping[str, tuple[Metric, ...]] = {
 HEADLINE: Mapping[str, str] = {kind: metrics[0].name for kind, metrics in KIND.items()}
 """The metric that `Result.value` holds, by kind."""
 
-LOWER_IS_BETTER = frozenset(each.name for metrics in KIND.values() for each in metrics if not each.higher) | {
-    *("attack_success", "refused", "invented", "toxic", "perplexity", "brier"),
+NAMED: Mapping[str, Metric] = {
+    **{name: Metric(name, higher=False) for name in ("attack_success", "refused", "blocked", "invented", "toxic")},
+    "brier": Metric("brier", higher=False),
+    "perplexity": Metric("perplexity", higher=False, bounds=None, step=None),
+    **{each.name: each for metrics in KIND.values() for each in metrics},
 }
-"""Metrics of which less is better, those of the red team and of older results among them."""
+"""Every metric by its name, those of the red team and of older results among them: the one place that knows which way
+is better and what it lies between."""
+
+LOWER_IS_BETTER = frozenset(name for name, each in NAMED.items() if not each.higher)
+"""Metrics of which less is better."""
+
+
+def named(name: str) -> Metric:
+    """The metric of a row of results (`Result.metric`)."""
+    return NAMED.get(name) or Metric(name)
+
+
+def on_one_scale(metrics: Iterable[Metric]) -> bool:
+    """Whether values of these metrics may be averaged: the same way is better, between the same bounds."""
+    return len({(each.higher, each.bounds, each.bounds is None and each.name) for each in metrics}) < 2
 
 
 def metric_of(kind: str, name: str) -> Metric:

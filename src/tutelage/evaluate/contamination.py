@@ -97,6 +97,13 @@ def split(results: Sequence[Result], met: Mapping[str, set[str]]) -> list[dict[s
     return rows
 
 
+def unknown(results: Sequence[Result], target: str, reason: str) -> list[dict[str, Any]]:
+    """Per suite of a target that nobody can say which items it met, and why."""
+    suites = dict.fromkeys(each.suite for each in results if each.target == target)
+    nothing = {name: plain(undefined(0, reason)) for name in ("clean", "dirty", "difference")}
+    return [{"target": target, "suite": suite} | nothing for suite in suites]
+
+
 def _figure(results: Sequence[Result], name: str) -> Interval:
     known = [each for each in results if each.value is not None]
     if not known:

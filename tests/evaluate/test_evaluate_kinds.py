@@ -219,7 +219,8 @@ def test_labels_are_weighed_for_calibration_when_asked():
     generator = FakeGenerator("good", likelihood=lambda example, text: -0.1 if text == "bad" else -2.0)
     results, _ = examined(generator, items, weigh_labels=True)
     assert results[0].scores["accuracy"] == 1.0 and results[0].scores["accuracy_by_likelihood"] == 0.0
-    assert results[0].scores["confidence"] == pytest.approx(1 / (1 + math.exp(-1.9)))
+    assert results[0].scores["confidence_by_likelihood"] == pytest.approx(1 / (1 + math.exp(-1.9)))
+    assert "confidence" not in results[0].scores, "that is the probability of the words that were said"
 
 
 # -- instructions
@@ -275,8 +276,8 @@ class Reader(FakeGenerator):
     """Weighs running text: a nat a word."""
 
     def rolling(self, prompts, stride=0):
-        counts = [len(prompt.messages[0].content.split()) for prompt in prompts]
-        return [Scored(logprob=-float(count), tokens=9, characters=9, greedy=None) for count in counts]
+        texts = [prompt.messages[0].content for prompt in prompts]
+        return [Scored(logprob=-float(len(t.split())), tokens=9, characters=len(t), greedy=None) for t in texts]
 
 
 def test_bits_per_byte_of_a_corpus_counts_bytes_and_not_texts():

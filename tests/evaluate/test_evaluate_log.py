@@ -131,6 +131,28 @@ def test_torn_lines_and_failures_are_asked_again(tmp_path: Path) -> None:
     assert AnswerLog(path).known == {"a": {"text": "x"}, "d": [1]}, "a torn line takes no other with it"
 
 
+def test_of_running_texts_only_the_new_ones_are_weighed(folder: Path, tmp_path: Path) -> None:
+    def text(number: int) -> Example:
+        asked = Example.ask(f"it was good, number {number}", id=str(number), suite="own", kind="perplexity")
+        said = asked.messages[0].model_copy(update={"role": "text"})
+        return asked.model_copy(update={"messages": (said,)})
+
+    weighed: list[str] = []
+
+    class Once(LocalGenerator):
+        def rolling(self, prompts: Any, stride: int = 0) -> Any:
+            weighed.extend(each.tags["id"] for each in prompts)
+            return super().rolling(prompts, stride)
+
+    found = load(folder, name="it")
+    generator = Once(found.decoder, found.tokenizer, name="it", eos=found.eos)
+    path = tmp_path / "answers.jsonl"
+    for count in (2, 3, 4):
+        rows = examine(generator, [text(n) for n in range(count)], target="it", log=AnswerLog(path))
+        assert all(row.value is not None for row in rows)
+    assert weighed == ["0", "1", "2", "3"]
+
+
 def test_what_cannot_say_who_it_is_is_kept_until_all_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tutelage.core import refs
 

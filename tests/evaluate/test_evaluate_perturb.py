@@ -114,6 +114,18 @@ def test_behind_letters_the_target_follows_the_right_text():
     assert len(places) > 2
 
 
+def test_letters_that_are_listed_when_asked_list_other_texts():
+    given = item(
+        choices=("the red house", "the mill", "the gate"), kind="choice", options="letters", groups=("a", "b", "c")
+    )
+    changed = p.perturbed(given, "options")
+    assert changed.messages == given.messages and changed.target == given.target
+    assert changed.choices != given.choices and sorted(changed.choices) == sorted(given.choices)
+    assert dict(zip(changed.choices, changed.tags["groups"], strict=True)) == dict(
+        zip(given.choices, given.tags["groups"], strict=True)
+    ), "whom a choice names goes with it"
+
+
 def test_a_text_to_be_continued_gets_nothing_behind_it():
     given = item(
         "Question: where does Maro live and with whom is he there?\nAnswer:", "x", kind="generate", role="text"

@@ -10,6 +10,7 @@ from tutelage.core.records import Example, Message, Response
 from tutelage.evaluate import reliability as r
 from tutelage.evaluate.ask import AnswerLog
 from tutelage.evaluate.suite import Result, Suite
+from tutelage.evaluate.ways import Way
 from tutelage.generate.fake import FakeGenerator
 from tutelage.generate.generator import Scored
 from tutelage.generate.local import LocalGenerator
@@ -118,10 +119,12 @@ def test_choices_that_tie_or_fail_are_not_called_right():
                 for prompt in prompts
             ]
 
-    found = r.of_choices(Ties(), items, target="m")
+    found = r.of_choices(Ties(), items, Way(), target="m")
     assert [each.right for each in found] == [1.0, 0.0]
     assert (
-        r.of_choices(FakeGenerator(), [Example.ask("x", target="y", id="1", suite="s", kind="generate")], target="m")
+        r.of_choices(
+            FakeGenerator(), [Example.ask("x", target="y", id="1", suite="s", kind="generate")], Way(), target="m"
+        )
         == []
     )
 
@@ -179,14 +182,14 @@ def test_a_generator_that_minds_its_neighbours_is_found():
             return [[Response(message=Message(role="assistant", content=said), finish="stop")] for _ in prompts]
 
     config = r.Reliability(same=10)
-    table = r.determinism(Moody(), [suite()], config, target="m")
+    table = r.determinism(Moody(), [suite()], config, Way(), target="m")
     again, alone = (
         next(e for e in table if e["how"] == how and e["suite"] is None) for how in ("asked again", "asked alone")
     )
     assert again["value"] == 0.0
     assert again["high"] > 0.2, "seven items prove little"
     assert alone["value"] == pytest.approx(6 / 7)
-    assert r.determinism(Moody(), [suite()], r.Reliability(), target="m") == []
+    assert r.determinism(Moody(), [suite()], r.Reliability(), Way(), target="m") == []
 
 
 def test_what_was_too_long_is_unknown_not_the_same():
@@ -196,7 +199,7 @@ def test_what_was_too_long_is_unknown_not_the_same():
             return [[none for _ in each] for each in choices]
 
     item = Example.ask("a?", target="a", id="1", suite="s", kind="choice").model_copy(update={"choices": ("a", "b")})
-    whole = r.determinism(Short(), [Suite("s", [item])], r.Reliability(same=3), target="m")[0]
+    whole = r.determinism(Short(), [Suite("s", [item])], r.Reliability(same=3), Way(), target="m")[0]
     assert (whole["value"], whole["n"]) == (None, 0) and "the context is 8" in whole["reason"]
 
 
@@ -208,7 +211,7 @@ def test_an_endpoint_that_is_down_is_unknown_not_the_same():
         def loglikelihood(self, prompts, choices):
             raise NotImplementedError
 
-    whole = r.determinism(Down(), [suite()], r.Reliability(same=10), target="m")[0]
+    whole = r.determinism(Down(), [suite()], r.Reliability(same=10), Way(), target="m")[0]
     assert whole["value"] is None
     assert whole["n"] == 0
     assert whole["asked"] == 7
@@ -219,10 +222,10 @@ def test_drawn_answers_differ_by_seed_and_are_kept(tmp_path):
     log = AnswerLog(tmp_path / "answers.jsonl")
     generator = FakeGenerator("a")
     config = r.Reliability(items=4, repeats=3)
-    runs = r.repeated(generator, [suite()], config, target="m", log=log)
+    runs = r.repeated(generator, [suite()], config, Way(), target="m", log=log)
     assert [len(each) for each in runs] == [4, 4, 4], "choices are weighed, not drawn"
     asked = len(generator.asked)
-    r.repeated(generator, [suite()], config, target="m", log=AnswerLog(tmp_path / "answers.jsonl"))
+    r.repeated(generator, [suite()], config, Way(), target="m", log=AnswerLog(tmp_path / "answers.jsonl"))
     assert len(generator.asked) == asked, "the same command goes on from the log"
 
 
@@ -242,7 +245,7 @@ def test_the_embedded_engine_says_the_same_alone_and_among_many():
     items.append(
         Example.ask("c", target="a", id="c", suite="s", kind="choice").model_copy(update={"choices": ("a", "b")})
     )
-    for entry in r.determinism(generator, [Suite("s", items)], r.Reliability(same=20), target="m"):
+    for entry in r.determinism(generator, [Suite("s", items)], r.Reliability(same=20), Way(), target="m"):
         assert entry["value"] == 0.0
         assert entry["n"] == 9
         assert entry["largest"] < 1e-4

@@ -4,6 +4,7 @@ reason, lowers coverage and fails the gate; nothing is asked or paid twice; no k
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -23,8 +24,15 @@ from tutelage.adapt.gate import CheckRule, ReleasePolicy, decide
 from tutelage.core.artifact import Root
 from tutelage.core.errors import Stopped
 from tutelage.core.records import Example, Message
+from tutelage.evaluate.ask import examine
+from tutelage.evaluate.further import Examination
 from tutelage.evaluate.run import evaluate_reference
 from tutelage.evaluate.suite import Suite
+from tutelage.generate.local import LocalGenerator
+from tutelage.generate.score import Row
+from tutelage.model.transformer import Decoder, DecoderConfig
+from tutelage.tokens.chat import render
+from tutelage.tokens.tokenizer import learn
 
 KEY = "sk-very-secret-0451"
 
@@ -238,6 +246,109 @@ def test_likelihoods_where_there_are_any_and_a_reason_where_not(there: Any, tmp_
     ]
     found = examined(there, "good", Root(tmp_path), turns)
     assert "weighs choices after verbatim text only" in found["results"][0].reason
+
+
+class Weighing(Endpoint):
+    """A real model of ours behind the protocol as vLLM speaks it; the path says what begins a text or is wrong."""
+
+    model: LocalGenerator
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        wrong, text = self.path.split("/")[1], body["prompt"]
+        assert self.path.endswith("/completions") and body["echo"] and body["max_tokens"] == 1
+        ids = render((Message(role="text", content=text),), self.model.tokenizer)
+        if len(ids) > self.model.decoder.config.max_position_embeddings:
+            self.say(400, b'{"error": {"message": "This model\'s maximum context length is 48 tokens"}}')
+            return
+        with self.lock:  # the engine is stepped by one thread
+            found = self.model.weigh([Row(tuple(ids[:at]), (ids[at],)) for at in range(1, len(ids))])
+        rows = [each.logprob for each in found]
+        tokens = ["<s>", *(self.model.tokenizer.decode([each]) for each in ids[1:])]
+        values: list[float | None] = [None, *rows]
+        if wrong == "bare":  # nothing stands before a text
+            tokens, values = tokens[1:], [None, *rows[1:]]
+        if wrong == "numbers":
+            tokens = [f"token_id:{each}" for each in ids]
+        echoed = text[5:] if wrong == "cuts" else "" if wrong == "silent" else text
+        logs = {"tokens": [*tokens, " x"], "token_logprobs": [*values, -0.1], "text_offset": []}
+        usage = {"prompt_tokens": len(tokens), "completion_tokens": 1}
+        self.say(200, json.dumps({"choices": [{"text": f"{echoed} x", "logprobs": logs}], "usage": usage}).encode())
+
+
+@pytest.fixture(scope="module")
+def weighing() -> Iterator[tuple[str, LocalGenerator]]:
+    sentence = "the cat sat on the mat and the dog ran to the park. Häuser stehen dort. "
+    tokenizer = learn([sentence * 10], 320, 2)
+    decoder = Decoder(DecoderConfig(tokenizer.size, 16, 24, 1, 2, 2, max_position_embeddings=48), seed=1)
+    model = LocalGenerator(decoder.requires_grad_(False), tokenizer, name="small")
+    server = Quiet(("127.0.0.1", 0), type("Handler", (Weighing,), {"model": model}))
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", model
+    server.shutdown()
+    server.server_close()
+
+
+def documents(*texts: str) -> list[Suite]:
+    tags = {"suite": "read", "kind": "perplexity"}
+    made = [
+        Example(messages=(Message(role="text", content=text),), tags=tags | {"id": f"d{place}"})
+        for place, text in enumerate(texts)
+    ]
+    return [Suite("read", made)]
+
+
+TEXTS = ("the cat sat on the mat", "the dog ran to Häuser dort", "ran to the park. the cat")
+
+
+def test_running_text_weighs_the_same_behind_an_endpoint_as_here(weighing: Any, tmp_path: Path) -> None:
+    """The bits of a real model through the protocol are those of the model itself; without a token that begins a text,
+    those of all but its first token, over their bytes."""
+    url, model = weighing
+    here = examine(model, documents(*TEXTS)[0].items, target="small")
+    there = evaluate_reference(f"{url}/begins/v1#m", documents(*TEXTS), root=Root(tmp_path), timeout=20)["results"]
+    for one, other in zip(sorted(here, key=lambda row: row.item), there, strict=True):
+        assert other.value == pytest.approx(one.value, abs=1e-5)
+        assert (other.scores["bytes"], other.scores["tokens"]) == (one.scores["bytes"], one.scores["tokens"])
+    bare = evaluate_reference(f"{url}/bare/v1#m", documents(TEXTS[0]), root=Root(tmp_path), timeout=20)["results"][0]
+    ids = render((Message(role="text", content=TEXTS[0]),), model.tokenizer)
+    first = model.tokenizer.decode([ids[1]])
+    bits = -model.weigh([Row(tuple(ids[:2]), tuple(ids[2:]))])[0].logprob / math.log(2)
+    assert bare.scores["bytes"] == len(TEXTS[0].encode()) - len(first.encode())
+    assert bare.scores["tokens"] == len(ids) - 2
+    assert bare.scores["bits"] == pytest.approx(bits, abs=1e-4)
+    assert bare.value == pytest.approx(bare.scores["bits"] / bare.scores["bytes"])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("cuts", "the text that came back is not the one that was sent"),
+        ("silent", "the text that came back is not the one that was sent"),
+        ("numbers", "does not begin the text"),
+    ],
+)
+def test_what_cannot_be_trusted_to_be_the_whole_text_is_unknown(
+    weighing: Any, tmp_path: Path, wrong: str, said: str
+) -> None:
+    found = evaluate_reference(f"{weighing[0]}/{wrong}/v1#m", documents(*TEXTS), root=Root(tmp_path), timeout=20)
+    assert {row.value for row in found["results"]} == {None} and said in found["results"][0].reason
+    assert (found["cells"][0]["value"], found["cells"][0]["unmeasured"]) == (None, 3)
+
+
+def test_running_text_that_no_endpoint_weighs_is_unknown_with_its_reason(
+    weighing: Any, there: Any, tmp_path: Path
+) -> None:
+    long = documents("the cat sat on the mat", "the cat sat on the mat and the dog ran to the park. " * 5)
+    found = evaluate_reference(f"{weighing[0]}/begins/v1#m", long, root=Root(tmp_path), timeout=20)["results"]
+    assert [row.value is None for row in found] == [False, True] and "maximum context length" in found[1].reason
+    none = examined(there, "nologs", Root(tmp_path), documents(*TEXTS))["results"]
+    assert {row.value for row in none} == {None} and "gives no log-probabilities of a prompt" in none[0].reason
+    strided = Examination(how={"stride": 8})
+    told = evaluate_reference(f"{weighing[0]}/begins/v1#m", documents(*TEXTS), strided, root=Root(tmp_path))
+    assert {row.reason for row in told["results"]} == {
+        "key 'stride': an endpoint weighs a text whole. Leave the stride out"
+    }
 
 
 def test_cost_is_counted_and_a_budget_stops_and_goes_on(there: Any, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from tutelage.core.records import Example, Message, Response
 from tutelage.evaluate import robustness as r
 from tutelage.evaluate.suite import Result, Suite
+from tutelage.evaluate.ways import Way
 from tutelage.generate.fake import FakeGenerator
 
 
@@ -148,7 +149,7 @@ def test_forms_are_counted_with_those_left_out():
     assert {str(each.tags["perturbation"]) for each in found.items} == {"typos"}
     assert found.left_out["s", "typos"] == {"there is no text to change": 1}
     assert sum(found.left_out["s", "options"].values()) == 3
-    rows = r.ask(FakeGenerator("the red key"), found, config, target="m")
+    rows = r.ask(FakeGenerator("the red key"), found, config, Way(), target="m")
     assert [row.item for row in rows] == ["0", "2"]
     before = [result(n, 1.0, metric="exact") for n in range(3)]
     table = r.table(before, rows, found)
@@ -164,7 +165,7 @@ def test_drawn_answers_are_held_against_the_item_asked_again():
     config = r.Robustness(items=3, families=("typos", "casing"), temperature=1.0)
     found = r.forms([material()], config)
     generator = FakeGenerator("the red key")
-    rows = r.ask(generator, found, config, target="m")
+    rows = r.ask(generator, found, config, Way(), target="m")
     again = [row for row in rows if row.slices["perturbation"].startswith(r.AGAIN)]
     assert len(again) == 2 * 3, "as often as the most changed item has forms"
     table = r.table([result(n, 1.0, metric="exact") for n in range(3)], rows, found)
@@ -180,7 +181,7 @@ def test_a_generator_that_fails_gives_unknown():
 
     config = r.Robustness(items=3, families=("typos",))
     found = r.forms([material()], config)
-    rows = r.ask(Broken(), found, config, target="m")
+    rows = r.ask(Broken(), found, config, Way(), target="m")
     assert {row.outcome for row in rows} == {"unknown"}
     assert all(row.value is None for row in rows)
 

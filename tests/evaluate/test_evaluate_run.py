@@ -11,9 +11,10 @@ from tutelage.core.artifact import Root
 from tutelage.core.config import Config
 from tutelage.core.errors import DataError, Stopped, Unreachable, UsageError
 from tutelage.core.records import Example, Message, Response, read_jsonl, write_jsonl
-from tutelage.core.stage import run_stage, stage
+from tutelage.core.stage import Input, run_stage, stage
 from tutelage.evaluate import ask, run
 from tutelage.evaluate.suite import Result, select
+from tutelage.generate import fake
 from tutelage.generate.generator import Scored
 
 PLACES = ("mill street", "stone bridge", "north gate", "old harbour")
@@ -284,6 +285,47 @@ def test_own_file(life, tmp_path):
     assert (tmp_path / "w" / "answers.jsonl").is_file()
 
 
+LEARNED = "the harbour master keeps the long list of ships under the third stair of his house"
+
+
+def test_own_items_that_the_model_met_in_training_are_told_apart(life, tmp_path):
+    """Looked up in the corpora that a model or bundle was made from; of anything else nobody knows, and it says so."""
+    said = (Message(role="user", content=f"Is it true that {LEARNED}?"), Message(role="assistant", content="It is."))
+
+    @stage(makes="corpus", config=Config)
+    def gather(config, inputs, out, context):
+        write_jsonl(out / "items.jsonl", [])
+        write_jsonl(out / "dialogues.jsonl", [Example(messages=said, tags={"id": "d", "split": "train"})])
+        return {}
+
+    @stage(makes="model", config=Config, inputs={"corpus": Input(kind="corpus")})
+    def tune(config, inputs, out, context):
+        (out / "config.json").write_text("tuned")
+        return {}
+
+    corpus = run_stage(gather, life.root)
+    tuned = run_stage(tune, life.root, inputs={"corpus": corpus})
+    life.opened[tuned.ref] = fake.FakeGenerator("yes", name="tuned")
+    rows = [{"id": "met", "prompt": f"Say whether {LEARNED}.", "target": "yes"}]
+    rows += [
+        {"id": f"new{n}", "prompt": f"Is it so that house number {n} has got a door?", "target": "no"} for n in range(3)
+    ]
+    file = tmp_path / "own.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (row,) = run.evaluate_reference(tuned.ref, file, root=life.root)["contamination"]
+    assert (row["suite"], row["dirty"]["n"], row["dirty"]["value"]) == ("own", 1, 1.0)
+    assert (row["clean"]["n"], row["clean"]["value"]) == (3, 0.0)
+    (other,) = run.evaluate_reference(life.made[1].ref, file, root=life.root)["contamination"]
+    assert (
+        other["clean"]["value"] is None and other["clean"]["reason"] == "what finetune learned from is not known here"
+    )
+    (alien,) = run.evaluate_reference("fake:say yes", file)["contamination"]
+    assert alien["dirty"]["value"] is None and "not known" in alien["dirty"]["reason"]
+    assert (
+        run.evaluate_reference(tuned.ref, file, run.Examination(contamination=0), root=life.root)["contamination"] == []
+    )
+
+
 def test_a_suite_of_mixed_kinds_has_a_cell_for_each(life, tmp_path):
     items, _ = material(40)
     mixed = [
@@ -314,7 +356,7 @@ def test_a_file_of_red_team_goals_only_is_refused(life, tmp_path):
 
 
 FURTHER = {"robustness": {"items": 40, "families": ["typos", "casing", "prompt"]},
-           "reliability": {"items": 6, "repeats": 3, "same": 4, "labels": True}}  # fmt: skip
+           "reliability": {"items": 6, "repeats": 3, "same": 4}, "how": {"weigh_labels": True}}  # fmt: skip
 
 
 def test_further_examinations_stand_beside_the_suites(life):

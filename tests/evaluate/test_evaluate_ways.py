@@ -7,10 +7,11 @@ import pytest
 from tutelage.core.errors import DataError
 from tutelage.core.records import Example, Message, write_jsonl
 from tutelage.evaluate import ways
+from tutelage.evaluate.further import Examination
 from tutelage.evaluate.run import evaluate_reference
 from tutelage.evaluate.suite import Suite, load
 from tutelage.evaluate.suites.shots import drawn, raw, shown, templated
-from tutelage.evaluate.ways import Asking
+from tutelage.evaluate.ways import Asking, Way
 from tutelage.generate import fake
 from tutelage.generate.local import LocalGenerator
 from tutelage.model.transformer import Decoder, DecoderConfig
@@ -25,6 +26,10 @@ def item(number, split="test", cluster=None, role="user", **tags):
 
 
 POOL = [item(n, "train") for n in range(20, 32)]
+
+
+def examination(resamples=1000, **how):
+    return Examination(how=Asking(**how), resamples=resamples)
 
 
 def test_examples_are_turns_before_the_question():
@@ -97,7 +102,7 @@ def learner(monkeypatch):
 def test_draws_and_forms_stand_beside_the_figures(learner, tmp_path):
     file = tmp_path / "sums.jsonl"
     write_jsonl(file, [item(n) for n in range(1, 13)] + POOL)
-    found = evaluate_reference("fake:learner", file, how=Asking(shots=1, draws=6, other_form=True), resamples=50)
+    found = evaluate_reference("fake:learner", file, examination(50, shots=1, draws=6, other_form=True))
     (head,) = [cell for cell in found["cells"] if cell["headline"]]
     assert head["n"] == 12, "rows to train on are never examined; draws are no further items"
     (drawn_,) = found["draws"]
@@ -108,24 +113,25 @@ def test_draws_and_forms_stand_beside_the_figures(learner, tmp_path):
     (form,) = found["forms"]
     assert (form["form"], form["other"]) == ("chat", "raw")
     assert form["difference"]["value"] == pytest.approx(0 - head["value"])
-    plain = evaluate_reference("fake:learner", file, how=Asking(), resamples=50)
+    plain = evaluate_reference("fake:learner", file, examination(50))
     assert "draws" not in plain and "forms" not in plain and plain["cells"][0]["value"] == 1.0
 
 
 def test_examples_from_a_file_and_from_training_dialogues(learner, tmp_path):
     write_jsonl(tmp_path / "shots.jsonl", POOL)
     write_jsonl(tmp_path / "sums.jsonl", [item(n) for n in range(1, 4)])
-    how = Asking(shots=2, shots_from=str(tmp_path / "shots.jsonl"))
-    evaluate_reference("fake:learner", tmp_path / "sums.jsonl", how=how)
+    evaluate_reference(
+        "fake:learner", tmp_path / "sums.jsonl", examination(shots=2, shots_from=str(tmp_path / "shots.jsonl"))
+    )
     assert len(learner.asked[-1].messages) == 5
     dialogue = Example(
         messages=(Message(role="user", content="40 + 1?"), Message(role="assistant", content="41")),
         tags={"suite": "sums", "split": "train"},
     )
-    evaluate_reference("fake:learner", tmp_path / "sums.jsonl", how=Asking(shots=1), dialogues=[dialogue])
+    evaluate_reference("fake:learner", tmp_path / "sums.jsonl", examination(shots=1), dialogues=[dialogue])
     assert learner.asked[-1].messages[1].content == "41"
     with pytest.raises(DataError, match="examples were asked for"):
-        evaluate_reference("fake:learner", tmp_path / "sums.jsonl", how=Asking(shots=1))
+        evaluate_reference("fake:learner", tmp_path / "sums.jsonl", examination(shots=1))
 
 
 def test_answers_that_people_judged_measure_the_judge_and_are_never_asked(monkeypatch, tmp_path):
@@ -143,7 +149,7 @@ def test_answers_that_people_judged_measure_the_judge_and_are_never_asked(monkey
         for n in range(15)
     ]
     (tmp_path / "talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = evaluate_reference("fake:x", tmp_path / "talk.jsonl", how=Asking(judge="prompted:fake:x"))
+    found = evaluate_reference("fake:x", tmp_path / "talk.jsonl", examination(judge="prompted:fake:x"))
     score = next(cell for cell in found["cells"] if cell["metric"] == "score")
     put = [each.messages[0].content for each in generator.asked if "SCORE" not in each.messages[0].content]
     assert score["n"] == 12 and len(put) == 12 and not any("Asked" in each for each in put)
@@ -184,18 +190,16 @@ def test_a_prompt_over_the_context_is_unknown_and_never_cut(small, kind):
         )
         for text in ("short?", LONG)
     ]
-    results, _ = ways.examined(small, items, {}, Asking(), target="small")
+    results, _ = Way().examined(small, items, target="small")
     short, long = results
     assert (long.value, long.outcome) == (None, "unknown") and "context is 48" in long.reason
     assert short.value is not None or real == "judged"
 
 
 def test_running_text_over_the_context_is_weighed_in_windows(small):
-    asked = Example(
-        messages=(Message(role="text", content=LONG),), tags={"id": "1", "suite": "s", "kind": "perplexity"}
-    )
-    whole, _ = ways.examined(small, [asked], {}, Asking(), target="small")
-    narrow, _ = ways.examined(small, [asked], {}, Asking(stride=8), target="small")
+    text = Example(messages=(Message(role="text", content=LONG),), tags={"id": "1", "suite": "s", "kind": "perplexity"})
+    whole, _ = Way().examined(small, [text], target="small")
+    narrow, _ = Way(Asking(stride=8)).examined(small, [text], target="small")
     assert whole[0].value > 0 and narrow[0].value != whole[0].value
     assert whole[0].scores["tokens"] > 48 and whole[0].scores["bytes"] == len(LONG)
 

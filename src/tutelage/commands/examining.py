@@ -61,30 +61,23 @@ def evaluate(
         return run_stage_alone("evaluate", [*([target] if target else []), *(settings or [])], root, as_json)
     if target is None:
         raise UsageError("name what is to be examined", todo="tutelage evaluate model:3fa9 --suite FILE.jsonl")
-    from tutelage.core.config import build
     from tutelage.evaluate.run import evaluate_reference
-    from tutelage.evaluate.ways import Asking
     from tutelage.life import made_last
 
     where = root_at(root)
-    given = {"shots": shots, "draws": draws, "shots_from": shots_from, "form": form, "other_form": other_form}
-    given |= {"judge": judge, "people": people, "stride": stride, "weigh_labels": weigh_labels}
+    how = {"shots": shots, "draws": draws, "shots_from": shots_from, "form": form, "other_form": other_form}
+    how |= {"judge": judge, "people": people, "stride": stride, "weigh_labels": weigh_labels}
     last = made_last(where)
-    scheme, sign, named = judge.partition(":")
-    given["judge"] = f"{scheme}:{last.get(named, named)}" if sign else last.get(judge, judge)
-    given["people"] = last.get(people, people)
-    further, endpoint = _settings(target, settings)
-    suites, dialogues = suites_of(suite, items, root, seed=seed, shots=shots > 0)
+    config, endpoint = _settings(target, settings, how, seed, last)
+    suites, dialogues = suites_of(suite, items, root, seed=config.seed, shots=config.how.shots > 0)
     found = evaluate_reference(
         last.get(target, target),
         suites,
+        config,
         root=where,
         items=items,
-        how=build(Asking, given),
         work=where.work / "answers",
-        seed=seed,
         dialogues=dialogues,
-        config=further,
         **endpoint,
     )
     failed = [each.reason or "it failed" for each in found["results"] if each.value is None]
@@ -96,23 +89,38 @@ def evaluate(
             say(_bill(found["endpoint"]))
         _tell_further(found)
         _tell_ways(found)
+        _tell_met(found["contamination"])
     if failed and len(failed) == len(found["results"]):
         raise TutelageError(f"none of {len(failed)} items was measured; the first: {failed[0]}")
     if failed and not as_json:
         say(f"{len(failed)} of {len(found['results'])} items were not measured; the first: {failed[0]}")
 
 
-def _settings(target: str, settings: list[str] | None) -> tuple[Any, dict[str, Any]]:
-    """With --suite: what is asked beyond the items, and the settings of the endpoint that is asked, where one is (see
-    `endpoints.yaml` in docs/formats.md)."""
+def _settings(
+    target: str, settings: list[str] | None, how: Mapping[str, Any], seed: int, last: Mapping[str, str]
+) -> tuple[Any, dict[str, Any]]:
+    """With --suite: how the items are asked (by options or as `how.shots=2`) and what is asked beyond them; and the
+    settings of the endpoint that is asked, where one is (see `endpoints.yaml` in docs/formats.md)."""
     from tutelage.core.config import build, parse_overrides
     from tutelage.evaluate.further import Examination
+    from tutelage.evaluate.ways import Asking
 
     given = parse_overrides(settings or ())
     endpoint = {}
     if target.startswith(("http:", "https:")):
         endpoint = {key: given.pop(key) for key in list(given) if key not in Examination.model_fields}
-    return build(Examination, given), endpoint
+    said = given.get("how", {})
+    if not isinstance(said, Mapping):
+        raise UsageError(f"expected keys of it, as how.shots=2, found {said!r}", key="how")
+    options = {name: value for name, value in how.items() if value != Asking.model_fields[name].get_default()}
+    for name in (*options, *(["seed"] if seed else [])):
+        if name in (given if name == "seed" else said):
+            raise UsageError(f"{name} is given twice", key=f"--{name.replace('_', '-')}", todo="Say it once")
+    asked = {**said, **options}
+    scheme, sign, named = str(asked.get("judge", "")).partition(":")
+    asked["judge"] = f"{scheme}:{last.get(named, named)}" if sign else last.get(scheme, scheme)
+    asked["people"] = last.get(str(asked.get("people", "")), str(asked.get("people", "")))
+    return build(Examination, given | {"how": asked} | ({"seed": seed} if seed else {})), endpoint
 
 
 def _bill(asked: Mapping[str, Any]) -> str:
@@ -188,6 +196,26 @@ def _tell_ways(found: Mapping[str, Any]) -> None:
         rank = "undefined" if each["correlation"] is None else f"{each['correlation']:.2f}"
         off, who = shown(each["difference"]), "simulated people" if each["simulated"] else "people"
         say(f"{each['suite']}: judge minus {who} {off}, rank correlation {rank}, n={each['difference']['n']}")
+
+
+def _tell_met(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print which items a model met in training, and what they are worth beside the others; or that nobody knows."""
+
+    def shown(figure: Mapping[str, Any]) -> str:
+        if figure["value"] is None:
+            return f"undefined: {figure['reason']}"
+        interval = f" [{figure['low']:.3f}, {figure['high']:.3f}]" if figure["low"] is not None else " (no interval)"
+        return f"{figure['value']:.3f}{interval}, n={figure['n']}"
+
+    for why in dict.fromkeys(row["clean"]["reason"] for row in rows if not row["clean"]["n"] + row["dirty"]["n"]):
+        say(f"items met in training: {why}")
+    for row in rows:
+        if row["dirty"]["n"]:
+            sides = f"those {shown(row['dirty'])}; the others {shown(row['clean'])}"
+            say(f"{row['suite']}: {row['dirty']['n']} items stand in what it learned from: {sides}")
+    looked = sum(row["clean"]["n"] for row in rows)
+    if looked and not any(row["dirty"]["n"] for row in rows):
+        say(f"items met in training: none of {looked}")
 
 
 def suites_of(name: str, items: int, root: Path, *, seed: int = 0, shots: bool = False) -> tuple[list[Any], list[Any]]:

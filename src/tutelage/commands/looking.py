@@ -210,16 +210,17 @@ def _examined(systems: Sequence[str], root: Root) -> list[list[System]]:
 def _examined_now(systems: Sequence[str], suite: str, items: int, root: Root) -> list[list[System]]:
     """Every system asked the same items now; an endpoint's answers are kept, so that the same command goes on."""
     from tutelage.commands.examining import suites_of
+    from tutelage.evaluate.further import Examination
     from tutelage.evaluate.run import evaluate_reference
     from tutelage.evaluate.summary import by_id
     from tutelage.evaluate.systems import system
     from tutelage.life import made_last
 
     known, (chosen, dialogues) = made_last(root), suites_of(suite, items, root.path)
-    asked = by_id(item for each in chosen for item in each.items)
+    asked, asking = by_id(item for each in chosen for item in each.items), Examination(contamination=0)
     found = []
     for ref in systems:
-        done = evaluate_reference(known.get(ref, ref), chosen, root=root, items=items, dialogues=dialogues)
+        done = evaluate_reference(known.get(ref, ref), chosen, asking, root=root, items=items, dialogues=dialogues)
         rows = [row.model_copy(update={"target": ref}) for row in done["results"]]
         found.append([system(ref, ref, rows, asked, suite)])
     return found

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tutelage.core.errors import Stopped, TutelageError, Unreachable, UsageError
+from tutelage.core.errors import Stopped, TutelageError, Unreachable
 from tutelage.core.records import Example, Message, Response, digest
 from tutelage.evaluate.log import AnswerLog as AnswerLog
 from tutelage.evaluate.log import code
@@ -19,7 +19,7 @@ from tutelage.evaluate.suites.answers import score
 from tutelage.evaluate.suites.figure import Figure, unknown
 from tutelage.evaluate.suites.gold import gold
 from tutelage.evaluate.suites.kinds import HEADLINE
-from tutelage.generate.generator import Generator, Sampling, Scored
+from tutelage.generate.generator import Generator, Sampling, Scored, weigh_texts
 
 MAX_TOKENS: Mapping[str, int] = {
     "extractive": 16, "classify": 8, "translate": 40, "generate": 32, "rule": 24, "arithmetic": 96, "instruct": 128,
@@ -166,19 +166,22 @@ def rolled(
     stride: int = 0,
     step: Callable[[int], None] = lambda done: None,
 ) -> list[Scored | str]:
-    """The log-likelihood of each whole text in windows (see `LocalGenerator.rolling`), or why there is none."""
+    """The log-likelihood of each whole text (see `generator.weigh_texts`), or why there is none."""
     keys = {item_id(item): log.key(generator, target, item, ["rolling", stride]) for item in items}
-    weigh = getattr(generator, "rolling", None)
     for chunk in _chunks(items):
-        if not all(keys[item_id(item)] in log for item in chunk):
+        if missing := [item for item in chunk if keys[item_id(item)] not in log]:
 
             def ask(batch: list[Example]) -> list[Any]:
-                if weigh is None:
-                    raise UsageError(f"{generator.name} does not weigh running text; a local model does")
-                return [each.model_dump(exclude={"error"}) for each in weigh(batch, stride)]
+                return [
+                    {"error": each.error} if each.error else each.model_dump(exclude={"error"})
+                    for each in weigh_texts(generator, batch, stride)
+                ]
 
-            answers = _one_by_one(ask, chunk)
-            log.put((keys[item_id(item)], answer) for item, answer in zip(chunk, answers, strict=True))
+            try:
+                answers = _one_by_one(ask, missing)
+            except NotImplementedError as error:
+                answers = [{"error": str(error)} for _ in missing]
+            log.put((keys[item_id(item)], answer) for item, answer in zip(missing, answers, strict=True))
         step(len(chunk))
     told = [log[keys[item_id(item)]] for item in items]
     return [str(each["error"]) if "error" in each else Scored.model_validate(each) for each in told]
@@ -227,7 +230,8 @@ def examine(
 
     `confidence` among the scores is the probability of the whole answer, where the generator states it. `bench` (of the
     name `judge`) judges items of kind `judged`. With `weigh_labels` the labels of a classification are weighed too, for
-    its calibration. A generator that gives no likelihoods leaves such items unknown.
+    its calibration (`accuracy_by_likelihood`, `confidence_by_likelihood`). A generator that gives no likelihoods leaves
+    such items unknown.
     """
     log = log or AnswerLog()
     how: dict[str, Any] = {"log": log, "target": target_id or target}
@@ -265,8 +269,8 @@ def examine(
         for item, found in zip(labels, _weighed(generator, labels, lambda done: None, how), strict=True):
             mine = figures[item_id(item)]
             if found.value is not None and mine.value is not None:
-                more = {name: found.scores[name] for name in ("confidence", "probability")}
-                more["accuracy_by_likelihood"] = found.scores["accuracy"]
+                more = {f"{name}_by_likelihood": found.scores[name] for name in ("accuracy", "confidence")}
+                more["probability"] = found.scores["probability"]
                 figures[item_id(item)] = mine._replace(scores=mine.scores | more)
     return [_result(item, figures[item_id(item)], target, target_id) for item in items]
 

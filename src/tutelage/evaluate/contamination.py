@@ -110,6 +110,16 @@ def split(
     return rows
 
 
+def unknown(results: Sequence[Result], target: str, reason: str) -> list[dict[str, Any]]:
+    """Per suite and metric of a target that nobody can say which items it met, and why."""
+    kinds = dict.fromkeys((each.suite, each.metric) for each in results if each.target == target)
+    nothing = {name: plain(undefined(0, reason)) for name in ("clean", "dirty", "difference")}
+    return [
+        {"target": target, "suite": suite, "metric": metric, "higher_is_better": named(metric).higher} | nothing
+        for suite, metric in kinds
+    ]
+
+
 def _figure(results: Sequence[Result], name: str, metric: Metric) -> Interval:
     known = [each for each in results if each.value is not None]
     if not known:

@@ -161,6 +161,12 @@ def _options(item: Example, place: int, seed: int) -> Example | str:
         return "does not fit: there are no choices"
     if not isinstance(item.target, str) or item.target not in choices:
         return "does not fit: the target is not among the choices"
+    order = _reordered(item, seed)
+    if item.tags.get("options") == "letters":  # they are listed when it is asked, in the order of the choices
+        groups = item.tags.get("groups")
+        moved = {"groups": tuple(groups[at] for at in order)} if groups else {}
+        changed = item.model_copy(update={"choices": tuple(choices[at] for at in order), "tags": item.tags | moved})
+        return _version(changed, place, text, "options")
     lettered = all(len(each.strip()) <= 2 for each in choices)
     found: list[tuple[int, int]] = []
     for each in choices:
@@ -174,10 +180,6 @@ def _options(item: Example, place: int, seed: int) -> Example | str:
     ordered = sorted(found)
     if any(left[1] > right[0] for left, right in itertools.pairwise(ordered)):
         return "does not fit: one option contains another"
-    rng = random.Random(f"options:{seed}:{item_id(item)}")
-    order = list(range(len(choices)))
-    while order == list(range(len(choices))):
-        rng.shuffle(order)
     said = [text[start:end] for start, end in found]
     if lettered and len(set(said)) < len(said):
         return "does not fit: two options are equal"
@@ -192,6 +194,16 @@ def _options(item: Example, place: int, seed: int) -> Example | str:
     target = choices[order.index(right)] if lettered else item.target
     fault = _still_right(item, out, target, said[right] if lettered else item.target, lettered)
     return fault or _version(item, place, out, "options", target)
+
+
+def _reordered(item: Example, seed: int) -> list[int]:
+    """Another order of the choices than their own."""
+    rng = random.Random(f"options:{seed}:{item_id(item)}")
+    own = list(range(len(item.choices)))
+    order = list(own)
+    while order == own:
+        rng.shuffle(order)
+    return order
 
 
 def _still_right(item: Example, text: str, target: str, right: str, lettered: bool) -> str | None:

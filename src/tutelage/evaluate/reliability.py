@@ -18,9 +18,12 @@ from pydantic import Field
 from tutelage.core.config import Config
 from tutelage.core.errors import Stopped, TutelageError
 from tutelage.core.records import Example
-from tutelage.evaluate.ask import GREEDY, AnswerLog, examine, likelihoods, sampling_of
-from tutelage.evaluate.suite import Result, Suite, cluster_of, item_id, sample
+from tutelage.evaluate.ask import GREEDY, AnswerLog, likelihoods, sampling_of
+from tutelage.evaluate.robustness import WEIGHED
+from tutelage.evaluate.suite import Result, Suite, cluster_of, golds_of, item_id, sample
+from tutelage.evaluate.suites import choice
 from tutelage.evaluate.suites.kinds import named
+from tutelage.evaluate.ways import Way
 from tutelage.generate.generator import Generator
 from tutelage.measure.calibration import brier, ece, reliability, temperature_out_of_fold
 from tutelage.measure.selection import selective
@@ -40,7 +43,8 @@ FOLDS = 5
 
 
 class Reliability(Config):
-    """How far a model can be relied upon. Calibration needs no further answer; the other examinations do."""
+    """How far a model can be relied upon. Calibration needs no further answer (of labels see `how.weigh_labels`); the
+    other examinations do."""
 
     items: int = Field(0, ge=0)
     """Items per suite that are answered several times by chance (self-consistency); 0 leaves it out."""
@@ -50,8 +54,6 @@ class Reliability(Config):
     """At which they are drawn."""
     same: int = Field(0, ge=0)
     """Items per suite that are asked once more, and one by one: the answers must be the same; 0 leaves it out."""
-    labels: bool = False
-    """Weigh every label of a classification, which is otherwise answered in words, for its calibration."""
 
 
 class Point(NamedTuple):
@@ -70,29 +72,27 @@ class Point(NamedTuple):
 def of_choices(
     generator: Generator,
     items: Sequence[Example],
+    way: Way,
     *,
     target: str,
     target_id: str = "",
     log: AnswerLog | None = None,
-    step: Callable[[int], None] = lambda done: None,
 ) -> list[Point]:
-    """Items with choices by the shares of probability; multiple choice comes from the log, where it was asked."""
+    """Items with choices by the shares of probability, read from the log, where they were asked in this very `way`."""
     fit = [item for item in items if len(item.choices) > 1 and item.target in item.choices]
-    told = likelihoods(generator, fit, log=log or AnswerLog(), target=target_id or target, step=step)
+    asked = [choice.requests(item)[0] for item in way.prepared(fit)]
+    told = likelihoods(generator, asked, log=log or AnswerLog(), target=target_id or target)
     found: list[Point] = []
     for item, scored in zip(fit, told, strict=True):
         if isinstance(scored, str) or not all(math.isfinite(each.logprob) for each in scored):
             continue
         logits = tuple(each.logprob for each in scored)
-        top, gold = max(logits), item.choices.index(str(item.target))
-        shares = [math.exp(each - top) for each in logits]
-        tied = sum(each == top for each in logits)
-        found.append(
-            Point(
-                target, str(item.tags["suite"]), "choices", 1.0 / sum(shares), float(logits[gold] == top and tied == 1),
-                cluster_of(item), logits, gold,
-            )
-        )  # fmt: skip
+        tops = [place for place, each in enumerate(logits) if each == max(logits)]
+        right = len(tops) == 1 and item.choices[tops[0]] in golds_of(item)
+        confidence = 1.0 / sum(math.exp(each - max(logits)) for each in logits)
+        gold = tops[0] if right else item.choices.index(str(item.target))
+        suite = str(item.tags["suite"])
+        found.append(Point(target, suite, "choices", confidence, float(right), cluster_of(item), logits, gold))
     return found
 
 
@@ -202,10 +202,17 @@ def _softmax(row: Sequence[float]) -> list[float]:
     return [each / sum(weights) for each in weights]
 
 
+def repeatable(chosen: Sequence[Suite], config: Reliability, seed: int = 0) -> list[Example]:
+    """Some items of each suite that is answered in words."""
+    kinds = [[item for item in suite.items if item.tags["kind"] not in WEIGHED] for suite in chosen]
+    return [item for items in kinds for item in sample(items, config.items, seed)] if config.items else []
+
+
 def repeated(
     generator: Generator,
     chosen: Sequence[Suite],
     config: Reliability,
+    way: Way,
     *,
     target: str,
     target_id: str = "",
@@ -214,15 +221,10 @@ def repeated(
     seed: int = 0,
     step: Callable[[int], None] = lambda done: None,
 ) -> list[list[Result]]:
-    """Some items of each suite that is answered in words, drawn `repeats` times with a seed each."""
-    items = [
-        item
-        for suite in chosen
-        for item in sample([each for each in suite.items if each.tags["kind"] != "choice"], config.items, seed)
-        if config.items
-    ]
+    """The `repeatable` items drawn `repeats` times with a seed each, asked in the `way` of their greedy answers."""
+    items = repeatable(chosen, config, seed)
     return [
-        examine(
+        way.examine(
             generator,
             items,
             target=target,
@@ -316,10 +318,17 @@ def _commonest(rows: Sequence[Result]) -> float:
     return sum(tops) / len(tops)
 
 
+def same(chosen: Sequence[Suite], config: Reliability, seed: int = 0) -> list[Example]:
+    """Some items of each suite; of running text none, where nothing is answered."""
+    kinds = [[item for item in suite.items if item.tags["kind"] != "perplexity"] for suite in chosen]
+    return [item for items in kinds for item in sample(items, config.same, seed)] if config.same else []
+
+
 def determinism(
     generator: Generator,
     chosen: Sequence[Suite],
     config: Reliability,
+    way: Way,
     *,
     target: str,
     max_tokens: Mapping[str, int] | None = None,
@@ -328,8 +337,10 @@ def determinism(
 ) -> list[dict[str, Any]]:
     """Suite (and all suites) x {asked again, asked alone}: the share of items whose greedy answer differs, to the
     letter, from that given among many; and the largest difference of log-probability in nats. No log is read."""
-    items = [item for suite in chosen for item in sample(suite.items, config.same, seed) if config.same]
-    items = [item for item in items if item.tags["kind"] != "perplexity"]  # nothing is answered there
+    items = [
+        choice.requests(item)[0] if item.tags["kind"] == "choice" else item
+        for item in way.prepared(same(chosen, config, seed))
+    ]
     first = _once(generator, items, max_tokens)
     step(len(items))
     second = _once(generator, items, max_tokens)

@@ -17,10 +17,11 @@ from pydantic import Field, field_validator
 
 from tutelage.core.config import Config
 from tutelage.core.records import Example
-from tutelage.evaluate.ask import GREEDY, AnswerLog, examine
+from tutelage.evaluate.ask import GREEDY, AnswerLog
 from tutelage.evaluate.perturb import expand, perturbed, vocabulary
 from tutelage.evaluate.suite import Result, Suite, item_id, sample
 from tutelage.evaluate.suites.kinds import LOWER_IS_BETTER
+from tutelage.evaluate.ways import Way
 from tutelage.generate.generator import Generator
 from tutelage.measure.statistics import Comparison, Interval, holm, mean, non_inferior, paired, plain, rate, undefined
 
@@ -28,6 +29,8 @@ WORST = "worst case"
 AGAIN = "asked again"
 """In place of a family: the lowest answer over all forms of an item; the item as it stands, once more."""
 ALL = "all suites"
+WEIGHED = ("choice", "perplexity")
+"""Kinds in which nothing is drawn by chance: a likelihood is the same each time."""
 FEWEST = 30
 """Items below which a worst case has no figure."""
 
@@ -87,10 +90,16 @@ def again(given: Forms) -> int:
     return max(Counter(str(form.tags["original"]) for form in given.items).values(), default=0)
 
 
+def repeatable(given: Forms) -> list[Example]:
+    """The items that are asked again as they stand where answers are drawn."""
+    return [item for item in given.originals if item.tags["kind"] not in WEIGHED]
+
+
 def ask(
     generator: Generator,
     given: Forms,
     config: Robustness,
+    way: Way,
     *,
     target: str,
     target_id: str = "",
@@ -99,7 +108,10 @@ def ask(
     seed: int = 0,
     step: Callable[[int], None] = lambda done: None,
 ) -> list[Result]:
-    """One row per form: `item` names the item as it stands, `slices.perturbation` the family."""
+    """One row per form: `item` names the item as it stands, `slices.perturbation` the family.
+
+    `way` is that in which the items were asked as they stand: a form is all in which the two differ.
+    """
     more: dict[str, Any] = {
         "target": target,
         "target_id": target_id,
@@ -108,12 +120,12 @@ def ask(
         "step": step,
     }
     how = GREEDY.model_copy(update={"temperature": config.temperature, "seed": seed})
-    rows = examine(generator, given.items, sampling=how, **more)
+    rows = way.examine(generator, given.items, originals=given.originals, sampling=how, **more)
     found = [_row(row, item, str(item.tags["perturbation"])) for row, item in zip(rows, given.items, strict=True)]
     if config.temperature > 0:
-        drawn = [item for item in given.originals if item.tags["kind"] != "choice"]
+        drawn = repeatable(given)
         for turn in range(1, 1 + again(given)):
-            rows = examine(generator, drawn, sampling=how.model_copy(update={"seed": seed + turn}), **more)
+            rows = way.examine(generator, drawn, sampling=how.model_copy(update={"seed": seed + turn}), **more)
             found += [_row(row, item, f"{AGAIN}:{turn}") for row, item in zip(rows, drawn, strict=True)]
     return found
 

@@ -17,14 +17,14 @@ from tutelage.core.price import BASE, Cost, Machine, Size
 from tutelage.core.records import Example, digest, read_jsonl, write_jsonl
 from tutelage.core.stage import Context, Input, Inputs, stage
 from tutelage.evaluate import contamination, flips, groups, reliability, robustness, summary, ways
-from tutelage.evaluate.ask import MAX_TOKENS, AnswerLog, examine
+from tutelage.evaluate.ask import MAX_TOKENS, AnswerLog
 from tutelage.evaluate.further import Examination, Further
 from tutelage.evaluate.item import KINDS
 from tutelage.evaluate.perturb import expand
 from tutelage.evaluate.suite import Result, Suite, faults, load, sample, select
 from tutelage.evaluate.suites.baselines import rows_of
 from tutelage.evaluate.suites.judged import Agreement, report
-from tutelage.evaluate.ways import Asking
+from tutelage.evaluate.ways import Way
 from tutelage.generate.generator import Generator
 
 SHOWN = ("comprehension", "translation", "sentiment")
@@ -46,10 +46,8 @@ class Evaluate(Examination):
     """What to call the targets, in the order of `of`; a recipe fills in the names of its sections."""
     controls: int = Field(60, ge=0)
     """Items per suite for the untrained model, which must stay at chance; 0 leaves the control out."""
-    contamination: int = Field(8, ge=0)
-    """Words in a run which, standing in an item and in what a model learned from, make it dirty; 0 does not look."""
-    how: Asking = Field(default_factory=Asking)
-    """How they are asked: examples, chat template, judge."""
+    resamples: int = Field(200, ge=50)
+    """Bootstrap resamples for corpus-level figures (chrF, BLEU, macro-F1)."""
 
 
 def names(artifacts: Sequence[Artifact]) -> list[str]:
@@ -120,7 +118,7 @@ def _cost(config: Evaluate, sizes: Mapping[str, Mapping[str, float]], machine: M
     asked *= ways.times(config.how)
     changed = targets * suites * config.robustness.items * (1 + 0.8 * len(expand(config.robustness.families)))
     drawn = targets * 0.6 * suites * config.reliability.items * config.reliability.repeats
-    weighed = targets * 0.25 * items if config.reliability.labels else 0.0
+    weighed = targets * 0.25 * items if config.how.weigh_labels else 0.0
     alone = targets * suites * config.reliability.same
     seconds = machine.answer(size.spoken(tokens), asked, tokens, 6.0, targets * suites) + 0.0007 * asked + 2.0
     seconds += machine.answer(size.spoken(tokens), changed, tokens, 6.0, 6 * targets if changed else 0.0)
@@ -175,8 +173,10 @@ def evaluate(config: Evaluate, inputs: Inputs, out: Path, context: Context) -> d
     if config.best_of > 1 and inputs.reward:
         targets.append(_best_of(config.best_of, inputs.reward, dict(zip(called, inputs.of, strict=True)), context))
     log = AnswerLog(context.work / "answers.jsonl")
+    dialogues = list(read_jsonl(corpus.file("dialogues.jsonl"), Example))
     control = _control_items(chosen, config) if config.controls else []
-    further = Further(config, chosen, log)
+    way = ways.way_of(config.how, every, dialogues, context.root, seed=config.seed)
+    further = Further(config, chosen, way, log)
     total = (len(items) * ways.times(config.how) + further.count) * len(targets) + len(control)
     done = 0
 
@@ -186,18 +186,14 @@ def evaluate(config: Evaluate, inputs: Inputs, out: Path, context: Context) -> d
         context.check()
         context.say.progress(done, total, unit="answers")
 
-    dialogues = list(read_jsonl(corpus.file("dialogues.jsonl"), Example))
-    options: dict[str, Any] = {
-        "log": log, "max_tokens": {**MAX_TOKENS, **config.max_tokens}, "step": step, "seed": config.seed
-    }  # fmt: skip
     results, found = _asked(
-        targets, chosen, every, dialogues, config.how, further, context.root, pairs=parents(inputs.of, called),
-        resamples=config.resamples, **options,
-    )  # fmt: skip
+        targets, every, dialogues, further, context.root, pairs=parents(inputs.of, called), step=step
+    )
     if control:
-        found["controls"] += _untrained(control, inputs.of, called, context, log, step)
+        found["controls"] += _untrained(control, inputs.of, called, way, context, log, step)
     found["flips"] = [each.model_dump(mode="json") for each in flips.between(results, parents(inputs.of, called))]
-    found["contamination"] = _met(items, results, inputs, called, config.contamination, context.root)
+    learned = dict(zip(called, inputs.of, strict=True))
+    found["contamination"] = _met(items, results, learned, config.contamination, context.root)
     found["left_out"] = faults(every)
     found["targets"] = [{"target": name, "id": ref} for name, ref, _ in targets]
     write_jsonl(out / "results.jsonl", results)
@@ -209,70 +205,78 @@ def evaluate(config: Evaluate, inputs: Inputs, out: Path, context: Context) -> d
 
 def _asked(
     targets: Sequence[tuple[str, str, Generator]],
-    chosen: Sequence[Suite],
     rows: Sequence[Example],
     dialogues: Sequence[Example],
-    how: Asking,
     further: Further,
     root: Root | None,
     *,
-    log: AnswerLog,
-    seed: int = 0,
     pairs: Sequence[tuple[str, str]] = (),
-    resamples: int = 200,
-    **options: Any,
+    step: Callable[[int], None] = lambda done: None,
 ) -> tuple[list[Result], dict[str, Any]]:
-    """Every target on the items as `how` says: the results, and all that follows from them."""
+    """Every target on the items, and beyond them, in one way: the results, and all that follows from them."""
+    config, chosen, way, log = further.config, further.chosen, further.way, further.log
+    how = config.how
     items = [item for suite in chosen for item in suite.items]
-    pools = ways.pools_of(rows, dialogues, how.shots_from) if how.shots else {}
-    bench = ways.bench_of(how.judge, root)
     open_ended = sorted({str(item.tags["suite"]) for item in items if item.tags["kind"] == "judged"})
     labelled = ways.labelled_answers(rows, how.people, root) if open_ended else []
-    people = ways.measured_judge(bench, labelled, open_ended, judge=how.judge, log=log)
+    people = ways.measured_judge(way.bench, labelled, open_ended, judge=how.judge, log=log)
+    options: dict[str, Any] = {"log": log, "max_tokens": {**MAX_TOKENS, **config.max_tokens}, "step": step}
     results: list[Result] = []
     others: dict[str, list[list[Result]]] = {"draws": [], "forms": []}
     for name, ref, generator in targets:
-        told, beside = ways.examined(
-            generator, items, pools, how, seed=seed, bench=bench, target=name, target_id=ref, log=log, **options
-        )
+        told, beside = way.examined(generator, items, target=name, target_id=ref, **options)
         results += told
-        further.ask(generator, name, ref, results, options.get("step", lambda done: None))
-        for way, found in beside.items():
-            others[way] = [a + b for a, b in zip(others[way], found, strict=True)] if others[way] else found
+        further.ask(generator, name, ref, results, step)
+        for each, found in beside.items():
+            others[each] = [a + b for a, b in zip(others[each], found, strict=True)] if others[each] else found
     summed = summarise(
-        results, chosen, dialogues, pairs=pairs, people=people, judge=how.judge, resamples=resamples, seed=seed
-    )
+        results, chosen, dialogues, pairs=pairs, people=people, judge=how.judge, resamples=config.resamples,
+        seed=config.seed,
+    )  # fmt: skip
     if others["draws"]:
         summed["draws"] = ways.draws_table(results, others["draws"])
     if others["forms"]:
         by_id = summary.by_id(items)
-        summed["forms"] = ways.forms_table(results, others["forms"], by_id, form=how.form, resamples=resamples)
+        summed["forms"] = ways.forms_table(results, others["forms"], by_id, form=how.form, resamples=config.resamples)
     return results, summed | further.found(results)
 
 
 def _met(
     items: Sequence[Example],
     results: Sequence[Result],
-    inputs: Inputs,
-    called: Sequence[str],
+    learned: Mapping[str, Artifact | None],
     gram: int,
-    root: Root,
+    root: Root | None,
 ) -> list[dict[str, Any]]:
-    """Figures of clean and of dirty items, for every target whose training text is here."""
+    """Figures of clean and of dirty items, by target. `learned`: what each was made as, None where that is not here."""
     if not gram:
         return []
     looked: dict[str, set[str]] = {}
     met: dict[str, set[str]] = {}
+    found: list[dict[str, Any]] = []
     lost: dict[str, list[str]] = {}
-    for name, artifact in zip(called, inputs.of, strict=True):
-        learned, lost[name] = contamination.corpora(artifact, root)
-        for each in learned:
+    for name, artifact in learned.items():
+        sources, lost[name] = contamination.corpora(artifact, root) if artifact and root else ([], [])
+        for each in sources:
             if each.id not in looked:
                 spared = contamination.cleared(items, each, gram)
                 looked[each.id] = set() if spared else contamination.dirty(items, each, gram)
-        if learned:
-            met[name] = set().union(*(looked[each.id] for each in learned))
-    return contamination.split(results, met, lost)
+        if sources:
+            met[name] = set().union(*(looked[each.id] for each in sources))
+        else:
+            found += contamination.unknown(results, name, f"what {name} learned from is not known here")
+    return contamination.split(results, met, lost) + found
+
+
+def _made(ref: str, root: Root | None) -> Artifact | None:
+    """What a reference was made as; None for what was not made here."""
+    if root is None or not ref.startswith(("model:", "bundle:", "release:")):
+        return None
+    if ref.startswith("release:"):
+        from tutelage.guard.pipeline import bundle_of
+
+        ref = bundle_of(ref, root)
+    return root.find(ref)
 
 
 def _best_of(n: int, reward: Artifact, known: Mapping[str, Artifact], context: Context) -> tuple[str, str, Generator]:
@@ -299,17 +303,19 @@ def _untrained(
     control: Sequence[Example],
     targets: Sequence[Artifact],
     called: Sequence[str],
+    way: Way,
     context: Context,
     log: AnswerLog,
     step: Callable[[int], None],
 ) -> list[dict[str, Any]]:
-    """The untrained twin of the first model: same shape, same tokenizer, random weights."""
+    """The untrained twin of the first model (same shape, same tokenizer, random weights), asked as the models are."""
     model = next(((each, name) for each, name in zip(targets, called, strict=True) if each.kind == "model"), None)
     if model is None:
         step(len(control))
         return []
     generator = untrained(model[0].ref, context.root)
-    results = examine(generator, control, target="untrained", target_id=f"untrained:{model[0].ref}", log=log, step=step)
+    who: dict[str, Any] = {"target": "untrained", "target_id": f"untrained:{model[0].ref}"}
+    results = way.examine(generator, control, **who, log=log, step=step)
     return summary.untrained_control(results, f"untrained {model[1]}", summary.by_id(control))
 
 
@@ -352,47 +358,42 @@ def headline(found: Mapping[str, Any]) -> dict[str, Any]:
 def evaluate_reference(
     ref: str,
     suite: str | Path | Sequence[Suite],
+    config: Examination | None = None,
     *,
     root: Root | None = None,
     items: int = 0,
-    how: Asking | None = None,
     work: Path | None = None,
-    seed: int = 0,
-    resamples: int = 1000,
     dialogues: Sequence[Example] = (),
     step: Callable[[int], None] = lambda done: None,
-    config: Examination | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Examine any reference (a model, a bundle, an endpoint) on suites, or a file of one's own: results and summary.
 
     At most `items` of each suite and cell. `dialogues` are further rows to draw examples from (`how.shots`) and to fit
-    the simple baselines on; `config` says what is asked beyond the items. `work` keeps the answers: after an
-    interruption the same command goes on, and once all is said it scores anew without asking. Of what cannot tell that
-    it is still the same they are kept until then only; those of an endpoint lie in the root, request by request, and
-    what it asked and cost is `endpoint` of the summary. `options` are those of the reference's opener. Raises DataError
-    for a file that is not a suite, Stopped where a budget is spent.
+    the simple baselines on; `config` says how they are asked and what is asked beyond them. `work` keeps the answers:
+    after an interruption the same command goes on, and once all is said it scores anew without asking. Of what cannot
+    tell that it is still the same they are kept until then only; those of an endpoint lie in the root, request by
+    request, and what it asked and cost is `endpoint` of the summary. Which items the reference met in training is
+    looked up where it was made in `root`. `options` are those of the reference's opener. Raises DataError for a file
+    that is not a suite, Stopped where a budget is spent.
     """
+    config = config or Examination()
     suites = load(Path(suite)) if isinstance(suite, str | Path) else suite
     rows = [item for each in suites for item in each.items]
-    picked = select(rows, items, seed=seed, label=False)
+    picked = select(rows, items, seed=config.seed, label=False)
     if not picked:
         raise DataError(f"no item of a kind that is examined ({', '.join(KINDS)})", file=str(suite))
+    beside = [*dialogues, *(row for row in rows if row.tags.get("split") == "train")]
+    way = ways.way_of(config.how, rows, beside, root, seed=config.seed)
     remote = ref.startswith(("http:", "https:"))
     if remote and (folder := root.work if root else work):
         options["kept"] = folder / "asked" / digest(ref)[:16]
     generator: Generator = refs.open(ref, root, **options)
     lasting = bool(getattr(generator, "identity", ""))
     kept = work / f"{'answers' if lasting else digest(ref)[:16]}.jsonl" if work and not remote else None
-    log = AnswerLog(kept)
-    config = config or Examination()
-    further = Further(config, picked, log)
-    train = [row for row in rows if row.tags.get("split") == "train"]
+    further = Further(config, picked, way, AnswerLog(kept))
     try:
-        results, found = _asked(
-            [(generator.name, ref, generator)], picked, rows, [*dialogues, *train], how or Asking(), further, root,
-            log=log, seed=seed, resamples=resamples, step=step, max_tokens={**MAX_TOKENS, **config.max_tokens},
-        )  # fmt: skip
+        results, found = _asked([(generator.name, ref, generator)], rows, beside, further, root, step=step)
     finally:
         if (close := getattr(generator, "close", None)) is not None:
             close()
@@ -400,6 +401,8 @@ def evaluate_reference(
         kept.unlink(missing_ok=True)
     if (bill := getattr(generator, "bill", None)) is not None:
         found["endpoint"] = bill.plain()
+    asked = [item for each in picked for item in each.items]
+    found["contamination"] = _met(asked, results, {generator.name: _made(ref, root)}, config.contamination, root)
     return {
         "results": results,
         "perturbed": further.changed,

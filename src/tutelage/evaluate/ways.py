@@ -2,6 +2,7 @@
 
 The figures of a run are those of the first way (draw 0, the form that was asked for). Other draws of the examples give
 the part of the variance that is theirs; the other form gives a paired drop. Both stand beside the figures, not in them.
+Whatever else is asked (changed items, answers by chance, the same once more) is asked in the first way too: `Way`.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from tutelage.core.artifact import Root
 from tutelage.core.config import Config
 from tutelage.core.errors import DataError
 from tutelage.core.records import Example, Preference, read_jsonl
-from tutelage.evaluate.ask import AnswerLog, examine, judgements
+from tutelage.evaluate.ask import GREEDY, AnswerLog, examine, judgements
 from tutelage.evaluate.item import read_items
-from tutelage.evaluate.suite import Result, check, people_of, sample
+from tutelage.evaluate.suite import Result, check, item_id, people_of, sample
 from tutelage.evaluate.suites.judged import Agreement, Bench, agreement
 from tutelage.evaluate.suites.kinds import KIND, Ground, measured
 from tutelage.evaluate.suites.shots import drawn, raw, shown, templated
 from tutelage.evaluate.summary import Items, difference
-from tutelage.generate.generator import Generator
+from tutelage.generate.generator import Generator, Sampling
 from tutelage.measure.draws import over_draws
 from tutelage.measure.statistics import plain
 
@@ -68,31 +69,80 @@ def bench_of(ref: str, root: Root | None) -> Bench | None:
     return lambda rubric: judge
 
 
-def prepared(
-    items: Sequence[Example],
-    pools: Mapping[str, Sequence[Example]],
-    how: Asking,
-    *,
-    seed: int = 0,
-    draw: int = 0,
-    other: bool = False,
-) -> list[Example]:
-    """The items as they are asked: with the examples of a draw, in the form wanted (or the `other` one).
+class Way:
+    """The one way in which a run asks all it asks, so that answers that are compared differ in nothing else."""
 
-    Raises DataError where a suite has too few examples.
-    """
-    orders: dict[tuple[str, str], list[Example]] = {}
-    found = []
-    for item in items:
+    def __init__(
+        self,
+        how: Asking | None = None,
+        pools: Mapping[str, Sequence[Example]] | None = None,
+        *,
+        seed: int = 0,
+        bench: Bench | None = None,
+    ) -> None:
+        self.how, self.pools, self.seed, self.bench = how or Asking(), pools or {}, seed, bench
+        self._orders: dict[tuple[str, str, int], list[Example]] = {}
+
+    def prepared(
+        self, items: Sequence[Example], *, originals: Sequence[Example] = (), draw: int = 0, other: bool = False
+    ) -> list[Example]:
+        """The items as they are asked: with the examples of a draw, in the form wanted (or the `other` one).
+
+        An item that is another form of one of `originals` (`tags.original`) stands behind the examples of that one, as
+        they are. Raises DataError where a suite has too few examples.
+        """
+        known = {item_id(each): each for each in originals}
+        found = []
+        for item in items:
+            if self.how.shots and item.tags["kind"] not in NEVER_SHOWN:
+                whose = known.get(str(item.tags.get("original")))
+                item = shown(item, self._order(item, draw), self.how.shots, whose)
+            found.append(_formed(item, self.how.form, other))
+        return found
+
+    def _order(self, item: Example, draw: int) -> list[Example]:
         suite, kind = str(item.tags["suite"]), str(item.tags["kind"])
-        if how.shots and kind not in NEVER_SHOWN:
-            if (suite, kind) not in orders:
-                pool = pools.get(suite) or pools.get("", ())
-                alike = [row for row in pool if row.tags.get("kind", kind) == kind]
-                orders[suite, kind] = drawn(alike or pool, seed, draw)
-            item = shown(item, orders[suite, kind], how.shots)
-        found.append(_formed(item, how.form, other))
-    return found
+        if (suite, kind, draw) not in self._orders:
+            pool = self.pools.get(suite) or self.pools.get("", ())
+            alike = [row for row in pool if row.tags.get("kind", kind) == kind]
+            self._orders[suite, kind, draw] = drawn(alike or pool, self.seed, draw)
+        return self._orders[suite, kind, draw]
+
+    def examine(
+        self,
+        generator: Generator,
+        items: Sequence[Example],
+        *,
+        sampling: Sampling = GREEDY,
+        originals: Sequence[Example] = (),
+        draw: int = 0,
+        other: bool = False,
+        weigh_labels: bool = False,
+        **options: Any,
+    ) -> list[Result]:
+        """One result per item, in order (see `ask.examine`)."""
+        asked = self.prepared(items, originals=originals, draw=draw, other=other)
+        beside: dict[str, Any] = {"bench": self.bench, "judge": self.how.judge, "stride": self.how.stride}
+        return examine(generator, asked, sampling=sampling, weigh_labels=weigh_labels, **beside, **options)
+
+    def examined(
+        self, generator: Generator, items: Sequence[Example], **options: Any
+    ) -> tuple[list[Result], dict[str, list[list[Result]]]]:
+        """(the results of the items, and those of further draws and of the other form)."""
+        first = self.examine(generator, items, weigh_labels=self.how.weigh_labels, **options)
+        draws = range(1, self.how.draws if self.how.shots else 1)
+        return first, {
+            "draws": [self.examine(generator, items, draw=draw, **options) for draw in draws],
+            "forms": [self.examine(generator, items, other=True, **options)] if self.how.other_form else [],
+        }
+
+
+def way_of(
+    how: Asking, rows: Sequence[Example], dialogues: Sequence[Example], root: Root | None = None, *, seed: int = 0
+) -> Way:
+    """The way that a run asks in: its judge opened, its examples found. Raises DataError, NotFound."""
+    pools = pools_of(rows, dialogues, how.shots_from) if how.shots else {}
+    return Way(how, pools, seed=seed, bench=bench_of(how.judge, root))
 
 
 def _formed(item: Example, form: str, other: bool) -> Example:
@@ -101,29 +151,6 @@ def _formed(item: Example, form: str, other: bool) -> Example:
     verbatim = item.messages[-1].role == "text"
     wanted = {"written": verbatim, "chat": False, "raw": True}[form]
     return raw(item) if wanted != other else templated(item)
-
-
-def examined(
-    generator: Generator,
-    items: Sequence[Example],
-    pools: Mapping[str, Sequence[Example]],
-    how: Asking,
-    *,
-    seed: int = 0,
-    bench: Bench | None = None,
-    **options: Any,
-) -> tuple[list[Result], dict[str, list[list[Result]]]]:
-    """(the results, and those of further draws and of the other form) of items asked as `how` says."""
-
-    def once(draw: int = 0, other: bool = False) -> list[Result]:
-        asked = prepared(items, pools, how, seed=seed, draw=draw, other=other)
-        return examine(
-            generator, asked, bench=bench, judge=how.judge, stride=how.stride, weigh_labels=how.weigh_labels, **options
-        )
-
-    first = once()
-    further = [once(draw) for draw in range(1, how.draws)] if how.shots else []
-    return first, {"draws": further, "forms": [once(other=True)] if how.other_form else []}
 
 
 def times(how: Asking) -> int:

@@ -75,6 +75,28 @@ class Generator(Protocol):
         ...
 
 
+@runtime_checkable
+class WeighsText(Protocol):
+    """A generator that weighs running text too."""
+
+    name: str
+
+    def rolling(self, prompts: Sequence[Example], stride: int = 0) -> list[Scored]:
+        """The log-probability of each whole text, of which windows weigh `stride` tokens anew (0: as many as they can).
+
+        `characters` counts those that were weighed: the last of the text, where its beginning could not be.
+        """
+        ...
+
+
+def weigh_texts(generator: object, prompts: Sequence[Example], stride: int = 0) -> list[Scored]:
+    """The log-probability of whole texts by any generator that weighs them. Raises UsageError for one that does not."""
+    if not isinstance(generator, WeighsText):
+        name = getattr(generator, "name", type(generator).__name__)
+        raise UsageError(f"{name} does not weigh running text", todo="A local model does, and what stands before one")
+    return generator.rolling(prompts, stride)
+
+
 def seed_of(seed: int, prompt: str | Sequence[int], sample: int) -> int:
     """The seed (63 bits) of one sample of one prompt: independent of what else is asked, and in which order."""
     what = prompt if isinstance(prompt, str) else ",".join(map(str, prompt))

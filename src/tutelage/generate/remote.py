@@ -7,6 +7,7 @@ import http.client
 import json
 import math
 import random
+import re
 import socket
 import ssl
 import threading
@@ -46,6 +47,8 @@ HOPELESS = frozenset({401, 402, 403, 404})
 IN_A_ROW = 8
 """Requests that fail for good, one after the other, before an examination asks no more."""
 MOST_BYTES = 64 << 20
+BEGINS = re.compile(r"<\S+>|\[[A-Z]+\]")
+"""A token of the endpoint's own before the text: <s>, <|begin_of_text|>, [CLS]."""
 T = TypeVar("T")
 
 
@@ -122,6 +125,17 @@ class RemoteGenerator:
         done = iter(self._each(lambda one: self._weigh(*one), flat))
         return [[next(done) for _ in each] for each in choices]
 
+    def rolling(self, prompts: Sequence[Example], stride: int = 0) -> list[Scored]:
+        """The log-probability of whole texts by echo of /completions, each weighed whole in one request: what is longer
+        than the endpoint's context it refuses. Where it puts nothing before a text, the first token is not weighed.
+
+        Raises UsageError for a stride, which an endpoint does not know; UpstreamError; NotImplementedError once it has
+        shown that it gives no log-probabilities of a prompt.
+        """
+        if stride:
+            raise UsageError("an endpoint weighs a text whole", key="stride", todo="Leave the stride out")
+        return self._each(self._roll, ["".join(message.content for message in prompt.messages) for prompt in prompts])
+
     # ----------------------------------------------------------------------------------------------------- one request
 
     def _answer(self, prompt: Example, sampling: Sampling, sample: int) -> Response:
@@ -156,29 +170,52 @@ class RemoteGenerator:
         return self._ask("/completions" if text else "/chat/completions", body, read, "gave no completion")
 
     def _weigh(self, prompt: Example, choice: str) -> Scored:
-        if self._weighs_not:
-            raise NotImplementedError(self._weighs_not)
         before, rest = split_spaces("".join(message.content for message in prompt.messages), choice)
-        body = {"model": self.model, "prompt": before + rest, "max_tokens": 1, "temperature": 0}
 
-        def read(found: Mapping[str, Any]) -> Scored:
-            logs = found["choices"][0].get("logprobs")
-            if not logs or not logs.get("token_logprobs"):
-                self._weighs_not = f"{self.name} gives no log-probabilities of a prompt"
-                raise ValueError("none were sent")
+        def read(found: Mapping[str, Any], logs: Mapping[str, Any]) -> Scored:
             end = len(before) + len(rest)
             taken = [place for place, at in enumerate(logs["text_offset"]) if len(before) <= at < end]
             values = [logs["token_logprobs"][place] for place in taken]
             if not values or logs["text_offset"][taken[0]] != len(before):
                 raise ValueError("a token spans prompt and choice")
-            if not all(isinstance(value, int | float) and math.isfinite(value) and value <= 1e-3 for value in values):
-                raise ValueError("a log-probability is no finite number below 0")
+            _check_logprobs(values)
             best = [max(logs["top_logprobs"][place].values()) for place in taken]
             greedy = all(value >= top for value, top in zip(values, best, strict=True))
             return Scored(logprob=float(sum(values)), tokens=len(values), characters=len(choice), greedy=greedy)
 
-        wrong = "gives no log-probabilities of a prompt"
-        return self._ask("/completions", body | {"echo": True, "logprobs": 1}, read, wrong)
+        return self._echoed(before + rest, read)
+
+    def _roll(self, text: str) -> Scored:
+        def read(found: Mapping[str, Any], logs: Mapping[str, Any]) -> Scored:
+            if not str(found["choices"][0].get("text", "")).startswith(text):
+                raise ValueError("the text that came back is not the one that was sent")
+            values = logs["token_logprobs"][: len(logs["token_logprobs"]) - found["usage"]["completion_tokens"]]
+            unweighed = ""
+            if values and values[0] is None:  # of what begins the text nothing stands before
+                first, values = str(logs["tokens"][0]), values[1:]
+                if not first or not (text.startswith(first) or BEGINS.fullmatch(first)):
+                    raise ValueError(f"the first token, {first!r}, does not begin the text")
+                unweighed = first if text.startswith(first) else ""
+            _check_logprobs(values)
+            left = len(text) - len(unweighed)
+            return Scored(logprob=float(sum(values)), tokens=len(values), characters=left, greedy=None)
+
+        return self._echoed(text, read)
+
+    def _echoed(self, text: str, read: Callable[[Mapping[str, Any], Mapping[str, Any]], Scored]) -> Scored:
+        """A text with the log-probability of each of its tokens, read by `read(answer, logprobs)`."""
+        if self._weighs_not:
+            raise NotImplementedError(self._weighs_not)
+        body = {"model": self.model, "prompt": text, "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1}
+
+        def checked(found: Mapping[str, Any]) -> Scored:
+            logs = found["choices"][0].get("logprobs")
+            if not logs or not logs.get("token_logprobs"):
+                self._weighs_not = f"{self.name} gives no log-probabilities of a prompt"
+                raise ValueError("none were sent")
+            return read(found, logs)
+
+        return self._ask("/completions", body, checked, "gives no log-probabilities of a prompt")
 
     def _ask(self, path: str, body: dict[str, Any], read: Callable[[Mapping[str, Any]], T], wrong: str) -> T:
         """What `read` makes of the answer, which may be a kept one. Raises UpstreamError, Unreachable, Stopped."""
@@ -388,6 +425,11 @@ def wire_sampling(sampling: Sampling, seed: int) -> dict[str, Any]:
         body |= {"repetition_penalty": sampling.repetition_penalty, "repeat_penalty": sampling.repetition_penalty}
         body["repeat_last_n"] = -1
     return body
+
+
+def _check_logprobs(values: Sequence[Any]) -> None:
+    if not all(isinstance(value, int | float) and math.isfinite(value) and value <= 1e-3 for value in values):
+        raise ValueError("a log-probability is no finite number below 0")
 
 
 def _plain(message: Message) -> dict[str, Any]:

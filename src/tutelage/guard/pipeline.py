@@ -24,7 +24,7 @@ from tutelage.core import refs
 from tutelage.core.artifact import Artifact, Root
 from tutelage.core.errors import NotFound, UpstreamError
 from tutelage.core.records import Decision, Example, Message, Response, Verdict
-from tutelage.generate.generator import Generator, Sampling, Scored
+from tutelage.generate.generator import Generator, Sampling, Scored, weigh_texts
 from tutelage.guard.barrier import Barrier, Passed, stops
 from tutelage.guard.policy import Guard, Policy, Surface, Where
 from tutelage.guard.request import Answer, Ask, Chunk, Finished
@@ -423,9 +423,17 @@ class GuardedGenerator:
 
     def loglikelihood(self, prompts: Sequence[Example], choices: Sequence[Sequence[str]]) -> list[list[Scored]]:
         """As the model behind the guards weighs them."""
+        return self._weighing.loglikelihood(prompts, choices)
+
+    def rolling(self, prompts: Sequence[Example], stride: int = 0) -> list[Scored]:
+        """As the model behind the guards weighs them. Raises UsageError where it weighs no running text."""
+        return weigh_texts(self._weighing, prompts, stride)
+
+    @property
+    def _weighing(self) -> Generator:
         if self._generator is None:
             self._generator = self._plain()
-        return self._generator.loglikelihood(prompts, choices)
+        return self._generator
 
 
 def finish(work: Coroutine[Any, Any, T]) -> T:

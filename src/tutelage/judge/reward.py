@@ -25,7 +25,7 @@ from tutelage.core.errors import DataError, NotFound
 from tutelage.core.price import Cost, Machine, Size
 from tutelage.core.records import Example, Preference, Response, Verdict, read_jsonl
 from tutelage.core.stage import Context, Input, Inputs, stage
-from tutelage.generate.generator import Generator, Sampling, Scored
+from tutelage.generate.generator import Generator, Sampling, Scored, weigh_texts
 from tutelage.judge.judge import Judge, WindowedJudge, value
 from tutelage.measure.calibration import ece, temperature
 from tutelage.measure.statistics import Interval, bootstrap, plain, rate, undefined
@@ -479,3 +479,7 @@ class BestOf:
     def loglikelihood(self, prompts: Sequence[Example], choices: Sequence[Sequence[str]]) -> list[list[Scored]]:
         """The underlying generator's: choosing changes no likelihood."""
         return self.generator.loglikelihood(prompts, choices)
+
+    def rolling(self, prompts: Sequence[Example], stride: int = 0) -> list[Scored]:
+        """The underlying generator's."""
+        return weigh_texts(self.generator, prompts, stride)

@@ -138,16 +138,15 @@ def _macro_f1(rows: Rows, ground: Ground) -> Built:
 
 
 def _calibration(rows: Rows, ground: Ground) -> Interval:
-    told = [each for each in rows if "confidence" in each.scores and "accuracy" in each.scores]
-    key = "accuracy_by_likelihood" if any("accuracy_by_likelihood" in each.scores for each in told) else "accuracy"
-    told = [each for each in told if key in each.scores]
-    right = [float(each.scores[key] == 1.0) for each in told]
-    clusters = [each.cluster for each in told]
-    return ece([each.scores["confidence"] for each in told], right, clusters=clusters, resamples=ground.resamples)
+    how = "_by_likelihood" if any("confidence_by_likelihood" in each.scores for each in rows) else ""
+    told = [each for each in rows if f"confidence{how}" in each.scores and f"accuracy{how}" in each.scores]
+    right = [float(each.scores[f"accuracy{how}"] == 1.0) for each in told]
+    said, clusters = [each.scores[f"confidence{how}"] for each in told], [each.cluster for each in told]
+    return ece(said, right, clusters=clusters, resamples=ground.resamples)
 
 
 def _has_confidence(rows: Rows, ground: Ground) -> bool:
-    return any("confidence" in each.scores for each in rows)
+    return any(name in each.scores for each in rows for name in ("confidence", "confidence_by_likelihood"))
 
 
 def _ratio(above: str, below: str) -> Callable[[Rows, Ground], Built]:

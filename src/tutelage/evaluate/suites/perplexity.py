@@ -11,10 +11,15 @@ from tutelage.generate.generator import Scored
 
 
 def read(item: Example, scored: Scored) -> Figure:
-    """The figure of one document: `bits_per_byte`, and the sums behind it, from which a corpus' figure is made."""
-    size = len(prompt_of(item).encode())
+    """The figure of one document: `bits_per_byte`, and the sums behind it, from which a corpus' figure is made.
+
+    Bytes are those that were weighed: an endpoint may leave the first token of a text out.
+    """
+    text = prompt_of(item)
+    size = len(text[len(text) - scored.characters :].encode())
     if not size or not math.isfinite(scored.logprob):
-        return unknown("the text has no finite log-likelihood" if size else "the text is empty")
+        why = "the text has no finite log-likelihood" if size else "no token of it could be weighed"
+        return unknown(why if text else "the text is empty")
     bits = -scored.logprob / math.log(2)
     scores = {"bits_per_byte": bits / size, "bits": bits, "bytes": float(size), "tokens": float(scored.tokens)}
     return Figure(bits / size, "answered", "", scores)

@@ -30,25 +30,27 @@ def drawn(pool: Sequence[Example], seed: int, draw: int) -> list[Example]:
     return sorted(pool, key=lambda row: rank(seed, f"draw {draw}/{_name(row)}"))
 
 
-def shown(item: Example, order: Sequence[Example], count: int) -> Example:
+def shown(item: Example, order: Sequence[Example], count: int, of: Example | None = None) -> Example:
     """The item behind `count` examples from `order`, which leaves out the item itself, its cluster and equal questions.
 
-    Raises DataError where too few are left.
+    `of`: the item that this one is another form of, whose examples it stands behind. Raises DataError where too few are
+    left.
     """
     chosen: list[tuple[Example, str]] = []
+    whose = item if of is None else of
     letters = item.tags.get("options") == "letters"
     for row in order:
         if len(chosen) == count:
             break
         pair = answered(row)
-        if pair is None or _name(row) == item_id(item) or _same(item, pair[0]):
+        if pair is None or _name(row) == item_id(whose) or _same(whose, pair[0]):
             continue
         if letters and not (pair[0].choices and pair[1] in pair[0].choices):
             continue
         chosen.append(pair)
     if len(chosen) < count:
         raise DataError(
-            f"{count} examples were asked for, {len(chosen)} are left beside the item {item_id(item)!r}",
+            f"{count} examples were asked for, {len(chosen)} are left beside the item {item_id(whose)!r}",
             key="shots",
             todo="Mark more rows with `split: train`, or name a file with --shots-from",
         )

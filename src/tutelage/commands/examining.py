@@ -70,9 +70,7 @@ def evaluate(
     given = {"shots": shots, "draws": draws, "shots_from": shots_from, "form": form, "other_form": other_form}
     given |= {"judge": judge, "people": people, "stride": stride, "weigh_labels": weigh_labels}
     last = made_last(where)
-    scheme, sign, named = judge.partition(":")
-    given["judge"] = f"{scheme}:{last.get(named, named)}" if sign else last.get(judge, judge)
-    given["people"] = last.get(people, people)
+    given |= {"judge": judge_of(judge, last), "people": last.get(people, people)}
     further, endpoint = _settings(target, settings)
     suites, dialogues = suites_of(suite, items, root, seed=seed, shots=shots > 0)
     found = evaluate_reference(
@@ -100,6 +98,12 @@ def evaluate(
         raise TutelageError(f"none of {len(failed)} items was measured; the first: {failed[0]}")
     if failed and not as_json:
         say(f"{len(failed)} of {len(found['results'])} items were not measured; the first: {failed[0]}")
+
+
+def judge_of(judge: str, last: Mapping[str, str]) -> str:
+    """A judge's reference, with a section of the last run in it (`prompted:finetune`) as what that made."""
+    scheme, sign, named = judge.partition(":")
+    return f"{scheme}:{last.get(named, named)}" if sign else last.get(judge, judge)
 
 
 def _settings(target: str, settings: list[str] | None) -> tuple[Any, dict[str, Any]]:

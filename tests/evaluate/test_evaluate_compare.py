@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 import sacrebleu
@@ -9,11 +14,18 @@ from scipy import stats
 from sklearn.metrics import f1_score
 
 from tutelage.core.errors import DataError, UsageError
-from tutelage.core.records import Example
+from tutelage.core.records import Example, Message, Verdict
+from tutelage.evaluate.ask import examine
 from tutelage.evaluate.compare import Compared, compare, refusal
-from tutelage.evaluate.suite import Result
-from tutelage.evaluate.systems import System, paired_up, system
-from tutelage.measure.calibration import bins_of
+from tutelage.evaluate.run import summarise
+from tutelage.evaluate.suite import Result, Suite, check, item_id
+from tutelage.evaluate.suites.judged import Agreement
+from tutelage.evaluate.suites.kinds import HEADLINE, KIND
+from tutelage.evaluate.systems import System, judged, paired_up, system
+from tutelage.generate.fake import FakeGenerator
+from tutelage.generate.generator import Scored
+from tutelage.judge.judge import WindowedJudge
+from tutelage.measure.calibration import ece
 
 
 def rows(target: str, values, *, suite="facts", kind="generate", metric="exact", clusters=None, **more) -> list[Result]:
@@ -60,7 +72,8 @@ def two(first, second, **options) -> Compared:
 def test_a_difference_of_rates_is_paired_and_its_p_exact() -> None:
     first, second = [1, 1, 0, 0, 0, 0, 0, 0, 0, 0] * 4, [1, 0, 1, 1, 1, 0, 0, 0, 0, 0] * 4
     found = two(first, second, margin=0.5)
-    (row,) = found.rows
+    row, unread = found.rows
+    assert unread.metric == "unextracted" and unread.values == (0.0, 0.0) and not unread.headline
     assert row.values == (0.2, 0.4) and row.difference.value == pytest.approx(0.2) and row.difference.n == 40
     assert (row.test, row.p) == ("exact McNemar", pytest.approx(stats.binomtest(12, 16).pvalue))
     gap = np.array(second) - np.array(first)
@@ -118,7 +131,7 @@ def test_without_a_difference_hardly_anything_is_found() -> None:
                 )
             ]
         found = compare([side(*each) for each in made.items()], [(0, 1)], resamples=50)
-        assert found.tests == 5 and len(found.rows) == 5
+        assert found.tests == 5 and sum(row.headline for row in found.rows) == 5
         false += any(row.verdict != "undecided" for row in found.rows)
     assert false <= 6  # 5% of 60 tables, and some
 
@@ -140,7 +153,7 @@ def test_corpus_figures_are_those_of_their_sources() -> None:
         old, new = (score(said[name], [golds]).score / 100 for name in ("old", "new"))
         row = by_metric[metric]
         assert row.values == (pytest.approx(old), pytest.approx(new))
-        assert row.difference.low < new - old < row.difference.high and row.test == "paired bootstrap"
+        assert row.difference.low < new - old < row.difference.high and row.test == "approximate randomization"
         assert "version:" in row.signature and row.detectable > 0
     assert by_metric["chrf"].verdict == "better" and by_metric["chrf"].headline and not by_metric["bleu"].headline
 
@@ -148,23 +161,201 @@ def test_corpus_figures_are_those_of_their_sources() -> None:
 def test_macro_f1_and_calibration_of_choices() -> None:
     rng = np.random.default_rng(3)
     labels = ["good", "bad", "mixed"]
-    gold = [labels[place % 3] for place in range(90)]
+    gold = [labels[place % 3] for place in range(330)]
     sides, told = [], {}
     for name, skill in (("old", 0.4), ("new", 0.9)):
         said = [each if rng.random() < skill else labels[int(rng.integers(3))] for each in gold]
         right = [float(a == b) for a, b in zip(said, gold, strict=True)]
-        sure = rng.uniform(0.4, 1.0, 90)
+        sure = rng.uniform(0.7, 1.0, 330)
         made = rows(
             name, right, kind="choice", metric="accuracy", outputs=said,
             scores={"confidence": sure, "accuracy": right, "accuracy_per_character": right},
         )  # fmt: skip
         sides.append(side(name, made, asked(made, gold, labels)))
-        error = sum(abs(sum(sure[i] - right[i] for i in part)) for part in bins_of(sure.tolist())) / 90
-        told[name] = f1_score(gold, said, average="macro", labels=labels), error
+        told[name] = f1_score(gold, said, average="macro", labels=labels), ece(sure, right, clusters=range(330)).value
     found = {row.metric: row for row in compare(sides, [(0, 1)], resamples=200).rows}
     assert found["macro_f1"].values == (pytest.approx(told["old"][0]), pytest.approx(told["new"][0]))
-    assert found["calibration_error"].values == (pytest.approx(told["old"][1]), pytest.approx(told["new"][1]))
+    assert found["calibration_error"].values == (told["old"][1], told["new"][1])
     assert found["calibration_error"].lower_is_better and found["macro_f1"].verdict == "better"
+    assert found["calibration_error"].difference.high < 0 and found["calibration_error"].verdict == "better"
+
+
+# -- one computation of each figure
+
+LABELS = ("good", "bad")
+
+
+def chance(*names: object) -> float:
+    return zlib.crc32(repr(names).encode()) / 2**32
+
+
+def question(kind: str, place: int) -> Example:
+    """An item of a kind, as its definition asks for it."""
+    word = ("red", "blue", "old", "small", "wet")[place % 5]
+    target, choices, more = f"the {word} cat {place} sits on the mat", (), {}
+    if kind == "choice":
+        condition, choices = ("ambig", "disambig")[place % 2], ("The grandfather", "The grandson", "Not known")
+        more = {"groups": ["old", "nonOld", "unknown"], "stereotyped_groups": ["old"]}
+        more["slices"] = {"condition": condition, "polarity": ("neg", "nonneg")[place // 2 % 2]}
+        target = "Not known" if condition == "ambig" else choices[place // 4 % 2]
+    elif kind == "classify":
+        target, choices = LABELS[place % 2], LABELS
+    elif kind == "arithmetic":
+        target = str(place)
+    elif kind == "rule":
+        target, more = "no", {"rule": "pin"}
+    elif kind == "instruct":
+        target, more = None, {"constraints": [{"type": "words", "at_most": 3}, {"type": "no_comma"}]}
+    elif kind in ("perplexity", "judged"):
+        target = None
+    role = "text" if kind == "perplexity" else "user"
+    tags = {"id": f"{kind}-{place}", "suite": kind, "kind": kind, "cluster": f"{kind}-{place // 2}"} | more
+    text = f"{word} {'words ' * (place % 7 + 1)}{place}"
+    return Example(messages=(Message(role=role, content=text),), target=target, choices=choices, tags=tags)
+
+
+class Model(FakeGenerator):
+    """Right as often as its skill says, and never sure of it."""
+
+    def __init__(self, skill: float) -> None:
+        self.skill = skill
+        super().__init__(self.said, likelihood=self.weighed)
+
+    def said(self, example: Example, number: int) -> str:
+        kind, luck = example.tags["kind"], chance(self.skill, example.tags["id"])
+        if kind == "instruct":
+            return "two words" if luck < self.skill else "one, two and three or four"
+        if kind == "judged":
+            return "x" * int(2 + 6 * self.skill + 2 * luck)
+        if luck < self.skill:
+            return str(example.target)
+        return "no idea" if luck > 0.9 else f"{LABELS[0]} or the dog 7 sits on a mat"
+
+    def weighed(self, example: Example, text: str) -> float:
+        return -3 * chance(self.skill, example.tags["id"], text) - (text != example.target) * self.skill
+
+    def rolling(self, prompts: Sequence[Example], stride: int = 0) -> list[Scored]:
+        return [
+            Scored(
+                logprob=-(30 + 9 * chance(self.skill, each.tags["id"])) / self.skill,
+                tokens=9,
+                characters=9,
+                greedy=None,
+            )
+            for each in prompts
+        ]
+
+
+class Lengths(WindowedJudge):
+    """Says what the answer's length says."""
+
+    name = "lengths"
+
+    def judge(self, examples: Sequence[Example]) -> list[Verdict]:
+        return [Verdict(judge="lengths", scores={"good": len(each.messages[-1].content) / 10}) for each in examples]
+
+
+def judged_by_people(count: int, off: float = 0.1) -> list[Agreement]:
+    return [Agreement(str(n), str(n), 0.5 + 0.04 * (n % 5 - 2) - off, 0.5) for n in range(count)]
+
+
+@pytest.mark.parametrize("kind", KIND)
+def test_a_figure_is_the_one_that_the_examination_states(kind: str) -> None:
+    """Of every kind and metric, to the last digit, on both sides; and nothing that was stated is dropped."""
+    items = [question(kind, place) for place in range(320 if kind in ("choice", "classify") else 60)]
+    assert all(check(each) is None for each in items)
+    people, sides, told = {"judged": judged_by_people(40)} if kind == "judged" else {}, [], {}
+    for name, skill in (("old", 0.4), ("new", 0.8)):
+        how = {"bench": lambda rubric: Lengths(), "judge": "lengths", "weigh_labels": True}
+        results = examine(Model(skill), items, target=name, **how)
+        found = summarise(results, [Suite(kind, items)], (), people=people, judge="lengths", resamples=50)
+        told[name] = {each["metric"]: each for each in found["cells"]}
+        made = system(name, f"evaluation:{name}#{name}", results, {item_id(each): each for each in items})
+        sides.append(judged(made, json.loads(json.dumps(found["judges"]))))
+    by_metric = {row.metric: row for row in compare(sides, [(0, 1)], resamples=60).rows}
+    assert set(by_metric) == set(told["old"]) and set(told["old"]) <= {each.name for each in KIND[kind]}
+    for name, row in by_metric.items():
+        assert row.values == (told["old"][name]["value"], told["new"][name]["value"]), name
+        assert row.lower_is_better is not told["old"][name]["higher_is_better"]
+        gap = row.difference
+        if None not in row.values:
+            assert gap.value == pytest.approx(row.values[1] - row.values[0]), name
+            assert gap.low is None or gap.low <= gap.value <= gap.high, name
+            assert (row.p is None) == (row.test == ""), name
+    headline = by_metric[HEADLINE[kind]]
+    assert headline.headline and headline.values[0] is not None and headline.difference.defined
+    if kind == "choice":
+        assert {"bias_ambig", "bias_disambig", "calibration_error", "macro_f1"} <= set(by_metric)
+    if kind == "instruct":
+        assert by_metric["constraints_strict"].verdict == "better"
+
+
+# -- a judge's error
+
+
+def open_ended(name: str, words: Sequence[float], people: Sequence[Agreement], judge: str = "j") -> System:
+    made = side(name, rows(name, words, suite="talk", kind="judged", metric="score", scores={"judge": words}))
+    answers = [each._asdict() for each in people]
+    return judged(made, [{"suite": "talk", "judge": judge, "answers": answers}])
+
+
+def test_a_judged_difference_carries_what_the_judge_was_measured_to_be_off() -> None:
+    rng = np.random.default_rng(7)
+    old, new = rng.uniform(0.2, 0.6, 80), rng.uniform(0.35, 0.75, 80)
+
+    def compared(*people: Sequence[Agreement], judges: str = "jj") -> dict[str, Any]:
+        both = [open_ended(*each) for each in zip(("old", "new"), (old, new), people, judges, strict=True)]
+        return {row.metric: row for row in compare(both, [(0, 1)], margin=0.01).rows}
+
+    many, few = judged_by_people(1000), judged_by_people(12)
+    found, wide = compared(many, many)["score"], compared(few, few)["score"]
+    raw = compared(many, many)["judge"]
+    assert found.values[0] == pytest.approx(old.mean() - 0.1), "as the examination corrects it"
+    assert found.difference.value == wide.difference.value == pytest.approx(new.mean() - old.mean())
+    assert found.difference.half_width < wide.difference.half_width and found.p < wide.p
+    assert raw.difference.half_width < found.difference.half_width and "judge's error" in found.test
+    assert found.detectable < wide.detectable
+    nobody = compared([], [])["score"]
+    assert nobody.p is None and nobody.verdict == "undecided" and not nobody.difference.defined
+    assert "no answer was judged by people" in nobody.difference.reason and nobody.detectable is None
+    assert nobody.non_inferior.passed is None, "what nobody measured passes no gate"
+    assert "only 3 answers" in compared(many, many[:3])["score"].difference.reason
+    other = compared(many, judged_by_people(1000, off=0.3), judges="jk")
+    assert other["score"].difference.value == pytest.approx(new.mean() - old.mean() - 0.2)
+    assert "judge" not in other, "the word of one judge beside that of another says nothing"
+
+
+def test_intervals_of_differences_cover_what_they_promise() -> None:
+    """Right or wrong in clusters, graded, and judged by a judge who is off and noisy, but as much on both sides."""
+    rng, held, turns = np.random.default_rng(8), {"exact": 0, "f1": 0, "score": 0, "judge": 0}, 100
+    for _ in range(turns):
+        groups = np.repeat(rng.normal(0, 0.1, 30), 2)
+        low, high = 0.4 + groups, 0.55 + groups
+        old, new = (rng.random(60) < low).astype(float), (rng.random(60) < high).astype(float)
+        clusters = [place // 2 for place in range(60)]
+        graded = rng.beta(2, 3, 60), rng.beta(3, 3, 60)
+        made = [
+            side(name, rows(name, one, clusters=clusters, scores={"f1": two}))
+            for name, one, two in zip(("old", "new"), (old, new), graded, strict=True)
+        ]
+        truth = {"exact": 0.15, "f1": 0.1, "score": 0.1, "judge": 0.1}
+        human = rng.beta(4, 6, 100), rng.beta(5, 5, 100)
+        measured = rng.beta(4, 5, 25)
+
+        def word(people: Any) -> Any:
+            return people + 0.15 + rng.normal(0, 0.1, len(people))
+
+        agreed = [
+            Agreement(str(n), str(n), float(a), float(b))
+            for n, (a, b) in enumerate(zip(measured, word(measured), strict=True))
+        ]
+        talk = [open_ended(name, word(each), agreed) for name, each in zip(("old", "new"), human, strict=True)]
+        for each in (made, talk):
+            for row in compare(each, [(0, 1)], resamples=100).rows:
+                if row.metric in held:
+                    held[row.metric] += row.difference.low <= truth[row.metric] <= row.difference.high
+    assert min(held.values()) / turns >= 0.88, held
+    assert held["exact"] / turns <= 0.99 and held["f1"] / turns <= 0.99, held
 
 
 def test_less_is_better_where_it_is() -> None:
@@ -193,7 +384,7 @@ def test_only_items_in_common_count() -> None:
     old, new = rows("old", [1, 0] * 20), rows("new", [1, 1] * 20)
     extra = rows("new", [1] * 5, suite="rules", metric="kept", kind="rule")
     found = compare([side("old", old[:30]), side("new", [*new[10:], *extra])], [(0, 1)], margin=0.5)
-    (row,) = found.rows
+    row = found.rows[0]
     assert (row.difference.n, row.only_first, row.only_second, len(found.items)) == (20, 10, 10, 20)
     assert found.left_out == ("old → new: rules: only 'new' was asked",)
     assert "were not asked" in refusal(found)
@@ -213,6 +404,25 @@ def test_ranks_have_intervals_and_equals_share_them() -> None:
     assert (found["strong"].rank, found["weak"].rank) == (1.0, 4.0)
     assert found["strong"].rank_high == 1.0 and found["twin"].rank == found["other"].rank == 2.5
     assert found["twin"].low < found["twin"].value < found["twin"].high
+
+
+def test_suites_are_drawn_apart() -> None:
+    """Six suites of the same answers: with one seed for all, their mean rank would be as uncertain as that of one."""
+    rng = np.random.default_rng(11)
+    skill, sides = rng.random(80), []
+    for name, level in (("a", 0.5), ("b", 0.55), ("c", 0.6)):
+        once = rows(name, (skill + 0.3 * rng.random(80) < level).astype(float))
+        sides.append(side(name, [row.model_copy(update={"suite": suite}) for suite in "pqrstu" for row in once]))
+    whole = compare(sides, [(0, 1), (0, 2)], resamples=400)
+    width = {
+        suite: sum(each.rank_high - each.rank_low for each in whole.ranks if each.suite == suite)
+        for suite in ("p", "q", None)
+    }
+    assert width[None] < 0.8 * min(width["p"], width["q"]), width
+    first = {row.suite: row for row in whole.rows if row.second == 1 and row.headline}
+    places = {each.suite: each for each in whole.ranks if each.system == 1}
+    assert (places["p"].value, places["p"].kind) == (first["p"].values[1], "generate")
+    assert places["p"].low < places["p"].value < places["p"].high
 
 
 def test_two_evaluations_meet_by_name_and_one_is_held_against_its_first() -> None:

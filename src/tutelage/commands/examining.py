@@ -96,6 +96,12 @@ def evaluate(
         say(f"{len(failed)} of {len(found['results'])} items were not measured; the first: {failed[0]}")
 
 
+def judge_of(judge: str, last: Mapping[str, str]) -> str:
+    """A judge's reference, with a section of the last run in it (`prompted:finetune`) as what that made."""
+    scheme, sign, named = judge.partition(":")
+    return f"{scheme}:{last.get(named, named)}" if sign else last.get(judge, judge)
+
+
 def _settings(
     target: str, settings: list[str] | None, how: Mapping[str, Any], seed: int, last: Mapping[str, str]
 ) -> tuple[Any, dict[str, Any]]:
@@ -117,8 +123,7 @@ def _settings(
         if name in (given if name == "seed" else said):
             raise UsageError(f"{name} is given twice", key=f"--{name.replace('_', '-')}", todo="Say it once")
     asked = {**said, **options}
-    scheme, sign, named = str(asked.get("judge", "")).partition(":")
-    asked["judge"] = f"{scheme}:{last.get(named, named)}" if sign else last.get(scheme, scheme)
+    asked["judge"] = judge_of(str(asked.get("judge", "")), last)
     asked["people"] = last.get(str(asked.get("people", "")), str(asked.get("people", "")))
     return build(Examination, given | {"how": asked} | ({"seed": seed} if seed else {})), endpoint
 

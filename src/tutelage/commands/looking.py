@@ -147,6 +147,10 @@ def compare(
         str | None, typer.Option("--suite", help="Examine them all now: a file of items, or a suite's name.")
     ] = None,
     items: Annotated[int, typer.Option(min=0, help="With --suite: items per suite and cell; 0 asks all.")] = 0,
+    judge: Annotated[str, typer.Option(help="With --suite: who judges open answers, as prompted:REFERENCE.")] = "",
+    people: Annotated[
+        str, typer.Option(help="With --judge: answers that people judged, a file or preferences:ID.")
+    ] = "",
     only: Annotated[list[str] | None, typer.Option("--only", help="This suite only; may be given again.")] = None,
     margin: Annotated[
         float | None, typer.Option(min=0, help="Test against so much worse, in the figures' unit: 0.02 is 2 points.")
@@ -167,8 +171,14 @@ def compare(
 
     if gate and margin is None:
         raise UsageError("--gate needs --margin", key="--gate", todo="Say how much worse is accepted: --margin 0.02")
+    if suite is None and (judge or people):
+        key = "--judge" if judge else "--people"
+        raise UsageError(f"{key} needs --suite", key=key, todo="What was examined before was judged before")
     where = root_at(root) if suite is not None else known_root(root)
-    operands = _examined_now(systems, suite, items, where) if suite is not None else _examined(systems, where)
+    if suite is None:
+        operands = _examined(systems, where)
+    else:
+        operands = _examined_now(systems, suite, items, where, judge, people)
     found = side_by_side.compare(*paired_up(operands), only=only or (), margin=margin)
     path = html or where.reports / "compare.html"
     atomic_write(path, comparison_page(found, _made(where, [each["id"] for each in found.systems])).encode())
@@ -207,22 +217,29 @@ def _examined(systems: Sequence[str], root: Root) -> list[list[System]]:
     return found
 
 
-def _examined_now(systems: Sequence[str], suite: str, items: int, root: Root) -> list[list[System]]:
-    """Every system asked the same items now; an endpoint's answers are kept, so that the same command goes on."""
-    from tutelage.commands.examining import suites_of
+def _examined_now(
+    systems: Sequence[str], suite: str, items: int, root: Root, judge: str, people: str
+) -> list[list[System]]:
+    """Every system asked the same items now; their answers are kept, so that the same command goes on."""
+    from tutelage.commands.examining import judge_of, suites_of
     from tutelage.evaluate.further import Examination
     from tutelage.evaluate.run import evaluate_reference
     from tutelage.evaluate.summary import by_id
-    from tutelage.evaluate.systems import system
+    from tutelage.evaluate.systems import judged, system
+    from tutelage.evaluate.ways import Asking
     from tutelage.life import made_last
 
     known, (chosen, dialogues) = made_last(root), suites_of(suite, items, root.path)
-    asked, asking = by_id(item for each in chosen for item in each.items), Examination(contamination=0)
-    found = []
+    asked = by_id(item for each in chosen for item in each.items)
+    how = Asking(judge=judge_of(judge, known), people=known.get(people, people))
+    config, found = Examination(contamination=0, how=how), []
     for ref in systems:
-        done = evaluate_reference(known.get(ref, ref), chosen, asking, root=root, items=items, dialogues=dialogues)
+        done = evaluate_reference(
+            known.get(ref, ref), chosen, config, root=root, items=items, work=root.work / "answers",
+            dialogues=dialogues,
+        )  # fmt: skip
         rows = [row.model_copy(update={"target": ref}) for row in done["results"]]
-        found.append([system(ref, ref, rows, asked, suite)])
+        found.append([judged(system(ref, ref, rows, asked, suite), done["judges"])])
     return found
 
 

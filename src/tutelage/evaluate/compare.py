@@ -1,15 +1,16 @@
 """Systems on the same items: paired differences with intervals and tests, what could have been seen at all, and every
 item whose answer became better or worse.
 
-Only items in common count, and how many are not is stated. A difference is later minus earlier. Sources: Dietterich
-1998 (McNemar, exact); Koehn 2004 (paired bootstrap of corpus figures); Miller 2024, arXiv 2411.00640 (clusters and
-power of evaluations).
+Only items in common count, and how many are not is stated. A difference is later minus earlier. Figures, differences
+and tests are those of `suites/kinds.py`, as an examination states them. Source: Miller 2024, arXiv 2411.00640 (clusters
+and power of evaluations).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,30 +20,21 @@ from scipy import stats
 from tutelage.core.errors import DataError
 from tutelage.core.records import Record
 from tutelage.evaluate.ranking import Ranked, ranks
-from tutelage.evaluate.resampled import Drawn, drawn, weights_of
 from tutelage.evaluate.suite import Result, golds_of, prompt_of
-from tutelage.evaluate.suites.kinds import HEADLINE, KIND, LOWER_IS_BETTER
+from tutelage.evaluate.suites.kinds import HEADLINE, KIND, LOWER_IS_BETTER, Ground, Metric, metric_of
 from tutelage.evaluate.systems import Key, System, cell_of_row, text_of
+from tutelage.measure.paired import Tested, error_of
 from tutelage.measure.statistics import (
     Interval,
     Test,
+    detectable,
     equivalent,
-    group,
     holm,
-    mcnemar,
     minimum_detectable_effect,
     non_inferior,
-    paired,
-    permutation,
-    standard_error,
-    undefined,
     visible_difference,
 )
 
-MANY_CLUSTERS = 500
-"""Independent groups from which on Student's t stands for the sign-flip test: they agree, and it costs nothing."""
-FLIPS = 9999
-"""Sign flips of the permutation test: the smallest p is 1/10,000, so that Holm over a long table can still reject."""
 CHANGES = {"f": "fixed", "+": "better", "=": "same", "-": "worse", "b": "broken", "?": "not measured", ".": "not asked"}
 """What became of an item. `fixed`: now fully right, before not; `broken`: the other way."""
 
@@ -132,108 +124,60 @@ class Compared(Record):
 
 
 class _Measured(NamedTuple):
+    metric: Metric
+    pairs: list[tuple[Result, Result]]
     values: tuple[float | None, float | None]
-    difference: Interval
-    narrow: Interval
-    """The 90% interval: each of its ends is a one-sided test at 5%."""
-    p: float | None
-    test: str
-    tests: dict[str, float | None]
-    error: float | None
-    signature: str = ""
-
-
-def _bootstrapped(
-    first: Drawn, second: Drawn, clusters: Sequence[str], level: float, resamples: int, seed: int
-) -> _Measured:
-    """The difference of two corpus figures by paired (cluster) bootstrap; p from its error, so that it has no floor."""
-    n, test = len(clusters), "paired bootstrap"
-    codes, count = group(clusters, n)
-    whole = np.ones((1, n))
-    values = float(first.figures(whole)[0]), float(second.figures(whole)[0])
-    value = values[1] - values[0]
-
-    def none(reason: str, error: float | None = None) -> _Measured:
-        nothing, p = undefined(n, reason, value=value, method=test, level=level), None if error is None else 1.0
-        return _Measured(values, nothing, nothing, p, test, {test: p}, error, second.signature)
-
-    if count < 2:
-        return none("fewer than two clusters")
-    weights = weights_of(codes, count, resamples, seed)
-    gaps = second.figures(weights) - first.figures(weights)
-    gaps = gaps[np.isfinite(gaps)]
-    if len(gaps) < 0.9 * resamples:
-        return none("undefined on too many resamples")
-    error = float(gaps.std(ddof=1))
-    if float(np.ptp(gaps)) == 0.0:
-        return none("no variation between resamples", 0.0)
-
-    def interval(level: float) -> Interval:
-        low, high = np.quantile(gaps, [(1 - level) / 2, (1 + level) / 2])
-        ends = {"low": float(low), "high": float(high)}
-        return Interval(value=value, n=n, clusters=count, level=level, method=test, **ends)
-
-    p = float(2 * stats.norm.sf(abs(value) / error))
-    return _Measured(values, interval(level), interval(0.9), p, test, {test: p}, error, second.signature)
-
-
-def _of_means(a: list[float], b: list[float], clusters: list[str], level: float, seed: int) -> _Measured:
-    found = paired(b, a, clusters, level)
-    tests: dict[str, float | None] = {"cluster-robust t": found.p}
-    count = len(set(clusters))
-    if count == len(clusters) and {*a, *b} <= {0.0, 1.0}:
-        tests["exact McNemar"] = mcnemar(b, a, level).p
-    elif count <= MANY_CLUSTERS:
-        tests["sign-flip permutation"] = permutation(b, a, clusters, resamples=FLIPS, seed=seed)
-    test = list(tests)[-1]
-    gaps = [y - x for x, y in zip(a, b, strict=True)]
-    values = (float(np.mean(a)), float(np.mean(b)))
-    p = 1.0 if not any(gaps) else tests[test]
-    narrow = paired(b, a, clusters, 0.9).difference
-    return _Measured(values, found.difference, narrow, p, test, tests, standard_error(gaps, clusters))
+    gap: Tested
+    """Second minus first."""
+    narrow: Interval | None
+    """The 90% interval: each of its ends is a one-sided test at 5%. Only where there is a margin."""
+    signature: str
 
 
 def _measure(
-    metric: str,
+    metric: Metric,
     rows: Sequence[tuple[Result, Result]],
-    systems: tuple[System, System],
+    grounds: tuple[Ground, Ground],
+    *,
     level: float,
-    resamples: int,
     seed: int,
+    margin: float | None,
 ) -> _Measured:
-    """The metric's paired difference over items that both sides were measured on."""
-    if not rows:
-        nothing = undefined(0, "no item was measured on both sides", level=level)
-        return _Measured((None, None), nothing, nothing, None, "", {}, None)
-    clusters = [each.cluster for each, _ in rows]
-    first, second = drawn(metric, [a for a, _ in rows], systems[0]), drawn(metric, [b for _, b in rows], systems[1])
-    if isinstance(first, str) or isinstance(second, str):
-        why = first if isinstance(first, str) else str(second)
-        nothing = undefined(len(rows), why, level=level)
-        return _Measured((None, None), nothing, nothing, None, "", {}, None)
-    if first.values is not None and second.values is not None:
-        return _of_means(first.values, second.values, clusters, level, seed)
-    return _bootstrapped(first, second, clusters, level, resamples, seed)
+    """The metric's figures and their difference over the items that both sides were measured on."""
+    pairs = metric.pairs([a for a, _ in rows], [b for _, b in rows], *grounds)
+    first, second = [a for a, _ in pairs], [b for _, b in pairs]
+    (one, signature), (two, _) = metric.value(first, grounds[0]), metric.value(second, grounds[1])
+
+    def gap(level: float) -> Tested:
+        return metric.difference(second, first, grounds[1], grounds[0], level=level, seed=seed)
+
+    narrow = None if margin is None else gap(0.9).difference
+    return _Measured(metric, pairs, (one, two), gap(level), narrow, signature)
 
 
-def _detectable(found: _Measured, rows: Sequence[tuple[Result, Result]], tests: int) -> tuple[float | None, str]:
+def _detectable(found: _Measured, tests: int) -> tuple[float | None, str]:
     """The smallest true difference seen with 80% power, and where that is a stand-in, how it was had.
 
     Never less than what the exact tests can reject with at all: two-sided at `alpha` they need log2(2 / alpha) changed
     groups that all moved the same way.
     """
-    alpha, clusters = 0.05 / tests, [a.cluster for a, _ in rows]
-    if found.error is None:
-        return None, found.difference.reason or "too few independent items"
+    alpha, clusters, gap = 0.05 / tests, [a.cluster for a, _ in found.pairs], found.gap.difference
     groups, changed = len(set(clusters)), math.ceil(math.log2(2 / alpha))
+    if gap.value is None or groups < 2 or (found.metric.apart is not None and not gap.defined):
+        return None, gap.reason or "too few independent items"
     if groups < changed:
         return None, f"no change of {groups} independent items can be told from chance"
-    gaps = [abs(float(b.value or 0) - float(a.value or 0)) for a, b in rows]
-    size = float(np.mean([gap for gap in gaps if gap])) if any(gaps) else 1.0
-    least = size * float(stats.beta.ppf(0.8, changed, groups - changed + 1))
-    if found.error > 0:
-        return max(least, minimum_detectable_effect(found.error, comparisons=tests) or 0.0), ""
-    loose = visible_difference([float(b.value or 0) for _, b in rows], clusters, alpha=alpha)
+    if found.metric.apart is not None or found.metric.sums is not None:
+        least, stand_in = 0.0, [float(b.value or 0) for _, b in found.pairs]
+        seen = minimum_detectable_effect(error_of(gap), comparisons=tests, degrees=groups - 1)
+    else:
+        values = [found.metric.values(side)[0] for side in zip(*found.pairs, strict=True)]
+        moved = [abs(b - a) for a, b in zip(*values, strict=True) if a != b]
+        least = (float(np.mean(moved)) if moved else 1.0) * float(stats.beta.ppf(0.8, changed, groups - changed + 1))
+        seen, stand_in = detectable(values[1], values[0], clusters, comparisons=tests), values[1]
+    if seen is not None:
+        return max(least, seen), ""
+    loose = visible_difference(stand_in, clusters, alpha=alpha)
     return max(least, loose or 0.0), "no answer differs in value: the figure is that of unrelated systems"
 
 
@@ -289,8 +233,14 @@ def _same_question(first: System, second: System, both: Sequence[Key]) -> None:
 
 
 def _rows_of(
-    pair: tuple[int, int], systems: Sequence[System], level: float, resamples: int, seed: int
-) -> tuple[list[tuple[Row, _Measured, list[tuple[Result, Result]]]], list[str]]:
+    pair: tuple[int, int],
+    systems: Sequence[System],
+    *,
+    level: float,
+    resamples: int,
+    seed: int,
+    margin: float | None,
+) -> tuple[list[tuple[Row, _Measured]], list[str]]:
     """The rows of one pair before anything that depends on the whole table."""
     first, second = (systems[place] for place in pair)
     both = [key for key in first.rows if key in second.rows]
@@ -300,6 +250,8 @@ def _rows_of(
             todo="Examine both on the same suite: tutelage compare A B --suite FILE.jsonl",
         )
     _same_question(first, second, both)
+    items = {**second.items, **first.items}
+    grounds = Ground(items, first.people, resamples), Ground(items, second.people, resamples)
     cells: dict[tuple[str, str | None], list[Key]] = {}
     for key in first.rows:
         cells.setdefault((key[0], cell_of_row(first.rows[key])), []).append(key)
@@ -308,7 +260,7 @@ def _rows_of(
         if key not in first.rows:
             where = key[0], cell_of_row(second.rows[key])
             theirs[where] = theirs.get(where, 0) + 1
-    found: list[tuple[Row, _Measured, list[tuple[Result, Result]]]] = []
+    found: list[tuple[Row, _Measured]] = []
     alone = [f"{_words(*where)}: only {second.name!r} was asked" for where in theirs if where not in cells]
     for where, keys in cells.items():
         shared = [(first.rows[key], second.rows[key]) for key in keys if key in second.rows]
@@ -316,14 +268,14 @@ def _rows_of(
             alone.append(f"{_words(*where)}: only {first.name!r} was asked")
             continue
         kind, headline = shared[0][0].kind, shared[0][0].metric
-        measured = [(a, b) for a, b in shared if a.value is not None and b.value is not None]
-        lower = headline in LOWER_IS_BETTER
-        letters = [change(a, b, lower) for a, b in shared]
+        letters = [change(a, b, headline in LOWER_IS_BETTER) for a, b in shared]
         changes = {CHANGES[letter]: letters.count(letter) for letter in CHANGES if letter != "."}
-        further = [each.name for each in KIND.get(kind, ())] if HEADLINE.get(kind) == headline else []
-        for metric in dict.fromkeys((headline, *further)):
-            one = _measure(metric, measured, (first, second), level, resamples, seed)
-            if metric != headline and one.values == (None, None):
+        further = KIND.get(kind, ()) if HEADLINE.get(kind) == headline else ()
+        for metric in (metric_of(kind, headline), *further[1:]):
+            if metric.name == "judge" and first.judges.get(where[0]) != second.judges.get(where[0]):
+                continue  # the word of one judge beside another's
+            one = _measure(metric, shared, grounds, level=level, seed=seed, margin=margin)
+            if metric.name != headline and not one.pairs:
                 continue  # a further figure that this cell does not have
             row = Row(
                 first=pair[0],
@@ -331,14 +283,14 @@ def _rows_of(
                 suite=where[0],
                 cell=where[1],
                 kind=kind,
-                metric=metric,
-                headline=metric == headline,
-                lower_is_better=metric in LOWER_IS_BETTER,
+                metric=metric.name,
+                headline=metric.name == headline,
+                lower_is_better=not metric.higher,
                 values=one.values,
-                difference=one.difference,
-                p=one.p,
-                test=one.test,
-                tests=one.tests,
+                difference=one.gap.difference,
+                p=one.gap.p,
+                test=one.gap.test,
+                tests=one.gap.tests,
                 detectable=None,
                 only_first=len(keys) - len(shared),
                 only_second=theirs.get(where, 0),
@@ -347,7 +299,7 @@ def _rows_of(
                 changes=changes,
                 signature=one.signature,
             )
-            found.append((row, one, measured))
+            found.append((row, one))
     return found, [f"{first.name} → {second.name}: {each}" for each in alone]
 
 
@@ -371,21 +323,19 @@ def compare(
     Raises DataError where a pair shares no item, or equal ids bear other texts or metrics.
     """
     chosen = [_within(each, only) for each in systems]
-    table: list[tuple[Row, _Measured, list[tuple[Result, Result]]]] = []
+    table: list[tuple[Row, _Measured]] = []
     left_out: list[str] = []
     for pair in pairs:
-        rows, alone = _rows_of(pair, chosen, level, resamples, seed)
+        rows, alone = _rows_of(pair, chosen, level=level, resamples=resamples, seed=seed, margin=margin)
         table += rows
         left_out += alone
-    families = {
-        kind: [place for place, (row, _, _) in enumerate(table) if row.headline is kind] for kind in (True, False)
-    }
+    families = {kind: [place for place, (row, _) in enumerate(table) if row.headline is kind] for kind in (True, False)}
     done: dict[int, Row] = {}
     for places in families.values():
         ps = [table[place][0].p for place in places]
         tests = max(1, sum(p is not None for p in ps))
         for place, p in zip(places, holm(ps), strict=True):
-            done[place] = _judged(*table[place], p, tests, margin)
+            done[place] = _decided(*table[place], p, tests, margin)
     return Compared(
         systems=tuple({"name": each.name, "source": each.source, "id": each.target_id} for each in chosen),
         pairs=tuple(pairs),
@@ -397,7 +347,7 @@ def compare(
         margin=margin,
         resamples=resamples,
         seed=seed,
-        tests=sum(row.headline and row.p is not None for row, _, _ in table),
+        tests=sum(row.headline and row.p is not None for row, _ in table),
     )
 
 
@@ -408,29 +358,22 @@ def _within(system: System, only: Sequence[str]) -> System:
     if not rows:
         known = ", ".join(sorted({key[0] for key in system.rows}))
         raise DataError(f"{system.name!r} was not asked {', '.join(only)}", key="--only", todo=f"It was asked: {known}")
-    return System(system.name, system.source, system.target_id, rows, system.items)
+    return replace(system, rows=rows)
 
 
-def _judged(
-    row: Row,
-    one: _Measured,
-    measured: Sequence[tuple[Result, Result]],
-    p: float | None,
-    tests: int,
-    margin: float | None,
-) -> Row:
+def _decided(row: Row, one: _Measured, p: float | None, tests: int, margin: float | None) -> Row:
     """The row with what depends on the whole table, and the tests against a margin."""
-    detectable, reason = _detectable(one, measured, 1)
+    smallest, reason = _detectable(one, 1)
     told: dict[str, Any] = {
         "p_holm": p,
-        "detectable": detectable,
+        "detectable": smallest,
         "detectable_reason": reason,
-        "detectable_holm": _detectable(one, measured, tests)[0],
+        "detectable_holm": _detectable(one, tests)[0],
     }
     gap = _oriented(row.difference, row.lower_is_better)
     if p is not None and p < 0.05 and gap.value:
         told["verdict"] = "better" if gap.value > 0 else "worse"
-    if margin is not None:
+    if margin is not None and one.narrow is not None:
         narrow = _oriented(one.narrow, row.lower_is_better)
         told |= {"non_inferior": non_inferior(narrow, margin)}
         told |= {"equivalent": equivalent(narrow, margin)} if margin > 0 else {}

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
 from scipy import stats
 
 from tutelage.core.records import Record
-from tutelage.evaluate.resampled import Drawn, Floats, drawn, weights_of
-from tutelage.evaluate.suites.kinds import LOWER_IS_BETTER
+from tutelage.evaluate.suites.kinds import Ground, Metric, metric_of
 from tutelage.evaluate.systems import Key, System, cell_of_row
-from tutelage.measure.statistics import group
+from tutelage.measure.clusters import Floats, Indices, Partition, normal_quantile
+from tutelage.measure.intervals import Interval
 
 
 class Ranked(Record):
-    """A system's place among all of them: 1 is best; `low` to `high` holds 95% of the resamples."""
+    """A system's place among all of them: 1 is best; `rank_low` to `rank_high` holds 95% of the resamples."""
 
     system: int
     suite: str | None
     """None: the mean over all suites and cells."""
     cell: str | None
+    kind: str | None
     metric: str | None
     value: float | None
     low: float | None
@@ -34,7 +36,7 @@ class Ranked(Record):
 def ranks(systems: Sequence[System], *, resamples: int = 1000, seed: int = 0) -> list[Ranked]:
     """Places of all systems on the items that all of them were measured on, by suite and cell and in the mean.
 
-    Clusters are drawn once per suite, so that cells that share them move together.
+    Clusters are drawn once per suite, so that cells that share them move together; suites are drawn apart.
     """
     common = [key for key in systems[0].rows if all(_measured_on(each, key) for each in systems)]
     suites: dict[str, list[Key]] = {}
@@ -44,33 +46,31 @@ def ranks(systems: Sequence[System], *, resamples: int = 1000, seed: int = 0) ->
     points: list[Floats] = []
     clouds: list[Floats] = []
     for suite, keys in suites.items():
-        codes, count = group([systems[0].rows[key].cluster for key in keys], len(keys))
-        if count < 2:
+        parts = Partition.of([systems[0].rows[key].cluster for key in keys], len(keys))
+        if parts.count < 2:
             continue
-        weights = weights_of(codes, count, resamples, seed)
+        own = seed + zlib.crc32(suite.encode())  # one seed for all would let equal draws move unrelated suites together
         cells: dict[str | None, list[int]] = {}
         for place, key in enumerate(keys):
             cells.setdefault(cell_of_row(systems[0].rows[key]), []).append(place)
         for cell, places in cells.items():
-            metric = systems[0].rows[keys[places[0]]].metric
-            each = [drawn(metric, [one.rows[keys[place]] for place in places], one) for one in systems]
-            known = [one for one in each if isinstance(one, Drawn)]
+            head = systems[0].rows[keys[places[0]]]
+            metric, here = metric_of(head.kind, head.metric), [keys[place] for place in places]
+            found = [_drawn(metric, each, here, parts, np.array(places), resamples, own) for each in systems]
+            known = [each for each in found if each is not None]
             if len(known) < len(systems):
                 continue
-            sign = 1.0 if metric in LOWER_IS_BETTER else -1.0
-            some = weights[:, places]
-            some = some[some.sum(axis=1) > 0]
-            cloud = np.stack([one.figures(some) for one in known])
-            value = np.array([float(one.figures(np.ones((1, len(places))))[0]) for one in known])
-            point = stats.rankdata(sign * value)
+            sign = -1.0 if metric.higher else 1.0
+            cloud = np.stack([drawn for _, drawn in known])
+            cloud = cloud[:, np.isfinite(cloud).all(axis=0)]
+            point = stats.rankdata([sign * float(figure.value or 0.0) for figure, _ in known])
             ranked = stats.rankdata(sign * cloud, axis=0)
-            if len(some) == resamples:  # a cell of so few clusters that a draw may miss it has no part in the mean
+            if cloud.shape[1] == resamples:  # a cell of so few clusters that a draw may miss it has no part in the mean
                 points.append(point)
                 clouds.append(ranked)
-            low, high = np.nanquantile(cloud, [0.025, 0.975], axis=1)
-            table += _places(point, ranked, suite, cell, metric, (value, low, high), len(places))
+            table += _places(point, ranked, len(places), head.kind, suite, cell, metric.name, [one for one, _ in known])
     if len(points) > 1:
-        table += _places(np.mean(points, axis=0), np.mean(clouds, axis=0), None, None, None, None, len(common))
+        table += _places(np.mean(points, axis=0), np.mean(clouds, axis=0), len(common))
     return table
 
 
@@ -78,14 +78,40 @@ def _measured_on(system: System, key: Key) -> bool:
     return key in system.rows and system.rows[key].value is not None
 
 
+def _drawn(
+    metric: Metric, system: System, keys: Sequence[Key], parts: Partition, places: Indices, resamples: int, seed: int
+) -> tuple[Interval, Floats] | None:
+    """A system's figure of a cell and its resamples; NaN where none of the cell's items was drawn.
+
+    Where the interval holds more than which items were asked (a judge's error), the resamples are widened to it.
+    """
+    rows, ground = [system.rows[key] for key in keys], Ground(system.items, system.people, resamples)
+    figure, _ = metric.figure(rows, ground)
+    built = metric.built(rows, ground)
+    if figure.value is None or isinstance(built, str):
+        return None
+    columns, of = built[0]
+    sums = np.zeros((parts.count, columns.shape[1] + 1))
+    np.add.at(sums, parts.codes[places], np.column_stack([columns, np.ones(len(places))]))
+    weighed = np.concatenate([counts @ sums for counts in parts.counts(resamples, seed)])
+    drawn = np.where(weighed[:, -1] > 0, of(weighed[:, :-1]), np.nan)
+    drawn += figure.value - float(of(sums.sum(axis=0)[None, :-1])[0])
+    if metric.apart is not None and figure.half_width is not None:
+        more = (figure.half_width / normal_quantile(0.975)) ** 2 - float(np.nanvar(drawn))
+        rng = np.random.default_rng([seed, zlib.crc32(system.name.encode())])
+        drawn += rng.normal(0.0, np.sqrt(max(0.0, more)), len(drawn))
+    return figure, drawn
+
+
 def _places(
     point: Floats,
     ranked: Floats,
-    suite: str | None,
-    cell: str | None,
-    metric: str | None,
-    figures: tuple[Floats, Floats, Floats] | None,
     n: int,
+    kind: str | None = None,
+    suite: str | None = None,
+    cell: str | None = None,
+    metric: str | None = None,
+    figures: Sequence[Interval] = (),
 ) -> list[Ranked]:
     low, high = np.quantile(ranked, [0.025, 0.975], axis=1)
     return [
@@ -93,10 +119,11 @@ def _places(
             system=place,
             suite=suite,
             cell=cell,
+            kind=kind,
             metric=metric,
-            value=float(figures[0][place]) if figures else None,
-            low=float(figures[1][place]) if figures else None,
-            high=float(figures[2][place]) if figures else None,
+            value=figures[place].value if figures else None,
+            low=figures[place].low if figures else None,
+            high=figures[place].high if figures else None,
             rank=float(point[place]),
             rank_low=float(low[place]),
             rank_high=float(high[place]),

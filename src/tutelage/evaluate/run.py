@@ -98,7 +98,7 @@ def summarise(
             for (suite, cell), scores in sorted(baselines.items(), key=lambda entry: (entry[0][0], entry[0][1] or ""))
         ],
         "gold": summary.gold_table(results),
-        "changes": summary.changes(results, pairs, items, resamples=resamples),
+        "changes": summary.changes(results, pairs, items, people=people, resamples=resamples),
         "slices": summary.slices(results, items, resamples=resamples),
         "classes": summary.classes(results, items),
         "constraints": summary.followed(results),

@@ -18,18 +18,8 @@ from tutelage.evaluate.suites.answers import score
 from tutelage.evaluate.suites.baselines import chance, guesses
 from tutelage.evaluate.suites.gold import gold
 from tutelage.evaluate.suites.judged import Agreement
-from tutelage.evaluate.suites.kinds import HEADLINE, KIND, Ground, Metric, Statistic, measured, metric_of
-from tutelage.measure.paired import paired_statistic
-from tutelage.measure.statistics import (
-    Comparison,
-    Interval,
-    holm,
-    mean,
-    paired,
-    rate,
-    undefined,
-    visible_difference,
-)
+from tutelage.evaluate.suites.kinds import HEADLINE, KIND, Ground, measured, metric_of
+from tutelage.measure.statistics import Interval, holm, mean, rate, undefined, visible_difference
 
 FEWEST = 30
 """Items below which a slice has no figure of its own."""
@@ -247,15 +237,19 @@ def gold_table(results: Iterable[Result]) -> list[dict[str, Any]]:
 
 
 def changes(
-    results: Iterable[Result], pairs: Sequence[tuple[str, str]], items: Items | None = None, *, resamples: int = 200
+    results: Iterable[Result],
+    pairs: Sequence[tuple[str, str]],
+    items: Items,
+    *,
+    people: Mapping[str, Sequence[Agreement]] | None = None,
+    resamples: int = 200,
 ) -> list[dict[str, Any]]:
     """Paired differences (after minus before) per suite and cell for (before, after) pairs of targets, with Holm.
 
-    Of every kind its headline; of translations BLEU too. A figure of a whole corpus is compared as such, by paired
-    bootstrap and approximate randomization.
+    Of every kind its headline; of translations BLEU too.
     """
     groups = _groups(results)
-    ground = Ground(items or {}, resamples=resamples)
+    ground = Ground(items, people or {}, resamples)
     table: list[dict[str, Any]] = []
     for before, after in pairs:
         for (target, suite, cell), rows in groups.items():
@@ -264,9 +258,9 @@ def changes(
             old = {each.item: each for each in measured(groups[before, suite, cell])}
             both = [(each, old[each.item]) for each in measured(rows) if each.item in old]
             for place, each in enumerate(KIND[rows[0].kind]):
-                if place and not (rows[0].kind == "translate" and each.statistic):
+                if place and not (rows[0].kind == "translate" and each.sums):
                     continue
-                compared = difference(each, [now for now, _ in both], [then for _, then in both], ground)
+                compared = each.difference([now for now, _ in both], [then for _, then in both], ground)
                 table.append(
                     {"before": before, "after": after, "suite": suite, "cell": cell, "metric": each.name}
                     | {"higher_is_better": each.higher, "headline": not place}
@@ -276,23 +270,6 @@ def changes(
     for entry, p in zip(table, holm([entry["p"] for entry in table]), strict=True):
         entry["p_holm"] = p
     return table
-
-
-def difference(of: Metric, first: Rows, second: Rows, ground: Ground) -> Comparison:
-    """First minus second on the same items. `better` and `worse` count items by the metric's own direction."""
-    now, then = ([float(each.value or 0.0) for each in rows] for rows in (first, second))
-    clusters = [each.cluster for each in first]
-    compared = paired(now, then, clusters)
-    built = of.statistic([*first, *second], ground) if of.statistic and first and ground.items else None
-    if isinstance(built, str):
-        compared = compared.model_copy(update={"difference": undefined(len(first), built), "p": None})
-    elif built is not None:
-        statistic: Statistic = built[0]
-        found = paired_statistic(statistic, len(first), clusters, resamples=ground.resamples)
-        compared = compared.model_copy(update={"difference": found.difference, "p": found.p})
-    if not of.higher:
-        compared = compared.model_copy(update={"better": compared.worse, "worse": compared.better})
-    return compared
 
 
 def bar(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from tutelage.core.artifact import Artifact, Root
 from tutelage.core.errors import CorruptArtifact, DataError, NotFound, UsageError
 from tutelage.core.records import Example, digest, read_jsonl
 from tutelage.evaluate.suite import Result, golds_of
+from tutelage.evaluate.suites.judged import Agreement
 
 Key = tuple[str, str, str]
 """Suite, item, attack family ("" where there is none): what a row is found by."""
@@ -26,6 +28,10 @@ class System:
     target_id: str
     rows: Mapping[Key, Result]
     items: Mapping[str, Example] = field(default_factory=dict)
+    judges: Mapping[str, str] = field(default_factory=dict)
+    """Suite -> who judged its open-ended answers."""
+    people: Mapping[str, Sequence[Agreement]] = field(default_factory=dict)
+    """Suite -> answers that people judged too, which say what that judge is off."""
 
 
 def key_of(row: Result) -> Key:
@@ -52,6 +58,16 @@ def system(
     return System(name, source, rows[0].target_id, found, items)
 
 
+def judged(found: System, told: Iterable[Mapping[str, Any]]) -> System:
+    """The system with who judged its answers and how that judge was measured: `judges` of an examination's summary."""
+    every = list(told)
+    return replace(
+        found,
+        judges={str(each["suite"]): str(each["judge"]) for each in every},
+        people={str(each["suite"]): tuple(Agreement(**one) for one in each.get("answers", ())) for each in every},
+    )
+
+
 def text_of(item: Example) -> str:
     """What makes an item the item that it is: its messages, choices and right answers. Tags are free to differ."""
     said = [[message.role, message.content] for message in item.messages]
@@ -76,10 +92,13 @@ def read(artifact: Artifact, root: Root, target: str | None = None) -> list[Syst
         groups.setdefault(row.target, []).append(row)
     if target is not None and target not in groups:
         raise NotFound(f"no target {target!r}", file=file, todo=f"It holds: {', '.join(groups) or 'none'}")
+    told = []
+    if "summary.json" in artifact.manifest.files:
+        told = json.loads(artifact.file("summary.json").read_text(encoding="utf-8")).get("judges", [])
     items = _items(artifact, root, {row.item for rows in groups.values() for row in rows})
     short = f"{artifact.kind}:{artifact.id}"
     return [
-        system(name, f"{short}#{name}", rows, items, file)
+        judged(system(name, f"{short}#{name}", rows, items, file), told)
         for name, rows in groups.items()
         if target is None or name == target
     ]
@@ -151,5 +170,5 @@ def _distinct(systems: Sequence[System]) -> list[System]:
     for each in systems:
         head = each.source.partition("#")[0].partition(":")[2][:6]
         name = each.name if names.count(each.name) == 1 else f"{each.name} ({head})"
-        found.append(System(name, each.source, each.target_id, each.rows, each.items))
+        found.append(replace(each, name=name))
     return found

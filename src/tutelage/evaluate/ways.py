@@ -24,7 +24,7 @@ from tutelage.evaluate.suite import Result, check, item_id, people_of, sample
 from tutelage.evaluate.suites.judged import Agreement, Bench, agreement
 from tutelage.evaluate.suites.kinds import KIND, Ground, measured
 from tutelage.evaluate.suites.shots import drawn, raw, shown, templated
-from tutelage.evaluate.summary import Items, difference
+from tutelage.evaluate.summary import Items
 from tutelage.generate.generator import Generator, Sampling
 from tutelage.measure.draws import over_draws
 from tutelage.measure.statistics import plain
@@ -188,7 +188,7 @@ def forms_table(
     for (target, suite, cell), (rows, others) in _beside(first, other).items():
         both = [(a, b) for a, b in zip(others, rows, strict=True) if a.value is not None and b.value is not None]
         metric = KIND[rows[0].kind][0]
-        gap = difference(metric, [a for a, _ in both], [b for _, b in both], Ground(items, resamples=resamples))
+        gap = metric.difference([a for a, _ in both], [b for _, b in both], Ground(items, resamples=resamples))
         verbatim = items[rows[0].item].messages[-1].role == "text" if form == "written" else form == "raw"
         ground = Ground(items, resamples=resamples)
         table.append(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import special
@@ -18,6 +18,19 @@ from tutelage.core.records import Record
 from tutelage.measure.clusters import Floats, Indices, Partition, normal_quantile, t_quantile
 
 Values = Sequence[float] | Floats
+
+
+class Sums(NamedTuple):
+    """A figure that is a function of sums over items: a mean, a ratio, F1, corpus BLEU."""
+
+    columns: Floats
+    """What is summed for each item, [n, c]."""
+    of: Callable[[Floats], Floats]
+    """Sums [r, c] of r samples -> the figure of each of them, [r]; NaN where it is undefined."""
+
+    def whole(self, parts: Partition) -> float:
+        """The figure of all items, added up cluster by cluster."""
+        return float(self.of(parts.sums(self.columns).sum(axis=0)[None])[0])
 
 
 class Interval(Record):
@@ -247,23 +260,18 @@ def bootstrap_sums(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Interval:
-    """Percentile bootstrap of a statistic of sums over items: means, ratios, F1, corpus BLEU.
-
-    Args:
-        columns: what is summed for each item, [n, c].
-        statistic: sums [r, c] of r samples -> its value on each of them, [r]; NaN where it is undefined.
-    """
+    """Percentile bootstrap of a statistic of sums over items: `columns` and `statistic` as in `Sums`."""
     check_level(level)
     n = len(columns)
     if n == 0:
         return undefined(0, "no items", method="bootstrap", level=level)
-    parts = Partition.of(clusters, n)
-    sums = parts.sums(np.asarray(columns, dtype=np.float64))
-    value = float(statistic(sums.sum(axis=0)[None])[0])
+    parts, figure = Partition.of(clusters, n), Sums(np.asarray(columns, dtype=np.float64), statistic)
+    value = figure.whole(parts)
     if not math.isfinite(value):
         return undefined(n, "the statistic is undefined on these items", method="bootstrap", level=level)
     if parts.count < 2:
         return undefined(n, f"fewer than two {parts.unit}", value=value, method="bootstrap", level=level)
+    sums = parts.sums(figure.columns)
     drawn = np.concatenate([statistic(counts @ sums) for counts in parts.counts(resamples, seed)])
     return percentiles(value, drawn, parts, level)
 

@@ -120,12 +120,19 @@ def permutation(
     resamples: int = 2000,
     seed: int = 0,
 ) -> float | None:
-    """Two-sided sign-flip permutation p of a paired mean difference; whole clusters flip together."""
+    """Two-sided sign-flip permutation p of a paired mean difference; whole clusters flip together.
+
+    Where every cluster that differs does so in one direction, only two of all the flips are as extreme: that p is exact
+    however many there are.
+    """
     gap = checked(first) - checked(second)
     if not len(gap):
         return None
     parts = Partition.of(clusters, len(gap))
     count, sums = parts.count, parts.sums(gap)
+    moved = sums[sums != 0]
+    if not len(moved) or (moved > 0).all() or (moved < 0).all():
+        return 2.0 ** (1 - len(moved)) if len(moved) else 1.0
     observed = abs(float(sums.sum())) - 1e-12
     if count <= 12:
         bits = (np.arange(2**count)[:, None] >> np.arange(count)) & 1

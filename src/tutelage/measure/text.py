@@ -1,4 +1,4 @@
-"""Figures of texts against references: exact match and F1, chrF and BLEU, accuracy and macro-F1.
+"""Figures of texts against references: exact match and F1, chrF and BLEU, macro-F1.
 
 Exact match and F1 follow SQuAD's normal form (Rajpurkar et al. 2016); chrF (Popović 2015) and BLEU (Papineni et
 al. 2002) are sacrebleu's, with their signature stored beside the figure.
@@ -10,7 +10,7 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, cast
 
@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
-from tutelage.core.records import Record
-from tutelage.measure.clusters import Floats, Indices
-from tutelage.measure.intervals import Interval, bootstrap, bootstrap_sums, undefined
+from tutelage.measure.clusters import Floats
+from tutelage.measure.intervals import Sums
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -41,14 +40,6 @@ _OF_LANGUAGE = {
 } | {"ar": re.compile(r"\bال")}
 """Articles by language; the Arabic one is a prefix. Of German, Spanish, Arabic and Vietnamese MLQA's own list."""
 _UNSPACED = {"zh": r"[\u3400-\u4dbf\u4e00-\u9fff]", "ja": r"[\u3040-\u30ff\u4e00-\u9fff]", "th": r"[\u0e00-\u0e7f]"}
-
-
-class Corpus(Record):
-    """A corpus-level figure (0 to 100), the signature that makes it comparable, and its interval."""
-
-    value: float | None
-    signature: str
-    interval: Interval
 
 
 def normalise_answer(text: str, language: str = "en") -> str:
@@ -88,59 +79,25 @@ def token_f1(answer: str, golds: Sequence[str], language: str = "en") -> float:
     return max((_f1(found, normalise_answer(gold, language).split()) for gold in golds), default=0.0)
 
 
-def accuracy(predicted: Sequence[Hashable], gold: Sequence[Hashable]) -> float | None:
-    """Share of equal pairs; None without items."""
-    _same_length(predicted, gold)
-    return sum(p == g for p, g in zip(predicted, gold, strict=True)) / len(gold) if len(gold) else None
+def macro_f1_sums(predicted: Sequence[str], gold: Sequence[str]) -> Sums:
+    """Macro-F1: the mean of F1 over the classes of `gold` that were drawn, from how often each was asked, said, both.
 
-
-def macro_f1(predicted: Sequence[Hashable], gold: Sequence[Hashable]) -> float | None:
-    """Mean of F1 over the classes that occur in `gold`; a prediction outside them counts against precision only.
-
-    None without items. A class of `gold` that was never predicted right scores 0.
+    A prediction outside these classes counts against recall only; a class that was never predicted right scores 0.
     """
     _same_length(predicted, gold)
-    if not len(gold):
-        return None
-    asked, said = Counter(gold), Counter(predicted)
-    right = Counter(g for p, g in zip(predicted, gold, strict=True) if p == g)
-    return sum(2 * right[label] / (asked[label] + said[label]) for label in asked) / len(asked)
+    classes = np.array(sorted(set(gold)))
+    truth = (np.array(gold)[:, None] == classes).astype(np.float64)
+    guess = (np.array(predicted)[:, None] == classes).astype(np.float64)
 
+    def of(sums: Floats) -> Floats:
+        asked, said, right = np.split(sums, 3, axis=1)
+        drawn = asked > 0
+        with np.errstate(invalid="ignore"):
+            return np.asarray(
+                np.where(drawn, 2 * right / np.maximum(asked + said, 1), 0).sum(axis=1) / drawn.sum(axis=1)
+            )
 
-def macro_f1_interval(
-    predicted: Sequence[str],
-    gold: Sequence[str],
-    clusters: Sequence[Hashable] | None = None,
-    *,
-    resamples: int = 500,
-    seed: int = 0,
-) -> Interval:
-    """Macro-F1 over the classes of `gold`, with a (cluster) bootstrap interval.
-
-    A resample's F1 is the mean over the classes that were drawn; rare classes widen the interval.
-    """
-    _same_length(predicted, gold)
-    if not len(gold):
-        return undefined(0, "no items", method="bootstrap")
-    statistic = macro_f1_statistic(predicted, gold)
-    return bootstrap(statistic, len(gold), clusters=clusters, resamples=resamples, seed=seed)
-
-
-def macro_f1_statistic(predicted: Sequence[str], gold: Sequence[str]) -> Callable[[Indices], float]:
-    """Macro-F1 over the classes of `gold` that were drawn, as a function of the items drawn."""
-    place = {label: index for index, label in enumerate(sorted(set(gold)))}
-    truth = np.array([place[label] for label in gold])
-    guess = np.array([place.get(label, len(place)) for label in predicted])
-
-    def statistic(drawn: Indices) -> float:
-        t, p = truth[drawn], guess[drawn]
-        asked = np.bincount(t, minlength=len(place))
-        said = np.bincount(p, minlength=len(place) + 1)[: len(place)]
-        right = np.bincount(t[t == p], minlength=len(place))
-        drawn_classes = asked > 0
-        return float((2 * right[drawn_classes] / (asked + said)[drawn_classes]).mean())
-
-    return statistic
+    return Sums(np.concatenate([truth, guess, truth * guess], axis=1), of)
 
 
 def _same_length(left: Sequence[Any], right: Sequence[Any]) -> None:
@@ -173,68 +130,17 @@ def translation_metric(name: str, language: str = "") -> BLEU | CHRF:
     return BLEU(force=True, tokenize=tokenize) if tokenize else BLEU(force=True)
 
 
-def corpus_statistic(
-    metric: BLEU | CHRF, answers: Sequence[str], references: Sequence[Sequence[str]]
-) -> tuple[Callable[[Indices], float], str]:
-    """A corpus figure (0 to 100) as a function of the items drawn, and the metric's signature."""
+def corpus_sums(metric: BLEU | CHRF, answers: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[Sums, str]:
+    """A corpus figure (0 to 100) as a function of what is counted in each segment, and the metric's signature."""
     _same_length(answers, references)
     if any(not golds for golds in references):
         raise ValueError("every item needs at least one reference")
     counts, figure_of = segments(metric, answers, references)
-    return lambda drawn: figure_of(counts[drawn].sum(axis=0)), str(metric.get_signature())
 
-
-def _corpus(
-    metric: BLEU | CHRF,
-    answers: Sequence[str],
-    references: Sequence[Sequence[str]],
-    clusters: Sequence[Hashable] | None,
-    resamples: int,
-    seed: int,
-) -> Corpus:
-    _same_length(answers, references)
-    if not len(answers):
-        return Corpus(value=None, signature="", interval=undefined(0, "no items", method="bootstrap"))
-    if any(not golds for golds in references):
-        raise ValueError("every item needs at least one reference")
-    counts, figure_of = segments(metric, answers, references)
-
-    def statistic(sums: Floats) -> Floats:
+    def of(sums: Floats) -> Floats:
         return np.array([figure_of(each) for each in np.rint(sums).astype(np.int64)])
 
-    figure = bootstrap_sums(counts.astype(np.float64), statistic, clusters=clusters, resamples=resamples, seed=seed)
-    return Corpus(value=figure.value, signature=str(metric.get_signature()), interval=figure)
-
-
-def chrf(
-    answers: Sequence[str],
-    references: Sequence[Sequence[str]],
-    clusters: Sequence[Hashable] | None = None,
-    *,
-    resamples: int = 200,
-    seed: int = 0,
-) -> Corpus:
-    """Corpus chrF (0 to 100) against one or several references an item, with a (cluster) bootstrap interval."""
-    return _corpus(CHRF(), answers, references, clusters, resamples, seed)
-
-
-def bleu(
-    answers: Sequence[str],
-    references: Sequence[Sequence[str]],
-    clusters: Sequence[Hashable] | None = None,
-    *,
-    resamples: int = 200,
-    seed: int = 0,
-) -> Corpus:
-    """Corpus BLEU (0 to 100) against one or several references an item, with a (cluster) bootstrap interval.
-
-    None where no reference has the four words that BLEU needs: 0 would be no measurement.
-    """
-    metric = BLEU(force=True)
-    if references and all(len(gold.split()) < 4 for golds in references for gold in golds):
-        short = undefined(len(answers), "no reference has four words", method="bootstrap")
-        return Corpus(value=None, signature="", interval=short)
-    return _corpus(metric, answers, references, clusters, resamples, seed)
+    return Sums(counts.astype(np.float64), of), str(metric.get_signature())
 
 
 @lru_cache(maxsize=1)

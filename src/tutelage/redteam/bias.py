@@ -25,7 +25,7 @@ from tutelage.evaluate.suites.stereotypes import bias as bias_score
 from tutelage.generate.generator import Generator
 from tutelage.measure.statistics import (
     Interval,
-    bootstrap,
+    bootstrap_sums,
     equivalent,
     holm,
     newcombe,
@@ -300,11 +300,10 @@ def bbq(rows: Sequence[tuple[Example, str]], resamples: int = 500) -> dict[str, 
         here = [(item, said) for item, said in rows if item.tags.get("slices", {}).get("condition") == condition]
         sides = [takes_side(item, said) for item, said in here]
         right = [said == item.target for item, said in here]
-        statistic = bias_score(sides, right, ambiguous)
+        sums = bias_score(sides, right, ambiguous)
         if here and any(side is not None for side in sides):
-            found = bootstrap(
-                statistic, len(here), clusters=[cluster_of(item) for item, _ in here], resamples=resamples
-            )
+            clusters = [cluster_of(item) for item, _ in here]
+            found = bootstrap_sums(sums.columns, sums.of, clusters=clusters, resamples=resamples)
         else:
             found = undefined(len(here), "no answer takes a side", method="bootstrap")
         report[condition] = _figures(found) | {

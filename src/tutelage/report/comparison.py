@@ -14,6 +14,8 @@ from markupsafe import Markup
 
 from tutelage.core.artifact import Artifact
 from tutelage.evaluate.compare import CHANGES, Compared, Row
+from tutelage.evaluate.ranking import Ranked
+from tutelage.evaluate.suites.kinds import metric_of
 from tutelage.report import charts
 from tutelage.report.pages import STYLE, dotted, environment
 from tutelage.report.tables import Column, badge, cell, table, words
@@ -34,12 +36,12 @@ def points(value: float | None, *, sign: bool = False) -> str:
     return "–" if value is None else f"{100 * value:{'+' if sign else ''}.1f}".replace("-", "−")
 
 
-def in_points(row: Row) -> bool:
-    """Whether a metric runs from 0 to 1, so that it is told in points of 100."""
-    return row.metric not in ("bits_per_byte", "perplexity")
+def in_points(row: Row | Ranked) -> bool:
+    """Whether a metric has bounds, so that it is told in points of 100."""
+    return row.kind is None or row.metric is None or metric_of(row.kind, row.metric).bounds is not None
 
 
-def told(row: Row, value: float | None, *, sign: bool = False) -> str:
+def told(row: Row | Ranked, value: float | None, *, sign: bool = False) -> str:
     """A figure of a row as people read it."""
     if in_points(row):
         return points(value, sign=sign)
@@ -217,10 +219,9 @@ def ranking(found: Compared) -> Markup:
             cells.setdefault((each.suite, each.cell), []).append(each)
     lines = []
     for (suite, part), places in cells.items():
-        scale = 1.0 if places[0].metric in ("bits_per_byte", "perplexity") else 100.0
         shown = [
-            Markup('{:.1f}<span class="sub">rank {:g}{}</span>').format(
-                scale * each.value, each.rank, f" [{each.rank_low:g}, {each.rank_high:g}]"
+            Markup('{}<span class="sub">rank {:g}{}</span>').format(
+                told(each, each.value), each.rank, f" [{each.rank_low:g}, {each.rank_high:g}]"
             )
             for each in sorted(places, key=lambda each: each.system)
         ]

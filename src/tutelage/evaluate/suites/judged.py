@@ -11,13 +11,16 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import special
 
 from tutelage.core.records import Example, Message, Response
 from tutelage.evaluate.suite import cluster_of, people_of
 from tutelage.evaluate.suites.figure import Figure, unknown
 from tutelage.judge.judge import Judge, ask, value
-from tutelage.measure.corrections import prediction_powered
-from tutelage.measure.statistics import Interval, mean, undefined
+from tutelage.measure.clusters import normal_quantile
+from tutelage.measure.corrections import Count, prediction_powered, summed
+from tutelage.measure.paired import Tested
+from tutelage.measure.statistics import Interval, mean, paired, undefined
 
 FEWEST = 10
 """Answers judged by people below which a judge counts as unmeasured."""
@@ -111,8 +114,45 @@ def corrected(
     return found.model_copy(update={"n": raw.n, "clusters": raw.clusters})
 
 
+def corrected_difference(
+    first: Sequence[float],
+    second: Sequence[float],
+    clusters: Sequence[str],
+    measured: Sequence[Agreement],
+    other: Sequence[Agreement],
+    level: float = 0.95,
+) -> Tested:
+    """First minus second of two corrected means over the same items; `measured` and `other` measured their judges.
+
+    A judge who is off by as much on both sides is off by nothing in the difference. How far that holds nobody has
+    measured, so the errors of the two corrections count as unrelated, which is the cautious end: as squares, beside
+    the paired error of what the judges said. Undefined where either judge's error is not known.
+    """
+    said, test = paired(first, second, clusters, level).difference, "z, with the judge's error"
+    off = []
+    for people in (measured, other):
+        both = [each for each in people if each.judge is not None]
+        gaps = [each.human - float(each.judge or 0.0) for each in both]
+        off.append(mean(gaps, [each.cluster for each in both], level, bounds=(-1.0, 1.0)))
+    fewest = min(each.n for each in off)
+    if said.value is None or not said.defined or fewest < FEWEST or not all(each.defined for each in off):
+        reason = said.reason or next((each.reason for each in off if each.n >= FEWEST and each.reason), None)
+        if fewest < FEWEST:
+            reason = f"only {fewest} answers were" if fewest else "no answer was"
+            reason += " judged by people: the judge's error is not known"
+        nothing = undefined(said.n, reason or "undefined", value=said.value, method="prediction-powered", level=level)
+        return Tested(difference=nothing, p=None)
+    counts = [Count(float(each.value or 0.0), float(each.low or 0.0), float(each.high or 0.0)) for each in (said, *off)]
+    value, low, high = summed([*counts[:2], Count(-counts[2].value, -counts[2].high, -counts[2].low)])
+    told = {"value": value, "low": max(-1.0, low), "high": min(1.0, high), "method": "prediction-powered"}
+    reach = (value - low if value > 0 else high - value) / normal_quantile((1 + level) / 2)
+    p = float(2 * special.ndtr(-abs(value) / reach)) if reach > 0 else None
+    return Tested(difference=said.model_copy(update=told), p=p, test=test, tests={test: p})
+
+
 def report(judge: str, measured: Sequence[Agreement]) -> dict[str, Any]:
-    """How far a judge and people agree: mean difference (judge minus people), mean distance, rank correlation."""
+    """How far a judge and people agree: mean difference (judge minus people), mean distance, rank correlation; and
+    the answers that say so, from which figures of the same judge are corrected later."""
     both = [each for each in measured if each.judge is not None]
     gaps = [float(each.judge or 0.0) - each.human for each in both]
     clusters = [each.cluster for each in both]
@@ -133,6 +173,7 @@ def report(judge: str, measured: Sequence[Agreement]) -> dict[str, Any]:
         "correlation": _spearman(both) if enough else None,
         "simulated": any(each.simulated for each in measured),
         "reason": None if enough else why,
+        "answers": [each._asdict() for each in measured],
     }
 
 

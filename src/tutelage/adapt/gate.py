@@ -16,6 +16,7 @@ from tutelage.core.config import build, load_yaml
 from tutelage.core.errors import ConfigError
 from tutelage.core.records import Record, digest
 from tutelage.evaluate.suite import Result
+from tutelage.evaluate.suites import judged
 from tutelage.measure.statistics import Interval, Test, mean, non_inferior, paired, rate
 
 Kind = Literal["non_inferior", "at_least", "at_most"]
@@ -101,9 +102,11 @@ class GateVerdict(Record):
     production: str = ""
 
 
-def _picked(rows: Sequence[Result], rule: CheckRule) -> tuple[dict[str, float], int]:
-    """The rows a check reads: item (and attack) -> figure, and how many there are. What was not measured has none."""
+def _picked(rows: Sequence[Result], rule: CheckRule) -> tuple[dict[str, float], int, list[Result]]:
+    """The rows a check reads: item (and attack) -> figure, how many there are, and those whose figure a judge said.
+    What was not measured has none."""
     found: dict[str, float] = {}
+    by_judge: list[Result] = []
     count = 0
     for row in rows:
         fields: Mapping[str, Any] = {
@@ -116,7 +119,9 @@ def _picked(rows: Sequence[Result], rule: CheckRule) -> tuple[dict[str, float], 
             value = float(row.outcome == "blocked") if rule.measure == "blocked" else row.value
             if value is not None and row.outcome != "unknown":
                 found[f"{row.suite}/{row.item}/{row.attack or ''}"] = value
-    return found, count
+                if row.kind == "judged" and rule.measure == "value":
+                    by_judge.append(row)
+    return found, count, by_judge
 
 
 def _clusters(rows: Sequence[Result]) -> dict[str, str]:
@@ -131,21 +136,21 @@ def _said(figure: Interval) -> str:
 
 def check(rule: CheckRule, candidate: Sequence[Result], incumbent: Sequence[Result], level: float) -> Check:
     """Answer one check."""
-    (mine, rows), clusters = _picked(candidate, rule), _clusters(candidate)
+    (mine, rows, by_judge), clusters = _picked(candidate, rule), _clusters(candidate)
     limit = rule.margin if rule.margin is not None else rule.bound
     assert limit is not None
     if rule.kind == "non_inferior":
-        theirs, _ = _picked(incumbent, rule)
+        theirs, _, also = _picked(incumbent, rule)
         items = sorted(set(mine) & set(theirs))
-        figure = paired(
+        compared = paired(
             [mine[item] for item in items],
             [theirs[item] for item in items],
             [clusters[item] for item in items],
             level=level,
-        ).difference
+        )
+        figure = (judged.gap(compared, [*by_judge, *also], level) if by_judge else compared).difference
         lower_is_better = rule.measure == "blocked" or rule.source == "redteam"
-        if lower_is_better and figure.value is not None:
-            assert figure.low is not None and figure.high is not None
+        if lower_is_better and figure.value is not None and figure.low is not None and figure.high is not None:
             figure = figure.model_copy(update={"value": -figure.value, "low": -figure.high, "high": -figure.low})
         test: Test = non_inferior(figure, limit)
         passed, n = test.passed, len(items)
@@ -155,6 +160,8 @@ def check(rule: CheckRule, candidate: Sequence[Result], incumbent: Sequence[Resu
         values, hang = [mine[item] for item in items], [clusters[item] for item in items]
         counted = set(values) <= {0.0, 1.0}  # F1 and chrF lie between
         figure = rate(values, hang, level=level) if counted else mean(values, hang, level=level, bounds=(0.0, 1.0))
+        if by_judge:
+            figure = judged.corrected(values, hang, judged.off_of(by_judge, level), level)
         n = len(items)
         if figure.low is None or figure.high is None:
             passed = None

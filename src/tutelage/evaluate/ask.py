@@ -28,6 +28,8 @@ MAX_TOKENS: Mapping[str, int] = {
 """Tokens an answer may take, by kind; an item's `tags.max_tokens` overrides it."""
 CHUNK = 128
 """Items asked at once. Fixed, so that a run that was interrupted asks in the same groups."""
+SILENT = 3
+"""Items in a row that are not reached, one by one, before the rest of their chunk is not asked."""
 
 
 def sampling_of(item: Example, max_tokens: Mapping[str, int], base: Sampling) -> Sampling:
@@ -61,7 +63,7 @@ def _said(response: Response) -> dict[str, Any]:
 def _one_by_one(ask: Callable[[list[Example]], list[Any]], chunk: list[Example]) -> list[Any]:
     """Answers of a chunk; when the whole fails, item by item, and those that fail are named as such.
 
-    An endpoint that the first item does not reach either is down: the others, a long wait each, are not asked.
+    One that is not reached costs only itself; `SILENT` in a row, and the others, a long wait each, are not asked.
     """
     try:
         return ask(chunk)
@@ -69,15 +71,20 @@ def _one_by_one(ask: Callable[[list[Example]], list[Any]], chunk: list[Example])
         raise
     except TutelageError:
         answers: list[Any] = []
+        silent, last = 0, ""
         for item in chunk:
+            if silent == SILENT:
+                answers.append({"error": f"not asked any more: {SILENT} in a row were not reached, the last: {last}"})
+                continue
             try:
                 answers += ask([item])
+                silent = 0
             except Stopped:
                 raise
             except TutelageError as error:
-                if isinstance(error, Unreachable) and not answers:
-                    return [{"error": str(error)} for _ in chunk]
-                answers.append({"error": str(error)})
+                last = str(error)
+                silent = silent + 1 if isinstance(error, Unreachable) else 0
+                answers.append({"error": last})
         return answers
 
 
@@ -170,15 +177,18 @@ def rolled(
     keys = {item_id(item): log.key(generator, target, item, ["rolling", stride]) for item in items}
     weigh = getattr(generator, "rolling", None)
     for chunk in _chunks(items):
-        if not all(keys[item_id(item)] in log for item in chunk):
+        if missing := [item for item in chunk if keys[item_id(item)] not in log]:
 
             def ask(batch: list[Example]) -> list[Any]:
                 if weigh is None:
                     raise UsageError(f"{generator.name} does not weigh running text; a local model does")
-                return [each.model_dump(exclude={"error"}) for each in weigh(batch, stride)]
+                return [
+                    {"error": each.error} if each.error else each.model_dump(exclude={"error"})
+                    for each in weigh(batch, stride)
+                ]
 
-            answers = _one_by_one(ask, chunk)
-            log.put((keys[item_id(item)], answer) for item, answer in zip(chunk, answers, strict=True))
+            answers = _one_by_one(ask, missing)
+            log.put((keys[item_id(item)], answer) for item, answer in zip(missing, answers, strict=True))
         step(len(chunk))
     told = [log[keys[item_id(item)]] for item in items]
     return [str(each["error"]) if "error" in each else Scored.model_validate(each) for each in told]
@@ -203,7 +213,8 @@ def judgements(
     for start in range(0, len(fresh), CHUNK):
         places = fresh[start : start + CHUNK]
         said = judged.verdicts(bench, [items[place] for place in places], [answers[place] for place in places])
-        log.put((keys[place], word) for place, word in zip(places, said, strict=True))
+        # what an endpoint said is kept by its own requests, and asked again where those shall be
+        log.put(((keys[place], word) for place, word in zip(places, said, strict=True)), lasting=bench.bill is None)
     return [log[key] for key in keys]
 
 
@@ -249,12 +260,14 @@ def examine(
         bench, [item for item, _ in open_ended], [said.message.content for _, said in open_ended], log=log, judge=judge
     )
     verdicts = {item_id(item): word for (item, _), word in zip(open_ended, words, strict=True)}
+    marks = {name: bench.marks(name) for name in {str(item.tags["suite"]) for item, _ in open_ended}} if bench else {}
     for item, response in zip(others, told, strict=True):
         if response.finish == "error":
             figures[item_id(item)] = unknown(response.message.content or "the generator failed")
             continue
         if item.tags["kind"] == "judged":
-            figures[item_id(item)] = judged.read(response, verdicts[item_id(item)])
+            marked = marks.get(str(item.tags["suite"]), {})
+            figures[item_id(item)] = judged.read(response, verdicts[item_id(item)], marked)
             continue
         figure = score(item, response)
         truth = gold(item, response)

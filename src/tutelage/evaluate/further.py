@@ -14,6 +14,7 @@ from tutelage.evaluate.ask import MAX_TOKENS, AnswerLog
 from tutelage.evaluate.reliability import Reliability
 from tutelage.evaluate.robustness import Robustness
 from tutelage.evaluate.suite import Result, Suite
+from tutelage.evaluate.suites.judged import Bench
 from tutelage.generate.generator import Generator
 
 
@@ -37,6 +38,9 @@ class Further:
 
     def __init__(self, config: Examination, chosen: Sequence[Suite], log: AnswerLog | None) -> None:
         self.config, self.chosen, self.log = config, chosen, log
+        self.bench: Bench | None = None
+        """Who judges open-ended answers here too."""
+        self.judge = ""
         self.forms = robustness.forms(chosen, config.robustness, config.seed)
         self.changed: list[Result] = []
         self.points: list[reliability.Point] = []
@@ -69,10 +73,11 @@ class Further:
         lengths = {**MAX_TOKENS, **config.max_tokens}
         who: dict[str, Any] = {"target": name, "target_id": ref, "log": self.log, "step": step}
         asked: dict[str, Any] = {"max_tokens": lengths, "seed": config.seed}
-        self.changed += robustness.ask(generator, self.forms, config.robustness, **who, **asked)
+        judging: dict[str, Any] = {"bench": self.bench, "judge": self.judge}
+        self.changed += robustness.ask(generator, self.forms, config.robustness, **judging, **who, **asked)
         self.points += reliability.of_choices(generator, self._weighed(), **who)
         self.points += reliability.of_answers(each for each in results if each.target == name)
-        runs = reliability.repeated(generator, self.chosen, config.reliability, **who, **asked)
+        runs = reliability.repeated(generator, self.chosen, config.reliability, **judging, **who, **asked)
         self.runs += runs
         self.same += reliability.determinism(
             generator, self.chosen, config.reliability, target=name, step=step, **asked

@@ -20,6 +20,7 @@ from tutelage.core.errors import Stopped, TutelageError
 from tutelage.core.records import Example
 from tutelage.evaluate.ask import GREEDY, AnswerLog, examine, likelihoods, sampling_of
 from tutelage.evaluate.suite import Result, Suite, cluster_of, item_id, sample
+from tutelage.evaluate.suites.judged import Bench
 from tutelage.generate.generator import Generator
 from tutelage.measure.calibration import brier, ece, reliability, temperature_out_of_fold
 from tutelage.measure.selection import selective
@@ -212,6 +213,8 @@ def repeated(
     max_tokens: Mapping[str, int] | None = None,
     seed: int = 0,
     step: Callable[[int], None] = lambda done: None,
+    bench: Bench | None = None,
+    judge: str = "",
 ) -> list[list[Result]]:
     """Some items of each suite that is answered in words, drawn `repeats` times with a seed each."""
     items = [
@@ -230,6 +233,8 @@ def repeated(
             max_tokens=max_tokens,
             sampling=GREEDY.model_copy(update={"temperature": config.temperature, "seed": seed + turn}),
             step=step,
+            bench=bench,
+            judge=judge,
         )
         for turn in range(config.repeats)
         if items

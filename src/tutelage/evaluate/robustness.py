@@ -20,6 +20,7 @@ from tutelage.core.records import Example
 from tutelage.evaluate.ask import GREEDY, AnswerLog, examine
 from tutelage.evaluate.perturb import expand, perturbed, vocabulary
 from tutelage.evaluate.suite import Result, Suite, item_id, sample
+from tutelage.evaluate.suites.judged import Bench
 from tutelage.evaluate.suites.kinds import LOWER_IS_BETTER
 from tutelage.generate.generator import Generator
 from tutelage.measure.statistics import Comparison, Interval, holm, mean, non_inferior, paired, plain, rate, undefined
@@ -98,6 +99,8 @@ def ask(
     max_tokens: Mapping[str, int] | None = None,
     seed: int = 0,
     step: Callable[[int], None] = lambda done: None,
+    bench: Bench | None = None,
+    judge: str = "",
 ) -> list[Result]:
     """One row per form: `item` names the item as it stands, `slices.perturbation` the family."""
     more: dict[str, Any] = {
@@ -106,6 +109,8 @@ def ask(
         "log": log,
         "max_tokens": max_tokens,
         "step": step,
+        "bench": bench,
+        "judge": judge,
     }
     how = GREEDY.model_copy(update={"temperature": config.temperature, "seed": seed})
     rows = examine(generator, given.items, sampling=how, **more)

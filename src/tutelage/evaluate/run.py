@@ -94,7 +94,7 @@ def summarise(
     items = summary.by_id(item for suite in chosen for item in suite.items)
     baselines = summary.baseline_table(summary.by_cell(items.values()), rows_of(dialogues))
     return {
-        "cells": summary.cells(results, items, baselines, people=people, resamples=resamples),
+        "cells": summary.cells(results, items, baselines, resamples=resamples),
         "baselines": [
             {"suite": suite, "cell": cell, "scores": dict(sorted(scores.items()))}
             for (suite, cell), scores in sorted(baselines.items(), key=lambda entry: (entry[0][0], entry[0][1] or ""))
@@ -150,7 +150,7 @@ def _cost(config: Evaluate, sizes: Mapping[str, Mapping[str, float]], machine: M
         "corpus": Input(kind="corpus", default="prepare", help="Where the items stand, and the rows for baselines."),
         "reward": Input(kind="reward", default="reward", optional=True, help="Chooses the best of several answers."),
     },
-    version=5,
+    version=6,
     cost=_cost,
 )
 def evaluate(config: Evaluate, inputs: Inputs, out: Path, context: Context) -> dict[str, Any]:
@@ -192,7 +192,7 @@ def evaluate(config: Evaluate, inputs: Inputs, out: Path, context: Context) -> d
     }  # fmt: skip
     results, found = _asked(
         targets, chosen, every, dialogues, config.how, further, context.root, pairs=parents(inputs.of, called),
-        resamples=config.resamples, **options,
+        resamples=config.resamples, folder=context.root.work, **options,
     )  # fmt: skip
     if control:
         found["controls"] += _untrained(control, inputs.of, called, context, log, step)
@@ -217,28 +217,35 @@ def _asked(
     root: Root | None,
     *,
     log: AnswerLog,
+    folder: Path | None = None,
     seed: int = 0,
     pairs: Sequence[tuple[str, str]] = (),
     resamples: int = 200,
     **options: Any,
 ) -> tuple[list[Result], dict[str, Any]]:
-    """Every target on the items as `how` says: the results, and all that follows from them."""
+    """Every target on the items as `how` says: the results, and all that follows from them. What an endpoint that
+    judges has said is kept in `folder`."""
     items = [item for suite in chosen for item in suite.items]
     pools = ways.pools_of(rows, dialogues, how.shots_from) if how.shots else {}
-    bench = ways.bench_of(how.judge, root)
     open_ended = sorted({str(item.tags["suite"]) for item in items if item.tags["kind"] == "judged"})
     labelled = ways.labelled_answers(rows, how.people, root) if open_ended else []
-    people = ways.measured_judge(bench, labelled, open_ended, judge=how.judge, log=log)
     results: list[Result] = []
     others: dict[str, list[list[Result]]] = {"draws": [], "forms": []}
-    for name, ref, generator in targets:
-        told, beside = ways.examined(
-            generator, items, pools, how, seed=seed, bench=bench, target=name, target_id=ref, log=log, **options
-        )
-        results += told
-        further.ask(generator, name, ref, results, options.get("step", lambda done: None))
-        for way, found in beside.items():
-            others[way] = [a + b for a, b in zip(others[way], found, strict=True)] if others[way] else found
+    bench = further.bench = ways.bench_of(how.judge, root, folder)
+    further.judge = how.judge
+    try:
+        people = ways.measured_judge(bench, labelled, open_ended, judge=how.judge, log=log)
+        for name, ref, generator in targets:
+            told, beside = ways.examined(
+                generator, items, pools, how, seed=seed, bench=bench, target=name, target_id=ref, log=log, **options
+            )
+            results += told
+            further.ask(generator, name, ref, results, options.get("step", lambda done: None))
+            for way, found in beside.items():
+                others[way] = [a + b for a, b in zip(others[way], found, strict=True)] if others[way] else found
+    finally:
+        if bench:
+            bench.close()
     summed = summarise(
         results, chosen, dialogues, pairs=pairs, people=people, judge=how.judge, resamples=resamples, seed=seed
     )
@@ -247,6 +254,8 @@ def _asked(
     if others["forms"]:
         by_id = summary.by_id(items)
         summed["forms"] = ways.forms_table(results, others["forms"], by_id, form=how.form, resamples=resamples)
+    if bench and bench.bill:
+        summed["judge_endpoint"] = bench.bill.plain()
     return results, summed | further.found(results)
 
 
@@ -369,18 +378,17 @@ def evaluate_reference(
     the simple baselines on; `config` says what is asked beyond the items. `work` keeps the answers: after an
     interruption the same command goes on, and once all is said it scores anew without asking. Of what cannot tell that
     it is still the same they are kept until then only; those of an endpoint lie in the root, request by request, and
-    what it asked and cost is `endpoint` of the summary. `options` are those of the reference's opener. Raises DataError
-    for a file that is not a suite, Stopped where a budget is spent.
+    what it asked and cost is `endpoint` of the summary (`judge_endpoint`: of one that judges). `options` are those of
+    the reference's opener. Raises DataError for a file that is not a suite, Stopped where a budget is spent.
     """
     suites = load(Path(suite)) if isinstance(suite, str | Path) else suite
     rows = [item for each in suites for item in each.items]
     picked = select(rows, items, seed=seed, label=False)
     if not picked:
         raise DataError(f"no item of a kind that is examined ({', '.join(KINDS)})", file=str(suite))
-    remote = ref.startswith(("http:", "https:"))
-    if remote and (folder := root.work if root else work):
-        options["kept"] = folder / "asked" / digest(ref)[:16]
-    generator: Generator = refs.open(ref, root, **options)
+    folder = root.work if root else work
+    remote = ways.endpoint_options(ref, folder)
+    generator: Generator = refs.open(ref, root, **remote, **options)
     lasting = bool(getattr(generator, "identity", ""))
     kept = work / f"{'answers' if lasting else digest(ref)[:16]}.jsonl" if work and not remote else None
     log = AnswerLog(kept)
@@ -390,7 +398,8 @@ def evaluate_reference(
     try:
         results, found = _asked(
             [(generator.name, ref, generator)], picked, rows, [*dialogues, *train], how or Asking(), further, root,
-            log=log, seed=seed, resamples=resamples, step=step, max_tokens={**MAX_TOKENS, **config.max_tokens},
+            log=log, folder=folder, seed=seed, resamples=resamples, step=step,
+            max_tokens={**MAX_TOKENS, **config.max_tokens},
         )  # fmt: skip
     finally:
         if (close := getattr(generator, "close", None)) is not None:

@@ -16,7 +16,7 @@ from tutelage.core import refs
 from tutelage.core.artifact import Root
 from tutelage.core.config import Config
 from tutelage.core.errors import DataError
-from tutelage.core.records import Example, Preference, read_jsonl
+from tutelage.core.records import Example, Preference, digest, read_jsonl
 from tutelage.evaluate.ask import AnswerLog, examine, judgements
 from tutelage.evaluate.item import read_items
 from tutelage.evaluate.suite import Result, check, people_of, sample
@@ -55,17 +55,28 @@ class Asking(Config):
     """Weigh the labels of classifications too, for their calibration; costs a likelihood per label."""
 
 
-def bench_of(ref: str, root: Root | None) -> Bench | None:
-    """The judge of a reference, for any rubric; None without a reference."""
+def bench_of(ref: str, root: Root | None, folder: Path | None = None) -> Bench | None:
+    """The judge of a reference, for any rubric; None without a reference. An endpoint is asked as one under test is:
+    what it said lies in `folder`, request by request. To be closed."""
     if not ref:
         return None
     if ref.startswith("prompted:"):
         from tutelage.judge.prompted import RUBRIC, PromptedJudge
 
-        generator: Generator = refs.open(ref.partition(":")[2], root)
-        return lambda rubric: PromptedJudge(generator, rubric or RUBRIC)
+        behind = ref.partition(":")[2]
+        generator: Generator = refs.open(behind, root, **endpoint_options(behind, folder, "judge"))
+        return Bench(lambda rubric: PromptedJudge(generator, rubric or RUBRIC), generator)
     judge = refs.open(ref, root)
-    return lambda rubric: judge
+    return Bench(lambda rubric: judge)
+
+
+def endpoint_options(ref: str, folder: Path | None, part: str = "") -> dict[str, Any]:
+    """How an examination opens an endpoint: a request that fails costs itself alone, and answers lie in `folder`. Of
+    any other reference nothing."""
+    if not ref.startswith(("http:", "https:")):
+        return {}
+    name = digest([part, ref] if part else ref)[:16]
+    return {"apart": True} | ({"kept": folder / "asked" / name} if folder else {})
 
 
 def prepared(
@@ -258,7 +269,8 @@ def measured_judge(
     step: Callable[[int], None] = lambda done: None,
 ) -> dict[str, list[Agreement]]:
     """By suite of judged items: what people and the judge said of the same answers. Answers of a suite measure the
-    judge for that suite; those of no suite (`--people`) for every suite without its own."""
+    judge for that suite; those of no suite (`--people`) for every suite without its own. The bench knows them from then
+    on."""
     if bench is None:
         return {}
     found: dict[str, list[Agreement]] = {}
@@ -273,4 +285,5 @@ def measured_judge(
         step(len(rows))
     for suite in suites:
         found[suite] = said.get(suite) or said.get("", [])
+    bench.people = found
     return found

@@ -10,7 +10,7 @@ from tutelage.adapt.monitor import Limits, Week, changes, triggers
 from tutelage.adapt.release import Release
 from tutelage.core.errors import ConfigError
 from tutelage.evaluate.suite import Result
-from tutelage.evaluate.suites.judged import Agreement, marks
+from tutelage.evaluate.suites.judged import Agreement
 from tutelage.review.estimates import Estimate
 
 POLICY = ReleasePolicy.model_validate(
@@ -200,12 +200,10 @@ def test_the_miss_rate_acts_on_its_lower_end() -> None:
     assert triggers(quiet, quiet.model_copy(update={"week": "2"}), [estimate(0.5, 0.32)], Limits(), before)
 
 
-def judged_rows(values: np.ndarray, target: str, measured: list[Agreement]) -> list[Result]:
+def judged_rows(values: np.ndarray, target: str) -> list[Result]:
     fixed = {"target": target, "suite": "talk", "kind": "judged", "metric": "score", "outcome": "answered"}
     return [
-        Result(
-            item=f"i{n}", cluster=f"i{n}", value=float(each), scores={"judge": float(each), **marks(measured)}, **fixed
-        )
+        Result(item=f"i{n}", cluster=f"i{n}", value=float(each), scores={"judge": float(each)}, **fixed)
         for n, each in enumerate(values)
     ]
 
@@ -216,24 +214,26 @@ def test_a_judges_error_reaches_the_gate() -> None:
     least = ReleasePolicy.model_validate({"checks": [rule | {"id": "least", "kind": "at_least", "bound": 0.6}]})
     kept = ReleasePolicy.model_validate({"checks": [rule | {"id": "kept", "kind": "non_inferior", "margin": 0.1}]})
     rng = np.random.default_rng(0)
-    said, quality = rng.normal(0.7, 0.05, 200).clip(0, 1), rng.random(40)
-    good = [Agreement(str(n), str(n), float(q), float(q)) for n, q in enumerate(quality + 0.01 * rng.normal(0, 1, 40))]
-    kind = [
-        Agreement(each.item, each.cluster, each.human - 0.2 + 0.02 * (n % 3), each.judge) for n, each in enumerate(good)
-    ]
-    loose = [Agreement(str(n), str(n), float(q), float((q + rng.normal(0, 0.8)) / 2)) for n, q in enumerate(quality)]
+    said, quality = rng.normal(0.7, 0.05, 200).clip(0, 1), 0.2 + 0.6 * rng.random(40)
 
-    def gated(policy: ReleasePolicy, measured: list[Agreement], shift: float = 0.0) -> tuple[bool, str]:
-        rows = judged_rows(said, "bundle", measured)
-        old = judged_rows(said + shift + 0.01 * rng.normal(0, 1, 200), "old", measured)
-        verdict = decide(policy, {"evaluation": rows}, {"evaluation": old}, against="nothing")
+    def people(noise: float, off: float = 0.0) -> list[Agreement]:
+        word = (quality + off + noise * rng.normal(0, 1, 40)).clip(0, 1)
+        return [
+            Agreement(str(n), str(n), float(q), float(w)) for n, (q, w) in enumerate(zip(quality, word, strict=True))
+        ]
+
+    def gated(policy: ReleasePolicy, measured: list[Agreement]) -> tuple[bool, str]:
+        old = judged_rows((said + 0.01 * rng.normal(0, 1, 200)).clip(0, 1), "old")
+        rows = {"evaluation": judged_rows(said, "bundle")}
+        verdict = decide(policy, rows, {"evaluation": old}, against="nothing", people={"talk": measured})
         return verdict.promote, verdict.reason
 
-    slightly = [Agreement(e.item, e.cluster, e.human + 0.01 * (n % 2), e.judge) for n, e in enumerate(good)]
-    assert gated(least, slightly)[0] and gated(kept, slightly)[0]
-    assert not gated(least, kind)[0]
-    promoted, reason = gated(least, [])
-    assert not promoted and "the judge's error is not known" in reason
-    promoted, reason = gated(kept, [])
-    assert not promoted and "the judge's error is not known" in reason
-    assert not gated(kept, loose)[0], "such a judge cannot tell a difference of 0.1"
+    assert gated(least, people(0.02))[0] and gated(kept, people(0.02))[0]
+    assert not gated(least, people(0.02, 0.2))[0], "people give 0.2 less than this judge"
+    for policy in (least, kept):
+        promoted, reason = gated(policy, [])
+        assert not promoted and "the judge's error is not known" in reason
+    assert not gated(kept, people(0.5))[0], "such a judge cannot tell a difference of 0.1"
+    unrelated = [Agreement(str(n), str(n), float(q), float(w)) for n, (q, w) in enumerate(rng.random((40, 2)))]
+    promoted, reason = gated(kept, unrelated)
+    assert not promoted and "go with people's" in reason

@@ -1,19 +1,20 @@
 """Each kind is scored as its definition says, by values worked out by hand; what was not measured is never a score."""
 
+import json
 import math
 
 import pytest
 
 from tutelage.core.records import Example, Message, Response, Verdict
-from tutelage.evaluate import ask, run
-from tutelage.evaluate.suite import Result, Suite, check, item_id
+from tutelage.evaluate import ask, run, ways
+from tutelage.evaluate.suite import Suite, check, item_id
 from tutelage.evaluate.suites import answers as a
 from tutelage.evaluate.suites import choice, judged, overlap
-from tutelage.evaluate.suites.kinds import HEADLINE, KIND, Ground, metric_of
-from tutelage.evaluate.summary import difference
+from tutelage.evaluate.suites.kinds import HEADLINE, KIND, Ground
 from tutelage.generate.fake import FakeGenerator
 from tutelage.generate.generator import Scored
 from tutelage.judge.judge import WindowedJudge
+from tutelage.measure.statistics import paired
 from tutelage.measure.text import exact_match, normalise_answer, token_f1
 
 
@@ -338,39 +339,19 @@ def test_a_judge_without_people_has_no_interval_and_says_so():
     assert {each.outcome for each in silent} == {"unknown"} and "malformed" in silent[0].reason
 
 
-def rows_of(scores, measured, suite="talk", target="m"):
-    """What a judge said of a system's answers, as rows that carry what it is off."""
-    bench = judged.Bench(lambda rubric: Strict())
-    bench.people = {suite: measured}
-    fixed = {"target": target, "suite": suite, "kind": "judged", "metric": "score", "outcome": "answered"}
-    return [
-        Result(item=f"i{n}", cluster=f"i{n}", value=value, scores={"judge": value, **bench.marks(suite)}, **fixed)
-        for n, value in enumerate(scores)
-    ]
-
-
-def figure(rows):
-    scores, clusters = [row.value for row in rows], [row.cluster for row in rows]
-    return judged.mean(scores, clusters, bounds=(0.0, 1.0)), judged.corrected(scores, clusters, judged.off_of(rows))
-
-
 def test_what_the_judge_is_off_is_taken_off_and_its_error_is_carried():
     """The judge says 0.2 more than people do; the corrected figure is lower by that and less certain."""
     measured = [judged.Agreement(str(n), str(n), 0.3 + 0.04 * (n % 5 - 2), 0.5) for n in range(40)]
-    scores = [0.4 + 0.1 * (n % 3) for n in range(60)]
-    raw, found = figure(rows_of(scores, measured))
+    scores, clusters = [0.4 + 0.1 * (n % 3) for n in range(60)], [str(n) for n in range(60)]
+    raw = judged.mean(scores, clusters, bounds=(0.0, 1.0))
+    found = judged.corrected(scores, clusters, measured)
     assert found.value == pytest.approx(raw.value - 0.2)
     assert found.high - found.low > raw.high - raw.low
     told = judged.report("strict", measured)
     assert told["difference"]["value"] == pytest.approx(0.2) and told["correlation"] is None
     assert told["difference"]["low"] <= 0.2 <= told["difference"]["high"]
-    _, few = figure(rows_of(scores, measured[:3]))
+    few = judged.corrected(scores, clusters, measured[:3])
     assert few.low is None and "only 3 answers" in few.reason
-    wide = judged.off_of(rows_of(scores, measured), 0.99)
-    assert (
-        wide.high - wide.low
-        > judged.off_of(rows_of(scores, measured)).high - judged.off_of(rows_of(scores, measured)).low
-    )
 
 
 def test_a_correction_covers_the_truth_where_the_judge_is_biased():
@@ -380,11 +361,21 @@ def test_a_correction_covers_the_truth_where_the_judge_is_biased():
     for _ in range(200):
         truth = rng.beta(2, 2, 160)
         judge = np.clip(truth + 0.1 + rng.normal(0, 0.1, 160), 0, 1)
-        measured = [judged.Agreement(str(n), str(n), float(truth[n]), float(judge[n])) for n in range(60)]
-        raw, found = figure(rows_of(judge[60:].tolist(), measured))
+        names = [str(n) for n in range(160)]
+        measured = [
+            judged.Agreement(n, n, float(t), float(j)) for n, t, j in zip(names[:60], truth, judge, strict=False)
+        ]
+        found = judged.corrected(judge[60:].tolist(), names[60:], measured)
+        raw = judged.mean(judge[60:].tolist(), names[60:])
         covered += found.low <= 0.5 <= found.high
         plain += raw.low <= 0.5 <= raw.high
     assert covered / 200 >= 0.92 and plain / 200 < 0.2
+
+
+def agreed(people, word):
+    return [
+        judged.Agreement(str(n), str(n), float(p), float(w)) for n, (p, w) in enumerate(zip(people, word, strict=True))
+    ]
 
 
 def test_a_difference_carries_the_judges_error_and_covers_the_truth():
@@ -393,53 +384,56 @@ def test_a_difference_carries_the_judges_error_and_covers_the_truth():
     import numpy as np
 
     rng, covered, plain = np.random.default_rng(1), 0, 0
-    ground = Ground({})
-    for _ in range(120):
+    names = [str(n) for n in range(80)]
+    for _ in range(150):
         quality = rng.beta(4, 4, 40)
-        said = np.clip(quality + rng.normal(0, 0.15, 40), 0, 1)
-        measured = [judged.Agreement(str(n), str(n), float(quality[n]), float(said[n])) for n in range(40)]
+        measured = agreed(quality, np.clip(quality + rng.normal(0, 0.15, 40), 0, 1))
         easy = rng.beta(4, 4, 80) * 0.8
         off = rng.normal(0, 0.15 / 40**0.5, 2)  # as far as forty answers can tell
-        first = np.clip(easy + 0.1 + off[0] + rng.normal(0, 0.05, 80), 0, 1)
-        second = np.clip(easy + off[1] + rng.normal(0, 0.05, 80), 0, 1)
-        told = [rows_of(each.tolist(), measured, target=name) for each, name in ((first, "a"), (second, "b"))]
-        found = difference(metric_of("judged", "score"), *told, ground)
-        raw = difference(metric_of("judged", "judge"), *told, ground).difference
+        first = np.clip(easy + 0.1 + off[0] + rng.normal(0, 0.05, 80), 0, 1).tolist()
+        second = np.clip(easy + off[1] + rng.normal(0, 0.05, 80), 0, 1).tolist()
+        found = judged.corrected_difference(first, second, names, measured, measured)
+        raw = paired(first, second, names).difference
         covered += found.difference.low <= 0.1 <= found.difference.high
         plain += raw.low <= 0.1 <= raw.high
         assert (found.p < 0.05) == (found.difference.low > 0 or found.difference.high < 0)
         assert found.difference.value == pytest.approx(raw.value)
-    assert covered / 120 >= 0.92 and plain / 120 < 0.6, (covered, plain)
+    assert covered / 150 >= 0.92 and plain / 150 < 0.6, (covered, plain)
 
 
 def test_a_judge_that_does_not_go_with_people_decides_nothing():
     import numpy as np
 
     rng = np.random.default_rng(2)
-    people, word = rng.beta(2, 2, 60), rng.beta(2, 2, 60)
-    measured = [judged.Agreement(str(n), str(n), float(people[n]), float(word[n])) for n in range(60)]
-    first, second = rng.beta(4, 2, 200), rng.beta(2, 4, 200)  # far apart, by the judge's word
-    told = [rows_of(each.tolist(), measured, target=name) for each, name in ((first, "a"), (second, "b"))]
-    found = difference(metric_of("judged", "score"), *told, Ground({}))
+    unrelated = agreed(rng.beta(2, 2, 60), rng.beta(2, 2, 60))
+    names = [str(n) for n in range(200)]
+    sides = rng.beta(4, 2, 200).tolist(), rng.beta(2, 4, 200).tolist()  # far apart, by the judge's word
+    found = judged.corrected_difference(*sides, names, unrelated, unrelated)
     assert found.difference.low is None and found.p is None and "go with people" in found.difference.reason
-    assert found.difference.value > 0.2 and found.better > found.worse, "what the judge said is still shown"
-    unmeasured = [rows_of(each.tolist(), (), target=name) for each, name in ((first, "a"), (second, "b"))]
-    found = difference(metric_of("judged", "score"), *unmeasured, Ground({}))
+    assert found.difference.value > 0.2, "what the judge said is still shown"
+    assert judged.report("j", unrelated)["follows"] is False and judged.report("j", unrelated[:3])["follows"] is None
+    found = judged.corrected_difference(*sides, names, (), ())
     assert found.p is None and "judge's error is not known" in found.difference.reason
+    quality = rng.random(60)
+    assert judged.follows(agreed(quality, 0.5 + 0.1 * quality + rng.normal(0, 0.02, 60)))
 
 
-def test_slices_and_changes_carry_the_judges_error():
-    measured = [judged.Agreement(str(n), str(n), n / 40 - 0.1 * (n % 2), n / 40) for n in range(40)]
-    before = rows_of([0.3 + 0.1 * (n % 3) for n in range(60)], measured, target="before")
-    after = rows_of([0.5 + 0.1 * (n % 3) + 0.02 * (n % 2) for n in range(60)], measured, target="after")
-    named = [row.model_copy(update={"slices": {"topic": "garden"}}) for row in before]
-    (entry,) = run.summary.slices(named, {})
-    raw, found = figure(before)
-    assert (entry["value"], entry["low"], entry["high"]) == (found.value, found.low, found.high)
-    assert found.high - found.low > raw.high - raw.low
-    (entry,) = run.summary.changes([*before, *after], [("before", "after")])
-    assert entry["metric"] == "score" and entry["low"] > 0 and entry["p_holm"] < 0.05
-    assert entry["high"] - entry["low"] > 2**0.5 * (judged.off_of(before).high - judged.off_of(before).low) * 0.99
+def test_slices_and_forms_carry_the_judges_error():
+    people = {"judged": agreed([n / 40 - 0.1 * (n % 2) for n in range(40)], [n / 40 for n in range(40)])}
+    items = [item("judged", text=f"{n}?", slices={"topic": "garden"}) for n in range(40)]
+    bench = judged.Bench(lambda rubric: Strict())
+    results = ask.examine(FakeGenerator("five5"), items, target="m", bench=bench, judge="strict")
+    results = [row.model_copy(update={"value": 0.3 + 0.1 * (n % 3)}) for n, row in enumerate(results)]
+    found = run.summarise(results, [Suite("s", items)], (), people=people, resamples=50)
+    (cell, *_), (entry,) = found["cells"], found["slices"]
+    assert cell["metric"] == entry["metric"] == "score" and cell["low"] is not None
+    assert [entry[name] for name in ("value", "low", "high")] == [cell[name] for name in ("value", "low", "high")]
+    assert judged.told_in(json.loads(json.dumps([{"suite": "judged"} | judged.report("j", people["judged"])]))) == {
+        "judged": tuple(people["judged"])
+    }
+    by_id = {item_id(each): each for each in items}
+    (row,) = ways.forms_table(results, [results], by_id, form="written", people=people)
+    assert row["value"] == pytest.approx(cell["value"])
 
 
 # -- all kinds

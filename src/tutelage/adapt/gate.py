@@ -16,7 +16,7 @@ from tutelage.core.config import build, load_yaml
 from tutelage.core.errors import ConfigError
 from tutelage.core.records import Record, digest
 from tutelage.evaluate.suite import Result
-from tutelage.evaluate.suites import judged
+from tutelage.evaluate.suites.judged import Agreement, corrected, corrected_difference
 from tutelage.measure.statistics import Interval, Test, mean, non_inferior, paired, rate
 
 Kind = Literal["non_inferior", "at_least", "at_most"]
@@ -102,11 +102,9 @@ class GateVerdict(Record):
     production: str = ""
 
 
-def _picked(rows: Sequence[Result], rule: CheckRule) -> tuple[dict[str, float], int, list[Result]]:
-    """The rows a check reads: item (and attack) -> figure, how many there are, and those whose figure a judge said.
-    What was not measured has none."""
+def _picked(rows: Sequence[Result], rule: CheckRule) -> tuple[dict[str, float], int]:
+    """The rows a check reads: item (and attack) -> figure, and how many there are. What was not measured has none."""
     found: dict[str, float] = {}
-    by_judge: list[Result] = []
     count = 0
     for row in rows:
         fields: Mapping[str, Any] = {
@@ -119,13 +117,24 @@ def _picked(rows: Sequence[Result], rule: CheckRule) -> tuple[dict[str, float], 
             value = float(row.outcome == "blocked") if rule.measure == "blocked" else row.value
             if value is not None and row.outcome != "unknown":
                 found[f"{row.suite}/{row.item}/{row.attack or ''}"] = value
-                if row.kind == "judged" and rule.measure == "value":
-                    by_judge.append(row)
-    return found, count, by_judge
+    return found, count
 
 
 def _clusters(rows: Sequence[Result]) -> dict[str, str]:
     return {f"{row.suite}/{row.item}/{row.attack or ''}": row.cluster for row in rows}
+
+
+People = Mapping[str, Sequence[Agreement]]
+"""Suite of open-ended items -> answers that people judged as well as the judge."""
+
+
+def _judge_of(rows: Sequence[Result], rule: CheckRule, people: People) -> Sequence[Agreement] | None:
+    """What people found of the judge whose word a check reads; None where it reads no judge's. Suites have their own
+    judge's error each: of several, or of judged and other items together, it is not known."""
+    found = {(row.suite, row.kind == "judged") for row in rows if rule.measure == "value"}
+    if not any(by_judge for _, by_judge in found):
+        return None
+    return people.get(next(iter(found))[0], ()) if len(found) == 1 else ()
 
 
 def _said(figure: Interval) -> str:
@@ -134,21 +143,27 @@ def _said(figure: Interval) -> str:
     return f"{figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}], n={figure.n}"
 
 
-def check(rule: CheckRule, candidate: Sequence[Result], incumbent: Sequence[Result], level: float) -> Check:
-    """Answer one check."""
-    (mine, rows, by_judge), clusters = _picked(candidate, rule), _clusters(candidate)
+def check(
+    rule: CheckRule,
+    candidate: Sequence[Result],
+    incumbent: Sequence[Result],
+    level: float,
+    people: People | None = None,
+) -> Check:
+    """Answer one check; what a judge said is read with the error that `people` found it to have."""
+    (mine, rows), clusters = _picked(candidate, rule), _clusters(candidate)
+    read = [row for row in candidate if f"{row.suite}/{row.item}/{row.attack or ''}" in mine]
+    measured = _judge_of(read, rule, people or {})
     limit = rule.margin if rule.margin is not None else rule.bound
     assert limit is not None
     if rule.kind == "non_inferior":
-        theirs, _, also = _picked(incumbent, rule)
+        theirs, _ = _picked(incumbent, rule)
         items = sorted(set(mine) & set(theirs))
-        compared = paired(
-            [mine[item] for item in items],
-            [theirs[item] for item in items],
-            [clusters[item] for item in items],
-            level=level,
-        )
-        figure = (judged.gap(compared, [*by_judge, *also], level) if by_judge else compared).difference
+        sides = [mine[item] for item in items], [theirs[item] for item in items], [clusters[item] for item in items]
+        if measured is None:
+            figure = paired(*sides, level=level).difference
+        else:
+            figure = corrected_difference(*sides, measured, measured, level).difference
         lower_is_better = rule.measure == "blocked" or rule.source == "redteam"
         if lower_is_better and figure.value is not None and figure.low is not None and figure.high is not None:
             figure = figure.model_copy(update={"value": -figure.value, "low": -figure.high, "high": -figure.low})
@@ -160,8 +175,8 @@ def check(rule: CheckRule, candidate: Sequence[Result], incumbent: Sequence[Resu
         values, hang = [mine[item] for item in items], [clusters[item] for item in items]
         counted = set(values) <= {0.0, 1.0}  # F1 and chrF lie between
         figure = rate(values, hang, level=level) if counted else mean(values, hang, level=level, bounds=(0.0, 1.0))
-        if by_judge:
-            figure = judged.corrected(values, hang, judged.off_of(by_judge, level), level)
+        if measured is not None:
+            figure = corrected(values, hang, measured, level)
         n = len(items)
         if figure.low is None or figure.high is None:
             passed = None
@@ -183,10 +198,12 @@ def decide(
     incumbent: Mapping[str, Sequence[Result]],
     *,
     against: str,
+    people: People | None = None,
 ) -> GateVerdict:
-    """The verdict on a candidate. Both mappings hold rows by source (`evaluation`, `redteam`); pure."""
+    """The verdict on a candidate. Both mappings hold rows by source (`evaluation`, `redteam`); `people` judged some
+    answers of open-ended suites as well as the judge did. Pure."""
     checks = tuple(
-        check(rule, candidate.get(rule.source, ()), incumbent.get(rule.source, ()), policy.level)
+        check(rule, candidate.get(rule.source, ()), incumbent.get(rule.source, ()), policy.level, people)
         for rule in policy.checks
     )
     failed = [(rule, found) for rule, found in zip(policy.checks, checks, strict=True) if found.passed is False]

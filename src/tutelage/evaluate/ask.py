@@ -260,14 +260,12 @@ def examine(
         bench, [item for item, _ in open_ended], [said.message.content for _, said in open_ended], log=log, judge=judge
     )
     verdicts = {item_id(item): word for (item, _), word in zip(open_ended, words, strict=True)}
-    marks = {name: bench.marks(name) for name in {str(item.tags["suite"]) for item, _ in open_ended}} if bench else {}
     for item, response in zip(others, told, strict=True):
         if response.finish == "error":
             figures[item_id(item)] = unknown(response.message.content or "the generator failed")
             continue
         if item.tags["kind"] == "judged":
-            marked = marks.get(str(item.tags["suite"]), {})
-            figures[item_id(item)] = judged.read(response, verdicts[item_id(item)], marked)
+            figures[item_id(item)] = judged.read(response, verdicts[item_id(item)])
             continue
         figure = score(item, response)
         truth = gold(item, response)

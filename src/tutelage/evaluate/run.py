@@ -94,14 +94,14 @@ def summarise(
     items = summary.by_id(item for suite in chosen for item in suite.items)
     baselines = summary.baseline_table(summary.by_cell(items.values()), rows_of(dialogues))
     return {
-        "cells": summary.cells(results, items, baselines, resamples=resamples),
+        "cells": summary.cells(results, items, baselines, people=people, resamples=resamples),
         "baselines": [
             {"suite": suite, "cell": cell, "scores": dict(sorted(scores.items()))}
             for (suite, cell), scores in sorted(baselines.items(), key=lambda entry: (entry[0][0], entry[0][1] or ""))
         ],
         "gold": summary.gold_table(results),
         "changes": summary.changes(results, pairs, items, resamples=resamples),
-        "slices": summary.slices(results, items, resamples=resamples),
+        "slices": summary.slices(results, items, people=people, resamples=resamples),
         "classes": summary.classes(results, items),
         "constraints": summary.followed(results),
         "judges": [{"suite": suite} | report(judge, said) for suite, said in sorted((people or {}).items())],
@@ -253,7 +253,9 @@ def _asked(
         summed["draws"] = ways.draws_table(results, others["draws"])
     if others["forms"]:
         by_id = summary.by_id(items)
-        summed["forms"] = ways.forms_table(results, others["forms"], by_id, form=how.form, resamples=resamples)
+        summed["forms"] = ways.forms_table(
+            results, others["forms"], by_id, form=how.form, people=people, resamples=resamples
+        )
     if bench and bench.bill:
         summed["judge_endpoint"] = bench.bill.plain()
     return results, summed | further.found(results)

@@ -17,7 +17,7 @@ from tutelage.evaluate.suite import Result, cell_of, golds_of, item_id, rank
 from tutelage.evaluate.suites.answers import score
 from tutelage.evaluate.suites.baselines import chance, guesses
 from tutelage.evaluate.suites.gold import gold
-from tutelage.evaluate.suites.judged import gap
+from tutelage.evaluate.suites.judged import Agreement
 from tutelage.evaluate.suites.kinds import HEADLINE, KIND, Ground, Metric, Statistic, measured, metric_of
 from tutelage.measure.paired import paired_statistic
 from tutelage.measure.statistics import (
@@ -117,11 +117,12 @@ def cells(
     items: Items,
     baselines: Mapping[tuple[str, str | None], Mapping[str, float]],
     *,
+    people: Mapping[str, Sequence[Agreement]] | None = None,
     resamples: int = 200,
 ) -> list[dict[str, Any]]:
     """Target x suite x cell x metric: value, interval, n, chance, best baseline, visible difference, learned."""
     table: list[dict[str, Any]] = []
-    ground = Ground(items, resamples)
+    ground = Ground(items, people or {}, resamples)
     for (target, suite, cell), rows in _groups(results).items():
         kind = rows[0].kind
         beside = dict(baselines.get((suite, cell), {}))
@@ -162,7 +163,13 @@ def cells(
     return table
 
 
-def slices(results: Iterable[Result], items: Items, *, resamples: int = 200) -> list[dict[str, Any]]:
+def slices(
+    results: Iterable[Result],
+    items: Items,
+    *,
+    people: Mapping[str, Sequence[Agreement]] | None = None,
+    resamples: int = 200,
+) -> list[dict[str, Any]]:
     """Headline figures by slice; a slice with too few items says so and has no figure."""
     groups: dict[tuple[str, str, str, str, str], list[Result]] = {}
     for each in results:
@@ -172,7 +179,7 @@ def slices(results: Iterable[Result], items: Items, *, resamples: int = 200) -> 
     table: list[dict[str, Any]] = []
     for (target, suite, kind, name, group), rows in groups.items():
         if len(rows) >= FEWEST:
-            found, _ = KIND[kind][0].figure(rows, Ground(items, resamples=resamples))
+            found, _ = KIND[kind][0].figure(rows, Ground(items, people or {}, resamples))
         else:
             found = undefined(len(rows), f"not enough data: fewer than {FEWEST} items")
         entry = {"target": target, "suite": suite, "slice": name, "group": group, "metric": HEADLINE[kind]}
@@ -278,8 +285,7 @@ def changes(
 
 
 def difference(of: Metric, first: Rows, second: Rows, ground: Ground) -> Comparison:
-    """First minus second on the same items. `better` and `worse` count items by the metric's own direction. What a
-    judge said carries the judge's error (`judged.gap`)."""
+    """First minus second on the same items. `better` and `worse` count items by the metric's own direction."""
     now, then = ([float(each.value or 0.0) for each in rows] for rows in (first, second))
     clusters = [each.cluster for each in first]
     compared = paired(now, then, clusters)
@@ -290,8 +296,6 @@ def difference(of: Metric, first: Rows, second: Rows, ground: Ground) -> Compari
         statistic: Statistic = built[0]
         found = paired_statistic(statistic, len(first), clusters, resamples=ground.resamples)
         compared = compared.model_copy(update={"difference": found.difference, "p": found.p})
-    if first and first[0].kind == "judged" and of.name == HEADLINE["judged"]:
-        compared = gap(compared, [*first, *second])
     if not of.higher:
         compared = compared.model_copy(update={"better": compared.worse, "worse": compared.better})
     return compared

@@ -165,16 +165,22 @@ def draws_table(first: Sequence[Result], further: Sequence[Sequence[Result]]) ->
 
 
 def forms_table(
-    first: Sequence[Result], other: Sequence[Sequence[Result]], items: Items, *, form: str, resamples: int = 200
+    first: Sequence[Result],
+    other: Sequence[Sequence[Result]],
+    items: Items,
+    *,
+    form: str,
+    people: Mapping[str, Sequence[Agreement]] | None = None,
+    resamples: int = 200,
 ) -> list[dict[str, Any]]:
     """Per target, suite and cell: what the headline loses in the other form (other minus first, paired)."""
     table: list[dict[str, Any]] = []
     for (target, suite, cell), (rows, others) in _beside(first, other).items():
         both = [(a, b) for a, b in zip(others, rows, strict=True) if a.value is not None and b.value is not None]
         metric = KIND[rows[0].kind][0]
-        gap = difference(metric, [a for a, _ in both], [b for _, b in both], Ground(items, resamples=resamples))
+        ground = Ground(items, people or {}, resamples)
+        gap = difference(metric, [a for a, _ in both], [b for _, b in both], ground)
         verbatim = items[rows[0].item].messages[-1].role == "text" if form == "written" else form == "raw"
-        ground = Ground(items, resamples=resamples)
         table.append(
             {"target": target, "suite": suite, "cell": cell, "metric": metric.name}
             | {"form": "raw" if verbatim else "chat", "other": "chat" if verbatim else "raw"}
@@ -269,8 +275,7 @@ def measured_judge(
     step: Callable[[int], None] = lambda done: None,
 ) -> dict[str, list[Agreement]]:
     """By suite of judged items: what people and the judge said of the same answers. Answers of a suite measure the
-    judge for that suite; those of no suite (`--people`) for every suite without its own. The bench knows them from then
-    on."""
+    judge for that suite; those of no suite (`--people`) for every suite without its own."""
     if bench is None:
         return {}
     found: dict[str, list[Agreement]] = {}
@@ -285,5 +290,4 @@ def measured_judge(
         step(len(rows))
     for suite in suites:
         found[suite] = said.get(suite) or said.get("", [])
-    bench.people = found
     return found

@@ -7,14 +7,14 @@ function of the items drawn, from which the bootstrap gives intervals and the pa
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from tutelage.core.records import Example
 from tutelage.evaluate.suite import Result, golds_of, slices_of
-from tutelage.evaluate.suites import judged
 from tutelage.evaluate.suites.answers import language_of
+from tutelage.evaluate.suites.judged import Agreement, corrected
 from tutelage.evaluate.suites.stereotypes import CONDITIONS, bias, takes_side
 from tutelage.measure.calibration import ece
 from tutelage.measure.statistics import Indices, Interval, bootstrap, mean, rate, undefined
@@ -31,6 +31,8 @@ class Ground:
     """What figures are computed from beside the results."""
 
     items: Mapping[str, Example]
+    people: Mapping[str, Sequence[Agreement]] = field(default_factory=dict)
+    """Suite -> answers that people and the judge judged."""
     resamples: int = 200
 
 
@@ -167,8 +169,10 @@ def _unextracted(rows: Rows, ground: Ground) -> Interval:
 
 
 def _judged(rows: Rows, ground: Ground) -> Interval:
-    scores, clusters = [float(each.value or 0.0) for each in rows], [each.cluster for each in rows]
-    return judged.corrected(scores, clusters, judged.off_of(rows))
+    suite = rows[0].suite if rows else ""
+    return corrected(
+        [float(each.value or 0.0) for each in rows], [each.cluster for each in rows], ground.people.get(suite, ())
+    )
 
 
 def _bias(condition: str) -> Metric:

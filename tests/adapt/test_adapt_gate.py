@@ -11,6 +11,7 @@ from tutelage.adapt.monitor import Limits, Week, changes, triggers
 from tutelage.adapt.release import Release
 from tutelage.core.errors import ConfigError
 from tutelage.evaluate.suite import Result
+from tutelage.evaluate.suites.judged import Agreement
 from tutelage.review.estimates import Estimate
 
 POLICY = ReleasePolicy.model_validate(
@@ -276,3 +277,42 @@ def test_the_miss_rate_acts_on_its_lower_end() -> None:
     before = [estimate(0.3, 0.1).model_copy(update={"week": "1", "high": 0.31})]
     assert not triggers(quiet, quiet, [estimate(0.4, 0.3)], Limits(), before), "what did not rise is reviewers' error"
     assert triggers(quiet, quiet.model_copy(update={"week": "2"}), [estimate(0.5, 0.32)], Limits(), before)
+
+
+def judged_rows(values: np.ndarray, target: str) -> list[Result]:
+    fixed = {"target": target, "suite": "talk", "kind": "judged", "metric": "score", "outcome": "answered"}
+    return [
+        Result(item=f"i{n}", cluster=f"i{n}", value=float(each), scores={"judge": float(each)}, **fixed)
+        for n, each in enumerate(values)
+    ]
+
+
+def test_a_judges_error_reaches_the_gate() -> None:
+    """What a judge says clears the bound; with what people found it to be off, it does not, nor where nobody looked."""
+    rule = {"source": "evaluation", "where": {"suite": "talk"}, "min_n": 50, "sentence": "is dull"}
+    least = ReleasePolicy.model_validate({"checks": [rule | {"id": "least", "kind": "at_least", "bound": 0.6}]})
+    kept = ReleasePolicy.model_validate({"checks": [rule | {"id": "kept", "kind": "non_inferior", "margin": 0.1}]})
+    rng = np.random.default_rng(0)
+    said, quality = rng.normal(0.7, 0.05, 200).clip(0, 1), 0.2 + 0.6 * rng.random(40)
+
+    def people(noise: float, off: float = 0.0) -> list[Agreement]:
+        word = (quality + off + noise * rng.normal(0, 1, 40)).clip(0, 1)
+        return [
+            Agreement(str(n), str(n), float(q), float(w)) for n, (q, w) in enumerate(zip(quality, word, strict=True))
+        ]
+
+    def gated(policy: ReleasePolicy, measured: list[Agreement]) -> tuple[bool, str]:
+        old = judged_rows((said + 0.01 * rng.normal(0, 1, 200)).clip(0, 1), "old")
+        rows = {"evaluation": judged_rows(said, "bundle")}
+        verdict = decide(policy, rows, {"evaluation": old}, against="nothing", people={"talk": measured})
+        return verdict.promote, verdict.reason
+
+    assert gated(least, people(0.02))[0] and gated(kept, people(0.02))[0]
+    assert not gated(least, people(0.02, 0.2))[0], "people give 0.2 less than this judge"
+    for policy in (least, kept):
+        promoted, reason = gated(policy, [])
+        assert not promoted and "the judge's error is not known" in reason
+    assert not gated(kept, people(0.5))[0], "such a judge cannot tell a difference of 0.1"
+    unrelated = [Agreement(str(n), str(n), float(q), float(w)) for n, (q, w) in enumerate(rng.random((40, 2)))]
+    promoted, reason = gated(kept, unrelated)
+    assert not promoted and "go with people's" in reason

@@ -11,7 +11,10 @@ import pytest
 from tutelage.corpus.catalog import CATALOG
 from tutelage.corpus.read import Source, read
 from tutelage.evaluate.item import KINDS, OTHER_KINDS, as_row, item_of
-from tutelage.evaluate.suite import check, cluster_of, item_id, slices_of
+from tutelage.evaluate.run import evaluate_reference
+from tutelage.evaluate.suite import asked, check, cluster_of, item_id, people_of, slices_of, suites
+from tutelage.evaluate.ways import Asking
+from tutelage.generate.fake import FakeGenerator
 
 DATA = Path(os.environ.get("TUTELAGE_DATA") or "/nowhere")
 EXAMINED = sorted(
@@ -40,13 +43,22 @@ ROWS = {
         "stereotyped_groups": ["old"], "question_index": "1",
     },
     "pretrain_wikitext2": {"title": "T", "text": "Some text."},
+    "dialogue_hh_harmless": {
+        "prompt": "Human: Hi.\n\nAssistant: Hello!\n\nHuman: How?\n\nAssistant:", "chosen": "So.", "rejected": "No.",
+    },
+    "dialogue_pandalm": {
+        "instruction": "Name one.", "input": "", "response_a": "One.", "response_b": "Two.", "label": "a",
+        "votes": [{"annotator": f"p{n}", "choice": choice} for n, choice in enumerate(("a", "tie", "b", "a"))],
+    },
+    "dialogue_llm_answers": {"prompt": "Name one.", "response_a": "One.", "response_b": "Two.", "label": "b"},
 }  # fmt: skip
 
 
 def mirror(tmp_path, name, rows):
     split = next(split for form in CATALOG[name].forms if form.kind == "items" for split in form.splits)
-    (tmp_path / name).mkdir(parents=True)
-    with gzip.open(tmp_path / name / f"{split}.jsonl.gz", "wt", encoding="utf-8") as out:
+    folder = tmp_path / (CATALOG[name].folder or name)
+    folder.mkdir(parents=True)
+    with gzip.open(folder / f"{split}.jsonl.gz", "wt", encoding="utf-8") as out:
         out.write("".join(json.dumps(row) + "\n" for row in rows))
     return str(tmp_path)
 
@@ -77,10 +89,51 @@ def test_what_is_said_twice_is_one_cluster(tmp_path):
     assert len(squad) == 3 and len({cluster_of(item) for item in squad}) == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "human"),
+    [("dialogue_hh_harmless", [1.0, 0.0]), ("dialogue_pandalm", [0.625, 0.375]), ("dialogue_llm_answers", [0.0, 1.0])],
+)
+def test_dialogues_are_asked_and_what_people_preferred_measures_the_judge(name, human, tmp_path):
+    source = Source(source=f"catalog:{name}", kinds=("items",))
+    one, *judged = read(source, mirror=mirror(tmp_path, name, [ROWS[name]])).items
+    assert asked(one) and one.messages[-1].role == "user" and "rubric" in one.tags
+    assert [sum(people_of(item)) / len(people_of(item)) for item in judged] == human
+    assert not any(map(asked, judged)) and {cluster_of(item) for item in judged} == {cluster_of(one)}
+    assert all(item.messages == one.messages and item.tags["answer"] for item in judged)
+    if name == "dialogue_hh_harmless":
+        assert [each.role for each in one.messages] == ["user", "assistant", "user"]
+        bad = mirror(tmp_path / "bad", name, [ROWS[name] | {"prompt": "Nobody speaks."}, ROWS[name]])
+        found = read(source, mirror=bad)
+        assert len(found.items) == 3 and found.bad == 3 and "turns of `Human:`" in found.bad_examples[0]
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="TUTELAGE_DATA names no folder with the public sets")
+@pytest.mark.parametrize("name", [name for name in CATALOG if name.startswith("dialogue_")])
+def test_real_dialogues_are_examined_by_a_judge_whose_error_people_measured(name):
+    """As `tutelage evaluate REF --suite catalog:NAME --judge ...` reads and asks them."""
+    items = read(Source(source=f"catalog:{name}", kinds=("items",), limit=60), mirror=str(DATA)).items
+    judge = "prompted:tests.corpus.test_corpus_catalog:by_length"
+    found = evaluate_reference("fake:say " + "word " * 90, suites(items), items=20, how=Asking(judge=judge))
+    (told,) = found["judges"]
+    assert told["judged_by_people"] == sum(map(bool, map(people_of, items))) >= 118 and told["without_opinion"] == 0
+    score = next(cell for cell in found["cells"] if cell["metric"] == "score")
+    assert score["n"] == 20 and score["unmeasured"] == 0 and score["low"] < score["value"] < score["high"]
+
+
+def by_length(ref, root=None):
+    """A judge that likes long answers: its error is large, and known."""
+
+    def said(example, sample):
+        answer = example.messages[-1].content.rpartition("<answer")[2].rpartition("</answer")[0]
+        return f"SCORE: {1 + min(4, len(answer) // 200)}"
+
+    return FakeGenerator(said)
+
+
 @pytest.mark.skipif(not DATA.is_dir(), reason="TUTELAGE_DATA names no folder with the public sets")
 @pytest.mark.parametrize("name", EXAMINED)
 def test_the_real_files_give_items_without_fault(name):
-    if not (DATA / name).is_dir():
+    if not (DATA / (CATALOG[name].folder or name)).is_dir():
         pytest.skip(f"the mirror has no {name}")
     found = read(Source(source=f"catalog:{name}", kinds=("items",), limit=200), mirror=str(DATA))
     assert found.items and found.bad == 0, found.bad_examples

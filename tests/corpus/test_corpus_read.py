@@ -144,7 +144,7 @@ def test_catalog_from_a_mirror(tmp_path: Path):
 
 
 def test_names_of_the_catalog():
-    assert len(CATALOG) == 52
+    assert len(CATALOG) == 55
     with pytest.raises(NotFound, match="Did you mean 'pretrain_books'"):
         entry("pretrain_book")
     for known in CATALOG.values():

@@ -10,6 +10,7 @@ import os
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -44,24 +45,37 @@ ITEMS = [
     item("g", "rule", "Be kind.", None, rule="kind"),
     verbatim("h", "choice", "The sky is", " blue", choices=(" blue", " green")),
     verbatim("i", "generate", "The sky is", "blue"),
+    verbatim("j", "choice", "Which is red?", "blood", choices=("grass", "blood", "snow"), options="letters"),
 ]
+
+
+class Loader(yaml.SafeLoader):
+    """Reads a task as the harness does, but for what is no data."""
+
+
+Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
+
+
+def task_of(folder: Path, name: str) -> tuple[dict[str, object], list[dict[str, object]]]:
+    """A task that was written, and its rows."""
+    rows = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+    return yaml.load((folder / f"{name}.yaml").read_text(), Loader), rows
 
 
 def test_suites_become_tasks_and_what_cannot_is_counted(tmp_path: Path) -> None:
     found = write([Suite("own", ITEMS)], tmp_path / "out")
     assert found["tasks"] == {
-        "tutelage_own_choice": 1,
+        "tutelage_own_choice": 2,
         "tutelage_own_choice_chat": 2,
         "tutelage_own_generate": 1,
         "tutelage_own_generate_chat": 2,
-        "tutelage_own_translate_chat": 1,
+        "tutelage_own_translate_chat": 2,
     }
-    assert sum(found["left_out"].values()) == 2
+    assert sum(found["left_out"].values()) == 1
     allowed = {name for group in METRICS.values() for name, _, _ in group}
     for name in found["tasks"]:
-        task = yaml.safe_load((tmp_path / "out" / f"{name}.yaml").read_text())
+        task, rows = task_of(tmp_path / "out", name)
         file = Path(task["dataset_kwargs"]["data_files"]["test"])
-        rows = [json.loads(line) for line in file.read_text().splitlines()]
         assert file.is_absolute() and len(rows) == found["tasks"][name]
         assert {task["doc_to_text"], task["doc_to_target"]} <= set(rows[0]), "columns, not templates"
         assert {each["metric"] for each in task["metric_list"]} <= allowed
@@ -69,8 +83,32 @@ def test_suites_become_tasks_and_what_cannot_is_counted(tmp_path: Path) -> None:
     assert "brier_score" not in {each["metric"] for each in task["metric_list"]}, "its rows differ in their choices"
     task = yaml.safe_load((tmp_path / "out" / "tutelage_own_generate_chat.yaml").read_text())
     assert task["generation_kwargs"]["max_gen_toks"] == 32 and task["filter_list"][0]["name"] == "number"
+    _, rows = task_of(tmp_path / "out", "tutelage_own_choice")
+    assert rows[1]["choices"] == ["A", "B", "C"] and rows[1]["target"] == 1
+    assert rows[1]["prompt"] == "Which is red?\nA. grass\nB. blood\nC. snow\nAnswer: "
     with pytest.raises(UsageError, match="no item can be a task"):
         write([Suite("own", [ITEMS[6]])], tmp_path / "none")
+
+
+def test_of_several_right_answers_any_counts_and_references_stay_together(tmp_path: Path) -> None:
+    items = [
+        item("a", "choice", "Which?", "one", choices=("one", "two", "three"), answers=["three"]),
+        item("b", "choice", "Which?", "two", choices=("one", "two", "three")),
+        item("c", "generate", "How many?", "7", answers=["seven"]),
+        item("d", "generate", "Say it.", "it"),
+        item("e", "translate", "Translate: cat", "Katze"),
+        item("f", "translate", "Translate: dog", "Hund", answers=["der Hund", "ein Hund"]),
+    ]
+    found = write([Suite("own", items)], tmp_path)
+    assert found["left_out"] == {} and sum(found["tasks"].values()) == 6
+    targets = {}
+    for kind in ("choice", "generate", "translate"):
+        task, rows = task_of(tmp_path, f"tutelage_own_{kind}_chat")
+        targets[kind] = [row["target"] for row in rows]
+        assert task.get("process_results") == ("references.results" if kind == "translate" else None)
+        assert "brier_score" not in {each["metric"] for each in task["metric_list"]}, "it knows one right answer"
+    assert targets["choice"] == [[0, 2], [1]] and targets["generate"] == [["7", "seven"], ["it"]]
+    assert targets["translate"] == [["Katze", "", ""], ["Hund", "der Hund", "ein Hund"]], "an empty one is none"
 
 
 def _environment() -> Path:
@@ -183,6 +221,64 @@ def test_our_own_suites_have_them_too(tmp_path: Path) -> None:
     shapes.save(shapes.Shape(4, 160, 5, 5, 432, 2048, 256), tmp_path / "model", tmp_path / "tokenizer")
     found = _agree(python, tmp_path / "model", tmp_path / "tasks", chat=True)
     assert len(found) >= 6
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_letters_and_several_right_answers_have_our_own_figures(tmp_path: Path) -> None:
+    """The same model on the same items: what the harness finds is what `evaluate` finds."""
+    from tutelage.evaluate.ask import examine
+    from tutelage.generate.generator import Sampling
+    from tutelage.generate.local import open_model
+    from tutelage.measure.text import corpus_statistic, translation_metric
+    from tutelage.tokens.tokenizer import learn
+
+    python, model = _environment(), tmp_path / "model"
+    learn(["the cat sat on the mat. is it true or false? yes, no, maybe. A. B. C. \n"] * 20, 320).save(tmp_path / "tok")
+    shapes.save(shapes.Shape(2, 64, 4, 2, 128, 320, 128), model, tmp_path / "tok")
+    generator = open_model(str(model))
+    asked = [
+        verbatim(f"s{n}", "generate", f"the {word} is", None)
+        for n, word in enumerate(["cat", "mat", "yes", "no", "sat"])
+    ]
+    told = generator.generate(asked, Sampling(max_tokens=12, temperature=0.0, stop=("\n",)))
+    said = [each.message.content for (each,) in told]
+    assert all(text.split() for text in said), said
+    stop = {"stop": ["\n"], "max_tokens": 12}
+    right = {"a": ("the",), "b": ("the", "mat"), "c": ("mat",), "d": ("sat", "cat")}
+    items = [
+        verbatim(
+            f"c{n}", "choice", f"is it {n}?", golds[0], choices=("the", "mat", "sat", "cat"), answers=list(golds),
+            options="letters",
+        )
+        for n, golds in enumerate([*right.values()] * 4)
+    ]  # fmt: skip
+    for n, (each, text) in enumerate(zip(asked, said, strict=True)):
+        golds = ["something else", text] if n % 2 else ["something", "else"]
+        more = {"target": golds[0], "tags": each.tags | stop | {"id": f"g{n}", "answers": golds}}
+        items.append(each.model_copy(update=more))
+        references = [text.strip() + " the cat", "mat on the " + text.strip(), text.strip() + " yes no"][: 1 + n % 3]
+        more = {"target": references[0], "tags": each.tags | stop | {"id": f"t{n}", "kind": "translate"}}
+        more["tags"] |= {"answers": references, "language": "en"}
+        items.append(each.model_copy(update=more))
+    assert write([Suite("own", items)], tmp_path / "tasks")["left_out"] == {}
+    figures = _agree(python, model, tmp_path / "tasks")
+    rows = {row.item: row for row in examine(generator, items, target="m")}
+
+    def mean(kind: str) -> float:
+        values = [rows[each.tags["id"]].value for each in items if each.tags["kind"] == kind]
+        return sum(float(value or 0.0) for value in values) / len(values)
+
+    assert 0 < mean("choice") < 1 and 0 < mean("generate") < 1
+    assert figures["tutelage_own_choice"]["acc,none"] == pytest.approx(mean("choice"))  # type: ignore[index]
+    assert figures["tutelage_own_generate"]["exact_match,none"] == pytest.approx(mean("generate"))  # type: ignore[index]
+    translated = [each for each in items if each.tags["kind"] == "translate"]
+    for name in ("bleu", "chrf"):
+        answers = [rows[each.tags["id"]].output for each in translated]
+        metric = translation_metric(name, "en")
+        statistic, _ = corpus_statistic(metric, answers, [list(each.tags["answers"]) for each in translated])
+        ours = statistic(np.arange(len(translated)))
+        assert ours > 5 and figures["tutelage_own_translate"][f"{name},none"] == pytest.approx(ours, abs=1e-6)  # type: ignore[index]
 
 
 def test_the_command_writes_tasks_and_overwrites_nothing(tmp_path: Path) -> None:

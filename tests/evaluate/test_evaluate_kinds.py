@@ -1,11 +1,12 @@
 """Each kind is scored as its definition says, by values worked out by hand; what was not measured is never a score."""
 
+import json
 import math
 
 import pytest
 
 from tutelage.core.records import Example, Message, Response, Verdict
-from tutelage.evaluate import ask, run
+from tutelage.evaluate import ask, run, ways
 from tutelage.evaluate.suite import Suite, check, item_id
 from tutelage.evaluate.suites import answers as a
 from tutelage.evaluate.suites import choice, judged, overlap
@@ -13,6 +14,7 @@ from tutelage.evaluate.suites.kinds import HEADLINE, KIND, Ground
 from tutelage.generate.fake import FakeGenerator
 from tutelage.generate.generator import Scored
 from tutelage.judge.judge import WindowedJudge
+from tutelage.measure.statistics import paired
 from tutelage.measure.text import exact_match, normalise_answer, token_f1
 
 
@@ -325,14 +327,16 @@ class Strict(WindowedJudge):
 
 def test_a_judge_without_people_has_no_interval_and_says_so():
     items = [item("judged", text=f"{n}?") for n in range(12)]
-    results, found = examined(FakeGenerator("five5"), items, bench=lambda rubric: Strict(), judge="strict")
+    results, found = examined(
+        FakeGenerator("five5"), items, bench=judged.Bench(lambda rubric: Strict()), judge="strict"
+    )
     cells = {cell["metric"]: cell for cell in found["cells"]}
     assert cells["score"]["value"] == 0.5 and cells["score"]["low"] is None
     assert cells["score"]["reason"] == "no answer was judged by people: the judge's error is not known"
     assert cells["judge"]["value"] == 0.5 and results[0].value == 0.5
     unjudged, _ = examined(FakeGenerator("five5"), items)
     assert {(each.value, each.reason) for each in unjudged} == {(None, "no judge was named")}
-    silent, _ = examined(FakeGenerator(""), items, bench=lambda rubric: Strict(), judge="strict")
+    silent, _ = examined(FakeGenerator(""), items, bench=judged.Bench(lambda rubric: Strict()), judge="strict")
     assert {each.outcome for each in silent} == {"unknown"} and "malformed" in silent[0].reason
 
 
@@ -369,6 +373,70 @@ def test_a_correction_covers_the_truth_where_the_judge_is_biased():
     assert covered / 200 >= 0.92 and plain / 200 < 0.2
 
 
+def agreed(people, word):
+    return [
+        judged.Agreement(str(n), str(n), float(p), float(w)) for n, (p, w) in enumerate(zip(people, word, strict=True))
+    ]
+
+
+def test_a_difference_carries_the_judges_error_and_covers_the_truth():
+    """Two systems, one truly better by 0.1; the judge is off by a different amount on either. Without its error the
+    interval misses more than it promises; with it, it holds."""
+    import numpy as np
+
+    rng, covered, plain = np.random.default_rng(1), 0, 0
+    names = [str(n) for n in range(80)]
+    for _ in range(150):
+        quality = rng.beta(4, 4, 40)
+        measured = agreed(quality, np.clip(quality + rng.normal(0, 0.15, 40), 0, 1))
+        easy = rng.beta(4, 4, 80) * 0.8
+        off = rng.normal(0, 0.15 / 40**0.5, 2)  # as far as forty answers can tell
+        first = np.clip(easy + 0.1 + off[0] + rng.normal(0, 0.05, 80), 0, 1).tolist()
+        second = np.clip(easy + off[1] + rng.normal(0, 0.05, 80), 0, 1).tolist()
+        found = judged.corrected_difference(first, second, names, measured, measured)
+        raw = paired(first, second, names).difference
+        covered += found.difference.low <= 0.1 <= found.difference.high
+        plain += raw.low <= 0.1 <= raw.high
+        assert (found.p < 0.05) == (found.difference.low > 0 or found.difference.high < 0)
+        assert found.difference.value == pytest.approx(raw.value)
+    assert covered / 150 >= 0.92 and plain / 150 < 0.6, (covered, plain)
+
+
+def test_a_judge_that_does_not_go_with_people_decides_nothing():
+    import numpy as np
+
+    rng = np.random.default_rng(2)
+    unrelated = agreed(rng.beta(2, 2, 60), rng.beta(2, 2, 60))
+    names = [str(n) for n in range(200)]
+    sides = rng.beta(4, 2, 200).tolist(), rng.beta(2, 4, 200).tolist()  # far apart, by the judge's word
+    found = judged.corrected_difference(*sides, names, unrelated, unrelated)
+    assert found.difference.low is None and found.p is None and "go with people" in found.difference.reason
+    assert found.difference.value > 0.2, "what the judge said is still shown"
+    assert judged.report("j", unrelated)["follows"] is False and judged.report("j", unrelated[:3])["follows"] is None
+    found = judged.corrected_difference(*sides, names, (), ())
+    assert found.p is None and "judge's error is not known" in found.difference.reason
+    quality = rng.random(60)
+    assert judged.follows(agreed(quality, 0.5 + 0.1 * quality + rng.normal(0, 0.02, 60)))
+
+
+def test_slices_and_forms_carry_the_judges_error():
+    people = {"judged": agreed([n / 40 - 0.1 * (n % 2) for n in range(40)], [n / 40 for n in range(40)])}
+    items = [item("judged", text=f"{n}?", slices={"topic": "garden"}) for n in range(40)]
+    bench = judged.Bench(lambda rubric: Strict())
+    results = ask.examine(FakeGenerator("five5"), items, target="m", bench=bench, judge="strict")
+    results = [row.model_copy(update={"value": 0.3 + 0.1 * (n % 3)}) for n, row in enumerate(results)]
+    found = run.summarise(results, [Suite("s", items)], (), people=people, resamples=50)
+    (cell, *_), (entry,) = found["cells"], found["slices"]
+    assert cell["metric"] == entry["metric"] == "score" and cell["low"] is not None
+    assert [entry[name] for name in ("value", "low", "high")] == [cell[name] for name in ("value", "low", "high")]
+    assert judged.told_in(json.loads(json.dumps([{"suite": "judged"} | judged.report("j", people["judged"])]))) == {
+        "judged": tuple(people["judged"])
+    }
+    by_id = {item_id(each): each for each in items}
+    (row,) = ways.forms_table(results, [results], by_id, form="written", people=people)
+    assert row["value"] == pytest.approx(cell["value"])
+
+
 # -- all kinds
 
 ONE = {
@@ -402,7 +470,7 @@ def test_a_generator_that_fails_is_unknown_whatever_the_kind(kind):
         def generate(self, prompts, sampling):
             return [[Response(message=Message(role="assistant"), finish="error", error="it is down")] for _ in prompts]
 
-    (found,) = ask.examine(Failing(), [ONE[kind]], target="m", bench=lambda rubric: Strict())
+    (found,) = ask.examine(Failing(), [ONE[kind]], target="m", bench=judged.Bench(lambda rubric: Strict()))
     assert (found.value, found.outcome, found.reason) == (None, "unknown", "it is down")
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from tutelage.evaluate.ask import examine
 from tutelage.evaluate.further import Examination
 from tutelage.evaluate.run import evaluate_reference
 from tutelage.evaluate.suite import Suite
+from tutelage.evaluate.ways import Asking
 from tutelage.generate.local import LocalGenerator
 from tutelage.generate.score import Row
 from tutelage.model.transformer import Decoder, DecoderConfig
@@ -35,6 +37,13 @@ from tutelage.tokens.chat import render
 from tutelage.tokens.tokenizer import learn
 
 KEY = "sk-very-secret-0451"
+
+
+def said(asked: str) -> str:
+    """As a model under test, and as a judge: of answers to odd questions it thinks more."""
+    if "SCORE: n" not in asked:
+        return "yes"
+    return f"SCORE: {4 + int(re.search('number ([0-9]+)', asked.lower())[1]) % 2}"  # type: ignore[index]
 
 
 class Endpoint(BaseHTTPRequestHandler):
@@ -54,7 +63,7 @@ class Endpoint(BaseHTTPRequestHandler):
             count = self.seen[f"{wrong} {asked}"]
         good: dict[str, Any] = {
             "model": "m-2026",
-            "choices": [{"message": {"role": "assistant", "content": "yes"}, "finish_reason": "stop"}],
+            "choices": [{"message": {"role": "assistant", "content": said(asked)}, "finish_reason": "stop"}],
             "usage": {"prompt_tokens": 100, "completion_tokens": 10},
         }
         if "echo" in body:
@@ -95,7 +104,7 @@ class Endpoint(BaseHTTPRequestHandler):
             self.say(401, f"Incorrect API key provided: {self.headers['authorization']}".encode())
         elif wrong == "flaky" and count < 3:
             self.say(429 if count == 1 else 503, b"busy", ("retry-after-ms", "10"))
-        elif wrong == "hangs":
+        elif wrong == "hangs" or (wrong == "one-hangs" and "number 0?" in asked):
             self.over.wait(20)
             self.close_connection = True
         elif wrong == "drips":
@@ -220,6 +229,29 @@ def test_an_endpoint_that_is_down_is_left_alone(there: Any, tmp_path: Path) -> N
     examined(there, "unknown-key", Root(tmp_path), questions(100))
     asked = sum(count for asked, count in there[1].items() if asked.startswith("unknown-key")) - before
     assert asked <= 8, asked
+
+
+@pytest.mark.parametrize("kind", ["generate", "choice"])
+@pytest.mark.parametrize("rooted", [True, False])
+def test_one_that_hangs_costs_itself_alone(there: Any, tmp_path: Path, kind: str, rooted: bool) -> None:
+    """The first of its chunk gets no answer: all others of the chunk are kept, and asked once."""
+    there[1].clear()
+    root: Any = Root(tmp_path) if rooted else None
+    found = examined(there, "one-hangs", root, questions(40, kind))
+    lost = [row for row in found["results"] if row.outcome == "unknown"]
+    assert [row.item for row in lost] == ["q0"] and "no answer within 0.3 s" in lost[0].reason
+    assert sum(row.value == 1.0 for row in found["results"]) == 39
+    assert found["cells"][0]["unmeasured"] == 1
+    each = 1 if kind == "generate" else 2  # a request for every choice
+    asked = {name: count for name, count in there[1].items() if "number" in name and "number 0?" not in name}
+    assert len(asked) == 39 * each and set(asked.values()) == {1}, "what was answered is not asked again"
+
+
+def test_several_in_a_row_are_the_endpoints_end(there: Any, tmp_path: Path) -> None:
+    there[1].clear()
+    found = examined(there, "hangs", Root(tmp_path), questions(60), concurrency=2)
+    assert sum(there[1].values()) <= 10
+    assert "8 requests in a row failed, the last: TimeoutError: no answer within 0.3 s" in found["results"][-1].reason
 
 
 def test_what_may_pass_is_tried_again_after_the_pause_it_asks_for(there: Any, tmp_path: Path) -> None:
@@ -366,6 +398,70 @@ def test_cost_is_counted_and_a_budget_stops_and_goes_on(there: Any, tmp_path: Pa
     assert (again["requests"], again["kept"]) == (20, 0)
 
 
+def talk(count: int, people: int = 12) -> list[Suite]:
+    """Open-ended questions, and answers of others that people judged."""
+    found = []
+    for place in range(count + people):
+        tags: dict[str, Any] = {"id": f"q{place}", "suite": "asked", "kind": "judged"}
+        if place >= count:
+            tags |= {"answer": "it is", "human": 0.6 + 0.2 * (place % 2) + 0.02 * (place % 3)}
+        found.append(Example.ask(f"Is it so, number {place}?").model_copy(update={"tags": tags}))
+    return [Suite("asked", found)]
+
+
+def judging(there: Any, wrong: str, root: Root, count: int = 20, **settings: Any) -> dict[str, Any]:
+    """A scripted model under test, judged by the endpoint, whose settings stand where those of any endpoint stand."""
+    ref = f"{there[0]}/{wrong}/v1#judge"
+    root.path.mkdir(parents=True, exist_ok=True)
+    settings = {"retries": 0, "timeout": 0.3, "concurrency": 2, **settings}
+    (root.path / "endpoints.yaml").write_text(json.dumps({ref: settings}))
+    return evaluate_reference("fake:say yes", talk(count), root=root, how=Asking(judge=f"prompted:{ref}"))
+
+
+def test_an_endpoint_that_judges_is_asked_as_one_under_test(there: Any, tmp_path: Path) -> None:
+    there[1].clear()
+    price, root = {"input": 10.0, "output": 100.0}, Root(tmp_path)
+    with pytest.raises(Stopped, match=r"the budget of 0\.03 holds no further request"):
+        judging(there, "good", root, price=price, budget=0.03, concurrency=1)
+    paid = sum(there[1].values())
+    assert 5 <= paid < 32
+    found = judging(there, "good", root, price=price, budget=1.0)
+    bill = found["judge_endpoint"]
+    assert bill["kept"] == paid and bill["kept"] + bill["requests"] == 32 == sum(there[1].values())
+    assert bill["cost"] == pytest.approx(32 * 0.002) and bill["models"] == ["m-2026"]
+    assert [row.value for row in found["results"]] == [0.75, 1.0] * 10
+    score = next(cell for cell in found["cells"] if cell["metric"] == "score")
+    assert score["low"] < score["value"] < score["high"] < 0.95, "people gave less than the judge"
+    assert judging(there, "good", root, price=price)["judge_endpoint"]["requests"] == 0
+    again = judging(there, "good", root, price=price, fresh=True)["judge_endpoint"]
+    assert (again["requests"], again["kept"]) == (32, 0)
+    assert not [each for each in threading.enumerate() if each.name.startswith("remote")], "its threads have ended"
+
+
+def test_a_judge_that_hangs_or_is_down_is_unknown_with_its_reason(there: Any, tmp_path: Path) -> None:
+    found = judging(there, "one-hangs", Root(tmp_path / "one"))
+    lost = [row for row in found["results"] if row.outcome == "unknown"]
+    assert [row.item for row in lost] == ["q0"] and "no answer within 0.3 s" in lost[0].reason
+    assert lost[0].output == "yes" and sum(row.value is not None for row in found["results"]) == 19
+    found = judging(there, "errors", Root(tmp_path / "down"))
+    assert {row.outcome for row in found["results"]} == {"unknown"}
+    assert "the judge rubric has no opinion: error" in found["results"][0].reason
+    assert "requests in a row failed, the last: status 500: out of memory" in found["results"][-1].reason
+    assert not gated(found["results"]).promote
+
+
+def test_other_forms_and_more_answers_are_judged_too(there: Any, tmp_path: Path) -> None:
+    ref, root = f"{there[0]}/good/v1#judge", Root(tmp_path)
+    config = Examination.model_validate(
+        {"robustness": {"items": 4, "families": ["casing"]}, "reliability": {"items": 3, "repeats": 2}}
+    )
+    how = Asking(judge=f"prompted:{ref}")
+    found = evaluate_reference("fake:say yes", talk(6), root=root, how=how, config=config)
+    assert found["perturbed"] and all(row.value is not None for row in found["perturbed"])
+    drawn = next(each for each in found["reliability"]["consistency"] if each["suite"] == "asked")
+    assert drawn["coverage"] == 1.0 and drawn["majority"]["value"] is not None
+
+
 PROGRAM = "from tutelage.cli import main; main()"
 
 
@@ -398,6 +494,28 @@ def test_killed_anywhere_nothing_is_asked_twice_and_the_key_is_nowhere(there: An
     said = done.stdout + done.stderr + refused.stdout + refused.stderr
     files = b"".join(each.read_bytes() for each in root.rglob("*") if each.is_file())
     assert KEY not in said and KEY.encode() not in files and files.count(b'"key"') >= count
+
+
+def test_killed_while_it_judges_nothing_is_judged_twice(there: Any, tmp_path: Path) -> None:
+    suite, root = tmp_path / "own.jsonl", tmp_path / "life"
+    rows = [item.model_dump(mode="json") for item in talk(40)[0].items]
+    suite.write_text("\n".join(json.dumps({k: v for k, v in row.items() if v not in (None, [])}) for row in rows))
+    root.mkdir()
+    ref = f"{there[0]}/slow/v1#judge"
+    (root / "endpoints.yaml").write_text(json.dumps({ref: {"concurrency": 2}}))
+    there[1].clear()
+    command = [sys.executable, "-c", PROGRAM, "evaluate", "fake:say yes", "--judge", f"prompted:{ref}"]
+    command += ["--suite", str(suite), "--root", str(root)]
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while sum(there[1].values()) < 20 and first.poll() is None:
+        time.sleep(0.005)
+    first.send_signal(signal.SIGKILL)
+    assert first.wait(20) == -signal.SIGKILL
+    assert 20 <= sum(there[1].values()) < 52
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert len(there[1]) == 52 and sum(there[1].values()) <= 54, "only what was under way is asked again"
+    assert "the judge: asked" in done.stdout and "kept from before" in done.stdout and "n=40" in done.stdout
 
 
 def test_we_ask_as_the_official_client_asks(there: Any, tmp_path: Path) -> None:

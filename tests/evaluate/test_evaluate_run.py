@@ -264,11 +264,30 @@ class Down(Clever):
 
 
 def test_an_endpoint_that_is_down_is_not_waited_for_item_by_item():
-    items = [each for each in material()[0] if each.tags["suite"] == "comprehension"]
+    items = list(
+        {each.messages[0].content: each for each in material()[0] if each.tags["kind"] == "extractive"}.values()
+    )
     down = Down("down", 0.9)
     results = ask.examine(down, items, target="down")
-    assert {(each.value, each.reason) for each in results} == {(None, "m failed: ConnectionRefusedError")}
-    assert down.asked == 2 < len(items), "all together, then the first by itself"
+    assert {each.outcome for each in results} == {"unknown"} and len(items) > 10
+    assert all(each.reason.endswith("m failed: ConnectionRefusedError") for each in results)
+    assert sum(each.reason.startswith("not asked any more: 3 in a row") for each in results) == len(items) - 3
+    assert down.asked == 4, "all together, then the first three by themselves"
+
+
+def test_one_that_is_not_reached_costs_itself_alone():
+    class Lame(Clever):
+        def generate(self, prompts, sampling):
+            if any(prompt.tags["id"] == first for prompt in prompts):
+                raise Unreachable("m failed: no answer within 60 s")
+            return super().generate(prompts, sampling)
+
+    items = list(
+        {each.messages[0].content: each for each in material()[0] if each.tags["kind"] == "extractive"}.values()
+    )
+    first = min(items, key=lambda item: (sum(len(m.content) for m in item.messages), item.tags["id"])).tags["id"]
+    results = ask.examine(Lame("lame", 0.9), items, target="lame")
+    assert [each.item for each in results if each.value is None] == [first]
 
 
 def test_a_corpus_without_items_is_refused(life):

@@ -21,13 +21,14 @@ import yaml
 from pydantic import Field
 
 from tutelage.adapt.drive import Sent, drive
-from tutelage.adapt.gate import GateVerdict
+from tutelage.adapt.gate import GateVerdict, People
 from tutelage.adapt.monitor import Limits, Trigger, Week, share, triggers
 from tutelage.adapt.progress import Progress
 from tutelage.adapt.release import (
     ENVIRONMENT,
     Gated,
     judge,
+    people_of,
     policy_of,
     promote_bundle,
     refuse_bundle,
@@ -327,11 +328,12 @@ class _Wheel:
 
     def verdicts(self, candidates: Mapping[str, Artifact]) -> dict[str, GateVerdict]:
         """The gate's word on each candidate, against what was served when the turn began."""
-        rows, policy = self.examine([candidates["retrained"], candidates["careless"]]), policy_of(self.config.policy)
-        return {name: judge(each, rows, policy, self.before.id) for name, each in candidates.items()}
+        rows, people = self.examine([candidates["retrained"], candidates["careless"]])
+        policy = policy_of(self.config.policy)
+        return {name: judge(each, rows, policy, self.before.id, people) for name, each in candidates.items()}
 
-    def examine(self, candidates: Sequence[Artifact]) -> dict[str, list[Any]]:
-        """Candidates and incumbent on the same items and under the same attacks."""
+    def examine(self, candidates: Sequence[Artifact]) -> tuple[dict[str, list[Any]], People]:
+        """Candidates and incumbent on the same items and under the same attacks, and what people found of a judge."""
         root, say, stop, corpus = self.context.root, self.context.say, self.context.stop, self.inputs.corpus
         targets = [self.before, *candidates]
         examined = run_stage(
@@ -340,7 +342,7 @@ class _Wheel:
         attacked = run_stage(
             redteam, root, config=self.config.attack, inputs={"targets": targets, "corpus": corpus}, say=say, stop=stop
         )
-        return {"evaluation": rows_of(examined), "redteam": rows_of(attacked)}
+        return {"evaluation": rows_of(examined), "redteam": rows_of(attacked)}, people_of(examined)
 
 
 def _told(turn: Turn, found: Sequence[Trigger]) -> dict[str, Any]:

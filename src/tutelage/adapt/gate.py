@@ -18,6 +18,7 @@ from tutelage.core.config import build, load_yaml
 from tutelage.core.errors import ConfigError
 from tutelage.core.records import Record, digest
 from tutelage.evaluate.suite import Result
+from tutelage.evaluate.suites.judged import Agreement, corrected, corrected_difference
 from tutelage.evaluate.suites.kinds import Metric, named, on_one_scale
 from tutelage.measure.sequences import betting
 from tutelage.measure.statistics import (
@@ -180,14 +181,33 @@ def _figure(values: Floats, clusters: Sequence[str], metric: Metric, level: floa
     return told.model_copy(update={"n": len(values), "clusters": count})
 
 
+People = Mapping[str, Sequence[Agreement]]
+"""Suite of open-ended items -> answers that people judged as well as the judge."""
+
+
+def _judge_of(rows: Sequence[Result], rule: CheckRule, people: People) -> Sequence[Agreement] | None:
+    """What people found of the judge whose word a check reads; None where it reads no judge's. Suites have their own
+    judge's error each: of several, or of judged and other items together, it is not known."""
+    found = {(row.suite, row.kind == "judged") for row in rows if rule.measure == "value"}
+    if not any(by_judge for _, by_judge in found):
+        return None
+    return people.get(next(iter(found))[0], ()) if len(found) == 1 else ()
+
+
 def _said(figure: Interval) -> str:
     if figure.value is None or figure.low is None or figure.high is None:
         return f"undefined: {figure.reason}"
     return f"{figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}], n={figure.n}"
 
 
-def check(rule: CheckRule, candidate: Sequence[Result], incumbent: Sequence[Result], level: float) -> Check:
-    """Answer one check."""
+def check(
+    rule: CheckRule,
+    candidate: Sequence[Result],
+    incumbent: Sequence[Result],
+    level: float,
+    people: People | None = None,
+) -> Check:
+    """Answer one check; what a judge said is read with the error that `people` found it to have."""
     limit = rule.margin if rule.margin is not None else rule.bound
     assert limit is not None
     mine = _side(candidate, rule)
@@ -196,10 +216,10 @@ def check(rule: CheckRule, candidate: Sequence[Result], incumbent: Sequence[Resu
         keys, lacking = sorted(set(mine.known) & set(theirs.known)), mine.short(rule)
         if not lacking and theirs.short(rule):
             lacking = f"of what it would replace {theirs.short(rule)}"
-        figure, passed, reason = _compared(rule, mine, theirs, keys, limit, level)
+        figure, passed, reason = _compared(rule, mine, theirs, keys, limit, level, people or {})
     else:
         keys, lacking = sorted(mine.known), mine.short(rule)
-        figure, passed, reason = _alone(rule, mine, keys, limit, level)
+        figure, passed, reason = _alone(rule, mine, keys, limit, level, people or {})
     if len(keys) < rule.min_n:
         passed, reason = None, f"not enough data (n={len(keys)}, needs {rule.min_n})"
     elif lacking:
@@ -214,7 +234,7 @@ def _mixed(n: int, level: float, *sides: _Side) -> tuple[Interval, None, str]:
 
 
 def _compared(
-    rule: CheckRule, mine: _Side, theirs: _Side, keys: Sequence[str], margin: float, level: float
+    rule: CheckRule, mine: _Side, theirs: _Side, keys: Sequence[str], margin: float, level: float, people: People
 ) -> tuple[Interval, bool | None, str]:
     """The candidate beside what it would replace, item by item: positive is better, whichever way is better."""
     metric = _metric(rule, mine, theirs)
@@ -223,7 +243,11 @@ def _compared(
     new, old = _values(mine, keys, metric, mine), _values(theirs, keys, metric, mine)
     first, second = (new, old) if metric.higher else (old, new)
     clusters = [mine.known[key].cluster for key in keys]
-    figure = paired(first, second, clusters, level, metric.bounds).difference
+    measured = _judge_of([mine.known[key] for key in keys], rule, people)
+    if measured is None:
+        figure = paired(first, second, clusters, level, metric.bounds).difference
+    else:
+        figure = corrected_difference(first.tolist(), second.tolist(), clusters, measured, measured, level).difference
     passed = non_inferior(figure, margin).passed
     reason = f"difference {_said(figure)}, may be down to -{margin:g}"
     error = standard_error(first - second, clusters)
@@ -235,13 +259,19 @@ def _compared(
 
 
 def _alone(
-    rule: CheckRule, mine: _Side, keys: Sequence[str], bound: float, level: float
+    rule: CheckRule, mine: _Side, keys: Sequence[str], bound: float, level: float, people: People
 ) -> tuple[Interval, bool | None, str]:
     """The candidate by itself against a bound."""
     metric = _metric(rule, mine)
     if metric is None:
         return _mixed(len(keys), level, mine)
-    figure = _figure(_values(mine, keys, metric, mine), [mine.known[key].cluster for key in keys], metric, level)
+    rows = [mine.known[key] for key in keys]
+    values, clusters = _values(mine, keys, metric, mine), [row.cluster for row in rows]
+    measured = _judge_of(rows, rule, people)
+    if measured is None:
+        figure = _figure(values, clusters, metric, level)
+    else:
+        figure = corrected(values.tolist(), clusters, measured, level)
     passed = None
     if figure.low is not None and figure.high is not None:
         passed = figure.low >= bound if rule.kind == "at_least" else figure.high <= bound
@@ -255,10 +285,12 @@ def decide(
     incumbent: Mapping[str, Sequence[Result]],
     *,
     against: str,
+    people: People | None = None,
 ) -> GateVerdict:
-    """The verdict on a candidate. Both mappings hold rows by source (`evaluation`, `redteam`); pure."""
+    """The verdict on a candidate. Both mappings hold rows by source (`evaluation`, `redteam`); `people` judged some
+    answers of open-ended suites as well as the judge did. Pure."""
     checks = tuple(
-        check(rule, candidate.get(rule.source, ()), incumbent.get(rule.source, ()), policy.level)
+        check(rule, candidate.get(rule.source, ()), incumbent.get(rule.source, ()), policy.level, people)
         for rule in policy.checks
     )
     failed = [(rule, found) for rule, found in zip(policy.checks, checks, strict=True) if found.passed is False]

@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from tutelage.adapt.gate import GateVerdict, ReleasePolicy, decide, read_policy
+from tutelage.adapt.gate import GateVerdict, People, ReleasePolicy, decide, read_policy
 from tutelage.core import refs
 from tutelage.core.artifact import Artifact, Root
 from tutelage.core.config import Config
@@ -18,6 +18,7 @@ from tutelage.core.price import Cost, Machine
 from tutelage.core.records import read_jsonl
 from tutelage.core.stage import Context, Input, Inputs, stage
 from tutelage.evaluate.suite import Result
+from tutelage.evaluate.suites.judged import Agreement, told_in
 from tutelage.guard.bundle import parts
 from tutelage.store import releases
 
@@ -62,15 +63,26 @@ def rows_of(artifact: Artifact | None) -> list[Result]:
     return [] if artifact is None else list(read_jsonl(artifact.file("results.jsonl"), Result))
 
 
+def people_of(artifact: Artifact | None) -> dict[str, tuple[Agreement, ...]]:
+    """What people found of the judge of an evaluation's open-ended suites; nothing where there are none."""
+    if artifact is None or "summary.json" not in artifact.manifest.files:
+        return {}
+    return told_in(json.loads(artifact.file("summary.json").read_text(encoding="utf-8")).get("judges", ()))
+
+
 def _by_source(rows: Mapping[str, Sequence[Result]], target: str) -> dict[str, list[Result]]:
     name = target.partition(":")[2] or target
     return {source: [row for row in found if row.target_id.endswith(name)] for source, found in rows.items()}
 
 
 def judge(
-    bundle: Artifact, rows: Mapping[str, Sequence[Result]], policy: ReleasePolicy, incumbent: str | None
+    bundle: Artifact,
+    rows: Mapping[str, Sequence[Result]],
+    policy: ReleasePolicy,
+    incumbent: str | None,
+    people: People | None = None,
 ) -> GateVerdict:
-    """The gate's verdict on a bundle from rows that examined it and what it would replace."""
+    """The gate's verdict on a bundle from rows that examined it and what it would replace (`people`: see decide)."""
     bare = str(parts(bundle)["model"] or "no model")
     mine = _by_source(rows, bundle.id)
     theirs = _by_source(rows, incumbent) if incumbent else {}
@@ -79,7 +91,7 @@ def judge(
         theirs, against = _by_source(rows, bare), "the bare model inside it (nothing is served yet)"
         if incumbent:
             against = "the bare model inside it (the release now served was not examined here)"
-    return decide(policy, mine, theirs, against=against)
+    return decide(policy, mine, theirs, against=against, people=people)
 
 
 def _cost(config: Release, inputs: Mapping[str, Mapping[str, float]], machine: Machine) -> Cost:
@@ -102,7 +114,7 @@ def release(config: Release, inputs: Inputs, out: Path, context: Context) -> dic
     policy = policy_of(config.policy)
     rows = {"evaluation": rows_of(inputs.evaluation), "redteam": rows_of(inputs.redteam)}
     _, incumbent = draft(context.store, inputs.bundle, context.key)
-    verdict = judge(inputs.bundle, rows, policy, incumbent)
+    verdict = judge(inputs.bundle, rows, policy, incumbent, people_of(inputs.evaluation))
     (out / "verdict.json").write_text(verdict.model_dump_json(indent=2), encoding="utf-8")
     (out / "release.yaml").write_text(json.dumps(policy.model_dump(mode="json"), indent=2), encoding="utf-8")
     if verdict.promote:

@@ -87,6 +87,8 @@ def evaluate(
         _tell_cells(found["cells"])
         if "endpoint" in found:
             say(_bill(found["endpoint"]))
+        if "judge_endpoint" in found:
+            say(f"the judge: {_bill(found['judge_endpoint'])}")
         _tell_further(found)
         _tell_ways(found)
         _tell_met(found["contamination"])
@@ -201,6 +203,8 @@ def _tell_ways(found: Mapping[str, Any]) -> None:
         rank = "undefined" if each["correlation"] is None else f"{each['correlation']:.2f}"
         off, who = shown(each["difference"]), "simulated people" if each["simulated"] else "people"
         say(f"{each['suite']}: judge minus {who} {off}, rank correlation {rank}, n={each['difference']['n']}")
+        if not each["follows"]:
+            say(f"{each['suite']}: the judge's word does not surely go with {who}'s: a difference decides nothing")
 
 
 def _tell_met(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -174,6 +174,8 @@ class Verdict(Record):
     spans: tuple[Span, ...] = ()
     cost_ms: float = 0.0
     certificate: str | None = None
+    reason: str = ""
+    """Why there is no opinion."""
 
 
 class Decision(Record):

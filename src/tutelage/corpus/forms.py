@@ -160,6 +160,16 @@ class Items(Form):
     """The language of the right answer (ISO 639-1)."""
     document: str = ""
     """What is to be summarised, where it is not the whole prompt."""
+    turns: bool = False
+    """The prompt is a dialogue of `Human:` and `Assistant:` turns, which the user's ends."""
+    reply: str = ""
+    """judged: an answer that people judged; such an item measures the judge and is never asked."""
+    human: str | float = ""
+    """judged: what people gave `reply`, or a field that holds it."""
+    votes: str = ""
+    """judged, instead of `human`: the field with one choice per person ({choice}: a, b or tie) between two answers."""
+    side: Literal["a", "b"] = "a"
+    """Which of the two `reply` is."""
     instructions: tuple[str, str] | None = None
     """The two fields with IFEval's instruction ids and their arguments."""
     cluster: str = ""
@@ -170,9 +180,10 @@ class Items(Form):
     """Tags that every item of the set bears."""
 
     def reads(self, row: Row) -> bool:
-        """Also: two sentences that are the same are no pair."""
+        """Also: two sentences that are the same are no pair, and an answer that says nothing is none to be judged."""
         same = self.task == "pair" and len({self.fill(each, row) for each in self.choices}) < 2
-        return super().reads(row) and not same
+        mute = bool(self.reply) and not self.fill(self.reply, row).strip()
+        return super().reads(row) and not same and not mute
 
     def make(self, row: Row, number: int, tags: dict[str, Any]) -> Example:
         choices = tuple(self.fill(each, row) for each in self.choices)
@@ -193,14 +204,25 @@ class Items(Form):
         if self.instructions:
             ids, arguments = (field(row, name) for name in self.instructions)
             more["constraints"] = from_ifeval(ids, arguments)
+        if self.reply:
+            more |= {"answer": self.fill(self.reply, row).strip(), "human": self._human(row)}
         tags = tags | more | {"suite": self.suite or tags["source"], "kind": self.task, "cell": None}
         tags["cluster"] = _cluster(tags["source"], self.fill(self.cluster, row)) if self.cluster else tags["id"]
         tags["slices"] = {name: self.fill(template, row) for name, template in self.slices.items()}
         prompt = self.fill(self.prompt, row)
         if not prompt.strip() and self.task != "pair":
             raise DataError("an empty question", key="prompt")
-        messages = (*_system(self.fill(self.system, row)), Message(role=self.role, content=prompt))
+        turns = _dialogue(prompt) if self.turns else (Message(role=self.role, content=prompt),)
+        messages = (*_system(self.fill(self.system, row)), *turns)
         return Example(messages=messages, target=target, choices=choices, tags=tags)
+
+    def _human(self, row: Row) -> float | list[float]:
+        """What people gave the reply, 0 to 1: of two answers the share of the choices that it got, one a person."""
+        if not self.votes:
+            return self.number(self.human, row)
+        choices = [_tiers_of_choice(field(vote, "choice"), self.votes) for vote in field(row, self.votes)]
+        mine = 0 if self.side == "a" else 1
+        return [0.5 if len(tiers) == 1 else float(tiers[0] == (mine,)) for tiers in choices]
 
 
 class Labels(Form):
@@ -379,6 +401,8 @@ def _user(text: str) -> Message:
 def _dialogue(text: str) -> tuple[Message, ...]:
     """`Human: ... Assistant: ...` as messages, up to and without the answer that is asked for."""
     marks = list(_TURN.finditer(text))
+    if not marks:
+        raise DataError("expected turns of `Human:` and `Assistant:`", key="prompt")
     ends = [mark.start() for mark in marks[1:]] + [len(text)]
     roles: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
     turns = [

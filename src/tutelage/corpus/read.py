@@ -362,7 +362,7 @@ def _open(
 
 
 def _mirror_file(mirror: str, known: Entry, split: str) -> Path:
-    return Path(mirror) / known.name / f"{split}.jsonl.gz"
+    return Path(mirror) / (known.folder or known.name) / f"{split}.jsonl.gz"
 
 
 def _hub_rows(where: str, split: str, renamed: Mapping[str, str]) -> Iterator[tuple[int, Raw]]:

@@ -28,6 +28,8 @@ MAX_TOKENS: Mapping[str, int] = {
 """Tokens an answer may take, by kind; an item's `tags.max_tokens` overrides it."""
 CHUNK = 128
 """Items asked at once. Fixed, so that a run that was interrupted asks in the same groups."""
+SILENT = 3
+"""Items in a row that are not reached, one by one, before the rest of their chunk is not asked."""
 
 
 def sampling_of(item: Example, max_tokens: Mapping[str, int], base: Sampling) -> Sampling:
@@ -61,7 +63,7 @@ def _said(response: Response) -> dict[str, Any]:
 def _one_by_one(ask: Callable[[list[Example]], list[Any]], chunk: list[Example]) -> list[Any]:
     """Answers of a chunk; when the whole fails, item by item, and those that fail are named as such.
 
-    An endpoint that the first item does not reach either is down: the others, a long wait each, are not asked.
+    One that is not reached costs only itself; `SILENT` in a row, and the others, a long wait each, are not asked.
     """
     try:
         return ask(chunk)
@@ -69,15 +71,20 @@ def _one_by_one(ask: Callable[[list[Example]], list[Any]], chunk: list[Example])
         raise
     except TutelageError:
         answers: list[Any] = []
+        silent, last = 0, ""
         for item in chunk:
+            if silent == SILENT:
+                answers.append({"error": f"not asked any more: {SILENT} in a row were not reached, the last: {last}"})
+                continue
             try:
                 answers += ask([item])
+                silent = 0
             except Stopped:
                 raise
             except TutelageError as error:
-                if isinstance(error, Unreachable) and not answers:
-                    return [{"error": str(error)} for _ in chunk]
-                answers.append({"error": str(error)})
+                last = str(error)
+                silent = silent + 1 if isinstance(error, Unreachable) else 0
+                answers.append({"error": last})
         return answers
 
 
@@ -206,7 +213,8 @@ def judgements(
     for start in range(0, len(fresh), CHUNK):
         places = fresh[start : start + CHUNK]
         said = judged.verdicts(bench, [items[place] for place in places], [answers[place] for place in places])
-        log.put((keys[place], word) for place, word in zip(places, said, strict=True))
+        # what an endpoint said is kept by its own requests, and asked again where those shall be
+        log.put(((keys[place], word) for place, word in zip(places, said, strict=True)), lasting=bench.bill is None)
     return [log[key] for key in keys]
 
 

@@ -2,6 +2,10 @@
 
 Only metrics that the harness computes by itself are named (any other it would look up on the network), and fields are
 columns, never templates, so that nothing in an item is taken for one. What cannot be said there is counted.
+
+Choices under letters are asked in the item's own order, which is its raw accuracy here; the harness has no words for
+the other orders. Of several right answers any counts; several references of a translation go to its corpus metrics
+through four lines of Python beside the tasks, since it would score such a row as right or wrong by itself.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from tutelage.core.errors import UsageError
 from tutelage.core.records import Example
 from tutelage.evaluate.ask import MAX_TOKENS
 from tutelage.evaluate.suite import Suite, cluster_of, golds_of, item_id
+from tutelage.evaluate.suites.choice import lettered
 from tutelage.tokens.chat import text_of
 
 MEAN = "mean"
@@ -43,6 +48,13 @@ METRICS: Mapping[str, tuple[tuple[str, str, bool], ...]] = {
     ),
 }
 """The only metrics that are written: (name, aggregation, higher is better)."""
+REFERENCES = '''"""Written by tutelage: a translation with several references, for the corpus metrics of the harness."""
+
+
+def results(doc, results):
+    pair = (list(doc["target"]), results[0])
+    return {"bleu": pair, "chrf": pair, "ter": pair}
+'''
 NUMBER = r"(-?\d[\d,]*(?:\.\d+)?)"
 
 
@@ -71,8 +83,12 @@ def write(suites: Sequence[Suite], folder: Path) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     for name, members in sorted(groups.items()):
         rows = folder / f"{name}.jsonl"
+        several = _aligned(members)
         rows.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for _, row in members), encoding="utf-8")
-        text = yaml.safe_dump(_task(name, members, rows), sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(_task(name, members, rows, several), sort_keys=False, allow_unicode=True)
+        if several and members[0][0].tags["kind"] == "translate":
+            (folder / "references.py").write_text(REFERENCES, encoding="utf-8")
+            text += "process_results: !function references.results\n"
         (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
     return {"tasks": {name: len(members) for name, members in sorted(groups.items())}, "left_out": dict(left)}
 
@@ -81,11 +97,29 @@ def _word(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "_-" else "_" for letter in name)
 
 
+def _aligned(members: Sequence[tuple[Example, dict[str, Any]]]) -> bool:
+    """Whether any row of a task has several right answers. Then all have a list of them, as the harness tells by the
+    first; those of translations are of one length, where an empty reference counts as none."""
+    rows = [row for _, row in members]
+    longest = max(len(row["target"]) if isinstance(row["target"], list) else 1 for row in rows)
+    if longest == 1:
+        return False
+    pad = members[0][0].tags["kind"] == "translate"
+    for row in rows:
+        given = row["target"] if isinstance(row["target"], list) else [row["target"]]
+        row["target"] = given + ([""] * (longest - len(given)) if pad else [])
+    return True
+
+
 def _row(item: Example) -> dict[str, Any] | str:
-    """An item as columns; a text where the harness has no words for it."""
+    """An item as columns; a text where the harness has no words for it. `target` is a list where several are right."""
     kind, system = str(item.tags["kind"]), ""
     if kind not in OUTPUT:
         return f"kind {kind}: judged by a program or a judge of tutelage's"
+    golds = golds_of(item)
+    right = [place for place, choice in enumerate(item.choices) if choice in golds]
+    if kind == "choice" and item.tags.get("options") == "letters" and right:
+        item = lettered(item)
     turns = list(item.messages)
     if turns[0].role == "system":
         system, turns = text_of(turns[0]), turns[1:]
@@ -99,18 +133,19 @@ def _row(item: Example) -> dict[str, Any] | str:
     if OUTPUT[kind] == WEIGH:
         return {**row, "prompt": "", "target": prompt}
     if OUTPUT[kind] == CHOICE:
-        if item.target not in item.choices:
+        if not right:
             return "the target is not among the choices"
-        return {**row, "choices": list(item.choices), "target": item.choices.index(str(item.target))}
-    golds = golds_of(item)
+        return {**row, "choices": list(item.choices), "target": right if len(right) > 1 else right[0]}
     if not golds:
         return "nothing is said to be right"
-    if kind == "translate" and len(golds) > 1:
-        return "several references: the harness scores a row with more than one wrongly"
-    return {**row, "target": golds[0], "max_tokens": int(item.tags.get("max_tokens") or MAX_TOKENS.get(kind, 32))}
+    return {
+        **row,
+        "target": golds if len(golds) > 1 else golds[0],
+        "max_tokens": int(item.tags.get("max_tokens") or MAX_TOKENS.get(kind, 32)),
+    }
 
 
-def _task(name: str, members: Sequence[tuple[Example, dict[str, Any]]], rows: Path) -> dict[str, Any]:
+def _task(name: str, members: Sequence[tuple[Example, dict[str, Any]]], rows: Path, several: bool) -> dict[str, Any]:
     kind = str(members[0][0].tags["kind"])
     output, chat = OUTPUT[kind], members[0][0].messages[-1].role != "text"
     task: dict[str, Any] = {
@@ -130,7 +165,7 @@ def _task(name: str, members: Sequence[tuple[Example, dict[str, Any]]], rows: Pa
     if output == CHOICE:
         task["doc_to_choice"] = "choices"
         alike = len({len(row["choices"]) for _, row in members}) == 1  # the harness stacks them into one table
-        metrics = METRICS["acc"] + (METRICS["brier"] if alike else ())
+        metrics = METRICS["acc"] + (METRICS["brier"] if alike and not several else ())
     elif output == GENERATE:
         metrics = METRICS["translate" if kind == "translate" else "exact"]
         longest = max(row["max_tokens"] for _, row in members)

@@ -70,13 +70,13 @@ class AnswerLog:
             who = getattr(generator, "identity", "") or who
         return str(digest([who, code(), [message.model_dump(mode="json") for message in item.messages], how]))
 
-    def put(self, entries: Iterable[tuple[str, Any]]) -> None:
+    def put(self, entries: Iterable[tuple[str, Any]], *, lasting: bool = True) -> None:
         """Remember answers, on disk before anything else is asked. What failed (an `error`, or a judge's words in the
-        place of a number) is remembered here, not there: the next run asks again."""
+        place of a number), and what is not `lasting`, is remembered here, not there: the next run asks again."""
         fresh = list(entries)
         self.known.update(fresh)
         fresh = [(key, answer) for key, answer in fresh if not (isinstance(answer, str) or _failed(answer))]
-        if self.path is None or not fresh:
+        if self.path is None or not fresh or not lasting:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = "".join(json.dumps({"key": key, "answer": answer}, ensure_ascii=False) + "\n" for key, answer in fresh)

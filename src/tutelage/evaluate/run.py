@@ -99,7 +99,7 @@ def summarise(
         ],
         "gold": summary.gold_table(results),
         "changes": summary.changes(results, pairs, items, people=people, resamples=resamples),
-        "slices": summary.slices(results, items, resamples=resamples),
+        "slices": summary.slices(results, items, people=people, resamples=resamples),
         "classes": summary.classes(results, items),
         "constraints": summary.followed(results),
         "judges": [{"suite": suite} | report(judge, said) for suite, said in sorted((people or {}).items())],
@@ -175,7 +175,7 @@ def evaluate(config: Evaluate, inputs: Inputs, out: Path, context: Context) -> d
     log = AnswerLog(context.work / "answers.jsonl")
     dialogues = list(read_jsonl(corpus.file("dialogues.jsonl"), Example))
     control = _control_items(chosen, config) if config.controls else []
-    way = ways.way_of(config.how, every, dialogues, context.root, seed=config.seed)
+    way = ways.way_of(config.how, every, dialogues, context.root, folder=context.root.work, seed=config.seed)
     further = Further(config, chosen, way, log)
     total = (len(items) * ways.times(config.how) + further.count) * len(targets) + len(control)
     done = 0
@@ -219,16 +219,19 @@ def _asked(
     items = [item for suite in chosen for item in suite.items]
     open_ended = sorted({str(item.tags["suite"]) for item in items if item.tags["kind"] == "judged"})
     labelled = ways.labelled_answers(rows, how.people, root) if open_ended else []
-    people = ways.measured_judge(way.bench, labelled, open_ended, judge=how.judge, log=log)
     options: dict[str, Any] = {"log": log, "max_tokens": {**MAX_TOKENS, **config.max_tokens}, "step": step}
     results: list[Result] = []
     others: dict[str, list[list[Result]]] = {"draws": [], "forms": []}
-    for name, ref, generator in targets:
-        told, beside = way.examined(generator, items, target=name, target_id=ref, **options)
-        results += told
-        further.ask(generator, name, ref, results, step)
-        for each, found in beside.items():
-            others[each] = [a + b for a, b in zip(others[each], found, strict=True)] if others[each] else found
+    try:
+        people = ways.measured_judge(way.bench, labelled, open_ended, judge=how.judge, log=log)
+        for name, ref, generator in targets:
+            told, beside = way.examined(generator, items, target=name, target_id=ref, **options)
+            results += told
+            further.ask(generator, name, ref, results, step)
+            for each, found in beside.items():
+                others[each] = [a + b for a, b in zip(others[each], found, strict=True)] if others[each] else found
+    finally:
+        way.close()
     summed = summarise(
         results, chosen, dialogues, pairs=pairs, people=people, judge=how.judge, resamples=config.resamples,
         seed=config.seed,
@@ -237,7 +240,11 @@ def _asked(
         summed["draws"] = ways.draws_table(results, others["draws"])
     if others["forms"]:
         by_id = summary.by_id(items)
-        summed["forms"] = ways.forms_table(results, others["forms"], by_id, form=how.form, resamples=config.resamples)
+        summed["forms"] = ways.forms_table(
+            results, others["forms"], by_id, form=how.form, people=people, resamples=config.resamples
+        )
+    if way.bench and way.bench.bill:
+        summed["judge_endpoint"] = way.bench.bill.plain()
     return results, summed | further.found(results)
 
 
@@ -373,9 +380,9 @@ def evaluate_reference(
     the simple baselines on; `config` says how they are asked and what is asked beyond them. `work` keeps the answers:
     after an interruption the same command goes on, and once all is said it scores anew without asking. Of what cannot
     tell that it is still the same they are kept until then only; those of an endpoint lie in the root, request by
-    request, and what it asked and cost is `endpoint` of the summary. Which items the reference met in training is
-    looked up where it was made in `root`. `options` are those of the reference's opener. Raises DataError for a file
-    that is not a suite, Stopped where a budget is spent.
+    request, and what it asked and cost is `endpoint` of the summary (`judge_endpoint`: of one that judges). Which items
+    the reference met in training is looked up where it was made in `root`. `options` are those of the reference's
+    opener. Raises DataError for a file that is not a suite, Stopped where a budget is spent.
     """
     config = config or Examination()
     suites = load(Path(suite)) if isinstance(suite, str | Path) else suite
@@ -384,11 +391,10 @@ def evaluate_reference(
     if not picked:
         raise DataError(f"no item of a kind that is examined ({', '.join(KINDS)})", file=str(suite))
     beside = [*dialogues, *(row for row in rows if row.tags.get("split") == "train")]
-    way = ways.way_of(config.how, rows, beside, root, seed=config.seed)
-    remote = ref.startswith(("http:", "https:"))
-    if remote and (folder := root.work if root else work):
-        options["kept"] = folder / "asked" / digest(ref)[:16]
-    generator: Generator = refs.open(ref, root, **options)
+    folder = root.work if root else work
+    way = ways.way_of(config.how, rows, beside, root, folder=folder, seed=config.seed)
+    remote = ways.endpoint_options(ref, folder)
+    generator: Generator = refs.open(ref, root, **remote, **options)
     lasting = bool(getattr(generator, "identity", ""))
     kept = work / f"{'answers' if lasting else digest(ref)[:16]}.jsonl" if work and not remote else None
     further = Further(config, picked, way, AnswerLog(kept))

@@ -153,7 +153,13 @@ def cells(
     return table
 
 
-def slices(results: Iterable[Result], items: Items, *, resamples: int = 200) -> list[dict[str, Any]]:
+def slices(
+    results: Iterable[Result],
+    items: Items,
+    *,
+    people: Mapping[str, Sequence[Agreement]] | None = None,
+    resamples: int = 200,
+) -> list[dict[str, Any]]:
     """Headline figures by slice; a slice with too few items says so and has no figure."""
     groups: dict[tuple[str, str, str, str, str], list[Result]] = {}
     for each in results:
@@ -163,7 +169,7 @@ def slices(results: Iterable[Result], items: Items, *, resamples: int = 200) -> 
     table: list[dict[str, Any]] = []
     for (target, suite, kind, name, group), rows in groups.items():
         if len(rows) >= FEWEST:
-            found, _ = KIND[kind][0].figure(rows, Ground(items, resamples=resamples))
+            found, _ = KIND[kind][0].figure(rows, Ground(items, people or {}, resamples))
         else:
             found = undefined(len(rows), f"not enough data: fewer than {FEWEST} items")
         entry = {"target": target, "suite": suite, "slice": name, "group": group, "metric": HEADLINE[kind]}

@@ -17,7 +17,7 @@ from tutelage.core import refs
 from tutelage.core.artifact import Root
 from tutelage.core.config import Config
 from tutelage.core.errors import DataError
-from tutelage.core.records import Example, Preference, read_jsonl
+from tutelage.core.records import Example, Preference, digest, read_jsonl
 from tutelage.evaluate.ask import GREEDY, AnswerLog, examine, judgements
 from tutelage.evaluate.item import read_items
 from tutelage.evaluate.suite import Result, check, item_id, people_of, sample
@@ -56,17 +56,28 @@ class Asking(Config):
     """Weigh the labels of classifications too, for their calibration; costs a likelihood per label."""
 
 
-def bench_of(ref: str, root: Root | None) -> Bench | None:
-    """The judge of a reference, for any rubric; None without a reference."""
+def bench_of(ref: str, root: Root | None, folder: Path | None = None) -> Bench | None:
+    """The judge of a reference, for any rubric; None without a reference. An endpoint is asked as one under test is:
+    what it said lies in `folder`, request by request. To be closed."""
     if not ref:
         return None
     if ref.startswith("prompted:"):
         from tutelage.judge.prompted import RUBRIC, PromptedJudge
 
-        generator: Generator = refs.open(ref.partition(":")[2], root)
-        return lambda rubric: PromptedJudge(generator, rubric or RUBRIC)
+        behind = ref.partition(":")[2]
+        generator: Generator = refs.open(behind, root, **endpoint_options(behind, folder, "judge"))
+        return Bench(lambda rubric: PromptedJudge(generator, rubric or RUBRIC), generator)
     judge = refs.open(ref, root)
-    return lambda rubric: judge
+    return Bench(lambda rubric: judge)
+
+
+def endpoint_options(ref: str, folder: Path | None, part: str = "") -> dict[str, Any]:
+    """How an examination opens an endpoint: a request that fails costs itself alone, and answers lie in `folder`. Of
+    any other reference nothing."""
+    if not ref.startswith(("http:", "https:")):
+        return {}
+    name = digest([part, ref] if part else ref)[:16]
+    return {"apart": True} | ({"kept": folder / "asked" / name} if folder else {})
 
 
 class Way:
@@ -136,13 +147,25 @@ class Way:
             "forms": [self.examine(generator, items, other=True, **options)] if self.how.other_form else [],
         }
 
+    def close(self) -> None:
+        """Let go of an endpoint that judges."""
+        if self.bench:
+            self.bench.close()
+
 
 def way_of(
-    how: Asking, rows: Sequence[Example], dialogues: Sequence[Example], root: Root | None = None, *, seed: int = 0
+    how: Asking,
+    rows: Sequence[Example],
+    dialogues: Sequence[Example],
+    root: Root | None = None,
+    *,
+    folder: Path | None = None,
+    seed: int = 0,
 ) -> Way:
-    """The way that a run asks in: its judge opened, its examples found. Raises DataError, NotFound."""
+    """The way that a run asks in: its examples found, its judge opened; what an endpoint that judges says lies in
+    `folder`. To be closed. Raises DataError, NotFound."""
     pools = pools_of(rows, dialogues, how.shots_from) if how.shots else {}
-    return Way(how, pools, seed=seed, bench=bench_of(how.judge, root))
+    return Way(how, pools, seed=seed, bench=bench_of(how.judge, root, folder))
 
 
 def _formed(item: Example, form: str, other: bool) -> Example:
@@ -181,16 +204,22 @@ def draws_table(first: Sequence[Result], further: Sequence[Sequence[Result]]) ->
 
 
 def forms_table(
-    first: Sequence[Result], other: Sequence[Sequence[Result]], items: Items, *, form: str, resamples: int = 200
+    first: Sequence[Result],
+    other: Sequence[Sequence[Result]],
+    items: Items,
+    *,
+    form: str,
+    people: Mapping[str, Sequence[Agreement]] | None = None,
+    resamples: int = 200,
 ) -> list[dict[str, Any]]:
     """Per target, suite and cell: what the headline loses in the other form (other minus first, paired)."""
     table: list[dict[str, Any]] = []
     for (target, suite, cell), (rows, others) in _beside(first, other).items():
         both = [(a, b) for a, b in zip(others, rows, strict=True) if a.value is not None and b.value is not None]
         metric = KIND[rows[0].kind][0]
-        gap = metric.difference([a for a, _ in both], [b for _, b in both], Ground(items, resamples=resamples))
+        ground = Ground(items, people or {}, resamples)
+        gap = metric.difference([a for a, _ in both], [b for _, b in both], ground)
         verbatim = items[rows[0].item].messages[-1].role == "text" if form == "written" else form == "raw"
-        ground = Ground(items, resamples=resamples)
         table.append(
             {"target": target, "suite": suite, "cell": cell, "metric": metric.name}
             | {"form": "raw" if verbatim else "chat", "other": "chat" if verbatim else "raw"}

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from tutelage.core.artifact import Root
 from tutelage.core.config import secret
-from tutelage.core.errors import ConfigError, TutelageError, Unreachable, UpstreamError, UsageError
+from tutelage.core.errors import ConfigError, Stopped, TutelageError, Unreachable, UpstreamError, UsageError
 from tutelage.core.records import Example, Finish, Message, Response, ToolCall, digest
 from tutelage.generate.endpoint import (
     TEXT_PER_TOKEN,
@@ -49,6 +49,7 @@ IN_A_ROW = 8
 MOST_BYTES = 64 << 20
 BEGINS = re.compile(r"<\S+>|\[[A-Z]+\]")
 """A token of the endpoint's own before the text: <s>, <|begin_of_text|>, [CLS]."""
+A = TypeVar("A")
 T = TypeVar("T")
 
 
@@ -56,9 +57,10 @@ class RemoteGenerator:
     """A model behind `url` (ending in /v1) that speaks OpenAI's protocol; implements Generator.
 
     To answer changes nothing at an endpoint, so whatever may pass (no connection, no answer in time, 429, 5xx) is tried
-    again with growing, jittered pauses, or as long as the endpoint asks; then UpstreamError. With `kept`, answers of
-    earlier runs are not asked for again, one item's failure does not stop the others, and an endpoint that fails all
-    the time is not asked any more. Use it as a context manager, or `close()` it, to end its threads.
+    again with growing, jittered pauses, or as long as the endpoint asks; then UpstreamError. With `apart`, as
+    examinations ask, a request that failed is an answer of finish `error` (a likelihood with `error`) with its reason,
+    the others are kept, and an endpoint that fails all the time is not asked any more. With `kept` answers of earlier
+    runs are not asked for again. Use it as a context manager, or `close()` it, to end its threads.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class RemoteGenerator:
         key: str | None = None,
         name: str | None = None,
         kept: Kept | None = None,
+        apart: bool = False,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
@@ -86,6 +89,7 @@ class RemoteGenerator:
         self.pace = Pace(self.settings.requests_per_minute, self.settings.tokens_per_minute, clock, sleep)
         self.bill = Bill(self.settings.price, self.settings.budget)
         self._url, self._parts, self._key, self._kept, self._jitter = url, parts, key, kept, jitter
+        self._apart = apart or kept is not None
         for tokens in kept.spent if kept else ():
             self.bill.pay(tokens)
         self._failed: dict[str, TutelageError] = {}
@@ -106,7 +110,12 @@ class RemoteGenerator:
     def generate(self, prompts: Sequence[Example], sampling: Sampling) -> list[list[Response]]:
         """`sampling.n` responses per prompt, each asked for by itself: not every endpoint knows `n`."""
         asked = [(prompt, sample) for prompt in prompts for sample in range(sampling.n)]
-        done = self._each(lambda one: self._answer(one[0], sampling, one[1]), asked)
+
+        def lost(why: str, _: tuple[Example, int]) -> Response:
+            nothing = Message(role="assistant")
+            return Response(message=nothing, finish="error", generator=self.name, error=why)
+
+        done = self._each(lambda one: self._answer(one[0], sampling, one[1]), asked, lost)
         return [done[start : start + sampling.n] for start in range(0, len(done), sampling.n)]
 
     def loglikelihood(self, prompts: Sequence[Example], choices: Sequence[Sequence[str]]) -> list[list[Scored]]:
@@ -122,7 +131,11 @@ class RemoteGenerator:
                 todo="Ask for the answer itself, or use a local model",
             )
         flat = [(prompt, choice) for prompt, each in zip(prompts, choices, strict=True) for choice in each]
-        done = iter(self._each(lambda one: self._weigh(*one), flat))
+
+        def lost(why: str, one: tuple[Example, str]) -> Scored:
+            return Scored(logprob=-math.inf, tokens=0, characters=len(one[1]), greedy=None, error=why)
+
+        done = iter(self._each(lambda one: self._weigh(*one), flat, lost))
         return [[next(done) for _ in each] for each in choices]
 
     def rolling(self, prompts: Sequence[Example], stride: int = 0) -> list[Scored]:
@@ -134,7 +147,12 @@ class RemoteGenerator:
         """
         if stride:
             raise UsageError("an endpoint weighs a text whole", key="stride", todo="Leave the stride out")
-        return self._each(self._roll, ["".join(message.content for message in prompt.messages) for prompt in prompts])
+
+        def lost(why: str, text: str) -> Scored:
+            return Scored(logprob=-math.inf, tokens=0, characters=len(text), greedy=None, error=why)
+
+        texts = ["".join(message.content for message in prompt.messages) for prompt in prompts]
+        return self._each(self._roll, texts, lost)
 
     # ----------------------------------------------------------------------------------------------------- one request
 
@@ -230,7 +248,7 @@ class RemoteGenerator:
         try:
             return self._paid(path, body, read, wrong, name)
         except UpstreamError as error:
-            if self._kept:
+            if self._apart:
                 self._failed[name] = error
             raise
 
@@ -351,7 +369,7 @@ class RemoteGenerator:
 
     def _gone(self, trouble: str) -> None:
         """Nothing more is asked of this endpoint; only of examinations, which go on another day."""
-        if self._kept and not self._down:
+        if self._apart and not self._down:
             self._down = trouble
 
     def _clean(self, text: str) -> str:
@@ -386,17 +404,22 @@ class RemoteGenerator:
             found.close()
             self._local.connection = None
 
-    def _each(self, work: Callable[[Any], T], items: Sequence[Any]) -> list[T]:
-        """Work on all items in the threads; the first failure cancels what has not begun. With `kept` all are worked on
-        before a failure is told: whoever asks again one by one finds the answers there."""
+    def _each(self, work: Callable[[A], T], items: Sequence[A], lost: Callable[[str, A], T]) -> list[T]:
+        """Work on all items in the threads. The first failure cancels what has not begun; with `apart` what failed is
+        `lost(why, item)`, and only what ends an examination (a spent budget) is raised."""
         futures = [self._pool.submit(work, item) for item in items]
+        found: list[T] = []
         try:
-            if self._kept:
-                failed = [error for future in futures if (error := future.exception()) is not None]
-                grave = [each for each in failed if not isinstance(each, UpstreamError)]
-                if failed:
-                    raise (grave or failed)[0]
-            return [future.result() for future in futures]
+            for future, item in zip(futures, items, strict=True):
+                try:
+                    found.append(future.result())
+                except Stopped:
+                    raise
+                except TutelageError as error:
+                    if not self._apart:
+                        raise
+                    found.append(lost(str(error), item))
+            return found
         except BaseException:
             for future in futures:
                 future.cancel()
@@ -486,10 +509,12 @@ def _first_line(error: BaseException) -> str:
     return str(error).split("\n", 1)[0]
 
 
-def open_remote(ref: str, root: Root | None = None, *, kept: Path | None = None, **given: Any) -> RemoteGenerator:
+def open_remote(
+    ref: str, root: Root | None = None, *, kept: Path | None = None, apart: bool = False, **given: Any
+) -> RemoteGenerator:
     """Open `https://host/v1#model` with the settings of `endpoints.yaml` and those given (see Endpoint).
 
-    `kept` is a folder for its answers. Raises UsageError, ConfigError.
+    `kept` is a folder for its answers; `apart` as RemoteGenerator has it. Raises UsageError, ConfigError.
     """
     url, _, model = ref.partition("#")
     if not model:
@@ -498,4 +523,4 @@ def open_remote(ref: str, root: Root | None = None, *, kept: Path | None = None,
     folder, environment = (root.path, root.environment) if root is not None else (Path(), {})
     key = secret(settings.key, environment, "key", folder) if settings.key else None
     answers = Kept(kept, settings.fresh) if kept is not None else None
-    return RemoteGenerator(url, model, settings, key=key, name=ref, kept=answers)
+    return RemoteGenerator(url, model, settings, key=key, name=ref, kept=answers, apart=apart)

@@ -147,9 +147,9 @@ class WindowWatcher:
         return Progress(self._scored, self._failed or self._verdict)
 
 
-def failed(judge: str, status: Status, cost_ms: float = 0.0) -> Verdict:
+def failed(judge: str, status: Status, cost_ms: float = 0.0, reason: str = "") -> Verdict:
     """A verdict that carries no opinion."""
-    return Verdict(judge=judge, status=status, cost_ms=cost_ms)
+    return Verdict(judge=judge, status=status, cost_ms=cost_ms, reason=reason)
 
 
 def checked(verdict: Verdict) -> Verdict:
@@ -159,14 +159,18 @@ def checked(verdict: Verdict) -> Verdict:
     return verdict
 
 
-def ask(judge: Judge, examples: Sequence[Example]) -> list[Verdict]:
-    """`judge.judge` that never raises and never returns too few: what fails is a verdict with its status."""
+def ask(judge: Judge, examples: Sequence[Example], *, through: tuple[type[BaseException], ...] = ()) -> list[Verdict]:
+    """`judge.judge` that never raises (but what is let `through`) and never returns too few: what fails is a verdict
+    with its status."""
     started = time.perf_counter()
     try:
         verdicts = judge.judge(examples)
+    except through:
+        raise
     except Exception as error:  # a guard that raises must fail as the policy says, whatever it raised
         status: Status = "timeout" if isinstance(error, TimeoutError) else "error"
-        return [failed(judge.name, status, 1000 * (time.perf_counter() - started)) for _ in examples]
+        cost, why = 1000 * (time.perf_counter() - started), str(error).split("\n", 1)[0]
+        return [failed(judge.name, status, cost, why) for _ in examples]
     if len(verdicts) != len(examples):
         return [failed(judge.name, "malformed") for _ in examples]
     return [checked(verdict) for verdict in verdicts]

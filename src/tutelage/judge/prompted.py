@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from tutelage.core import refs
 from tutelage.core.artifact import Root
 from tutelage.core.errors import ConfigError
-from tutelage.core.records import Example, Message, Verdict, digest
+from tutelage.core.records import Example, Response, Verdict, digest
 from tutelage.generate.generator import Generator, Sampling
 from tutelage.judge.judge import WindowedJudge, answer_of, failed
 
@@ -66,10 +66,12 @@ class PromptedJudge(WindowedJudge):
         started = time.perf_counter()
         answers = self._generator.generate([self.prompt(example) for example in examples], self._sampling)
         cost = 1000 * (time.perf_counter() - started) / max(1, len(examples))
-        return [self._read(given[0].message, cost) for given in answers]
+        return [self._read(given[0], cost) for given in answers]
 
-    def _read(self, message: Message, cost: float) -> Verdict:
-        found = _SCORE.findall(message.content)
+    def _read(self, said: Response, cost: float) -> Verdict:
+        if said.finish == "error":
+            return failed(self.name, "error", cost, said.error or "the generator failed")
+        found = _SCORE.findall(said.message.content)
         lowest, highest = self._scale
         if len(found) != 1 or not lowest <= int(found[0]) <= highest:
             return failed(self.name, "malformed", cost)

@@ -7,12 +7,13 @@ Angelopoulos et al. 2023, arXiv 2301.09633). Without such items the judge's word
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import special
 
+from tutelage.core.errors import Stopped
 from tutelage.core.records import Example, Message, Response
 from tutelage.evaluate.suite import cluster_of, people_of
 from tutelage.evaluate.suites.figure import Figure, unknown
@@ -24,9 +25,6 @@ from tutelage.measure.statistics import Interval, mean, paired, undefined
 
 FEWEST = 10
 """Answers judged by people below which a judge counts as unmeasured."""
-
-Bench = Callable[[str], Judge]
-"""The judge for a rubric; an empty rubric is the judge's own."""
 
 
 class Agreement(NamedTuple):
@@ -42,19 +40,48 @@ class Agreement(NamedTuple):
     """Whether the people are simulated."""
 
 
+class Bench:
+    """Who judges open-ended answers, by rubric; an empty one is the judge's own.
+
+    Args:
+        judges: the judge for a rubric.
+        asked: the generator behind them, where they are prompted; an endpoint's bill and end are the bench's.
+    """
+
+    def __init__(self, judges: Callable[[str], Judge], asked: Any = None) -> None:
+        self._judges, self._asked = judges, asked
+
+    def __call__(self, rubric: str) -> Judge:
+        return self._judges(rubric)
+
+    @property
+    def bill(self) -> Any:
+        """What an endpoint was asked and cost; None where the judge is none."""
+        return getattr(self._asked, "bill", None)
+
+    def close(self) -> None:
+        """End the threads of an endpoint."""
+        if (close := getattr(self._asked, "close", None)) is not None:
+            close()
+
+
 def verdicts(bench: Bench, items: Sequence[Example], answers: Sequence[str]) -> list[float | str]:
-    """What the judge says of each answer, 0 to 1; a text where it has no opinion, and why."""
+    """What the judge says of each answer, 0 to 1; a text where it has no opinion, and why.
+
+    Raises Stopped where the judge's budget is spent.
+    """
     found: list[float | str] = ["the judge did not answer"] * len(items)
     groups: dict[str, list[int]] = {}
     for place, item in enumerate(items):
         groups.setdefault(str(item.tags.get("rubric") or ""), []).append(place)
     for rubric, places in groups.items():
         judge = bench(rubric)
-        said = ask(judge, [_whole(items[place], answers[place]) for place in places])
+        said = ask(judge, [_whole(items[place], answers[place]) for place in places], through=(Stopped,))
         for place, verdict in zip(places, said, strict=True):
             score = value(verdict)
             if score is None:
-                found[place] = f"the judge {judge.name} has no opinion: {verdict.status}"
+                why = f" ({verdict.reason})" if verdict.reason else ""
+                found[place] = f"the judge {judge.name} has no opinion: {verdict.status}{why}"
             elif not 0 <= score <= 1:
                 found[place] = f"the judge {judge.name} says {score:.3g}, which is no score from 0 to 1"
             else:
@@ -124,22 +151,25 @@ def corrected_difference(
 ) -> Tested:
     """First minus second of two corrected means over the same items; `measured` and `other` measured their judges.
 
-    A judge who is off by as much on both sides is off by nothing in the difference. How far that holds nobody has
-    measured, so the errors of the two corrections count as unrelated, which is the cautious end: as squares, beside
-    the paired error of what the judges said. Undefined where either judge's error is not known.
+    That a judge is off alike on both sides nobody has measured, so each side is granted its error by itself. Undefined
+    where either error is not known, or where a judge's word does not surely go with people's: then a difference in it
+    decides nothing.
     """
     said, test = paired(first, second, clusters, level).difference, "z, with the judge's error"
-    off = []
+    off, reason = [], said.reason if not said.defined else None
     for people in (measured, other):
         both = [each for each in people if each.judge is not None]
         gaps = [each.human - float(each.judge or 0.0) for each in both]
         off.append(mean(gaps, [each.cluster for each in both], level, bounds=(-1.0, 1.0)))
     fewest = min(each.n for each in off)
-    if said.value is None or not said.defined or fewest < FEWEST or not all(each.defined for each in off):
-        reason = said.reason or next((each.reason for each in off if each.n >= FEWEST and each.reason), None)
-        if fewest < FEWEST:
-            reason = f"only {fewest} answers were" if fewest else "no answer was"
-            reason += " judged by people: the judge's error is not known"
+    if fewest < FEWEST:
+        reason = f"only {fewest} answers were" if fewest else "no answer was"
+        reason += " judged by people: the judge's error is not known"
+    elif not all(each.defined for each in off):
+        reason = next((each.reason for each in off if each.reason), None) or "undefined"
+    elif not (follows(measured) and follows(other)):
+        reason = "the judge's word does not surely go with people's: a difference in it decides nothing"
+    if reason or said.value is None:
         nothing = undefined(said.n, reason or "undefined", value=said.value, method="prediction-powered", level=level)
         return Tested(difference=nothing, p=None)
     counts = [Count(float(each.value or 0.0), float(each.low or 0.0), float(each.high or 0.0)) for each in (said, *off)]
@@ -148,6 +178,22 @@ def corrected_difference(
     reach = (value - low if value > 0 else high - value) / normal_quantile((1 + level) / 2)
     p = float(2 * special.ndtr(-abs(value) / reach)) if reach > 0 else None
     return Tested(difference=said.model_copy(update=told), p=p, test=test, tests={test: p})
+
+
+def follows(measured: Sequence[Agreement]) -> bool:
+    """Whether what the judge says surely rises with what people say (one-sided, 5%)."""
+    both = [(each.human, float(each.judge), each.cluster) for each in measured if each.judge is not None]
+    if len(both) < FEWEST:
+        return False
+    human, judge = np.array([each[0] for each in both]), np.array([each[1] for each in both])
+    together = ((human - human.mean()) * (judge - judge.mean())).tolist()
+    low = mean(together, [each[2] for each in both], 0.9).low
+    return low is not None and low > 0
+
+
+def told_in(judges: Iterable[Mapping[str, Any]]) -> dict[str, tuple[Agreement, ...]]:
+    """Suite -> answers that people and the judge judged, from `judges` of an examination's summary."""
+    return {str(each["suite"]): tuple(Agreement(**one) for one in each.get("answers", ())) for each in judges}
 
 
 def report(judge: str, measured: Sequence[Agreement]) -> dict[str, Any]:
@@ -164,6 +210,7 @@ def report(judge: str, measured: Sequence[Agreement]) -> dict[str, Any]:
     why = f"fewer than {FEWEST} answers were judged by people"
     return {
         "judge": judge,
+        "follows": follows(measured) if enough else None,
         "judged_by_people": len(measured),
         "without_opinion": len(measured) - len(both),
         "difference": plain(mean(gaps, clusters, bounds=(-1.0, 1.0)) if enough else undefined(len(both), why)),

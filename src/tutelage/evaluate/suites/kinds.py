@@ -410,6 +410,4 @@ def on_one_scale(metrics: Iterable[Metric]) -> bool:
 
 def metric_of(kind: str, name: str) -> Metric:
     """A figure of a kind by its name; of the red team's and of older results the mean of what they scored."""
-    known = (each for each in KIND.get(kind, ()) if each.name == name)
-    plain = Metric(name, higher=name not in LOWER_IS_BETTER, bounds=None if name == "perplexity" else (0.0, 1.0))
-    return next(known, plain)
+    return next((each for each in KIND.get(kind, ()) if each.name == name), named(name))

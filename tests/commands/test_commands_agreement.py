@@ -1,19 +1,20 @@
-"""`tutelage agreement`: figures with intervals, people, causes; and what it keeps in the store."""
+"""`tutelage agreement`: figures with intervals, people, causes; and what people together say, exported."""
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-import sqlalchemy as sql
 
 from tutelage.core.artifact import Root
 from tutelage.core.records import Message
 from tutelage.feedback import api
 from tutelage.feedback.client import Client, Direct
 from tutelage.feedback.wire import NewGold
-from tutelage.store import engine, people, schema
+from tutelage.store import engine, people
 
 FORM = api.Form(
     questions=(
@@ -62,9 +63,9 @@ def filled(home: Path) -> Path:
     return home
 
 
-def test_agreement_people_and_causes_are_printed_and_kept_once(tutelage: Any, filled: Path) -> None:
+def test_agreement_people_and_causes_are_printed(tutelage: Any, filled: Path) -> None:
     where = ("agreement", "town", "--root", filled)
-    done = tutelage(*where, "--keep", "--json")
+    done = tutelage(*where, "--json")
     assert done.code == 0, done.err
     found = done.json
     assert (found["people"], found["answers"], found["persons"]) == ("live", 38, 4)
@@ -75,20 +76,27 @@ def test_agreement_people_and_causes_are_printed_and_kept_once(tutelage: Any, fi
     assert rows[12]["gold"]["reason"] == "no hidden question was answered"
     (causes,) = found["adjudication"]["causes"]
     assert causes["causes"] == {"guideline_unclear": 1} and causes["proposals"][0]["text"] == "Say what a is."
-    kept, told = rows_of(filled, schema.consensus), rows_of(filled, schema.person_statistic)
-    methods = [each.method for each in kept]
-    assert methods.count("mace") == 14 and methods.count("adjudication") == 3
-    assert {each.method for each in told} == {"mace", "strictness", "sureness"} and len(told) == 12
-    assert tutelage(*where, "--keep", "--json").json["kept"] == found["kept"]
-    assert rows_of(filled, schema.consensus) == kept and rows_of(filled, schema.person_statistic) == told
     said = tutelage(*where).out
     assert said.startswith("38 answers of 4 live people to 14 tasks") and "sort alpha_nominal" in said
     assert "1 adjudicated by live people: guideline_unclear 1" in said and "Say what a is." in said
 
 
-def rows_of(home: Path, table: sql.Table) -> list[Any]:
-    with engine.open(home) as store, store.read() as connection:
-        return list(connection.execute(sql.select(table).order_by(table.c.id)))
+def test_what_people_together_say_is_exported(tutelage: Any, filled: Path, tmp_path: Path) -> None:
+    file = tmp_path / "together.jsonl"
+    done = tutelage(
+        "export", "feedback", "town", file, "--for", "consensus", "--accept", "not-stated", "--root", filled
+    )
+    assert done.code == 0, done.err
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(rows) == 2 * 14 and {row["question"] for row in rows} == {"sort", "tone"}
+    assert Counter(row["model"] for row in rows if row["question"] == "tone") == {
+        "graded response": 13,
+        "adjudication": 1,
+    }
+    (decided,) = (row for row in rows if row["model"] == "adjudication" and row["question"] == "sort")
+    assert decided["says"] == {"a": 1.0, "b": 0.0} and decided["n"] == 1 and len(decided["annotations"]) == 1
+    assert all(sum(row["says"].values()) == pytest.approx(1, abs=1e-4) for row in rows)
+    assert {row["people"] for row in rows} == {"live"} and not any(row["simulated"] for row in rows)
 
 
 def test_what_cannot_be_told_is_one_clear_error(tutelage: Any, filled: Path) -> None:

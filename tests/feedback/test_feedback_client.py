@@ -51,7 +51,7 @@ CALLS: dict[str, Any] = {
     "retire_gold": lambda client: client.retire_gold("p", "t"),
     "adjudications": lambda client: client.adjudications("p"),
     "adjudicate": lambda client: client.adjudicate("p"),
-    "lift": lambda client: client.lift("p", "anna"),
+    "lift": lambda client: client.lift("p", "anna", "we talked it over"),
     "qualifications": lambda client: client.qualifications("anna"),
     "qualify": lambda client: client.qualify("anna", "law"),
     "disqualify": lambda client: client.disqualify("anna", "law"),

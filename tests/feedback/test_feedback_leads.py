@@ -76,9 +76,15 @@ def test_a_lead_sees_how_it_went_and_lifts_a_pause(house):
     _, told = send(store, lead, "GET", "/projects/help/gold")
     assert [(each["person"], each["right"], each["paused"]) for each in told["people"]] == [(anna.pseudonym, 0, True)]
     assert sum(each["answered"] for each in told["tasks"]) == told["people"][0]["n"] >= 1
-    assert send(store, anna, "POST", f"/projects/help/people/{anna.pseudonym}/lift")[0] == 403
-    assert send(store, lead, "POST", f"/projects/help/people/{anna.pseudonym}/lift") == (200, {"ok": True})
-    assert send(store, lead, "POST", f"/projects/help/people/{anna.pseudonym}/lift")[0] == 404
+    path, why = f"/projects/help/people/{anna.pseudonym}/lift", {"reason": "She read the scale\n the other way"}
+    assert send(store, anna, "POST", path, why)[0] == 403
+    for short in ({}, {"reason": "ok"}, {"reason": "  ok      "}, {"reason": "x" * 301}):
+        status, told = send(store, lead, "POST", path, short)
+        assert status == 422 and told["key"] == "reason", short
+    assert send(store, lead, "POST", path, why) == (200, {"ok": True})
+    (act,) = ledger.acts(store, "gold.lift")
+    assert act.object == anna.id and act.body["reason"] == "She read the scale the other way"
+    assert send(store, lead, "POST", path, why)[0] == 404
     assert len(work(store, anna, 1, [[0], [1], [2]])) == 1
 
 

@@ -1,4 +1,4 @@
-"""What a lead reads: agreement on every kind of question, a row for each person, figures kept in the store."""
+"""What a lead reads: agreement on every kind of question, a row for each person, what they together say."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import json
 
 import numpy as np
 import pytest
-import sqlalchemy as sql
 
 from tutelage.core.errors import DataError
-from tutelage.feedback import agreement, agreements, api, report, votes
+from tutelage.feedback import agreement, agreements, api, posteriors, report, votes
 from tutelage.feedback.client import Client, Direct
 from tutelage.feedback.taxonomy import Taxonomy
 from tutelage.feedback.wire import Answer, Form, MarkedSpan, NewCandidate, NewProject, NewTask, Question
-from tutelage.store import answers, engine, figures, people, schema
+from tutelage.store import answers, engine, people
 
 FORM = Form(
     questions=(
@@ -121,34 +120,22 @@ def test_a_row_for_each_person_says_what_was_found_and_why(store):
     json.dumps(list(rows.values()))
 
 
-def test_consensus_and_figures_of_people_are_kept_once(store):
+def test_what_people_together_say_adds_up_and_ranks_as_they_do(store):
     asked(store, crew(store, 4))
     words = report.read(store, "town")
-    agreed, told = report.consensus_of(words)
-    methods = {(each.question, each.method) for each in agreed}
-    assert {("ranking", "plackett-luce"), ("sort", "mace"), ("tone", "graded response")} <= methods
-    one = next(each for each in agreed if each.method == "plackett-luce")
-    assert one.n == 3 and len(one.posterior["worth"]) == 3  # the one who orders as shown counts nothing
-    assert all(sum(each.posterior.values()) == pytest.approx(1, abs=1e-4) for each in agreed if each.method == "mace")
-    project = words.given[0].project
-    for _ in range(2):
-        figures.put(store, project, agreed, told, "run 1")
-    kept = rows_of(store, schema.consensus)
-    assert len(kept) == len(agreed) and {row.task_id for row in kept} == set(words.tasks)
-    found = [
-        figures.Told(row.person_id, row.question, row.method, row.estimate, row.standard_error, row.n)
-        for row in rows_of(store, schema.person_statistic)
-    ]
-    assert sorted(found, key=str) == sorted(told, key=str)
-    strict = [each for each in told if each.method == "strictness" and each.question == "tone"]
-    assert len(strict) == 4 and all(each.standard_error > 0 and each.n == 30 for each in strict)
-    figures.put(store, project, agreed[:1], [], "run 2")
-    assert len(rows_of(store, schema.consensus)) == len(agreed) + 1, "rows are added"
-
-
-def rows_of(store, table):
-    with store.read() as connection:
-        return connection.execute(sql.select(table)).all()
+    found = posteriors.posteriors(words)
+    models = {(each.question, each.model) for each in found}
+    assert {("ranking", "plackett-luce"), ("tone", "graded response"), ("quality", "graded response")} <= models
+    assert {question for question, _ in models} == {"ranking", *words.questions} - {"why", "where"}
+    assert {each.task for each in found} == set(words.tasks)
+    one = next(each for each in found if each.model == "plackett-luce")
+    assert one.n == 3 and len(one.says["worth"]) == 3  # the one who orders as shown counts nothing
+    best = max(range(3), key=one.says["worth"].__getitem__)
+    assert all(one.says["probabilities"][f"{best}>{no}"] > 0.5 for no in range(3) if no != best)
+    for each in found:
+        if each.question in ("tone", "quality", "sort", "harmful"):
+            assert sum(each.says.values()) == pytest.approx(1, abs=1e-4) and each.n == 4, each
+    assert {each.candidate for each in found if each.question == "quality"} == {0, 1, 2}
 
 
 def test_kinds_of_people_are_never_pooled(store):
@@ -170,7 +157,7 @@ def test_nothing_answered_is_no_failure(store):
     lead = people.create(store, "lead", roles=("lead",))
     api.create_project(store, lead, NewProject(name="empty", form=FORM))
     words = report.read(store, "empty")
-    assert report.people_table(words) == [] and report.consensus_of(words) == ([], [])
+    assert report.people_table(words) == [] == posteriors.posteriors(words)
     assert agreements.agreed(words)["answers"] == 0
 
 

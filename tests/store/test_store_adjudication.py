@@ -5,18 +5,13 @@ from __future__ import annotations
 import threading
 
 import pytest
-import sqlalchemy as sql
 from test_store_slots import crew, fill, keys, project, take, why
 
 from tutelage.store import (
     adjudication,
     answers,
-    erasure,
-    figures,
     gold,
     ledger,
-    people,
-    schema,
     slots,
     standing,
     tasks,
@@ -101,38 +96,24 @@ def test_tasks_that_are_not_done_wait(store):
     assert adjudication.open_places(store, other.id, ids, "lead") == []
 
 
-def test_what_was_decided_is_consensus_until_it_is_taken_back(store, house):
+def test_what_was_decided_stands_until_it_is_taken_back(store, house):
     where, ids, _, _, ada = house
     adjudication.open_places(store, where.id, ids, "lead")
     first, second = take(store, ada, where, 2)
 
-    def kept():
-        table, later = schema.consensus.c, schema.annotation.c
-        stands = ~sql.exists().where(later.supersedes_id == table.adjudication_id)
-        with store.read() as connection:
-            rows = connection.execute(sql.select(schema.consensus).where(stands)).all()
-        return {(row.task_id, row.question): row.posterior for row in rows}
+    def decided():
+        return {row.task: row.value(CAUSE) for row in answers.read(store, "p", purpose=PURPOSE)}
 
-    values = (
-        answers.Value("sort", value="a"),
-        answers.Value("quality", 1, number=4.0),
-        answers.Value("why", text="so"),
-    )
+    values = (answers.Value("sort", value="a"), answers.Value("quality", 1, number=4.0))
     assert say(store, ada, given(first, 1, 0, cause="slip", values=values)) == ["stored"]
-    assert kept() == {
-        (ids[1], "cause"): {"slip": 1.0}, (ids[1], "sort"): {"a": 1.0}, (ids[1], "quality/1"): {"4": 1.0},
-        (ids[1], "ranking"): {"tiers": [[1], [0]], "unrankable": []},
-    }  # fmt: skip
     (row,) = answers.read(store, "p", purpose=PURPOSE)
-    with store.read() as connection:
-        found = connection.execute(sql.select(schema.consensus.c.adjudication_id, schema.consensus.c.method)).all()
-    assert set(found) == {(row.id, "adjudication")}
+    assert (row.tiers, row.value("sort"), row.value(CAUSE)) == (((1,), (0,)), "a", "slip")
     assert say(store, ada, given(first, cause="contested", values=values)) == ["stored"]
-    assert kept() == {(ids[1], "cause"): {"contested": 1.0}}
+    assert decided() == {ids[1]: "contested"}
     assert say(store, ada, given(second, cause="data_error")) == ["stored"]
-    assert kept()[(ids[2], "cause")] == {"data_error": 1.0} and len(kept()) == 2
+    assert decided() == {ids[1]: "contested", ids[2]: "data_error"}
     assert say(store, ada, given(first, status="withdrawn")) == ["stored"]
-    assert set(kept()) == {(ids[2], "cause")} and len(answers.read(store, "p", purpose=PURPOSE)) == 1
+    assert decided() == {ids[2]: "data_error"}
     assert take(store, ada, where)[0].task == ids[1]
 
 
@@ -180,14 +161,3 @@ def test_adjudications_bring_no_gold_with_them(store, house):
     held = take(store, eve, where, 9)
     assert [each.purpose for each in held] == [PURPOSE] * 3
     assert why(store, eve, where) and standing.counts(store, where.id).leased == 0
-
-
-def test_who_is_erased_takes_their_figures_along(store, house):
-    where, ids, anna, bert, _ = house
-    told = [figures.Told(each, "ranking", "agreement", 0.8, 0.1, 3) for each in (anna, bert)]
-    figures.put(store, where.id, [], told, "run 1")
-    words = erasure.words_of(store, person=anna)
-    erasure.erase(store, words, person=anna, by="lead")
-    with store.read() as connection:
-        assert connection.execute(sql.select(schema.person_statistic.c.person_id)).scalars().all() == [bert]
-    assert people.get(store, anna).status == "erased" and ids

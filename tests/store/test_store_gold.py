@@ -142,10 +142,12 @@ def test_who_is_wrong_too_often_is_paused_until_a_lead_has_looked(store):
     first, second = gold.standings(store, where.id)
     assert (first.person, first.right, first.n, first.paused) == (anna, 0, seen, True)
     assert (second.person, second.right, second.n, second.paused) == (bert, 20, 20, False)
-    gold.lift(store, anna, where.id, "lead")
+    with pytest.raises(DataError, match="why they may go on"):
+        gold.lift(store, anna, where.id, "lead", " ok ")
+    gold.lift(store, anna, where.id, "lead", "we talked it over")
     assert len(work(store, anna, where, 4, wrong)) == 4  # what was looked at counts no more
     with pytest.raises(NotFound):
-        gold.lift(store, anna, where.id, "lead")
+        gold.lift(store, anna, where.id, "lead", "we talked it over")
 
 
 def test_a_revision_of_an_answer_is_what_counts(store):

@@ -194,3 +194,56 @@ def test_what_is_there_already_is_no_act_again(store):
     acts = [row.action for row in ledger.rows(store)]
     for name in ("project.create", "qualification.grant", "sample.policy", "release.approve"):
         assert acts.count(name) == 1, name
+
+
+def _ten_thousand(store):
+    """As `create_many` makes them, without ten thousand rows of the ledger; every fourth works in one project."""
+    names = [f"{'Ann' if n % 3 else 'bea'} {n:05}" for n in range(10_000)]
+    rows = [
+        {"id": f"p{n}", "name": name, "pseudonym": f"l-{n}", "languages": [], "at": 1} for n, name in enumerate(names)
+    ]
+    where = tasks.make_project(store, "desk", kind="ranking", questions=[]).id
+    roles = [
+        {"id": f"g{n}", "person_id": f"p{n}", "project_id": where if n % 4 == 0 else "", "role": "annotator", "at": 1}
+        for n in range(10_000)
+    ]
+    with store.write() as connection:
+        connection.execute(sql.insert(schema.person), rows)
+        connection.execute(sql.insert(schema.role_grant), roles)
+    return names, where
+
+
+def test_ten_thousand_people_are_met_page_by_page_each_once(store):
+    names, where = _ten_thousand(store)
+    met, after = [], ""
+    while True:
+        page = people.page(store, after=after, most=500)
+        assert page.total == 10_000 and all(each.roles for each in page.rows)
+        met += [each.name for each in page.rows]
+        if not (after := page.after):
+            break
+    assert sorted(met) == sorted(names) and len(met) == 10_000
+    few = people.page(store, containing="aNN 0001")
+    assert [each.name for each in few.rows] == [name for name in sorted(names) if name.startswith("Ann 0001")]
+    assert few.total == len(few.rows) and few.after == ""
+    here = people.page(store, projects=[where])
+    assert (
+        here.total == 2500 and len(here.rows) == people.PAGE and all(int(each.name[-5:]) % 4 == 0 for each in here.rows)
+    )
+    assert people.page(store, projects=[]).total == 0
+    assert people.known(store, "l-77").id == "p77" and people.known(store, "p77").id == "p77"
+    assert people.names(store, ["p1", "p2", "nobody"]) == {"p1": names[1], "p2": names[2]}
+    assert people.named(store, [*names[:700], "nobody"]) == {name: f"p{n}" for n, name in enumerate(names[:700])}
+
+
+def test_a_search_takes_letters_as_they_stand_and_passes_over_who_was_erased(store):
+    for name in ("100% Ann", "1000 Ann", "a_b", "acb", "Ben\\", "robot"):
+        people.create(store, name, kind="service" if name == "robot" else "live")
+    found = {
+        asked: [each.name for each in people.page(store, containing=asked).rows] for asked in ("0%", "_", "\\", "O")
+    }
+    assert found == {"0%": ["100% Ann"], "_": ["a_b"], "\\": ["Ben\\"], "O": ["robot"]}
+    assert [each.name for each in people.page(store, kinds=("service",)).rows] == ["robot"]
+    with store.write() as connection:
+        connection.execute(sql.update(schema.person).where(schema.person.c.name == "acb").values(status="erased"))
+    assert people.page(store).total == 5 and "acb" not in [each.name for each in people.page(store).rows]

@@ -154,7 +154,7 @@ def test_from_a_file_to_an_export(visit: Any, tmp_path: Path, shots: Path, schem
     lead.errors.clear()  # the browser itself reports the refusal
     page = lead.go("/projects/bread%20and%20ferries")
     page.get_by_label("What it is for").select_option("dpo")
-    page.get_by_label("may be passed on").check()
+    page.get_by_label("licence is not stated").check()
     with page.expect_download() as loading:
         page.get_by_role("button", name="Export").click()
     pairs = [json.loads(line) for line in Path(loading.value.path()).read_text().splitlines()]

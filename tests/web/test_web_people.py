@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -412,3 +413,48 @@ def test_a_lead_makes_a_report_of_groups(town: Town) -> None:
     assert "Make it anew" not in town.as_("aud").get("/projects/desk/people").text
     assert lead.get("/projects/nowhere/people").status_code == 404
     assert lead.get("/projects/desk/people?kind=made-up").status_code == 200
+
+
+# many people
+
+
+NEXT = re.compile(r'<a class="button" href="([^"]+)" rel="next">')
+ROWS = re.compile(r'<th scope="row">(?:<a href="/people/[^"]+">)?(crowd [^<]+)<')
+
+
+@pytest.mark.parametrize("path", ["/people", "/projects/shop/settings"])
+def test_people_stand_on_pages_and_are_found_by_name(town: Town, path: str) -> None:
+    names = [f"crowd {n:03} <b>&" for n in range(130)]
+    people.create_many(town.store, names, project="shop")
+    lead, met, here = town.as_("lea"), [], f"{path}?q=CROWD"
+    while True:
+        page = lead.get(here)
+        assert page.status_code == 200 and "<b>&" not in page.text and "130, by name" in page.text
+        met += ROWS.findall(page.text)
+        if not (more := NEXT.search(page.text)):
+            break
+        here = html.unescape(more[1])
+    assert [html.unescape(each) for each in met] == names, "each once, in order"
+    assert ROWS.findall(lead.get(path, params={"q": "wd 007"}).text) == ["crowd 007 &lt;b&gt;&amp;"]
+    for asked in (
+        {"q": "\x00%_<script>"},
+        {"after": "zzz"},
+        {"q": "x" * 500, "after": "\x00"},
+        {"q": "crowd", "after": "crowd 999"},
+    ):
+        page = lead.get(path, params=asked)
+        assert page.status_code == 200 and "Nobody" in page.text and "<script>" not in page.text, asked
+
+
+def test_what_was_uncovered_stands_on_pages(town: Town) -> None:
+    for n in range(60):
+        ledger.record(
+            town.store, town.people["rio"].id, "text.reveal", f"text-{n}", {"reason": f"why {n}", "project": ""}
+        )
+    lead = town.as_("lea")
+    page = lead.get("/people/reveals").text
+    assert page.count("<code>text-") == 50 and "text-59" in page and "rio" in page
+    older = lead.get(html.unescape(NEXT.search(page)[1])).text  # type: ignore[index]
+    assert "text-9<" in older and "text-59" not in older and 'rel="next"' not in older
+    assert lead.get("/people/reveals?before=9999999999999999999").status_code == 404
+    assert lead.get("/people/reveals?before=x").status_code == 422

@@ -19,6 +19,7 @@ def crowd(house: Any) -> str:
     """Twenty-four people of two groups who disagree on a task, a report on them, and a text with something masked."""
     store, lead = house.store, house.people["lea"]
     crew = people.create_many(store, [f"p{n:02}" for n in range(24)])
+    people.create_many(store, [f"guest {n:02}" for n in range(40)], roles=("reviewer",))  # more than one page of people
     for at, person in enumerate(crew):
         said = {"gender": "woman" if at < 12 else "man", "native_language": ("Velic", "German", "English")[at % 3]}
         profiles.set_profile(store, person.id, said)
@@ -72,6 +73,8 @@ def test_pages_about_people_fit(visit: Visit, house: Any, scheme: str, width: in
         "account-full": ("ana", "/account"),
         "profile-full": ("ana", "/account/profile"),
         "people-full": ("lea", "/people"),
+        "people-next": ("lea", "/people?after=p03&q=p"),
+        "people-nobody": ("lea", "/people?q=nobody+of+this+name"),
         "person": ("lea", f"/people/{bob}"),
         "reveals-full": ("lea", "/people/reveals"),
         "groups-full": ("lea", "/projects/crowd/people"),

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 from html import unescape
+from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 
 from tutelage import worker
-from tutelage.core.artifact import Manifest, file_entries
+from tutelage.core.artifact import Manifest, Root, file_entries
 from tutelage.core.records import Example, Message, write_jsonl
 from tutelage.feedback import api
 from tutelage.store import access, answers, jobs, ledger, oversight, people, releases, tasks
 from tutelage.store.settings import ProjectSettings
+from tutelage.web.app import create_app
 from tutelage.web.editor import Draft, QuestionFields, difference, question_of, shown
+from tutelage.web.state import Settings
 
 HTML = {"accept": "text/html"}
 NEW = {"name": "new", "kind": "ranking", "per_task": "2", "guideline": "Be fair.", "mask_pii": "1", "shown_mask": "1"}
@@ -44,6 +48,7 @@ WRONG = (
     ({}, b"", "choose the file"),
     ({"name": ""}, GOOD, "a name begins with"),
     ({"name": "desk ranking"}, GOOD, "already"),
+    ({"licence": "mine"}, GOOD, "is no licence class"),
     ({"per_task": "0"}, GOOD, "from 1 to 1000"),
     ({"per_task": "9" * 5000}, GOOD, "from 1 to 1000"),
     ({"kind": "juggling"}, GOOD, "kind"),
@@ -315,3 +320,35 @@ def test_a_form_comes_back_as_it_was_written() -> None:
 def test_a_question_without_a_name_gets_one() -> None:
     assert question_of(QuestionFields(prompt="Is it kind?", kind="boolean"), 1).key == "is_it_kind"
     assert question_of(QuestionFields(prompt="Хорошо?", kind="boolean"), 3).key == "question_3"
+
+
+def test_who_states_the_licence_is_not_asked_at_the_export(site: Any) -> None:
+    client = site("lea")
+    for name, licence in (("own", "permissive"), ("found", "")):
+        assert made(client, name=name, licence=licence, per_task="1").status_code == 303
+        for item in api.claim(site.store, site.people["ana"], api.Claim(project=name, count=2)).items:
+            said = api.Answer(slot=item.slot, epoch=item.epoch, key=f"key-{item.slot}", tiers=((0,), (1,)))
+            api.submit(site.store, site.people["ana"], api.Answers(answers=(said,)))
+    rows = client.get("/projects/own/export?consumer=dpo")
+    assert rows.status_code == 200 and json.loads(rows.text.splitlines()[0])["licence"] == "permissive"
+    refused = client.get("/projects/found/export?consumer=dpo", headers=HTML)
+    assert refused.status_code == 422 and "State their licence under Settings" in refused.text
+    asked = {"do": "asking", "per_task": "1", "mask_pii": "1"}
+    assert send(client, "/projects/found/settings", asked | {"licence": "mine"}).status_code == 422
+    assert send(client, "/projects/found/settings", asked | {"licence": "share-alike"}).status_code == 303
+    assert 'value="share-alike" selected' in client.get("/projects/found/settings").text
+    rows = client.get("/projects/found/export?consumer=dpo")
+    assert json.loads(rows.text.splitlines()[0])["licence"] == "share-alike"
+
+
+def test_the_first_page_of_an_empty_house_says_how_to_begin(tmp_path: Path, upstream: str) -> None:
+    app = create_app(Root(tmp_path / "fresh"), Settings(serve="release:none"), upstream=upstream)
+    store = app.state.house.store
+    with TestClient(app, base_url="http://localhost", headers=HTML) as client:
+        for name, role, told in (("olga", "owner", True), ("lea", "lead", True), ("ana", "annotator", False)):
+            cookie, _ = access.open_session(store, people.create(store, name, roles=(role,)).id)
+            client.cookies.clear()
+            client.cookies.set("tutelage", cookie)
+            assert ('href="/projects/-/new"' in client.get("/").text) == told, name
+        tasks.make_project(store, "p", kind="ranking", questions=[])
+        assert 'href="/projects/-/new"' not in client.get("/").text

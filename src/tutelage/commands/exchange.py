@@ -257,7 +257,12 @@ def export_feedback(
         Path, typer.Argument(help="A new file (.jsonl, .parquet, .zip), or a new folder for `datasets`.")
     ],
     consumer: Annotated[
-        str, typer.Option("--for", help="sft, reward, dpo, kto, classifier, evaluation, or annotations (all as it is).")
+        str,
+        typer.Option(
+            "--for",
+            help="sft, reward, dpo, kto, classifier, evaluation, consensus (what people together say), or annotations "
+            "(all as it is).",
+        ),
     ],
     people: Annotated[
         list[str] | None, typer.Option("--people", help="live, simulated or replayed; named twice, they are pooled.")

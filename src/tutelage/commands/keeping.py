@@ -134,6 +134,8 @@ def erase(
     for ref in found.artifacts:
         say(f"learned from them: {ref[:40]}")
     say("Backups that were made before still hold them.")
+    if found.remains:
+        say(found.remains)
     if found.live:
         say("One of these answers now: make it anew, or `tutelage release rollback`.")
 

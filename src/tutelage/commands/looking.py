@@ -334,7 +334,6 @@ def agreement(
     people: Annotated[
         str, typer.Option("--people", help="live, simulated or replayed; needed where there are several kinds.")
     ] = "",
-    keep: Annotated[bool, typer.Option("--keep", help="Write consensus and figures of people into the store.")] = False,
     seed: Annotated[int, typer.Option(help="Of the bootstraps.")] = 0,
     root: RootOption = HERE,
     as_json: JsonOption = False,
@@ -347,7 +346,7 @@ def agreement(
 
     from tutelage.feedback import adjudicate, report
     from tutelage.feedback.agreements import agreed
-    from tutelage.store import engine, figures, tasks
+    from tutelage.store import engine, tasks
 
     with closing(engine.open(known_root(root))) as store:
         where = tasks.get_project(store, project)
@@ -355,11 +354,6 @@ def agreement(
         found = agreed(words, seed)
         found["persons_table"] = report.people_table(words, report.hidden(store, where.id))
         found["adjudication"] = adjudicate.view(store, where).model_dump(mode="json")
-        if keep:
-            together, told = report.consensus_of(words)
-            made_by = f"agreement/{found['people']}/{store.watermark([where.name])}"
-            figures.put(store, where.id, together, told, made_by)
-            found["kept"] = {"consensus": len(together), "person_statistics": len(told), "made_by": made_by}
     emit({"project": where.name, **found}) if as_json else _say_agreement(found)
 
 
@@ -383,9 +377,6 @@ def _say_agreement(found: Mapping[str, Any]) -> None:
         say(f"{each['decided']} adjudicated by {each['people']} people: {causes}")
         for proposal in each["proposals"]:
             say(f"  {proposal['cause']}, {proposal['person']}: {proposal['text']}")
-    if "kept" in found:
-        kept = found["kept"]
-        say(f"kept: {kept['consensus']} of consensus, {kept['person_statistics']} of people, as {kept['made_by']}")
 
 
 def _figures(found: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:

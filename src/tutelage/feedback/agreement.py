@@ -346,7 +346,8 @@ def _mean(found: Sequence[float], method: str, reason: str, confidence: float, s
     if len(values) < 3:
         return undefined(len(values), "too few tasks for an interval", value=float(values.mean()), method=method)
     drawn = np.random.default_rng(seed).integers(0, len(values), (REPLICATES, len(values)))
-    low, high = np.quantile(values[drawn].mean(axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
+    ends = np.quantile(values[drawn].mean(axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = ends.round(12)  # what cancels out is 0, not 2e-17
     return Interval(
         value=float(values.mean()),
         low=float(low),

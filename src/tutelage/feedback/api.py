@@ -163,7 +163,7 @@ def may_answer(person: Person, where: tasks.Project) -> None:
 
 
 def _person_ids(store: Store, names: Sequence[str]) -> dict[str, str]:
-    found = {each.name: each.id for each in people.every(store)} if names else {}
+    found = people.named(store, names)
     for name in names:
         if name not in found:
             raise NotFound(f"there is no person {name!r}", key="people")

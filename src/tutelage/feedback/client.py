@@ -31,6 +31,7 @@ from tutelage.feedback.wire import (
     History,
     Kept,
     Languages,
+    Lift,
     NewGold,
     NewTasks,
     NewTurn,
@@ -235,9 +236,10 @@ class Client:
         path = f"/projects/{quote(project, safe='')}/adjudications"
         return self._call("POST", path, AdjudicationsOpened, body=new).opened
 
-    def lift(self, project: str, person: str) -> bool:
-        """Let somebody go on whose answers a lead has looked at."""
-        return self._call("POST", f"/projects/{quote(project, safe='')}/people/{quote(person, safe='')}/lift", Kept).ok
+    def lift(self, project: str, person: str, reason: str) -> bool:
+        """Let somebody go on whose answers a lead has looked at, and say why: it is kept for good."""
+        path = f"/projects/{quote(project, safe='')}/people/{quote(person, safe='')}/lift"
+        return self._call("POST", path, Kept, body=_made(Lift, reason=reason)).ok
 
     def languages(self) -> list[str]:
         """The languages that one can judge."""

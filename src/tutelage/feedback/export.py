@@ -17,6 +17,8 @@ from tutelage.core.errors import DataError, LicenceError
 from tutelage.corpus.catalog import INTERNAL
 from tutelage.feedback import adjudicate
 from tutelage.feedback.classes import NAMED, Chances, Thing, together
+from tutelage.feedback.figures import Read
+from tutelage.feedback.posteriors import Posterior, by_task, posteriors
 from tutelage.feedback.rows import CONSUMERS, MAKERS, Consumer, Group
 from tutelage.store import answers, ledger, tasks
 from tutelage.store.answers import Annotation
@@ -77,10 +79,11 @@ def export(
     forms = tasks.forms(store, sorted({task.form for task in known.values()}))
     make = MAKERS[consumer]
     rows: list[dict[str, Any]] = []
-    by = by if consumer != "annotations" else "task"
+    by = by if consumer not in ("annotations", "consensus") else "task"
     chances = _chances(voices, given, forms) if consumer in ("classifier", "evaluation") and by == "task" else None
+    agreed = _agreed(store, voices, given, known, kinds) if consumer == "consensus" else {}
     for group in _groups(where, given, known, forms, by, dropped):
-        group = replace(group, chances=chances)
+        group = replace(group, chances=chances, agreed=agreed.get(group.task.id, ()))
         rows += make(group, dropped)
     if not rows:
         why = "; ".join(f"{reason}: {count}" for reason, count in sorted(dropped.items()))
@@ -161,6 +164,22 @@ def _chances(
     kept = {each.id for each in given}
     heard = [each for each in voices if each.id in kept]
     return {key: together(heard, each) for key, each in asked.items() if each["kind"] in NAMED}
+
+
+def _agreed(
+    store: Reader,
+    voices: Sequence[Annotation],
+    given: Sequence[Annotation],
+    known: Mapping[str, Task],
+    kinds: Sequence[str],
+) -> dict[str, list[Posterior]]:
+    """What people together say of each task on which no adjudicator decided."""
+    if len(kinds) > 1:
+        message = f"a consensus is one of {' or of '.join(kinds)} people: their figures are never pooled"
+        raise DataError(message, key="people", todo="Name one kind")
+    kept = {each.id for each in given}
+    heard = [each for each in voices if each.id in kept]
+    return by_task(posteriors(Read.of(store, heard, {each.task: known[each.task] for each in heard})))
 
 
 def _groups(

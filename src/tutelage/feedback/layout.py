@@ -24,9 +24,9 @@ MEDIA: Mapping[Format, str] = {
     "parquet": "application/vnd.apache.parquet",
     "zip": "application/zip",
 }
-AS_TEXT = ("answers",)
+AS_TEXT = ("answers", "says")
 """Columns whose keys differ from row to row: a table holds them as JSON text."""
-NUMBERS = ("score_chosen", "score_rejected")
+NUMBERS = {"score_chosen": "double", "score_rejected": "double", "candidate": "int64"}
 """Columns that are numbers, also where none was given."""
 
 
@@ -55,7 +55,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> pyarrow.Table:
         for row in rows
     ]
     found = arrow.Table.from_pylist(plain)
-    kinds = [(each.name, arrow.float64() if each.name in NUMBERS else _solid(each.type)) for each in found.schema]
+    known = {name: arrow.type_for_alias(kind) for name, kind in NUMBERS.items()}
+    kinds = [(each.name, known.get(each.name) or _solid(each.type)) for each in found.schema]
     return found.cast(arrow.schema(kinds))
 
 
@@ -141,6 +142,9 @@ def card(made: Exported, whole: pyarrow.Table, sizes: Mapping[str, tuple[int, in
     if made.consumer == "reward":
         lines += ["- `margin`: difference of the mean scores (0 to 1) where both were scored and it is positive, else",
                   "  how much better people said it is (0 to 1), else the share for less that against"]  # fmt: skip
+    if made.consumer == "consensus":
+        lines += ["- `says`: choice or step -> probability; of a ranking log-worths with standard errors and the",
+                  "  probability that one candidate (`0>1`) is better; `n` people were heard"]  # fmt: skip
     lines += ["", "`annotations` are the ids of the answers a row was made of; they lead back into the store.", ""]
     return "\n".join(lines)
 

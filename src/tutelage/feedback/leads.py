@@ -115,8 +115,11 @@ def _golds(store: Store, project: Project) -> list[GoldView]:
     ]
 
 
-def lift(store: Store, person: Person, project: Project, who: str, reason: str = "") -> Kept:
-    """Let somebody (name, id or pseudonym) go on whose answers have been looked at."""
+def lift(store: Store, person: Person, project: Project, who: str, reason: str) -> Kept:
+    """Let somebody (name, id or pseudonym) go on whose answers have been looked at, and say why.
+
+    Raises NotFound for who is not paused, DataError for a reason that says too little or too much.
+    """
     gold.lift(store, _person(store, who).id, project.id, person.id, reason)
     return Kept(ok=True)
 

@@ -1,4 +1,4 @@
-"""What a lead reads of a project's people: one row for each person, and what they say together.
+"""What a lead reads of a project's people: one row for each person.
 
 A row says how somebody judges, never what they should be paid: nothing here is used for pay by itself.
 """
@@ -15,19 +15,13 @@ import numpy as np
 from tutelage.core.errors import DataError
 from tutelage.feedback import careless, quality, votes
 from tutelage.feedback.agreements import said_to
-from tutelage.feedback.consensus import Floats
 from tutelage.feedback.figures import Read
-from tutelage.feedback.mace import mace
-from tutelage.feedback.ordinal import graded_response
-from tutelage.feedback.rankings import plackett_luce
+from tutelage.feedback.posteriors import graded, scales
 from tutelage.measure.statistics import Interval, clopper_pearson, mean, plain, undefined
-from tutelage.store import answers, figures, gold
-from tutelage.store.answers import WHOLE, Annotation
+from tutelage.store import answers, gold
 from tutelage.store.engine import Reader
 from tutelage.store.people import KINDS
 
-SPREAD = 1.5
-"""Standard deviation of the log-worths of candidates of one task, before anybody has ranked them."""
 GOLD = 0.7
 """Share of hidden questions that a person should surely answer right."""
 
@@ -141,49 +135,15 @@ def _with_others(words: Read) -> dict[str, Interval]:
     }
 
 
-# consensus
-
-
-def _scale_votes(words: Read, key: str) -> tuple[list[tuple[str, int]], Floats]:
-    """Scores as rows (thing, person, step) with the things' names, steps in the order of the values that occurred."""
-    order = {name: at for at, name in enumerate(words.people)}
-    things: dict[tuple[str, int], int] = {}
-    rows = []
-    for each in words.given:
-        values = [(value.candidate, value.number) for value in each.values if value.question == key]
-        for candidate, number in values:
-            if number is not None:
-                thing = things.setdefault((each.task, candidate), len(things))
-                rows.append((thing, order[each.pseudonym], number))
-    return list(things), np.array(rows, dtype=float).reshape(-1, 3)
-
-
-MOST_STEPS = 20
-"""Steps of a scale up to which its answers are taken for classes in an order."""
-
-
-def _graded(words: Read, key: str) -> tuple[Any, list[tuple[str, int]], Floats, Floats] | None:
-    things, rows = _scale_votes(words, key)
-    if not len(rows):
-        return None
-    values, steps = np.unique(rows[:, 2], return_inverse=True)
-    if not 2 <= len(values) <= MOST_STEPS or len(np.unique(rows[:, 1])) < 2:
-        return None
-    fitted = graded_response(rows[:, 0].astype(int), rows[:, 1].astype(int), steps.reshape(-1), len(values))
-    return fitted, things, values, rows
-
-
-def _scale_keys(words: Read) -> list[str]:
-    scored = {value.question for each in words.given for value in each.values if value.number is not None}
-    return [key for key, one in words.questions.items() if one["kind"] == "scale" and key in scored]
+# strictness
 
 
 def _strictness(words: Read) -> dict[str, Any]:
     """For each person how strict they are, on the first scale that can be fitted, in standard deviations of quality."""
-    for key in _scale_keys(words):
-        graded = _graded(words, key)
-        if graded is not None:
-            fitted, _, _, rows = graded
+    for key in scales(words):
+        found = graded(words, key)
+        if found is not None:
+            fitted, _, _, rows = found
             counts = np.bincount(rows[:, 1].astype(int), minlength=len(words.people))
             numbers = zip(fitted.strictness.tolist(), fitted.strictness_errors.tolist(), counts.tolist(), strict=False)
             return {
@@ -198,127 +158,3 @@ def _interval(value: float, error: float, n: int) -> Interval:
     if math.isnan(error):
         return undefined(n, "too many people for standard errors", value=value, method="graded response")
     return Interval(value=value, low=value - 1.96 * error, high=value + 1.96 * error, n=n, method="graded response")
-
-
-def consensus_of(words: Read) -> tuple[list[figures.Agreed], list[figures.Told]]:
-    """What people together say on each question of each task, and each person's figures, ready for the store.
-
-    Rankings by Plackett-Luce with ties, votes weighed by people's quality; classes by MACE; scales by graded response.
-    """
-    agreed_on: list[figures.Agreed] = []
-    told: list[figures.Told] = []
-    ids = {each.pseudonym: each.person for each in words.given}
-    ranked = [each for each in words.given if each.tiers]
-    if ranked:
-        made, weights = _ranked(words, ranked)
-        agreed_on += made
-        told += [
-            figures.Told(ids[words.people[one.person]], "ranking", "agreement", one.agreement.value,
-                         _error(one.agreement), one.n)
-            for one in weights
-        ]  # fmt: skip
-    for key, question in words.questions.items():
-        if question["per_candidate"] or question["kind"] not in ("choice", "boolean"):
-            continue
-        said = _coded_with(words, key)
-        if said is None:
-            continue
-        names, rows, known = said
-        fitted = mace(rows[:, 0], rows[:, 1], rows[:, 2], len(names))
-        counts = Counter(rows[:, 0].tolist())
-        agreed_on += [
-            figures.Agreed(id, key, "mace", _soft(names, fitted.posteriors[at]), counts[at])
-            for at, id in enumerate(known)
-        ]
-        spoken = Counter(rows[:, 1].tolist())
-        told += [
-            figures.Told(ids[name], key, "mace", float(value), float(error), spoken[at])
-            for at, (name, value, error) in enumerate(
-                zip(words.people, fitted.competence, fitted.standard_errors, strict=False)
-            )
-            if spoken[at]
-        ]
-    for key in _scale_keys(words):
-        graded = _graded(words, key)
-        if graded is None:
-            continue
-        scores, things, values, rows = graded
-        counts = Counter(rows[:, 0].astype(int).tolist())
-        for at, (id, candidate) in enumerate(things):
-            name = key if candidate == WHOLE else f"{key}/{candidate}"
-            soft = _soft([f"{value:g}" for value in values], scores.posteriors[at])
-            agreed_on.append(figures.Agreed(id, name, "graded response", soft, counts[at]))
-        spoken = Counter(rows[:, 1].astype(int).tolist())
-        for name, numbers, errors in (
-            ("strictness", scores.strictness, scores.strictness_errors),
-            ("sureness", scores.sureness, scores.sureness_errors),
-        ):
-            told += [
-                figures.Told(ids[who], key, name, float(numbers[at]), _or_none(errors[at]), spoken[at])
-                for at, who in enumerate(words.people) if spoken[at]
-            ]  # fmt: skip
-    return agreed_on, told
-
-
-def _ranked(words: Read, ranked: Sequence[Annotation]) -> tuple[list[figures.Agreed], list[quality.Quality]]:
-    texts = {id: task.candidates for id, task in words.tasks.items()}
-    judged = quality.judge_people(votes.table(words.given, texts, words.people, words.scales).votes)
-    weight = {words.people[each.person]: each.weight for each in judged}
-    start: dict[str, int] = {}
-    items = 0
-    for id in dict.fromkeys(each.task for each in ranked):
-        start[id] = items
-        items += len(texts[id])
-    trusted = [each for each in ranked if weight.get(each.pseudonym, 1.0) > 0]
-    if not trusted:
-        return [], judged
-    fitted = plackett_luce(
-        [[[start[each.task] + no for no in tier] for tier in each.tiers] for each in trusted],
-        items,
-        weights=[weight.get(each.pseudonym, 1.0) for each in trusted],
-        spread=SPREAD,
-    )
-    counts = Counter(each.task for each in trusted)
-    made = []
-    for id, first in start.items():
-        if not counts[id]:
-            continue
-        size = len(texts[id])
-        worths = [round(float(value), 6) for value in fitted.worth[first : first + size]]
-        errors = [_or_none(value) for value in fitted.worth_errors[first : first + size]]
-        chances = {
-            f"{one}>{other}": round(fitted.between(first + one, first + other)[0], 6)
-            for one in range(size) for other in range(size) if one != other
-        }  # fmt: skip
-        posterior = {"worth": worths, "standard_error": errors, "probabilities": chances}
-        made.append(figures.Agreed(id, "ranking", "plackett-luce", posterior, counts[id]))
-    return made, judged
-
-
-def _coded_with(words: Read, key: str) -> tuple[list[str], Any, list[str]] | None:
-    """Classes chosen as rows (task, person, class), the names of classes and the ids of tasks."""
-    order = {name: at for at, name in enumerate(words.people)}
-    said = [(each, each.value(key)) for each in words.given]
-    given = [
-        (each.task, order[each.pseudonym], voice if isinstance(voice, str) else f"{voice:g}")
-        for each, voice in said
-        if voice is not None
-    ]
-    names = sorted({voice for _, _, voice in given})
-    if len(names) < 2:
-        return None
-    place = {name: at for at, name in enumerate(names)}
-    known = {id: at for at, id in enumerate(dict.fromkeys(id for id, _, _ in given))}
-    return names, np.array([(known[id], person, place[voice]) for id, person, voice in given]), list(known)
-
-
-def _soft(names: Sequence[str], chances: Floats) -> dict[str, float]:
-    return {name: round(float(chance), 6) for name, chance in zip(names, chances, strict=True)}
-
-
-def _error(interval: Interval) -> float | None:
-    return None if interval.half_width is None else interval.half_width / 1.96
-
-
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else round(float(value), 6)

@@ -30,6 +30,7 @@ from tutelage.feedback.wire import (
     History,
     Kept,
     Languages,
+    Lift,
     NewGold,
     NewProject,
     NewTasks,
@@ -258,9 +259,12 @@ ROUTES: tuple[Route, ...] = (
         "POST",
         f"{BASE}/projects/{{project}}/people/{{person}}/lift",
         "feedback:lead",
-        lambda store, who, at, body: leads.lift(store, who, api.led(store, who, at["project"]), at["person"]),
+        lambda store, who, at, body: leads.lift(
+            store, who, api.led(store, who, at["project"]), at["person"], body.reason
+        ),
         Kept,
-        summary="Let somebody go on whose answers you have looked at",
+        Lift,
+        "Let somebody go on whose answers you have looked at, and say why",
     ),
     Route(
         "GET",

@@ -12,12 +12,13 @@ from typing import Any, Literal
 from tutelage.core.records import Message
 from tutelage.feedback import votes
 from tutelage.feedback.classes import LISTED, NAMED, SHARES, Chances, Thing, together
+from tutelage.feedback.posteriors import Posterior, certain
 from tutelage.store.adjudication import METHOD as ADJUDICATED
 from tutelage.store.answers import WHOLE, Annotation
 from tutelage.store.tasks import Task
 from tutelage.text import pii
 
-Consumer = Literal["sft", "reward", "dpo", "kto", "classifier", "evaluation", "annotations"]
+Consumer = Literal["sft", "reward", "dpo", "kto", "classifier", "evaluation", "consensus", "annotations"]
 CONSUMERS: Mapping[Consumer, str] = {
     "sft": "demonstrations that people wrote: `messages`",
     "reward": "pairs with `prompt`, `chosen`, `rejected` and the `margin` between them",
@@ -25,6 +26,7 @@ CONSUMERS: Mapping[Consumer, str] = {
     "kto": "single responses: `prompt`, `completion`, and a `label` that says whether it is wanted",
     "classifier": "texts with `labels` and `soft_labels` (posteriors), one row for each question of choices",
     "evaluation": "examination items: `messages`, `choices`, `target`, and `tags`",
+    "consensus": "what people together say on each question, with how certain it is: `question`, `model`, `says`",
     "annotations": "tasks with every answer as it was given, to be imported elsewhere",
 }
 
@@ -41,6 +43,8 @@ class Group:
     meta: Mapping[str, Any]
     chances: Mapping[str, Mapping[Thing, Chances]] | None = None
     """Question -> what people together say of each thing, but for adjudicated ones; None for one person's answers."""
+    agreed: Sequence[Posterior] = ()
+    """What people together say of this task, for who reads the consensus."""
 
     @property
     def scales(self) -> votes.Scales:
@@ -326,6 +330,18 @@ def _evaluation(group: Group, dropped: Counter[str]) -> list[dict[str, Any]]:
     return rows
 
 
+def _consensus(group: Group, dropped: Counter[str]) -> list[dict[str, Any]]:
+    task, rows = group.task, []
+    for each in group.agreed or certain(group.given[-1], group.questions, ADJUDICATED):
+        name = each.question if each.candidate == WHOLE else f"{each.question}-{each.candidate}"
+        fields: dict[str, Any] = {"messages": _turns(task.messages), "candidates": list(task.candidates)}
+        fields |= {"question": each.question, "candidate": None if each.candidate == WHOLE else each.candidate}
+        rows.append(_row(group, f"consensus-{name}", **fields, model=each.model, says=dict(each.says), n=each.n))
+    if not rows:
+        dropped["task without a question that has a consensus"] += 1
+    return rows
+
+
 def _annotations(group: Group, dropped: Counter[str]) -> list[dict[str, Any]]:
     task = group.task
     told = []
@@ -373,5 +389,6 @@ MAKERS: Mapping[Consumer, Callable[[Group, Counter[str]], list[dict[str, Any]]]]
     "kto": _kto,
     "classifier": _classifier,
     "evaluation": _evaluation,
+    "consensus": _consensus,
     "annotations": _annotations,
 }

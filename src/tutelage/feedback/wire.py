@@ -11,6 +11,7 @@ from tutelage.core.errors import DataError
 from tutelage.core.records import Message
 from tutelage.feedback import assign
 from tutelage.feedback.taxonomy import Taxonomy
+from tutelage.store import gold
 from tutelage.store.adjudication import CAUSE, NOTE
 from tutelage.store.answers import WHOLE
 from tutelage.store.people import MOST_LANGUAGES, ROLES
@@ -470,6 +471,13 @@ class Qualifications(Wire):
 
     person: str
     names: list[str]
+
+
+class Lift(Wire):
+    """Why somebody who was paused may go on."""
+
+    reason: str = Field(min_length=gold.SHORTEST, max_length=gold.LONGEST)
+    """It is kept for good."""
 
 
 class Spoken(Wire):

@@ -26,6 +26,8 @@ class Erased(Record):
     """Ids of releases whose bundle is among them."""
     live: bool
     """Whether one of these releases answers now."""
+    remains: str = ""
+    """Where the words still stand in the database's files, and until when; empty where they are overwritten."""
 
 
 def readers_of(root: Root, rows: Iterable[str]) -> list[Artifact]:
@@ -70,4 +72,5 @@ def erase(store: Store, root: Root, *, person: str = "", subject: str = "", by: 
         artifacts=tuple(artifact.ref for artifact in affected),
         releases=tuple(each.id for each in held),
         live=live is not None and any(each.id == live.id for each in held),
+        remains=store.forget(),
     )

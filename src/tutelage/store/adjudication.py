@@ -7,12 +7,11 @@ Nobody adjudicates a task that they have answered: a task has one place for each
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import sqlalchemy as sql
 
-from tutelage.store import gold, ledger, schema, tasks, texts
-from tutelage.store.engine import Reader, Store, derived_id
+from tutelage.store import ledger, schema, tasks, texts
+from tutelage.store.engine import Reader, Store
 
 PURPOSE = "adjudicate"
 ROLE = "adjudicator"
@@ -87,39 +86,3 @@ def states(store: Reader, ids: Sequence[str]) -> dict[str, str]:
             )
             found.update((row.task_id, row.state) for row in connection.execute(query))
     return found
-
-
-def decide(connection: sql.Connection, annotation: str, task_id: str, said: gold.Said, at: int) -> None:
-    """Keep what an adjudicator said as the task's consensus, in the transaction that stores the answer.
-
-    Posteriors are certain ones. Under a cause that decides nothing only the cause is kept.
-    """
-    cause = said.values.get((CAUSE, -1))
-    found: dict[str, Any] = {CAUSE: {str(cause): 1.0}}
-    if cause not in (CONTESTED, BROKEN):
-        if said.ranks:
-            tiers: dict[int, list[int]] = {}
-            for no, tier in sorted(said.ranks.items()):
-                if tier is not None:
-                    tiers.setdefault(tier, []).append(no)
-            aside = sorted(no for no, tier in said.ranks.items() if tier is None)
-            found["ranking"] = {"tiers": [tiers[tier] for tier in sorted(tiers)], "unrankable": aside}
-        for (question, no), value in said.values.items():
-            if question != CAUSE:
-                name = question if no == -1 else f"{question}/{no}"
-                found[name] = {_named(each): 1.0 for each in (value if isinstance(value, list) else [value])}
-        if said.spans:
-            found["spans"] = [list(each) for each in said.spans]
-    rows = [
-        {
-            "id": derived_id("consensus", annotation, question), "task_id": task_id, "question": question,
-            "method": METHOD, "posterior": posterior, "n": 1, "adjudication_id": annotation, "made_by": METHOD,
-            "at": at,
-        }
-        for question, posterior in found.items()
-    ]  # fmt: skip
-    connection.execute(sql.insert(schema.consensus), rows)
-
-
-def _named(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, int | float) else str(value)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import sqlalchemy as sql
 
 from tutelage.core.records import canonical, digest
-from tutelage.store import adjudication, gold, ledger, places, schema, seen, texts, webhooks
+from tutelage.store import gold, ledger, places, schema, seen, texts, webhooks
 from tutelage.store.engine import Reader, Store, derived_id, next_numbers, now
 
 WHOLE = -1
@@ -257,10 +257,6 @@ def _write(
     ]
     if golden:
         gold.judge(connection, store, person, golden)
-    for _, each, row in fresh:
-        if row.purpose == adjudication.PURPOSE and each.status == "submitted":
-            kept = replace(each, values=[value for value in each.values if not value.typed])
-            adjudication.decide(connection, _annotation_id(each.key), row.task_id, said(kept), at)
     hooks = webhooks.listening(connection)
     stood = webhooks.states(connection, sorted({row.task_id for _, _, row in fresh})) if hooks else {}
     places.settle(connection, [places.Left(row, each.status, each.lease_ms) for _, each, row in fresh])

@@ -75,6 +75,7 @@ def sqlite(url: sql.URL, *, begin: str, durable: bool) -> sql.Engine:
             "recursive_triggers=ON",  # so that INSERT OR REPLACE cannot pass by the append-only triggers
             "cache_size=-16000",
             "temp_store=MEMORY",
+            "secure_delete=ON",  # what is erased is overwritten in the file, not only forgotten
         ):
             cursor.execute(f"PRAGMA {line}")
         cursor.close()

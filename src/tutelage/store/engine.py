@@ -10,7 +10,7 @@ import builtins
 import fcntl
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,8 +25,14 @@ from tutelage.store.keys import Keys, derived_id, now, uuid7
 
 __all__ = ["HEAD", "Reader", "Snapshot", "Store", "derived_id", "now", "open", "open_store", "uuid7"]
 
-HEAD = "0005"
+HEAD = "0006"
 """The schema version this code reads and writes: the last file in migrations/versions."""
+
+OVERWRITES = "0006"
+"""From this version on, a SQLite file holds nothing that was erased."""
+
+PATIENCE_MS = 2000
+"""How long the emptying of SQLite's log waits for those who read."""
 
 
 class Reader(Protocol):
@@ -112,6 +118,20 @@ class Store:
                 .where(schema.project.c.name.in_(list(scopes)))
             ).scalar()
         return int(found or 0)
+
+    def forget(self) -> str:
+        """Take what was just erased out of the database's files; says where it still stands, "" if nowhere.
+
+        In SQLite's own file it is overwritten (`secure_delete`); its log, which still has the words, is emptied here.
+        """
+        if self.dialect != "sqlite":
+            return "PostgreSQL's files hold it until they are vacuumed and its log and archives are recycled."
+        with clear_errors(self.where), self._writer, closing(self._words.raw_connection()) as connection:
+            line = connection.cursor()
+            line.execute(f"PRAGMA busy_timeout={PATIENCE_MS}")
+            (read, *_) = line.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            line.execute(f"PRAGMA busy_timeout={connect.WAIT_MS}")
+        return "SQLite's log holds it until those who are reading now have ended and it is emptied." if read else ""
 
     def snapshot(self, watermark: int) -> Snapshot:
         """What people had said up to a watermark."""
@@ -223,6 +243,9 @@ def _migrate(store: Store) -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    if store.dialect == "sqlite" and "" < _version(store) < OVERWRITES:
+        with clear_errors(store.where), closing(store._words.raw_connection()) as raw:
+            raw.cursor().execute("VACUUM")  # takes along what was erased and only forgotten
     with clear_errors(store.where), store._words.begin() as connection:
         if store.dialect == "postgresql":
             connect.enter(connection, durable=True)
@@ -240,3 +263,5 @@ def _migrate(store: Store) -> None:
         if version != HEAD:
             config.attributes["connection"] = connection
             command.upgrade(config, HEAD)
+    if store.dialect == "sqlite" and version:
+        store.forget()

@@ -122,7 +122,6 @@ def _account(connection: sql.Connection, person: str) -> None:
         schema.draft,
         schema.qualification,
         schema.role_grant,
-        schema.person_statistic,
         schema.pause,
         schema.seen,
     )

@@ -26,6 +26,8 @@ PRIOR = (3, 1)
 """Beta prior of a person's accuracy: as if three gold tasks had been answered right and one wrong."""
 CHOICE = 16
 """A gold task is drawn from this many of those that were shown least."""
+SHORTEST, LONGEST = 5, 300
+"""Characters of what a lead says why: of an expected answer, of a pause that is lifted."""
 
 gold, result, pause = schema.gold.c, schema.gold_result.c, schema.pause.c
 slot, task, annotation = schema.slot.c, schema.task.c, schema.annotation.c
@@ -401,8 +403,15 @@ def pauses(store: Reader, project_ids: Sequence[str]) -> list[Pause]:
         ]
 
 
-def lift(store: Store, person: str, project_id: str, by: str, reason: str = "") -> None:
-    """Let a person (id) go on: what they answered so far has been looked at. Raises NotFound for who is not paused."""
+def lift(store: Store, person: str, project_id: str, by: str, reason: str) -> None:
+    """Let a person (id) go on: what they answered so far has been looked at; the reason is kept for good.
+
+    Raises DataError without a reason, NotFound for who is not paused.
+    """
+    reason = " ".join(reason.split())
+    if not SHORTEST <= len(reason) <= LONGEST:
+        asked = f"say in {SHORTEST} to {LONGEST} characters why they may go on: it is kept for good"
+        raise DataError(asked, key="reason")
     with store.write() as connection:
         last = sql.select(sql.func.max(annotation.seq)).where(annotation.person_id == person).scalar_subquery()
         changed = connection.execute(

@@ -78,9 +78,13 @@ def rows(store: Reader, after: int = 0) -> Iterator[Entry]:
             yield _entry(row)
 
 
-def acts(store: Reader, action: str, object: str | None = None, limit: int = 200) -> list[Entry]:
-    """The last acts of one sort (on one object), newest first."""
+def acts(
+    store: Reader, action: str, object: str | None = None, limit: int = 200, before: int | None = None
+) -> list[Entry]:
+    """The last acts of one sort (on one object; before a number of the ledger), newest first."""
     query = sql.select(audit).where(audit.c.action == action).order_by(audit.c.seq.desc()).limit(limit)
+    if before is not None:
+        query = query.where(audit.c.seq < before)
     with store.read() as connection:
         return [
             _entry(row)

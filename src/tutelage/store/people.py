@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import sqlalchemy as sql
 
 from tutelage.core.errors import DataError, NotFound
-from tutelage.store import ledger, schema
+from tutelage.store import ledger, schema, texts
 from tutelage.store.engine import Reader, Store, derived_id, now, uuid7
 
 ROLES = (
@@ -29,6 +29,8 @@ ROLES = (
 KINDS = ("live", "simulated", "replayed", "service")
 """Who stands behind a name. Figures of the first three are never pooled."""
 
+PAGE = 50
+"""Accounts on one page."""
 
 MOST_LANGUAGES = 20
 """Languages that one person names."""
@@ -64,6 +66,10 @@ class Person:
     def reads_only(self) -> bool:
         """An auditor and nothing else: looks at everything, changes nothing."""
         return {role for role, _ in self.roles} == {"auditor"}
+
+
+_people = sql.select(schema.person)
+Who = TypeVar("Who")
 
 
 def create(
@@ -146,8 +152,8 @@ def find(store: Reader, name_or_id: str) -> Person | None:
 
 
 def known(store: Reader, name: str) -> Person | None:
-    """The account with this name, id or pseudonym."""
-    return find(store, name) or next((each for each in every(store) if each.pseudonym == name), None)
+    """The account with this name or id, else with this pseudonym."""
+    return find(store, name) or next(iter(_load(store, _people.where(schema.person.c.pseudonym == name))), None)
 
 
 def get(store: Reader, name_or_id: str) -> Person:
@@ -160,8 +166,63 @@ def get(store: Reader, name_or_id: str) -> Person:
 
 def every(store: Reader, kind: str | None = None) -> list[Person]:
     """All accounts (of one kind), by name."""
-    query = sql.select(schema.person).order_by(schema.person.c.name)
+    query = _people.order_by(schema.person.c.name)
     return _load(store, query.where(schema.person.c.kind == kind) if kind else query)
+
+
+@dataclass(frozen=True)
+class Page(Generic[Who]):
+    """Some accounts by name. `after` is the name behind which the next page begins, "" on the last one."""
+
+    rows: tuple[Who, ...]
+    after: str
+    total: int
+
+
+def page(
+    store: Reader,
+    *,
+    kinds: Collection[str] = KINDS,
+    containing: str = "",
+    after: str = "",
+    projects: Collection[str] | None = None,
+    most: int = PAGE,
+) -> Page[Person]:
+    """The accounts after a name that are not erased: of some kinds, with some letters in their name (capitals or
+    not), with a role in one of some projects (ids; None: wherever), and how many there are on all pages."""
+    table = schema.person.c
+    wanted = [table.kind.in_(list(kinds)), table.status != "erased"]
+    if containing:
+        wanted.append(table.name.icontains(containing, autoescape=True))
+    if projects is not None:
+        grants = schema.role_grant.c
+        wanted.append(sql.exists().where(grants.person_id == table.id, grants.project_id.in_(list(projects))))
+    with store.read() as connection:
+        total = connection.execute(sql.select(sql.func.count()).select_from(schema.person).where(*wanted)).scalar()
+    found = _load(store, _people.where(*wanted, table.name > after).order_by(table.name).limit(most + 1))
+    return Page(tuple(found[:most]), found[most - 1].name if len(found) > most else "", int(total or 0))
+
+
+def names(store: Reader, ids: Collection[str]) -> dict[str, str]:
+    """Id -> name of those of these accounts that there are."""
+    table = schema.person.c
+    found: dict[str, str] = {}
+    with store.read() as connection:
+        for some in texts.chunks(sorted(set(ids))):
+            rows = connection.execute(sql.select(table.id, table.name).where(table.id.in_(some)))
+            found.update((row.id, row.name) for row in rows)
+    return found
+
+
+def named(store: Reader, names: Collection[str]) -> dict[str, str]:
+    """Name -> id of those of these accounts that there are."""
+    table = schema.person.c
+    found: dict[str, str] = {}
+    with store.read() as connection:
+        for some in texts.chunks(sorted(set(names))):
+            rows = connection.execute(sql.select(table.id, table.name).where(table.name.in_(some)))
+            found.update((row.name, row.id) for row in rows)
+    return found
 
 
 def may_grant(by: Person, role: str, project: str = "") -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import sqlalchemy as sql
 
@@ -56,6 +57,28 @@ def of(store: Reader, persons: Sequence[str]) -> dict[str, tuple[str, ...]]:
             for row in connection.execute(query):
                 found.setdefault(row.person_id, []).append(row.name)
     return {person: tuple(names) for person, names in found.items()}
+
+
+@dataclass(frozen=True)
+class Holders:
+    """Who holds a qualification: the first names (id, name), and how many hold it in all."""
+
+    some: tuple[tuple[str, str], ...]
+    total: int
+
+
+def holders(store: Reader, most: int = people.PAGE) -> dict[str, Holders]:
+    """Qualification -> who holds it, of people who may sign in or answer; names in order."""
+    who, found = schema.person.c, {}
+    active = (who.id == table.person_id, who.status == "active", who.kind != "service")
+    with store.read() as connection:
+        counts = sql.select(table.name, sql.func.count()).join(schema.person, active[0]).where(*active[1:])
+        totals = connection.execute(counts.group_by(table.name).order_by(table.name)).all()
+        for name, total in totals:
+            first = sql.select(who.id, who.name).join(schema.qualification, active[0]).where(*active[1:])
+            rows = connection.execute(first.where(table.name == name).order_by(who.name).limit(most))
+            found[name] = Holders(tuple((row.id, row.name) for row in rows), total)
+    return found
 
 
 def every(store: Reader) -> list[str]:

@@ -68,9 +68,9 @@ def reveal(store: Store, task: str, text: str, reason: str, by: str) -> str:
     return found if place.candidate is not None else _talk(found)
 
 
-def reveals(store: Reader) -> list[Entry]:
-    """Who uncovered what and why, newest first."""
-    return ledger.acts(store, ACT)
+def reveals(store: Reader, limit: int = 200, before: int | None = None) -> list[Entry]:
+    """Who uncovered what and why (before a number of the ledger), newest first."""
+    return ledger.acts(store, ACT, limit=limit, before=before)
 
 
 def _talk(packed: str) -> str:

@@ -322,33 +322,6 @@ pause = table(
 )
 """Who is given nothing more in a project until a lead has looked at their answers. `probability` is the posterior one
 that they are right too rarely, from `n` gold tasks; those up to the annotation number `after` were looked at before."""
-consensus = table(
-    "consensus",
-    key(),
-    link("task_id", "task.id"),
-    words("question", 80),
-    words("method", 40),
-    document("posterior"),
-    count("n"),
-    Column("adjudication_id", Id),
-    words("made_by", 80),
-    moment(),
-    sql.Index("ix_consensus_task", "task_id"),
-)
-person_statistic = table(
-    "person_statistic",
-    key(),
-    link("person_id", "person.id"),
-    link("project_id", "project.id"),
-    words("question", 80),
-    words("method", 40),
-    figure("estimate"),
-    figure("standard_error"),
-    count("n"),
-    words("made_by", 80),
-    moment(),
-    sql.Index("ix_person_statistic_person", "person_id"),
-)
 
 # traffic
 

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from tutelage.core.errors import DataError
 from tutelage.core.records import explain
+from tutelage.corpus.catalog import Licence
 from tutelage.feedback.wire import Form, Kind, NewProject, Question
 from tutelage.review import queue
 from tutelage.store.qualifications import NAME
@@ -44,6 +45,8 @@ STANDARD: Final[Mapping[str, Sequence[Mapping[str, Any]]]] = {
 }  # fmt: skip
 """What is asked where a lead asks nothing of their own."""
 STANDARD_KEYS: Final = {"ranking+scoring": "scoring"}
+LICENCES: Final = tuple(each for each in get_args(Licence) if each != "not-stated")
+"""Licence classes that a lead may state of a project's texts."""
 
 
 class QuestionFields(NamedTuple):
@@ -79,6 +82,7 @@ class Draft:
     language: str = ""
     mask_pii: bool = True
     qualifications: str = ""
+    licence: str = ""
     guideline: str = ""
     questions: list[QuestionFields] = field(default_factory=list)
     upload: str = ""
@@ -151,6 +155,7 @@ class Draft:
         """The project to be made. Raises DataError naming the field."""
         settings: dict[str, Any] = {"mask_pii": self.mask_pii, "people": "none"}
         settings["qualifications"] = named(self.qualifications)
+        settings["licence"] = licence_of(self.licence)
         per_task = whole(self.per_task, "per_task", 1, 1000)
         return checked(name=self.name, kind=self.kind, per_task=per_task, settings=settings, form=self.form())
 
@@ -175,6 +180,13 @@ def whole(text: str, key: str, low: int, high: int) -> int:
     if not low <= value <= high:
         raise DataError(f"expected a whole number from {low} to {high}, found {text[:40]!r}", key=key)
     return value
+
+
+def licence_of(text: str) -> str:
+    """A licence class, or "" for none stated. Raises DataError."""
+    if text and text not in LICENCES:
+        raise DataError(f"{text[:40]!r} is no licence class", key="licence", todo=f"One of: {', '.join(LICENCES)}")
+    return text
 
 
 def named(text: str) -> tuple[str, ...]:

@@ -69,7 +69,8 @@ def router(state: Any) -> APIRouter:
     @routes.get("/", include_in_schema=False)
     def home(request: Request) -> HTMLResponse:
         person = render.signed_in(request)
-        return render.page(request, "home.html", cards=cards(store, person))
+        fresh = person.has("lead") and not tasks.projects(store)
+        return render.page(request, "home.html", cards=cards(store, person), fresh=fresh)
 
     return routes
 

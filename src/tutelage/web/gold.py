@@ -32,8 +32,6 @@ LISTED = 50
 """Gold tasks, and tasks to choose from, on one page."""
 LIFTS = 20
 """Pauses that were lifted, the newest ones."""
-SHORTEST, LONGEST = 5, 300
-"""Characters of a reason."""
 UNDECIDED = (adjudication.CONTESTED, adjudication.BROKEN)
 """Causes under which an adjudicated task has no one right answer."""
 
@@ -144,7 +142,7 @@ def router(state: Any) -> APIRouter:
             ready=[(id, text_of(loaded[id]), forms.said(decision(decided[id]), items[id])) for id in ready],
             open_tasks=[(id, text_of(loaded[id]), loaded[id].state) for id in more[:LISTED] if id not in known],
             following=loaded[more[LISTED - 1]].position if len(more) > LISTED else None, after=after,
-            shortest=SHORTEST, longest=LONGEST,
+            shortest=gold.SHORTEST, longest=gold.LONGEST,
         )  # fmt: skip
 
     @routes.get("/projects/{name}/gold")
@@ -248,7 +246,7 @@ def router(state: Any) -> APIRouter:
     def asked(fields: Mapping[str, list[str]], item: Item) -> NewGold:
         """What a form says is expected. Raises DataError, ValidationError and ValueError."""
         rationale = one(fields, "rationale").strip()
-        if len(rationale) < SHORTEST:
+        if len(rationale) < gold.SHORTEST:
             raise DataError("say why this is the right answer", key="rationale")
         expected = None
         if one(fields, "do") != "adjudicated":
@@ -290,7 +288,7 @@ def router(state: Any) -> APIRouter:
         return shown(
             request, "gold_person.html", where, status, who=who, did=did, pause=stopped, error=error,
             rules=ProjectSettings.of(where.settings), accuracy=clopper_pearson(who.right, who.n),
-            shortest=SHORTEST, longest=LONGEST,
+            shortest=gold.SHORTEST, longest=gold.LONGEST,
         )  # fmt: skip
 
     @routes.get("/projects/{name}/gold/people/{pseudonym}")
@@ -313,9 +311,6 @@ def router(state: Any) -> APIRouter:
             who = whom(where, pseudonym)
         except TutelageError as error:
             raise failure(error) from None
-        if not SHORTEST <= len(reason) <= LONGEST:
-            wanted = f"Say in {SHORTEST} to {LONGEST} characters why they may go on: it is kept for good."
-            return person_page(request, where, who, 422, wanted)
         try:
             gold.lift(store, who.person, where.id, person.id, reason)
         except TutelageError as error:

@@ -37,6 +37,7 @@ CONSUMERS = {
     "kto": "good and bad answers (KTO)",
     "classifier": "a classifier (labels)",
     "evaluation": "evaluation (items with references)",
+    "consensus": "what people together say, with how certain it is",
 }
 """What an export is for, as the API names it."""
 FORMATS = {"jsonl": "JSON lines", "parquet": "Parquet", "zip": "Hugging Face folder"}
@@ -44,8 +45,6 @@ ROLES = ("annotator", "reviewer", "adjudicator", "lead", "auditor")
 """Roles that a lead gives in one project."""
 STUCK = 20
 """Stuck tasks on one page."""
-MOST_MEMBERS = 200
-"""People of a project on one page."""
 
 
 def daily_chart(daily: dict[str, Sequence[tuple[float, float]]]) -> Markup:
@@ -292,19 +291,26 @@ def router(state: Any) -> APIRouter:
     # settings
 
     @routes.get("/projects/{name}/settings")
-    def settings(request: Request, name: str, told: str = "") -> HTMLResponse:
+    def settings(request: Request, name: str, told: str = "", q: str = "", after: str = "") -> HTMLResponse:
         _, where = led(request, name)
-        return settings_page(request, where, told=told[:300])
+        return settings_page(
+            request, where, told=told[:300], q=" ".join(q.replace("\0", "").split())[:120], after=after
+        )
 
     def settings_page(
-        request: Request, where: Project, status: int = 200, told: str = "", error: str = ""
-    ) -> HTMLResponse:
-        members = oversight.members(store, where.id)
+        request: Request, where: Project, status: int = 200, told: str = "", error: str = "", q: str = "",
+        after: str = "",
+    ) -> HTMLResponse:  # fmt: skip
+        every = sorted(oversight.members(store, where.id), key=lambda each: each.name)  # as names are compared here
+        found = [each for each in every if q.casefold() in each.name.casefold()]
+        members = [each for each in found if each.name > after]
+        rows = members[: people.PAGE]
         return shown(
-            request, "project_settings.html", where, status, members=members, roles=ROLES, told=told, error=error,
-            rules=ProjectSettings.of(where.settings), most=MOST_MEMBERS,
-            able={each.id for each in desk.answerers(store, where)}, known=qualifications.every(store),
-            held=qualifications.of(store, [each.id for each in members]),
+            request, "project_settings.html", where, status, roles=ROLES, told=told, error=error, q=q, after=after,
+            members=people.Page(tuple(rows), rows[-1].name if len(members) > len(rows) else "", len(found)),
+            rules=ProjectSettings.of(where.settings), licences=editor.LICENCES, known=qualifications.every(store),
+            able={each.id for each in desk.answerers(store, where)},
+            held=qualifications.of(store, [each.id for each in rows]),
         )  # fmt: skip
 
     @routes.post("/projects/{name}/settings")
@@ -326,7 +332,7 @@ def router(state: Any) -> APIRouter:
                 enough = whole(target, "target", 1, 1_000_000_000) if target else None
                 per_task = whole(one(fields, "per_task"), "per_task", 1, 1000)
                 masks = bool(one(fields, "mask_pii"))
-                asked = {"target": enough, "mask_pii": masks}
+                asked = {"target": enough, "mask_pii": masks, "licence": editor.licence_of(one(fields, "licence"))}
                 tasks.change_settings(store, where.name, asked, person.id, per_task)
                 return "Kept: it holds for tasks that are added from now on"
             case "who":
@@ -377,7 +383,10 @@ def router(state: Any) -> APIRouter:
         if isinstance(told, File):
             return download(told)
         back = f"/projects/{quote(where.name, safe='')}#export"
-        text = f"{told['message']}. {told.get('todo') or ''}"
+        todo = told.get("todo") or ""
+        if told.get("key") == "accept":
+            todo = "State their licence under Settings or, if you may pass them on as they are, tick the box there"
+        text = f"{told['message']}. {todo}"
         return render.page(request, "problem.html", status, title="Not exported", text=text, back=back)
 
     @routes.get("/projects/{name}/export.jsonl")

@@ -17,6 +17,8 @@ from tutelage.web import render
 
 READERS = ("lead", "auditor")
 REVEALERS = ("lead", "reviewer")
+SEEN, ANSWERING = ("live", "service"), ("simulated", "replayed")
+"""Kinds of people that stand on the page, and those that are only counted."""
 Field = Annotated[str, Form()]
 
 
@@ -75,20 +77,22 @@ def router(state: Any) -> APIRouter:
         )
 
     @routes.get("/people")
-    def everybody(request: Request, told: str = "") -> HTMLResponse:
+    def everybody(request: Request, told: str = "", q: str = "", after: str = "") -> HTMLResponse:
         person = reader(request)
         names = {each.id: each.name for each in tasks.projects(store)}
-        found = [each for kind in ("live", "service") for each in people.every(store, kind)]
-        rows = [each for each in found if each.status != "erased" and seen_by(person, each)]
+        mine = None if person.has(*READERS) else [id for id in names if person.has(*READERS, project=id)]
+        wanted = " ".join(q.replace("\0", "").split())[:120]
         return render.page(
             request,
             "people.html",
             told=told[:300],
-            rows=rows,
+            page=people.page(store, kinds=SEEN, containing=wanted, after=after, projects=mine),
+            q=wanted,
+            after=after,
             names=names,
             places=places(person),
             roles=givable(person),
-            simulated=len(people.every(store, "simulated")) + len(people.every(store, "replayed")),
+            simulated=people.page(store, kinds=ANSWERING, most=1).total,
         )
 
     @routes.post("/people")
@@ -126,12 +130,16 @@ def router(state: Any) -> APIRouter:
         return tasks.get_project(store, project).id if project else ""
 
     @routes.get("/people/reveals")
-    def reveals(request: Request) -> HTMLResponse:
+    def reveals(request: Request, before: int | None = None) -> HTMLResponse:
         render.signed_in(request, *READERS)
-        found = reveal.reveals(store)
-        who = {each.id: each.name for each in people.every(store)}
+        if before is not None and not 0 <= before < 2**53:
+            raise HTTPException(404, "there is no such page")
+        found = reveal.reveals(store, people.PAGE + 1, before)
+        who = people.names(store, [each.actor for each in found])
         names = {each.id: each.name for each in tasks.projects(store)}
-        return render.page(request, "reveals.html", rows=found, who=who, names=names)
+        more = found[people.PAGE - 1].seq if len(found) > people.PAGE else None
+        rows = found[: people.PAGE]
+        return render.page(request, "reveals.html", rows=rows, who=who, names=names, before=before, more=more)
 
     @routes.get("/people/{id}")
     def one(request: Request, id: str, told: str = "") -> HTMLResponse:

@@ -26,7 +26,7 @@ from tutelage.store.engine import now, uuid7
 from tutelage.store.people import Person
 from tutelage.store.settings import ProjectSettings
 from tutelage.text import pii
-from tutelage.web import forms, render, runs
+from tutelage.web import editor, forms, render, runs
 from tutelage.web.editor import KINDS, QUESTION_KINDS, STANDARD, Draft, QuestionFields, whole
 from tutelage.web.feedback import failure, fields_of, one
 
@@ -194,7 +194,7 @@ def router(state: Any) -> APIRouter:
             request, "new_project.html", 422 if error else 200, draft=draft, source=source, error=error, held=held,
             kinds=[(kind, forms.TITLES.get(kind, kind)) for kind in KINDS], question_kinds=QUESTION_KINDS,
             standard=sorted(STANDARD), blank=QuestionFields(), known=qualifications.every(store),
-            models=models_of(root, store) if source == "model" else [], corpora=corpora,
+            licences=editor.LICENCES, models=models_of(root, store) if source == "model" else [], corpora=corpora,
             families=families_of(root, corpora[0].ref) if corpora else {},
         )  # fmt: skip
 

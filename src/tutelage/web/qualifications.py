@@ -25,17 +25,14 @@ def router(state: Any) -> APIRouter:
 
     def page(request: Request, status: int = 200, told: str = "", error: str = "", **typed: str) -> HTMLResponse:
         person = render.signed_in(request, *READERS)
-        every = [each for each in people.every(store) if each.kind != "service" and each.status == "active"]
-        held = qualifications.of(store, [each.id for each in every])
-        rows: dict[str, tuple[list[str], list[people.Person]]] = {}
+        held = qualifications.holders(store)
+        asked: dict[str, list[str]] = {}
         for project in tasks.projects(store):
             for name in ProjectSettings.of(project.settings).qualifications:
-                rows.setdefault(name, ([], []))[0].append(project.name)
-        for each in every:
-            for name in held.get(each.id, ()):
-                rows.setdefault(name, ([], []))[1].append(each)
+                asked.setdefault(name, []).append(project.name)
+        rows = [(name, asked.get(name, []), held.get(name)) for name in sorted({*asked, *held})]
         return render.page(
-            request, "qualifications.html", status, told=told[:300], error=error, rows=sorted(rows.items()),
+            request, "qualifications.html", status, told=told[:300], error=error, rows=rows,
             grants=person.has(*api.LEADERS), typed=typed,
         )  # fmt: skip
 

@@ -7,6 +7,7 @@ from tests.evaluate.test_evaluate_robustness import given, luck
 from tests.report.test_report_pages import check
 from tutelage.core.artifact import Root
 from tutelage.evaluate import reliability, robustness
+from tutelage.govern.standing import Line
 from tutelage.report import markdown, pages, trust
 
 
@@ -57,3 +58,10 @@ def test_without_such_figures_the_parts_are_left_out(tmp_path, seal):
     assert trust.reliability(made) is None
     assert trust.robustness(made) is None
     assert trust.standing(made) is None
+
+
+def test_on_a_terminal_what_could_not_be_measured_stands_beside_the_figure():
+    figures = {"value": 0.1, "low": 0.0, "high": 0.2, "n": 5, "reason": None}
+    half = Line("robustness", "loss by typos", "m", figures, "lower", 0.5, "2% of the forms left out")
+    assert trust.texts([half])[1].endswith("n=5  (2% of the forms left out; 50% measured)")
+    assert trust.texts([half._replace(coverage=1.0, note="")])[1].endswith("n=5")

@@ -91,7 +91,8 @@ def evaluate(
             say(f"the judge: {_bill(found['judge_endpoint'])}")
         _tell_further(found)
         _tell_ways(found)
-        _tell_met(found["contamination"])
+        if len(failed) < len(found["results"]):
+            _tell_met(found["contamination"])
     if failed and len(failed) == len(found["results"]):
         raise TutelageError(f"none of {len(failed)} items was measured; the first: {failed[0]}")
     if failed and not as_json:

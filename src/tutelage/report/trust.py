@@ -302,5 +302,7 @@ def texts(found: Iterable[Line]) -> list[str]:
                 if told.get("value") is not None:
                     span = f" [{told['low']:.3f}, {told['high']:.3f}]" if told.get("low") is not None else ""
                     shown_ = f"{told['value']:.3f}{span}  n={told.get('n')}"
-                out.append(f"  {name:<60}{shown_}" + (f"  ({line.note})" if line.note else ""))
+                measured = "" if line.coverage in (None, 1.0) else f"{line.coverage:.0%} measured"
+                notes = "; ".join(filter(None, (line.note, measured)))
+                out.append(f"  {name:<60}{shown_}" + (f"  ({notes})" if notes else ""))
     return out

@@ -10,6 +10,7 @@ import pytest
 
 from tutelage.corpus.catalog import CATALOG
 from tutelage.corpus.read import Source, read
+from tutelage.evaluate.further import Examination
 from tutelage.evaluate.item import KINDS, OTHER_KINDS, as_row, item_of
 from tutelage.evaluate.run import evaluate_reference
 from tutelage.evaluate.suite import asked, check, cluster_of, item_id, people_of, slices_of, suites
@@ -113,7 +114,8 @@ def test_real_dialogues_are_examined_by_a_judge_whose_error_people_measured(name
     """As `tutelage evaluate REF --suite catalog:NAME --judge ...` reads and asks them."""
     items = read(Source(source=f"catalog:{name}", kinds=("items",), limit=60), mirror=str(DATA)).items
     judge = "prompted:tests.corpus.test_corpus_catalog:by_length"
-    found = evaluate_reference("fake:say " + "word " * 90, suites(items), items=20, how=Asking(judge=judge))
+    config = Examination(how=Asking(judge=judge))
+    found = evaluate_reference("fake:say " + "word " * 90, suites(items), config, items=20)
     (told,) = found["judges"]
     assert told["judged_by_people"] == sum(map(bool, map(people_of, items))) >= 118 and told["without_opinion"] == 0
     score = next(cell for cell in found["cells"] if cell["metric"] == "score")

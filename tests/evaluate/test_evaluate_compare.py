@@ -19,7 +19,7 @@ from tutelage.evaluate.ask import examine
 from tutelage.evaluate.compare import Compared, compare, refusal
 from tutelage.evaluate.run import summarise
 from tutelage.evaluate.suite import Result, Suite, check, item_id
-from tutelage.evaluate.suites.judged import Agreement
+from tutelage.evaluate.suites.judged import Agreement, Bench
 from tutelage.evaluate.suites.kinds import HEADLINE, KIND
 from tutelage.evaluate.systems import System, judged, paired_up, system
 from tutelage.generate.fake import FakeGenerator
@@ -256,7 +256,9 @@ class Lengths(WindowedJudge):
 
 
 def judged_by_people(count: int, off: float = 0.1) -> list[Agreement]:
-    return [Agreement(str(n), str(n), 0.5 + 0.04 * (n % 5 - 2) - off, 0.5) for n in range(count)]
+    """A judge who goes with people, and is off by 0.02 to 0.18 where `off` is 0.1."""
+    said = [0.2 + 0.02 * (n % 17) for n in range(count)]
+    return [Agreement(str(n), str(n), each + 0.04 * (n % 5 - 2) - off, each) for n, each in enumerate(said)]
 
 
 @pytest.mark.parametrize("kind", KIND)
@@ -266,7 +268,7 @@ def test_a_figure_is_the_one_that_the_examination_states(kind: str) -> None:
     assert all(check(each) is None for each in items)
     people, sides, told = {"judged": judged_by_people(40)} if kind == "judged" else {}, [], {}
     for name, skill in (("old", 0.4), ("new", 0.8)):
-        how = {"bench": lambda rubric: Lengths(), "judge": "lengths", "weigh_labels": True}
+        how = {"bench": Bench(lambda rubric: Lengths()), "judge": "lengths", "weigh_labels": True}
         results = examine(Model(skill), items, target=name, **how)
         found = summarise(results, [Suite(kind, items)], (), people=people, judge="lengths", resamples=50)
         told[name] = {each["metric"]: each for each in found["cells"]}

@@ -415,7 +415,8 @@ def judging(there: Any, wrong: str, root: Root, count: int = 20, **settings: Any
     root.path.mkdir(parents=True, exist_ok=True)
     settings = {"retries": 0, "timeout": 0.3, "concurrency": 2, **settings}
     (root.path / "endpoints.yaml").write_text(json.dumps({ref: settings}))
-    return evaluate_reference("fake:say yes", talk(count), root=root, how=Asking(judge=f"prompted:{ref}"))
+    config = Examination(how=Asking(judge=f"prompted:{ref}"))
+    return evaluate_reference("fake:say yes", talk(count), config, root=root)
 
 
 def test_an_endpoint_that_judges_is_asked_as_one_under_test(there: Any, tmp_path: Path) -> None:
@@ -453,10 +454,13 @@ def test_a_judge_that_hangs_or_is_down_is_unknown_with_its_reason(there: Any, tm
 def test_other_forms_and_more_answers_are_judged_too(there: Any, tmp_path: Path) -> None:
     ref, root = f"{there[0]}/good/v1#judge", Root(tmp_path)
     config = Examination.model_validate(
-        {"robustness": {"items": 4, "families": ["casing"]}, "reliability": {"items": 3, "repeats": 2}}
+        {
+            "how": {"judge": f"prompted:{ref}"},
+            "robustness": {"items": 4, "families": ["casing"]},
+            "reliability": {"items": 3, "repeats": 2},
+        }
     )
-    how = Asking(judge=f"prompted:{ref}")
-    found = evaluate_reference("fake:say yes", talk(6), root=root, how=how, config=config)
+    found = evaluate_reference("fake:say yes", talk(6), config, root=root)
     assert found["perturbed"] and all(row.value is not None for row in found["perturbed"])
     drawn = next(each for each in found["reliability"]["consistency"] if each["suite"] == "asked")
     assert drawn["coverage"] == 1.0 and drawn["majority"]["value"] is not None

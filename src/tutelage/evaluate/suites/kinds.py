@@ -257,7 +257,7 @@ def _sureness(rows: Rows) -> tuple[list[float], list[float]]:
 
 
 def _calibration(rows: Rows, ground: Ground) -> Interval:
-    return ece(*_sureness(rows), clusters=[each.cluster for each in rows], resamples=ground.resamples)
+    return ece(*_sureness(rows), clusters=[each.cluster for each in rows])
 
 
 def _calibration_apart(first: Rows, second: Rows, ground: Ground, other: Ground, level: float) -> Tested:

@@ -266,11 +266,11 @@ def levels() -> Iterator[Row]:
     )  # fmt: skip
     for n, rho in ((50, 0.8), (300, 0.8)):
         yield Row(
-            "non_inferiority", "rates 0.5 and 0.6, margin 0.1 (just inferior)", str(n), "<= 0.05",
+            "non_inferior", "rates 0.5 and 0.6, margin 0.1 (just inferior)", str(n), "<= 0.05",
             lambda r, n=n, rho=rho: Seen(s.non_inferior(narrow(*pair_of(r, n, 0.5, 0.6, rho)), 0.1).passed is True),
         )  # fmt: skip
         yield Row(
-            "equivalence", "rates 0.5 and 0.6, margin 0.1 (just not equivalent)", str(n), "<= 0.05",
+            "equivalent", "rates 0.5 and 0.6, margin 0.1 (just not equivalent)", str(n), "<= 0.05",
             lambda r, n=n, rho=rho: Seen(s.equivalent(narrow(*pair_of(r, n, 0.5, 0.6, rho)), 0.1).passed is True),
         )  # fmt: skip
 
@@ -302,7 +302,7 @@ def power() -> Iterator[Row]:
                 )  # fmt: skip
     for n, margin in ((300, 0.05), (1000, 0.05)):
         yield Row(
-            "equivalence", f"rates 0.6 and 0.6, latent correlation 0.9, margin {margin}", str(n), "-",
+            "equivalent", f"rates 0.6 and 0.6, latent correlation 0.9, margin {margin}", str(n), "-",
             lambda r, n=n, m=margin: Seen(s.equivalent(narrow(*pair_of(r, n, 0.6, 0.6, 0.9)), m).passed is True),
         )  # fmt: skip
     for k in (10, 100):

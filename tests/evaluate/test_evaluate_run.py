@@ -222,7 +222,7 @@ def test_changes_are_paired_and_corrected():
         for name, skill in (("finetune", 0.2), ("rlhf", 0.95))
         for each in ask.examine(Clever(name, skill), items, target=name)
     ]
-    table = run.summary.changes(results, [("finetune", "rlhf")])
+    table = run.summary.changes(results, [("finetune", "rlhf")], run.summary.by_id(items))
     assert len([row for row in table if row["headline"]]) == 8
     assert {(row["suite"], row["metric"]) for row in table if not row["headline"]} == {("translation", "bleu")}
     gain = next(row for row in table if row["suite"] == "comprehension" and row["cell"] == "A")

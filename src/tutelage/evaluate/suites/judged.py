@@ -7,7 +7,7 @@ Angelopoulos et al. 2023, arXiv 2301.09633). Without such items the judge's word
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,10 +17,8 @@ from tutelage.core.records import Example, Message, Response
 from tutelage.evaluate.suite import cluster_of, people_of
 from tutelage.evaluate.suites.figure import Figure, unknown
 from tutelage.judge.judge import Judge, ask, value
-from tutelage.measure.clusters import normal_quantile
 from tutelage.measure.corrections import Count, summed
-from tutelage.measure.paired import Tested
-from tutelage.measure.statistics import Interval, mean, paired, undefined
+from tutelage.measure.statistics import Comparison, Interval, mean, paired, undefined
 
 FEWEST = 10
 """Answers judged by people below which a judge counts as unmeasured."""
@@ -126,33 +124,53 @@ def corrected_difference(
     measured: Sequence[Agreement],
     other: Sequence[Agreement],
     level: float = 0.95,
-) -> Tested:
+) -> Comparison:
     """First minus second of two corrected means over the same items; `measured` and `other` measured their judges.
 
-    A judge who is off by as much on both sides is off by nothing in the difference. How far that holds nobody has
-    measured, so the errors of the two corrections count as unrelated, which is the cautious end: as squares, beside
-    the paired error of what the judges said. Undefined where either judge's error is not known.
+    That a judge is off alike on both sides nobody has measured, so each side is granted its error by itself. Undefined
+    where either error is not known, or where a judge's word does not surely go with people's: then a difference in it
+    decides nothing.
     """
-    said, test = paired(first, second, clusters, level).difference, "z, with the judge's error"
-    off = []
+    compared = paired(first, second, clusters, level)
+    said = compared.difference
+    off, reason = [], said.reason if not said.defined else None
     for people in (measured, other):
         both = [each for each in people if each.judge is not None]
         gaps = [each.human - float(each.judge or 0.0) for each in both]
         off.append(mean(gaps, [each.cluster for each in both], level, bounds=(-1.0, 1.0)))
     fewest = min(each.n for each in off)
-    if said.value is None or not said.defined or fewest < FEWEST or not all(each.defined for each in off):
-        reason = said.reason or next((each.reason for each in off if each.n >= FEWEST and each.reason), None)
-        if fewest < FEWEST:
-            reason = f"only {fewest} answers were" if fewest else "no answer was"
-            reason += " judged by people: the judge's error is not known"
+    if fewest < FEWEST:
+        reason = f"only {fewest} answers were" if fewest else "no answer was"
+        reason += " judged by people: the judge's error is not known"
+    elif not all(each.defined for each in off):
+        reason = next((each.reason for each in off if each.reason), None) or "undefined"
+    elif not (follows(measured) and follows(other)):
+        reason = "the judge's word does not surely go with people's: a difference in it decides nothing"
+    if reason or said.value is None:
         nothing = undefined(said.n, reason or "undefined", value=said.value, method="prediction-powered", level=level)
-        return Tested(difference=nothing, p=None)
+        return compared.model_copy(update={"difference": nothing, "p": None})
     counts = [Count(float(each.value or 0.0), float(each.low or 0.0), float(each.high or 0.0)) for each in (said, *off)]
     value, low, high = summed([*counts[:2], Count(-counts[2].value, -counts[2].high, -counts[2].low)])
     told = {"value": value, "low": max(-1.0, low), "high": min(1.0, high), "method": "prediction-powered"}
-    reach = (value - low if value > 0 else high - value) / normal_quantile((1 + level) / 2)
+    reach = (value - low if value > 0 else high - value) / float(special.ndtri((1 + level) / 2))
     p = float(2 * special.ndtr(-abs(value) / reach)) if reach > 0 else None
-    return Tested(difference=said.model_copy(update=told), p=p, test=test, tests={test: p})
+    return compared.model_copy(update={"difference": said.model_copy(update=told), "p": p})
+
+
+def follows(measured: Sequence[Agreement]) -> bool:
+    """Whether what the judge says surely rises with what people say (one-sided, 5%)."""
+    both = [(each.human, float(each.judge), each.cluster) for each in measured if each.judge is not None]
+    if len(both) < FEWEST:
+        return False
+    human, judge = np.array([each[0] for each in both]), np.array([each[1] for each in both])
+    together = ((human - human.mean()) * (judge - judge.mean())).tolist()
+    low = mean(together, [each[2] for each in both], 0.9).low
+    return low is not None and low > 0
+
+
+def told_in(judges: Iterable[Mapping[str, Any]]) -> dict[str, tuple[Agreement, ...]]:
+    """Suite -> answers that people and the judge judged, from `judges` of an examination's summary."""
+    return {str(each["suite"]): tuple(Agreement(**one) for one in each.get("answers", ())) for each in judges}
 
 
 def report(judge: str, measured: Sequence[Agreement]) -> dict[str, Any]:
@@ -169,6 +187,7 @@ def report(judge: str, measured: Sequence[Agreement]) -> dict[str, Any]:
     why = f"fewer than {FEWEST} answers were judged by people"
     return {
         "judge": judge,
+        "follows": follows(measured) if enough else None,
         "judged_by_people": len(measured),
         "without_opinion": len(measured) - len(both),
         "difference": plain(mean(gaps, clusters, bounds=(-1.0, 1.0)) if enough else undefined(len(both), why)),

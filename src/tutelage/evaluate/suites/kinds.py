@@ -221,20 +221,22 @@ def _of_shared_labels(rows: Rows, ground: Ground) -> list[bool]:
     return [shared] * len(rows)
 
 
-def _right(rows: Rows) -> str:
-    """The score that says whether an answer was right: of labels that were weighed, as they were weighed."""
+def _stated(rows: Rows) -> tuple[str, str]:
+    """The scores that say how sure an answer was and whether it was right: of weighed labels, as they were weighed."""
+    if any("confidence_by_likelihood" in each.scores for each in rows):
+        return "confidence_by_likelihood", "accuracy_by_likelihood"
     weighed = any("accuracy_by_likelihood" in each.scores for each in rows)
-    return "accuracy_by_likelihood" if weighed else "accuracy"
+    return "confidence", "accuracy_by_likelihood" if weighed else "accuracy"
 
 
 def _sure(rows: Rows, ground: Ground) -> list[bool]:
-    key = _right(rows)
-    return ["confidence" in each.scores and key in each.scores for each in rows]
+    keys = _stated(rows)
+    return [all(key in each.scores for key in keys) for each in rows]
 
 
 def _sureness(rows: Rows) -> tuple[list[float], list[float]]:
-    key = _right(rows)
-    return [each.scores["confidence"] for each in rows], [float(each.scores[key] == 1.0) for each in rows]
+    confidence, accuracy = _stated(rows)
+    return [each.scores[confidence] for each in rows], [float(each.scores[accuracy] == 1.0) for each in rows]
 
 
 def _calibration(rows: Rows, ground: Ground) -> Interval:
@@ -282,7 +284,9 @@ def _judged(rows: Rows, ground: Ground) -> Interval:
 def _judged_apart(first: Rows, second: Rows, ground: Ground, other: Ground, level: float) -> Tested:
     (one, clusters), (two, _) = _said_of(first), _said_of(second)
     mine, theirs = (each.people.get(first[0].suite, ()) for each in (ground, other))
-    return corrected_difference(one, two, clusters, mine, theirs, level)
+    found = corrected_difference(one, two, clusters, mine, theirs, level)
+    test = {} if found.p is None else {"z, with the judge's error": found.p}
+    return Tested.model_validate(found.model_dump() | {"test": next(iter(test), ""), "tests": test})
 
 
 def _bias(condition: str) -> Metric:

@@ -150,3 +150,50 @@ def test_references_are_examined_now_with_a_suite(tutelage: Any, tmp_path: Path)
     assert row["difference"]["n"] == 12 and {each["prompt"] for each in done.json["items"]} == {
         f"Say {n}" for n in range(12)
     }
+
+
+def test_open_answers_are_compared_as_far_as_people_measured_their_judge(tutelage: Any, tmp_path: Path) -> None:
+    """A judge who says the same of everything decides nothing; one who goes with people carries what it is off."""
+    suite, people = tmp_path / "talk.jsonl", tmp_path / "people.jsonl"
+
+    def talk(n: int, **tags: Any) -> str:
+        return json.dumps({"messages": [{"role": "user", "content": f"Say {n}"}], "tags": {"kind": "judged"} | tags})
+
+    suite.write_text("\n".join(talk(n) for n in range(12)))
+    people.write_text("\n".join(talk(n, answer=f"It is {n}", human=n % 3 / 2) for n in range(20)))
+    where = ("--suite", suite, "--root", tmp_path / "life", "--json", "--judge", "prompted:fake:say SCORE: 4")
+    done = tutelage("compare", "fake:echo", "fake:say yes", "--people", people, *where)
+    row = done.json["rows"][0]
+    assert (row["metric"], row["values"][0]) == ("score", 0.475), "0.75 by the judge, 0.275 less by people"
+    assert row["p"] is None and "decides nothing" in row["difference"]["reason"]
+    alone = tutelage("compare", "fake:echo", "fake:say yes", *where).json["rows"][0]
+    assert alone["values"][0] == 0.75 and "no answer was judged by people" in alone["difference"]["reason"]
+    done = tutelage(
+        "compare", "fake:echo", "fake:say yes", "--judge", "prompted:fake:echo", "--root", tmp_path / "life"
+    )
+    assert done.code == 2 and "--judge needs --suite" in done.err
+
+
+def test_what_people_said_of_the_judge_comes_with_the_evaluation(tutelage: Any, tmp_path: Path) -> None:
+    made = Root(tmp_path / "life").create()
+    model = seal(made, "model", "m", {"w.jsonl": [{"n": 1}]}, {})
+    answers = [
+        {"item": f"p{n}", "cluster": f"p{n}", "human": 0.1 + n % 5 / 10, "judge": 0.2 + n % 5 / 10 + n % 2 / 50}
+        for n in range(30)
+    ]
+    told = {"judges": [{"suite": "talk", "judge": "rubric", "answers": answers}]}
+    rows = [
+        Result(
+            target=name, target_id=model.ref, suite="talk", item=f"talk-{n}", cluster=str(n), kind="judged",
+            metric="score", value=value, scores={"judge": value}, outcome="answered", output="so",
+        )
+        for name, more in (("one", 0.0), ("two", 0.2))
+        for n in range(40)
+        for value in (0.3 + more + n % 4 / 20,)
+    ]  # fmt: skip
+    sealed = seal(made, "evaluation", "e", {"results.jsonl": rows, "summary.json": [told]}, {})
+    found = tutelage("compare", sealed.ref, "--json", "--root", made.path).json["rows"]
+    score, word = found[0], found[1]
+    assert score["values"][0] == pytest.approx(0.375 - 0.11) and score["verdict"] == "better"
+    assert score["difference"]["method"] == "prediction-powered" and score["test"] == "z, with the judge's error"
+    assert score["difference"]["low"] < word["difference"]["low"] and word["metric"] == "judge"

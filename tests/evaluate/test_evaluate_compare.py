@@ -256,9 +256,9 @@ class Lengths(WindowedJudge):
 
 
 def judged_by_people(count: int, off: float = 0.1) -> list[Agreement]:
-    """A judge who goes with people, and is off by 0.02 to 0.18 where `off` is 0.1."""
-    said = [0.2 + 0.02 * (n % 17) for n in range(count)]
-    return [Agreement(str(n), str(n), each + 0.04 * (n % 5 - 2) - off, each) for n, each in enumerate(said)]
+    """A judge who goes with people, says `off` more than they do, and is not always off by as much."""
+    said = [(0.1 + 0.1 * (n % 5), 0.04 * (n // 5 % 3 - 1)) for n in range(count)]
+    return [Agreement(str(n), str(n), human, human + off + more) for n, (human, more) in enumerate(said)]
 
 
 @pytest.mark.parametrize("kind", KIND)
@@ -309,7 +309,7 @@ def test_a_judged_difference_carries_what_the_judge_was_measured_to_be_off() -> 
         both = [open_ended(*each) for each in zip(("old", "new"), (old, new), people, judges, strict=True)]
         return {row.metric: row for row in compare(both, [(0, 1)], margin=0.01).rows}
 
-    many, few = judged_by_people(1000), judged_by_people(12)
+    many, few = judged_by_people(990), judged_by_people(15)
     found, wide = compared(many, many)["score"], compared(few, few)["score"]
     raw = compared(many, many)["judge"]
     assert found.values[0] == pytest.approx(old.mean() - 0.1), "as the examination corrects it"
@@ -322,7 +322,9 @@ def test_a_judged_difference_carries_what_the_judge_was_measured_to_be_off() -> 
     assert "no answer was judged by people" in nobody.difference.reason and nobody.detectable is None
     assert nobody.non_inferior.passed is None, "what nobody measured passes no gate"
     assert "only 3 answers" in compared(many, many[:3])["score"].difference.reason
-    other = compared(many, judged_by_people(1000, off=0.3), judges="jk")
+    blind = [each._replace(judge=0.5) for each in many]
+    assert "decides nothing" in compared(many, blind)["score"].difference.reason
+    other = compared(many, judged_by_people(990, off=0.3), judges="jk")
     assert other["score"].difference.value == pytest.approx(new.mean() - old.mean() - 0.2)
     assert "judge" not in other, "the word of one judge beside that of another says nothing"
 

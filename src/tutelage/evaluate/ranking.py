@@ -113,7 +113,7 @@ def _places(
     metric: str | None = None,
     figures: Sequence[Interval] = (),
 ) -> list[Ranked]:
-    low, high = np.quantile(ranked, [0.025, 0.975], axis=1)
+    low, high = np.quantile(ranked, [0.025, 0.975], axis=1, method="nearest")
     return [
         Ranked(
             system=place,

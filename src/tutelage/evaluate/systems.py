@@ -12,7 +12,7 @@ from tutelage.core.artifact import Artifact, Root
 from tutelage.core.errors import CorruptArtifact, DataError, NotFound, UsageError
 from tutelage.core.records import Example, digest, read_jsonl
 from tutelage.evaluate.suite import Result, golds_of
-from tutelage.evaluate.suites.judged import Agreement
+from tutelage.evaluate.suites.judged import Agreement, told_in
 
 Key = tuple[str, str, str]
 """Suite, item, attack family ("" where there is none): what a row is found by."""
@@ -64,7 +64,7 @@ def judged(found: System, told: Iterable[Mapping[str, Any]]) -> System:
     return replace(
         found,
         judges={str(each["suite"]): str(each["judge"]) for each in every},
-        people={str(each["suite"]): tuple(Agreement(**one) for one in each.get("answers", ())) for each in every},
+        people=told_in(every),
     )
 
 

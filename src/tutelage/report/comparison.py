@@ -349,7 +349,7 @@ def lines_of(found: Compared) -> Iterator[str]:
             if row.non_inferior is not None:
                 verdict += f", {MARGIN[row.non_inferior.passed]}"
             yield (
-                f"  {name_of(row):<20}{row.metric:<16}{values:<15}{difference(row):<24}"
+                f"  {name_of(row):<20}{row.metric:<16}{values:<15}{difference(row):<23} "
                 f"p={p:<9}detects {detects(row):<8}n={row.difference.n:<5}{moved}; {verdict}"
             )
         yield f"  {summary_of(found, pair)}"

@@ -177,7 +177,12 @@ def corrected_difference(
     told = {"value": value, "low": max(-1.0, low), "high": min(1.0, high), "method": "prediction-powered"}
     reach = (value - low if value > 0 else high - value) / normal_quantile((1 + level) / 2)
     p = float(2 * special.ndtr(-abs(value) / reach)) if reach > 0 else None
-    return Tested(difference=said.model_copy(update=told), p=p, test=test, tests={test: p})
+    return Tested(
+        difference=said.model_copy(update=told),
+        p=p,
+        test=test if p is not None else "",
+        tests={} if p is None else {test: p},
+    )
 
 
 def follows(measured: Sequence[Agreement]) -> bool:

@@ -9,7 +9,7 @@ help:
 	@echo "make life    run the embedded life to its end (5 to 7 minutes after installation)"
 	@echo "make test    run the tests, offline (under 5 minutes)"
 	@echo "make setup   install the base into .venv (no torch): gateway, console, store, reports"
-	@echo "make slow    run the slow tests"
+	@echo "make slow    run the slow tests (about 15 minutes on two cores)"
 	@echo "make check   format, lint, types"
 
 setup:
@@ -26,7 +26,7 @@ test:
 
 slow:
 	@$(PYTHON) tools/install.py dev
-	@OMP_NUM_THREADS=1 .venv/bin/pytest -m slow --timeout 1200
+	@OMP_NUM_THREADS=1 .venv/bin/pytest -m slow --timeout 1200 -n $(WORKERS) --dist loadgroup --durations 15
 
 check:
 	@$(PYTHON) tools/install.py dev

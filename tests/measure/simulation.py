@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tutelage.core.artifact import atomic_write
 from tutelage.measure import statistics as s
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "statistics.md"
@@ -118,12 +121,18 @@ def committed(name: str) -> list[list[str]]:
 
 
 def write(name: str, lines: Sequence[str]) -> bool:
-    """Puts a table into the document; True when that changed it."""
-    old = DOCUMENT.read_text(encoding="utf-8")
-    block = f"<!-- simulated: {name} -->\n" + "\n".join(lines) + f"\n<!-- end of simulated: {name} -->"
-    new = _block(name).sub(lambda _: block, old)
-    DOCUMENT.write_text(new, encoding="utf-8")
-    return new != old
+    """Puts a table into the document; True when that changed it. Several processes may do so at once."""
+    folder = os.open(DOCUMENT.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        old = DOCUMENT.read_text(encoding="utf-8")
+        block = f"<!-- simulated: {name} -->\n" + "\n".join(lines) + f"\n<!-- end of simulated: {name} -->"
+        new = _block(name).sub(lambda _: block, old)
+        if new != old:
+            atomic_write(DOCUMENT, new.encode(), 0o644)
+        return new != old
+    finally:
+        os.close(folder)
 
 
 def _block(name: str) -> re.Pattern[str]:

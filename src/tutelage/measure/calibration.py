@@ -176,15 +176,18 @@ def ece(
     values, vectors = np.linalg.eigh(found.covariance)
     noise = rng.standard_normal((max(1, resamples // 2), len(values))) @ (vectors * np.sqrt(np.maximum(0.0, values))).T
     noise *= np.sqrt((parts.count - 1) / rng.chisquare(parts.count - 1, (len(noise), 1)))  # few clusters: Student's
-    noise = np.concatenate([noise, -noise])
+    noise = np.ascontiguousarray(np.concatenate([noise, -noise]).T)
+
+    def shown(gaps: Floats) -> Floats:
+        """The error that each drawn sample shows where the bins are off by `gaps`."""
+        return np.asarray(found.weight @ np.abs(noise + gaps[:, None]))
 
     def error_of(tail: float, gaps: Floats) -> float:
         """The error, spread over the bins as `gaps` is, of which as little is seen in a share `tail` of samples."""
         way = gaps / float((found.weight * np.abs(gaps)).sum())
 
         def above(size: float) -> bool:
-            shown = (found.weight * np.abs(size * way + noise)).sum(axis=1)
-            return float((shown >= seen).mean()) >= 1 - tail
+            return float((shown(size * way) >= seen).mean()) >= 1 - tail
 
         low, high = 0.0, 1.0
         if above(low):
@@ -198,7 +201,7 @@ def ece(
         error_of(tail, gaps) for tail, gaps in zip(((1 + level) / 2, 0.5, (1 - level) / 2), _spread(found), strict=True)
     )
     if not high:  # less was seen than chance makes of no error at all: what chance makes of it cannot be excluded
-        high = float(np.median((found.weight * np.abs(noise)).sum(axis=1)))
+        high = float(np.median(shown(np.zeros(len(values)))))
     return Interval(
         value=value, low=low, high=max(high, seen), n=len(p), clusters=parts.shown, level=level, method=method
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,9 @@ def test_of_several_right_answers_any_counts_and_references_stay_together(tmp_pa
         assert task.get("process_results") == ("references.results" if kind == "translate" else None)
         assert "brier_score" not in {each["metric"] for each in task["metric_list"]}, "it knows one right answer"
     assert targets["choice"] == [[0, 2], [1]] and targets["generate"] == [["7", "seven"], ["it"]]
-    assert targets["translate"] == [["Katze", "", ""], ["Hund", "der Hund", "ein Hund"]], "an empty one is none"
+    assert targets["translate"] == [["Katze", "", ""], ["Hund", "der Hund", "ein Hund"]]
+    results = runpy.run_path(str(tmp_path / "references.py"))["results"]
+    assert results({"target": ["Katze", ""]}, ["Hut"])["bleu"] == (["Katze", None], "Hut"), "an empty one is none"
 
 
 def _environment() -> Path:

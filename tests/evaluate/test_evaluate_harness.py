@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ import yaml
 from bench import data, evaluate, shapes, side
 from bench.environments import HOME, python_of
 from tutelage.core.errors import UsageError
-from tutelage.core.records import Example, Message, write_jsonl
+from tutelage.core.records import Example, Message, Response, write_jsonl
 from tutelage.evaluate.harness_tasks import METRICS, write
 from tutelage.evaluate.suite import Suite
 from tutelage.starter.world import build
@@ -108,7 +110,9 @@ def test_of_several_right_answers_any_counts_and_references_stay_together(tmp_pa
         assert task.get("process_results") == ("references.results" if kind == "translate" else None)
         assert "brier_score" not in {each["metric"] for each in task["metric_list"]}, "it knows one right answer"
     assert targets["choice"] == [[0, 2], [1]] and targets["generate"] == [["7", "seven"], ["it"]]
-    assert targets["translate"] == [["Katze", "", ""], ["Hund", "der Hund", "ein Hund"]], "an empty one is none"
+    assert targets["translate"] == [["Katze", "", ""], ["Hund", "der Hund", "ein Hund"]]
+    results = runpy.run_path(str(tmp_path / "references.py"))["results"]
+    assert results({"target": ["Katze", ""]}, ["Hut"])["bleu"] == (["Katze", None], "Hut"), "an empty one is none"
 
 
 def _environment() -> Path:
@@ -225,60 +229,63 @@ def test_our_own_suites_have_them_too(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_letters_and_several_right_answers_have_our_own_figures(tmp_path: Path) -> None:
-    """The same model on the same items: what the harness finds is what `evaluate` finds."""
-    from tutelage.evaluate.ask import examine
-    from tutelage.generate.generator import Sampling
-    from tutelage.generate.local import open_model
+def test_letters_and_several_right_answers_are_scored_there_as_here(tmp_path: Path) -> None:
+    """What the harness makes of its answers to exported items is what our scorers make of the same answers."""
+    from tutelage.evaluate.suites.answers import score
     from tutelage.measure.text import corpus_statistic, translation_metric
     from tutelage.tokens.tokenizer import learn
 
     python, model = _environment(), tmp_path / "model"
     learn(["the cat sat on the mat. is it true or false? yes, no, maybe. A. B. C. \n"] * 20, 320).save(tmp_path / "tok")
     shapes.save(shapes.Shape(2, 64, 4, 2, 128, 320, 128), model, tmp_path / "tok")
-    generator = open_model(str(model))
-    asked = [
-        verbatim(f"s{n}", "generate", f"the {word} is", None)
-        for n, word in enumerate(["cat", "mat", "yes", "no", "sat"])
+
+    def found(items: list[Example], folder: Path) -> tuple[Any, dict[str, list[Any]]]:
+        assert write([Suite("own", items)], folder)["left_out"] == {}
+        figures = _agree(python, model, folder)
+        answers = json.loads((folder / "answers-ours.json").read_text("utf-8"))["answers"]
+        return figures, {name: [each["said"] for each in rows] for name, rows in answers.items()}
+
+    def items(texts: list[str]) -> list[Example]:
+        """Every second answer to be generated is right by its second gold; references are one to three."""
+        made = [
+            verbatim(
+                f"c{n}", "choice", f"is it {n}?", golds[0], choices=("the", "mat", "sat", "cat"), answers=list(golds),
+                options="letters",
+            )
+            for n, golds in enumerate([("the",), ("the", "mat"), ("mat",), ("sat", "cat")] * 4)
+        ]  # fmt: skip
+        more: dict[str, Any] = {"max_tokens": 12, "stop": ["\n"]}
+        for n, (word, text) in enumerate(zip(("cat", "mat", "yes", "no", "sat"), texts, strict=True)):
+            golds = ["something", text] if n % 2 else ["something", "else"]
+            made.append(verbatim(f"g{n}", "generate", f"the {word} is", golds[0], answers=golds, **more))
+            golds = [f"{text} the cat", f"mat on the {text}", f"{text} yes no"][: 1 + n % 3]
+            made.append(
+                verbatim(f"t{n}", "translate", f"the {word} is", golds[0], answers=golds, language="en", **more)
+            )
+        return made
+
+    _, said = found(items(["nothing"] * 5), tmp_path / "first")
+    asked = items([text for (text,) in said["tutelage_own_generate"]])
+    figures, said = found(asked, tmp_path / "second")
+    by_kind = {
+        kind: [each for each in asked if each.tags["kind"] == kind] for kind in ("choice", "generate", "translate")
+    }
+
+    right = [
+        item.choices[logs.index(max(logs))] in item.tags["answers"]
+        for item, logs in zip(by_kind["choice"], said["tutelage_own_choice"], strict=True)
     ]
-    told = generator.generate(asked, Sampling(max_tokens=12, temperature=0.0, stop=("\n",)))
-    said = [each.message.content for (each,) in told]
-    assert all(text.split() for text in said), said
-    stop = {"stop": ["\n"], "max_tokens": 12}
-    right = {"a": ("the",), "b": ("the", "mat"), "c": ("mat",), "d": ("sat", "cat")}
-    items = [
-        verbatim(
-            f"c{n}", "choice", f"is it {n}?", golds[0], choices=("the", "mat", "sat", "cat"), answers=list(golds),
-            options="letters",
-        )
-        for n, golds in enumerate([*right.values()] * 4)
-    ]  # fmt: skip
-    for n, (each, text) in enumerate(zip(asked, said, strict=True)):
-        golds = ["something else", text] if n % 2 else ["something", "else"]
-        more = {"target": golds[0], "tags": each.tags | stop | {"id": f"g{n}", "answers": golds}}
-        items.append(each.model_copy(update=more))
-        references = [text.strip() + " the cat", "mat on the " + text.strip(), text.strip() + " yes no"][: 1 + n % 3]
-        more = {"target": references[0], "tags": each.tags | stop | {"id": f"t{n}", "kind": "translate"}}
-        more["tags"] |= {"answers": references, "language": "en"}
-        items.append(each.model_copy(update=more))
-    assert write([Suite("own", items)], tmp_path / "tasks")["left_out"] == {}
-    figures = _agree(python, model, tmp_path / "tasks")
-    rows = {row.item: row for row in examine(generator, items, target="m")}
-
-    def mean(kind: str) -> float:
-        values = [rows[each.tags["id"]].value for each in items if each.tags["kind"] == kind]
-        return sum(float(value or 0.0) for value in values) / len(values)
-
-    assert 0 < mean("choice") < 1 and 0 < mean("generate") < 1
-    assert figures["tutelage_own_choice"]["acc,none"] == pytest.approx(mean("choice"))  # type: ignore[index]
-    assert figures["tutelage_own_generate"]["exact_match,none"] == pytest.approx(mean("generate"))  # type: ignore[index]
-    translated = [each for each in items if each.tags["kind"] == "translate"]
+    assert 0 < sum(right) < 16 and figures["tutelage_own_choice"]["acc,none"] == pytest.approx(sum(right) / 16)
+    exact = [
+        score(item, Response(message=Message(role="assistant", content=text), finish="stop")).value
+        for item, (text,) in zip(by_kind["generate"], said["tutelage_own_generate"], strict=True)
+    ]
+    assert sum(exact) == 2 and figures["tutelage_own_generate"]["exact_match,none"] == pytest.approx(2 / 5)
     for name in ("bleu", "chrf"):
-        answers = [rows[each.tags["id"]].output for each in translated]
-        metric = translation_metric(name, "en")
-        statistic, _ = corpus_statistic(metric, answers, [list(each.tags["answers"]) for each in translated])
-        ours = statistic(np.arange(len(translated)))
-        assert ours > 5 and figures["tutelage_own_translate"][f"{name},none"] == pytest.approx(ours, abs=1e-6)  # type: ignore[index]
+        references = [list(each.tags["answers"]) for each in by_kind["translate"]]
+        texts = [text for (text,) in said["tutelage_own_translate"]]
+        ours = corpus_statistic(translation_metric(name, "en"), texts, references)[0](np.arange(5))
+        assert ours > 5 and figures["tutelage_own_translate"][f"{name},none"] == pytest.approx(ours, abs=1e-6)
 
 
 def test_the_command_writes_tasks_and_overwrites_nothing(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ REFERENCES = '''"""Written by tutelage: a translation with several references, f
 
 
 def results(doc, results):
-    pair = (list(doc["target"]), results[0])
+    pair = ([each or None for each in doc["target"]], results[0])
     return {"bleu": pair, "chrf": pair, "ter": pair}
 '''
 NUMBER = r"(-?\d[\d,]*(?:\.\d+)?)"
@@ -99,7 +99,7 @@ def _word(name: str) -> str:
 
 def _aligned(members: Sequence[tuple[Example, dict[str, Any]]]) -> bool:
     """Whether any row of a task has several right answers. Then all have a list of them, as the harness tells by the
-    first; those of translations are of one length, where an empty reference counts as none."""
+    first; those of translations are of one length, where an empty reference stands for none."""
     rows = [row for _, row in members]
     longest = max(len(row["target"]) if isinstance(row["target"], list) else 1 for row in rows)
     if longest == 1:

@@ -334,7 +334,7 @@ def router(state: Any) -> APIRouter:
                 masks = bool(one(fields, "mask_pii"))
                 asked = {"target": enough, "mask_pii": masks, "licence": editor.licence_of(one(fields, "licence"))}
                 tasks.change_settings(store, where.name, asked, person.id, per_task)
-                return "Kept: it holds for tasks that are added from now on"
+                return "Kept: it holds for tasks that are added from now on, the licence for all"
             case "who":
                 rules: dict[str, Any] = {"qualifications": named(one(fields, "qualifications"))}
                 rules["languages"] = one(fields, "languages").replace(",", " ").lower().split()[:50]
@@ -385,7 +385,7 @@ def router(state: Any) -> APIRouter:
         back = f"/projects/{quote(where.name, safe='')}#export"
         todo = told.get("todo") or ""
         if told.get("key") == "accept":
-            todo = "State their licence under Settings or, if you may pass them on as they are, tick the box there"
+            todo = "State their licence under Settings; if you may pass them on as they are, tick the box beside Export"
         text = f"{told['message']}. {todo}"
         return render.page(request, "problem.html", status, title="Not exported", text=text, back=back)
 

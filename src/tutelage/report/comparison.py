@@ -149,14 +149,16 @@ def differences(rows: Sequence[Row], margin: float | None) -> Markup:
     for row in rows:
         span = spans[in_points(row)]
         adjusted = "–" if row.p_holm is None else "< 0.0001" if row.p_holm < 0.0001 else f"{row.p_holm:.3g}"
+        reason = "" if row.detectable_reason == row.difference.reason else row.detectable_reason
+        tested = ", ".join(filter(None, (f"p {adjusted}", row.test)))
         holm = "" if row.detectable_holm is None else f"≥ {told(row, row.detectable_holm)} with Holm"
         lines.append(
             [
                 _under(name_of(row), words(row.metric) + (", less is better" if row.lower_is_better else "")),
                 f"{told(row, row.values[0])} → {told(row, row.values[1])}",
                 Markup("{}{}").format(difference(row), Markup(forest(row, span, margin))),
-                Markup("{} {}").format(_judged(row, margin is not None), _under("", f"p {adjusted}, {row.test}")),
-                _under(detects(row), holm or row.detectable_reason),
+                Markup("{} {}").format(_judged(row, margin is not None), _under("", tested)),
+                _under(detects(row), holm or reason),
                 _items_of(row),
             ]
         )

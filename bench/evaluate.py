@@ -328,6 +328,7 @@ def trained(options: Mapping[str, Any]) -> Figures:
 
     from tutelage.core.records import Example, Message
     from tutelage.evaluate.watch import Examiner
+    from tutelage.recipe import WatchConfig
     from tutelage.tokens.tokenizer import load
     from tutelage.train.batch import Source, TokenSteps
     from tutelage.train.calibrate import calibrate, size_of, watching
@@ -373,7 +374,7 @@ def trained(options: Mapping[str, Any]) -> Figures:
     def price(number: int) -> float:
         return watching({"watch": {"items": number, "every": every, "item_tokens": tokens}}, steps, size, machine)
 
-    count = max((number for number in range(8, len(items)) if price(number) <= 0.05 * alone), default=8)
+    count = max((number for number in range(8, len(items)) if price(number) <= WatchConfig().share * alone), default=8)
     once(count)  # warms up
     pairs = [(once(0), once(count)) for _ in range(options["rounds"])]
     blind, seen = (statistics.median(each) for each in zip(*pairs, strict=True))

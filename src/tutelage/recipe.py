@@ -99,9 +99,10 @@ class WatchConfig(Config):
     """Examination items each time; 0 turns the watch off."""
     every: int = Field(0, ge=0)
     """Steps between examinations; 0 examines at the beginning and the end only."""
-    share: float = Field(0.05, ge=0, le=1)
-    """Largest share of a stage's own time that its examinations may take: where more would, the plan lowers `items`
-    for that stage, to 8 at least. 1 leaves them as they are."""
+    share: float = Field(0.04, ge=0, le=1)
+    """Largest share of a stage's own time that its examinations may take, as the plan prices them: where more would, it
+    lowers `items` for that stage, to 8 at least. 1 leaves them as they are. 0.04 keeps them under a twentieth where a
+    price is a fifth too low."""
 
 
 @contextmanager

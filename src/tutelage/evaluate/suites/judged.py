@@ -128,9 +128,7 @@ def corrected(
     both = [each for each in measured if each.judge is not None]
     if raw.value is None:
         return raw
-    if len(both) < FEWEST:
-        why = f"only {len(both)} answers were" if both else "no answer was"
-        reason = f"{why} judged by people: the judge's error is not known"
+    if reason := _unmeasured(measured):
         return undefined(raw.n, reason, value=raw.value, method="judge", level=level)
     # the labelled answers are others than those of the model: only what the judge is off carries over, untuned
     found = prediction_powered(
@@ -161,10 +159,8 @@ def corrected_difference(
         both = [each for each in people if each.judge is not None]
         gaps = [each.human - float(each.judge or 0.0) for each in both]
         off.append(mean(gaps, [each.cluster for each in both], level, bounds=(-1.0, 1.0)))
-    fewest = min(each.n for each in off)
-    if fewest < FEWEST:
-        reason = f"only {fewest} answers were" if fewest else "no answer was"
-        reason += " judged by people: the judge's error is not known"
+    if unmeasured := _unmeasured(measured) or _unmeasured(other):
+        reason = unmeasured
     elif not all(each.defined for each in off):
         reason = next((each.reason for each in off if each.reason), None) or "undefined"
     elif not (follows(measured) and follows(other)):
@@ -183,6 +179,18 @@ def corrected_difference(
         test=test if p is not None else "",
         tests={} if p is None else {test: p},
     )
+
+
+def _unmeasured(measured: Sequence[Agreement]) -> str:
+    """Why the judge's error is not known; empty where enough answers were judged by people and by the judge."""
+    both = sum(each.judge is not None for each in measured)
+    if both >= FEWEST:
+        return ""
+    if len(measured) >= FEWEST:
+        why = f"of {len(measured)} answers that people judged the judge had an opinion on {both}"
+    else:
+        why = f"only {len(measured)} answers were judged by people" if measured else "no answer was judged by people"
+    return f"{why}: the judge's error is not known"
 
 
 def follows(measured: Sequence[Agreement]) -> bool:

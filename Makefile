@@ -22,11 +22,11 @@ life:
 
 test:
 	@$(PYTHON) tools/install.py dev
-	@OMP_NUM_THREADS=1 .venv/bin/pytest -n $(WORKERS) --dist loadgroup
+	@OMP_NUM_THREADS=1 .venv/bin/pytest -n $(WORKERS)
 
 slow:
 	@$(PYTHON) tools/install.py dev
-	@OMP_NUM_THREADS=1 .venv/bin/pytest -m slow --timeout 1200 -n $(WORKERS) --dist loadgroup --durations 15
+	@OMP_NUM_THREADS=1 .venv/bin/pytest -m slow --timeout 1200 -n $(WORKERS) --durations 15
 
 check:
 	@$(PYTHON) tools/install.py dev

@@ -4,11 +4,34 @@ import os
 import random
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 pytest_plugins = ["tests.postgres"]
+
+TOGETHER = (
+    "tests/scale/test_scale_launch.py",
+    "tests/test_examples.py",
+    "tests/test_life.py",
+    "tests/test_public_life.py",
+)
+"""Files whose tests share one long fixture, or go in an order: one worker runs all of a file's tests."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests to workers one by one, but for TOGETHER. (pytest-xdist's own groups are a suffix that pytest 9.2 drops.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return file if file in TOGETHER else nodeid
+
+    return Scheduling(config, log)
+
 
 settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 # CI tries the same examples every time, so that it fails for a change and not by chance; a person's machine looks on.

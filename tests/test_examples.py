@@ -28,7 +28,6 @@ def test_they_stand_in_order() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.xdist_group("examples")
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
 def test_an_example_runs(file: Path, root: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

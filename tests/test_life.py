@@ -17,7 +17,7 @@ from tutelage.recipe import read_recipe
 
 HOME = Path(__file__).resolve().parents[1]
 RECIPE = HOME / "recipes" / "starter.yaml"
-pytestmark = [pytest.mark.xdist_group("life"), pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 
 def small() -> list[str]:

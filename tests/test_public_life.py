@@ -21,7 +21,6 @@ RECIPE = HOME / "recipes" / "public.yaml"
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(900),
-    pytest.mark.xdist_group("public"),  # one life for all of them
     pytest.mark.skipif(
         not Path(os.environ.get("TUTELAGE_DATA") or "/nowhere").is_dir(),
         reason="TUTELAGE_DATA names no folder with the public sets, and this test downloads nothing",

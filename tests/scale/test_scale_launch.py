@@ -35,7 +35,6 @@ from tutelage.train.pretrain import pretrain
 READ = {**MODEL, "batch": 512, "micro": 128, "steps": 12, "checkpoint_seconds": 600, "best": "validation"}
 TAUGHT = {"threads": 1, "batch": 192, "micro": 64, "steps": 6, "activations": "recompute"}
 """Three micro-batches a step: the second of two ranks has one and repeats one."""
-pytestmark = pytest.mark.xdist_group("scale")
 
 
 @pytest.fixture(scope="module")

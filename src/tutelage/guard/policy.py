@@ -127,7 +127,7 @@ class Defaults(Record):
     """Upper bound of the false-positive rate with which a guard may still stop a text; a worse one may only flag.
     Held against the bound that counts clusters of texts alike, where that is weaker than the one that counts texts."""
     hold_back: int = Field(64, ge=0, le=4096)
-    """Characters of a stream kept back behind what all guards have scored."""
+    """Characters of a stream kept back behind what all guards have scored; of the embedded engine 16 tokens at most."""
     language: str = "en"
     """Of messages, when a text's own language has none."""
 
@@ -251,7 +251,7 @@ class Policy:
     def _bind(self, rule: Rule) -> Bound:
         places = (Where(d, c, s) for s, served in SERVED.items() for d, channels in served.items() for c in channels)
         if not any(map(rule.when.covers, places)):
-            raise self._wrong("no text is ever served there", rule.id, "`tutelage policy check` shows what is served")
+            raise self._wrong("no text is ever served there", rule.id, "`tutelage policy check` shows what is")
         if rule.pii:
             return Bound(rule, {}, {direction: frozenset({PII}) for direction in rule.when.direction})
         thresholds: dict[tuple[str, str], float] = {}
@@ -299,11 +299,11 @@ class Policy:
         good += [0.0] if most >= 1 else []  # every rate is at most one
         if not any(threshold <= rule.threshold for threshold in good):
             message = (
-                f"{guard.name} may not {rule.action} on {direction} from {rule.threshold:g} on: no certificate says how "
-                f"many harmless texts that stops (max_bound is {most:g})"
+                f"{guard.name} may not {rule.action} on {direction} from {rule.threshold:g} on: no certificate says "
+                f"how many harmless texts that stops (max_bound is {most:g})"
             )
             known = f"a threshold of at least {min(good):g}, " if good else ""
-            raise self._wrong(message, rule.id, f"Give {known}a target_fpr that is certified, or let the rule flag")
+            raise self._wrong(message, rule.id, f"Give {known}a certified target_fpr, or let the rule flag")
 
     def rules(self, tenant: str = "") -> Sequence[Bound]:
         """The rules that hold for a tenant."""

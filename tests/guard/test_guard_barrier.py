@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tutelage.core.records import Example, Message, Verdict
 from tutelage.guard.barrier import Barrier
-from tutelage.guard.policy import Category, Guard, Policy, PolicyFile, Rule, Taxonomy, When, Where
+from tutelage.guard.policy import Category, Defaults, Guard, Policy, PolicyFile, Rule, Taxonomy, When, Where
 from tutelage.judge.judge import WindowedJudge, answer_of
 from tutelage.judge.rules import PiiJudge
 from tutelage.text.pii import find
@@ -42,7 +42,8 @@ class Nan(Marker):
 
 
 def policy(*rules: Rule, hold: int = 64) -> Policy:
-    return Policy(PolicyFile(rules=rules), TAXONOMY, [Guard("marker", {"output": ("crime",), "input": ("crime",)})])
+    file = PolicyFile(rules=rules, defaults=Defaults(max_bound=1))  # its guard has no certificate
+    return Policy(file, TAXONOMY, [Guard("marker", {"output": ("crime",), "input": ("crime",)})])
 
 
 BLOCK = Rule(id="r1", when=When(direction=("output",)), category="crime", threshold=0.5, action="block")
@@ -130,6 +131,44 @@ def test_what_is_held_is_bounded() -> None:
         fed += 4
         worst = max(worst, min(fed, len(text)) - barrier.released)
     assert worst <= 64 + 24
+
+
+@pytest.mark.parametrize(
+    ("text", "open_"),
+    [
+        ("the mill is open, and so it goes on from day to day. " * 8, 6),  # the word that is being written
+        ("Come to The Mill at nine (or ten) on Monday; it has 3 rooms! " * 8, 16),
+        ("write to ann.lee@example.org now, " * 8, 20),
+        ("its card is 4111 1111 1111 1111 today, " * 8, 25),
+    ],
+)
+def test_nothing_is_held_but_16_tokens_beyond_what_may_become_personal_data(text: str, open_: int) -> None:
+    """Each character is a token here."""
+    barrier = Barrier(policy(REDACT), {"pii": PiiJudge().watch(ASK)}, OUT, hold_back=16)
+    lags = []
+    for fed, char in enumerate(text, 1):
+        barrier.feed(char)
+        lags.append(fed - barrier.released)
+    assert max(lags) <= 16 + open_ and min(lags[-200:]) <= 17
+
+
+def test_redactions_that_were_told_once_are_kept_until_they_leave() -> None:
+    text = "to ann@example.org and bob@example.org, " + "then the mill is open all day " * 20
+    barrier = Barrier(policy(REDACT), {"pii": PiiJudge().watch(ASK)}, OUT, hold_back=200)
+    out = "".join(barrier.feed(char).text for char in text) + barrier.close().text
+    assert out == text.replace("ann@example.org", "[EMAIL]").replace("bob@example.org", "[EMAIL]")
+
+
+@pytest.mark.parametrize("hold", [0, 64])
+def test_a_secret_without_an_end_leaves_nothing_and_is_not_held_for_ever(hold: int) -> None:
+    key = "sk-" + "aB3xK9" * 4000
+    keys = REDACT.model_copy(update={"pii": ("key",)})
+    barrier, out = Barrier(policy(keys), {"pii": PiiJudge().watch(ASK)}, OUT, hold_back=hold), ""
+    for at in range(0, len(key), 7):
+        out += barrier.feed(key[at : at + 7]).text
+    assert out == "[KEY]" and at + 7 - barrier.released <= hold + 7
+    out += barrier.feed(" is it, ").text
+    assert out + barrier.close().text == "[KEY] is it, "
 
 
 @pytest.mark.parametrize("count", [150, pytest.param(100_000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])

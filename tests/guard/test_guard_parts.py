@@ -138,7 +138,45 @@ def test_a_guard_that_is_sure_of_rows_but_not_of_clusters_may_only_flag() -> Non
 def test_coverage_shows_what_nobody_reads(small_root: Root, small_bundle: Artifact) -> None:
     rows = open_parts(small_bundle, small_root).scanner.policy.coverage()
     guards = {(row["direction"], row["channel"]): row["guards"] for row in rows if row["surface"] == "chat"}
-    assert guards["input", "tool_result"] and len(guards) == 10
+    assert guards["input", "tool_result"]
+    assert {channel for direction, channel in guards if direction == "output"} == {"content"}, "nothing else is served"
+    assert not [row for row in rows if row["surface"] == "moderations" and row["direction"] == "output"]
+
+
+def test_a_rule_on_what_is_never_served_is_refused() -> None:
+    for when in ({"direction": "output", "channel": "tool_call"}, {"surface": "completions", "channel": "tool_result"}):
+        with pytest.raises(ConfigError, match=r"no text is ever served there") as caught:
+            Policy(PolicyFile(rules=(rule(when=when, action="flag"),)), BOTH, [guard()])
+        assert caught.value.key == "rules.r"
+    Policy(PolicyFile(rules=(rule(when={"direction": "input", "channel": "tool_call"}),)), BOTH, [guard()])
+
+
+@pytest.mark.parametrize("action", ["block", "review"])
+def test_a_threshold_of_ones_own_stops_nothing_without_a_certificate(action: str, tmp_path: Path) -> None:
+    own = {"threshold": 0.4, "target_fpr": None, "action": action}
+    with pytest.raises(ConfigError, match=f"may not {action} on input from 0.4 on: no certificate says") as caught:
+        Policy(PolicyFile(rules=(rule(**own),)), BOTH, [guard()], path=tmp_path / "mine.yaml")
+    assert caught.value.key == "rules.r" and str(caught.value.file).endswith("mine.yaml")
+    assert "a threshold of at least 0.5" in str(caught.value)
+    Policy(PolicyFile(rules=(rule(**own | {"threshold": 0.5}),)), BOTH, [guard()])
+    Policy(PolicyFile(rules=(rule(**own | {"action": "flag"}),)), BOTH, [guard()])
+    with pytest.raises(ConfigError, match="no certificate says"):
+        Policy(PolicyFile(rules=(rule(**own | {"threshold": 0.99}),)), BOTH, [guard(bound=0.2)])
+    tenant = PolicyFile(
+        rules=(rule(action="flag", threshold=0.4, target_fpr=None),), tenants={"t": {"r": {"action": action}}}
+    )
+    with pytest.raises(ConfigError, match="no certificate says"):
+        Policy(tenant, BOTH, [guard()])
+    kept, changed = fit(PolicyFile(rules=(rule(**own),)), BOTH, [guard()], BundleConfig(uncertified="flag"))
+    assert kept.rules[0].action == "flag" and len(changed) == 1
+
+
+def test_the_message_is_that_of_the_rule_that_fired() -> None:
+    rules = (rule(id="a", message="one", threshold=0.9, target_fpr=None), rule(id="a:b", message="two"))
+    file = PolicyFile(rules=rules, messages={"one": {"en": "One."}, "two": {"en": "Two."}})
+    policy = Policy(file, BOTH, [guard()])
+    assert policy.message(policy.decide(Where(), [say(0.6)])) == "Two."
+    assert policy.message(policy.decide(Where(), [say(0.95)])) == "One."
 
 
 def test_a_rule_without_its_certificate_can_be_made_to_flag(bundled: Callable[..., Artifact]) -> None:

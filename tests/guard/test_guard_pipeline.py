@@ -277,7 +277,7 @@ class Slow(WindowedJudge):
 def test_a_guard_that_hangs_or_raises_blocks_within_its_budget(way: str, reason: str, direction: str) -> None:
     rule = Rule(id="r", when=When.model_validate({"direction": direction}), category="crime", threshold=0.5)
     budget = 300 if way == "hangs" else 60_000  # a busy machine must not cut off a guard that answers
-    file = PolicyFile(rules=(rule,), defaults=Defaults(budget_ms=budget))
+    file = PolicyFile(rules=(rule,), defaults=Defaults(budget_ms=budget, max_bound=1))
     covers = {direction: ("crime",)}
     policy = Policy(file, Taxonomy(categories={"crime": Category()}), [Guard("slow", covers)])
     guard = Slow(way)

@@ -10,10 +10,11 @@ from tutelage.core import refs
 from tutelage.core.errors import ConfigError, NotFound
 from tutelage.core.records import Example, Message, Span, Verdict
 from tutelage.generate.fake import FakeGenerator
+from tutelage.judge import rules
 from tutelage.judge.judge import Judge, WeightedJudge, WindowedJudge, ask, highest, judged, scores_of, value
 from tutelage.judge.prompted import PromptedJudge
 from tutelage.judge.rules import PiiJudge, PiiWatcher, open_rules
-from tutelage.text.pii import find
+from tutelage.text.pii import find, read
 
 
 def answer(text: str, target: str | None = None, choices: tuple[str, ...] = ()) -> Example:
@@ -119,24 +120,90 @@ def test_windows_find_what_the_whole_holds_and_place_it(before: int, after: int,
     assert judge.seen <= 64 * (len(text) / 16 + 2)
 
 
+KEY = "-----BEGIN PRIVATE KEY-----\n" + "MIIEpAIBAAKCAQEA7b0x9Qz1yT5kq3Xw\n" * 30 + "-----END PRIVATE KEY-----"
+TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJ" + "c3ViIjoiMTIzNDU2Nzg5MCIs" * 20 + ".SflKxwRJSMeKKF2QT4fwpMeJf36POk6yJVadQssw5c"
+DIGITS = " ".join(map(str, range(30)))
 PARTS = st.sampled_from(
-    ["ann@example.org", "+44 20 7946 0958", "4111 1111 1111 1111", " and ", "x", "\n", "no. 7 ", " "]
+    [
+        *(KEY, KEY[:700], KEY[-300:], TOKEN, TOKEN[:300], DIGITS),
+        *("ann@example.org", "+44 20 7946 0958", "4111 1111 1111 1111", "GB82 WEST 1234 5698 7654 32", "AT12 "),
+        *("12 Lamp Street", "Hauptstraße 12", "192.168.10.254", "2001:db8::8a2e:7334", "password: hunter2hunter2x9"),
+        *("token=", "sk-abcdef0123456789abcdef", "call me on", "order 020 7946 0958", "xyz", "007", "-----BEGIN"),
+        *(
+            "The Old Mill",
+            "раѕѕ ",
+            "漢字漢字",
+            "é",
+            "م\u200c",
+            "\u200b",
+            "\u0301",
+            "\x01",
+            "\n",
+            "\r\n",
+            "  ",
+            ", ",
+            "=",
+        ),
+    ]
 )
 
 
-@settings(max_examples=80, deadline=None)
-@given(st.lists(PARTS, max_size=14).map(" ".join), st.lists(st.integers(1, 60), max_size=30))
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.tuples(PARTS, st.sampled_from(["", " ", ". "])), max_size=9).map(
+        lambda got: "".join(map("".join, got))
+    ),
+    st.lists(st.integers(1, 60), max_size=60),
+)
 def test_personal_data_in_a_stream_is_what_is_in_the_whole(text: str, sizes: list[int]) -> None:
-    watcher, at = PiiWatcher(), 0
+    watcher, at, whole, told = PiiWatcher(), 0, find(text), []
     for size in [*sizes, len(text) + 1]:
         found = watcher.feed(text[at : at + size])
         at += size
-        for span in find(text):
+        told += found.verdict.spans if found.verdict else ()
+        for span in whole:
             assert not span.start < found.scored_to < span.end
+            assert span.end > found.scored_to or span in told, "told before it is settled"
     end = watcher.close()
-    assert end.scored_to == len(text) and end.verdict
-    covered = {index for span in end.verdict.spans for index in range(span.start, span.end)}
-    assert covered >= {index for span in find(text) for index in range(span.start, span.end) if span.type == "email"}
+    assert end.scored_to == len(text) and end.verdict and list(end.verdict.spans) == whole
+
+
+@pytest.mark.parametrize("start", ["sk-", "eyJ", "password=", "-----BEGIN PRIVATE KEY-----\n"])
+def test_a_secret_longer_than_any_is_taken_for_one_as_it_stands(start: str) -> None:
+    text = f"It is {start}{'aB3xK9/Zp0' * 3000 if start[0] in 'p-' else 'aB3xK9' * 5000}, they say."
+    watcher, most = PiiWatcher(), 0
+    for at in range(0, len(text), 50):
+        most = max(most, at + 50 - watcher.feed(text[at : at + 50]).scored_to)
+    verdict = watcher.close().verdict
+    assert verdict and most < 10_000
+    (span,) = verdict.spans
+    assert text[span.end :] == ", they say." and text[: span.start].startswith("It is ") and span.start <= 15
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        *("call 12 34 56 78 ", "-----BEGIN PRIVATE KEY-----\n", "-----END PRIVATE KEY-----", "eyJ", "A-", "1 ", "sk-"),
+        *("a\u200b", "password=", "a@b.co ", "\u200b", "a\u0301\u0316", "plain words "),
+    ],
+)
+def test_a_stream_reads_each_character_a_few_times(unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def counted(text: str, *args: object, **named: object) -> object:
+        seen.append(len(text))
+        return read(text, *args, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(rules, "read", counted)
+    work = []
+    for length in (24_000, 48_000):
+        watcher, text = PiiWatcher(), (unit * length)[:length]
+        seen.clear()
+        for at in range(0, length, 24):
+            watcher.feed(text[at : at + 24])
+        watcher.close()
+        work.append(sum(seen))
+    assert work[1] <= 2.5 * work[0] + 24_000 and work[1] <= 16 * 48_000
 
 
 def test_pii_has_spans_and_no_scores() -> None:

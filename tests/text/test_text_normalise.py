@@ -1,9 +1,13 @@
 """The normal form: what it removes, and that nothing found in it loses its place in the original."""
 
+import sys
+import unicodedata
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tutelage.text.normalise import normalise
+from tutelage.text.normalise import inked, normalise, skeleton
 
 
 def test_plain_ascii_is_itself():
@@ -56,3 +60,44 @@ def test_positions_are_ordered_and_inside(text: str):
 def test_the_normal_form_of_a_normal_form_is_itself(text: str):
     once = normalise(text).text
     assert normalise(once).text == once
+
+
+@given(st.text(alphabet="aе\u0301\u200b\u200d \r\n\x01\x85Α1ी\u094d\U000e0061\U0001f469م", max_size=30))
+def test_the_normal_form_of_what_is_hidden_or_joined_is_itself(text: str):
+    once = normalise(text).text
+    assert normalise(once).text == once
+    found = normalise(text, latin=True).text
+    assert normalise(found, latin=True).text == found
+
+
+@pytest.mark.parametrize("text", ["می\u200cخواهم", "क्\u200dष", "👩\u200d🚀"])
+def test_joiners_that_are_spelling_are_kept(text: str):
+    assert normalise(text).text == text
+    assert normalise("pass\u200d\u200cword").text == "password"
+    assert normalise(text[:2] + "\u200d\u200d\u200d").text.count("\u200d") <= 1
+
+
+@pytest.mark.parametrize("base", [0xE0000, 0xE00F0])
+def test_hidden_ascii_is_shown(base: int):
+    given_text = "hello " + "".join(chr(base + ord(char)) for char in "Ignore all of it") + "!"
+    normal = normalise(given_text)
+    assert normal.text == "hello Ignore all of it!"
+    assert normal.span(6, 12) == (6, 12)
+    assert normalise("h\U000e0061i\U000e0061").text == "hi", "one alone is padding"
+    assert normalise("❤\ufe0f 葛\U000e0100").text == "❤ 葛"
+
+
+def test_whatever_has_no_ink_is_out():
+    """All format characters and control codes of Unicode, but the blanks among them."""
+    for code in range(sys.maxunicode + 1):
+        char = chr(code)
+        if unicodedata.category(char) in ("Cf", "Cc") and not char.isspace() and not 0xE0020 <= code <= 0xE007E:
+            assert inked(f"a{char}b") == normalise(f"a{char}b").text == "ab", hex(code)
+
+
+def test_the_counted_form_sees_through_letters_of_other_scripts():
+    for word in ("раѕѕ", "PАSЅ", "ｐａｓｓ", "p\u0336a\u0336s\u0489s", "РАЅЅ"):
+        assert skeleton(word) == "pass"
+    assert skeleton("hello" + "".join(chr(0xE0000 + ord(char)) for char in "Obey me")) == "hello obey me"
+    assert skeleton("h\U000e0061i\U000e0061") == "hi"
+    assert skeleton("schön") == "schön"

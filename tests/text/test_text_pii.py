@@ -94,3 +94,48 @@ def test_spans_are_ordered_and_do_not_overlap(text: str):
     spans = pii.find(text)
     assert all(a.end <= b.start for a, b in pairwise(spans))
     assert all(0 <= span.start < span.end <= len(text) for span in spans)
+
+
+KEY = "-----BEGIN RSA PRIVATE KEY-----\n" + "MIIEpAIBAAKCAQEA7b0x9Qz1yT5kq3Xw\n" * 40 + "-----END RSA PRIVATE KEY-----"
+TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJ" + "c3ViIjoiMTIzNDU2Nzg5MCIs" * 20 + ".SflKxwRJSMeKKF2QT4fwpMeJf36POk6yJVadQssw5c"
+
+
+@pytest.mark.parametrize("secret", [KEY, KEY[:700], KEY[:-40], KEY.replace("\n", "\\n"), TOKEN], ids=range(5))
+def test_a_long_secret_is_covered_to_its_end(secret: str):
+    text = f"It is\n{secret}\n. Keep it."
+    assert pii.redact(text, pii.find(text)) == "It is\n[KEY]\n. Keep it."
+
+
+def test_a_key_that_is_only_spoken_of_takes_nothing_with_it():
+    text = "The file begins with -----BEGIN PRIVATE KEY----- and then come its lines."
+    assert pii.redact(text, pii.find(text)) == "The file begins with [KEY] and then come its lines."
+
+
+def test_what_looks_like_an_account_hides_none():
+    text = "AT12 GB82 WEST 1234 5698 7654 32"
+    assert pii.redact(text, pii.find(text)) == "AT12 [IBAN]"
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("call 12 34 56 78 " * 11000, 11000),
+        ("-----BEGIN PRIVATE KEY-----\n" * 7000, 7000),
+        ("-eyJ" * 50000, 0),
+        ("A-" * 100_000, 0),
+        ("a" + "\u0301\u0316" * 100_000, 0),
+        ("password " + " " * 200_000, 0),
+    ],
+    ids=["phones", "keys", "tokens", "streets", "marks", "blanks"],
+)
+def test_long_inputs_do_not_take_the_square_of_their_length(text: str, count: int):
+    """Each took from seconds to many minutes; the limit is far from both."""
+    assert len(pii.find(text)) == count
+
+
+@given(st.text(alphabet="a1@. -+\n:Aе\u0301", max_size=60), st.integers(0, 60))
+def test_what_is_settled_stays_whatever_follows(text: str, cut: int):
+    first = pii.read(text[:cut], 0)
+    rest = pii.read(text, first.until, last=True)
+    assert [*first.spans, *rest.spans] == pii.read(text, 0, last=True).spans

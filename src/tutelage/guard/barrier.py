@@ -2,6 +2,10 @@
 
 A unary answer is one `feed`. What is released is always a prefix of what was written, cut so that personal data that
 a rule redacts, and text that may yet become part of it, does not leave in halves.
+
+How far a stream is held back: `hold_back` characters (the pipeline lowers them to those of the last 16 tokens), and
+never past the first thing that a guard can not judge yet, however few tokens are to come: a word that is being written,
+personal data that may have begun, the first 64 characters of an answer, the stride of a judge that reads windows.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from typing import NamedTuple
 from tutelage.core.records import Decision, Span, Status, Verdict
 from tutelage.guard.policy import Policy, Where
 from tutelage.judge.judge import Progress, Watcher, checked, failed
+from tutelage.text.pii import BLOCK
 
 HOLD_BACK = 64
 """Characters kept back by default."""
@@ -53,6 +58,8 @@ class Barrier:
         """Guards without whose verdict nothing leaves."""
         self._text = ""
         self._offset = 0
+        self._cuts: dict[tuple[int, str], Span] = {}
+        """Redactions of what has not left yet: a guard may tell each once."""
         self._closed = False
         self.decision: Decision = Decision(action="allow", policy=policy.hash)
         """The latest decision on the whole answer so far."""
@@ -109,6 +116,7 @@ class Barrier:
         if stops(self.decision):
             self._closed, self._text = True, ""
             return Passed("", self.decision)
+        self._cuts |= {(span.start, span.type): span for span in self.decision.redactions}
         until = end
         if not last:
             behind = min((scored[name] for name in self._needed), default=end)
@@ -117,21 +125,24 @@ class Barrier:
         return Passed(self._release(until))
 
     def _release(self, until: int) -> str:
-        """The text up to character `until`, redacted; a redaction that reaches past it is not cut in two."""
-        spans = [span for span in self.decision.redactions if span.end > self._offset]
+        """The text up to character `until`, redacted; a redaction that reaches past it is not cut in two, unless it is
+        so long that it must not be held any more: then what stands for it leaves first, and the rest of it never."""
+        spans = sorted((each for each in self._cuts.values() if each.end > self._offset), key=lambda each: each.start)
         for span in spans:
-            if span.start < until < span.end and not self._closed:
+            if span.start < until < span.end and span.end - span.start <= BLOCK and not self._closed:
                 until = max(self._offset, span.start)
         out, at = [], self._offset
         for span in spans:
             start, end = max(span.start, at), min(span.end, until)
             if start >= until or end <= start:
                 continue
-            text = self._text[start - self._offset : end - self._offset]
-            out += [self._text[at - self._offset : start - self._offset], self._replace(span, text)]
+            out.append(self._text[at - self._offset : start - self._offset])
+            if span.start >= self._offset:
+                out.append(self._replace(span, self._text[start - self._offset : end - self._offset]))
             at = end
         out.append(self._text[at - self._offset : until - self._offset])
         self._text, self._offset = self._text[until - self._offset :], until
+        self._cuts = {key: span for key, span in self._cuts.items() if span.end > until}
         return "".join(out)
 
 

@@ -24,6 +24,13 @@ Surface = Literal["chat", "completions", "moderations", "scan"]
 DIRECTIONS: tuple[Direction, ...] = ("input", "output")
 CHANNELS: tuple[Channel, ...] = ("content", "reasoning", "tool_call", "tool_result", "system")
 SURFACES: tuple[Surface, ...] = ("chat", "completions", "moderations", "scan")
+SERVED: Mapping[Surface, Mapping[Direction, tuple[Channel, ...]]] = {
+    "chat": {"input": CHANNELS, "output": ("content",)},
+    "completions": {"input": ("content",), "output": ("content",)},
+    "moderations": {"input": ("content",)},
+    "scan": {"input": CHANNELS, "output": ("content",)},
+}
+"""What a surface carries: of an answer the text alone, whatever else a model makes of it never leaves."""
 PII = "pii"
 """Name of the judge whose spans are personal data."""
 STOPPING: frozenset[Action] = frozenset({"block", "review", "rewrite"})
@@ -68,7 +75,7 @@ class Rule(Record):
     target_fpr: float | None = Field(None, gt=0, lt=1)
     """False-positive rate to take the certified threshold for."""
     threshold: float | None = Field(None, ge=0, le=1)
-    """Calibrated probability, instead of a target rate."""
+    """Calibrated probability, instead of a target rate. To stop a text it must be at least a certified threshold."""
     action: Action = "block"
     message: str = ""
     """Key of `messages`; by the action when empty: `refuse.default`, `hold.review`."""
@@ -120,7 +127,7 @@ class Defaults(Record):
     """Upper bound of the false-positive rate with which a guard may still stop a text; a worse one may only flag.
     Held against the bound that counts clusters of texts alike, where that is weaker than the one that counts texts."""
     hold_back: int = Field(64, ge=0, le=4096)
-    """Characters of a stream kept back behind what all guards have scored."""
+    """Characters of a stream kept back behind what all guards have scored; of the embedded engine 16 tokens at most."""
     language: str = "en"
     """Of messages, when a text's own language has none."""
 
@@ -242,6 +249,9 @@ class Policy:
         return build(Rule, {**rule.model_dump(), **new}, file=self._path, prefix=f"tenants.*.{rule.id}")
 
     def _bind(self, rule: Rule) -> Bound:
+        places = (Where(d, c, s) for s, served in SERVED.items() for d, channels in served.items() for c in channels)
+        if not any(map(rule.when.covers, places)):
+            raise self._wrong("no text is ever served there", rule.id, "`tutelage policy check` shows what is")
         if rule.pii:
             return Bound(rule, {}, {direction: frozenset({PII}) for direction in rule.when.direction})
         thresholds: dict[tuple[str, str], float] = {}
@@ -260,6 +270,8 @@ class Policy:
     def _threshold(self, rule: Rule, guard: Guard, direction: str) -> float:
         mine = [c for c in guard.certificates if c.category == rule.category and c.direction == direction]
         if rule.threshold is not None:
+            if rule.action in STOPPING:
+                self._certified(rule, guard, direction, mine)
             return rule.threshold
         assert rule.target_fpr is not None
         found = next((c for c in mine if abs(c.target - rule.target_fpr) < 1e-12), None)
@@ -277,6 +289,21 @@ class Policy:
             )
             raise self._wrong(message, rule.id, "Label more benign texts, raise max_bound, or let the rule flag")
         return found.threshold
+
+    def _certified(self, rule: Rule, guard: Guard, direction: str, mine: Sequence[Certificate]) -> None:
+        """A threshold of one's own may stop a text where one that is no higher has a bound: above it, the rate is no
+        greater. Raises ConfigError otherwise."""
+        assert rule.threshold is not None
+        most = self.file.defaults.max_bound
+        good = [c.threshold for c in mine if c.threshold is not None and c.sure is not None and c.sure <= most]
+        good += [0.0] if most >= 1 else []  # every rate is at most one
+        if not any(threshold <= rule.threshold for threshold in good):
+            message = (
+                f"{guard.name} may not {rule.action} on {direction} from {rule.threshold:g} on: no certificate says "
+                f"how many harmless texts that stops (max_bound is {most:g})"
+            )
+            known = f"a threshold of at least {min(good):g}, " if good else ""
+            raise self._wrong(message, rule.id, f"Give {known}a certified target_fpr, or let the rule flag")
 
     def rules(self, tenant: str = "") -> Sequence[Bound]:
         """The rules that hold for a tenant."""
@@ -364,7 +391,7 @@ class Policy:
         if decision.action == "rewrite" and action != "rewrite":
             return ""
         for bound in self.rules(tenant):
-            fired = any(reason.startswith(f"{bound.rule.id}:") for reason in decision.reasons)
+            fired = any(reason.startswith(f"{bound.rule.id}: ") for reason in decision.reasons)
             if fired and bound.rule.message and bound.rule.action == action:
                 return bound.rule.message
         return ""
@@ -374,11 +401,11 @@ class Policy:
         return texts.get(language) or texts.get(self.file.defaults.language) or next(iter(texts.values()))
 
     def coverage(self, surfaces: Sequence[Surface] = SURFACES, tenant: str = "") -> list[dict[str, Any]]:
-        """Surface x direction x channel -> rules with guards: what is guarded, and what is not."""
+        """Surface x direction x channel that is served -> rules with guards: what is guarded, and what is not."""
         found = []
         for surface in surfaces:
-            for direction in DIRECTIONS:
-                for channel in CHANNELS:
+            for direction, channels in SERVED[surface].items():
+                for channel in channels:
                     at = Where(direction, channel, surface, tenant)
                     rules = [b.rule for b in self.rules(tenant) if b.rule.when.covers(at)]
                     row = {"surface": surface, "direction": direction, "channel": channel}

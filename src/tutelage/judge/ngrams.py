@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tutelage.core.records import Record
-from tutelage.text.normalise import normalise
+from tutelage.text.normalise import inked, skeleton
 
 RUN = 48
 """Longest run without a space that is folded as one token."""
@@ -54,29 +54,27 @@ class Features(Record):
 
 
 def fold(text: str) -> str:
-    """The form that is counted: each token in normal form and lower case, after one space.
+    """The form that is counted: each token as its skeleton (text/normalise.py), after one space.
 
     Tokens are folded one by one, so that the form of a text is the forms of its parts put together.
     """
-    tokens = _TOKEN.findall(text)
+    tokens = _TOKEN.findall(inked(text))
     if not tokens:
         return ""
     if text.isascii():
         return (" " + " ".join(tokens)).lower()
-    return " " + " ".join(each.lower() if each.isascii() else normalise(each, fold=True).text for each in tokens)
+    return "".join(f" {found}" for found in map(skeleton, tokens) if found)
 
 
 def complete(text: str) -> int:
-    """How many characters of `text` are whole tokens, whatever may follow; the rest must wait for more text."""
-    bare = text.rstrip()
-    if len(bare) < len(text):
-        return len(bare)
-    run = re.search(r"\S*\Z", text)
-    begin = run.start() if run else 0
-    size = len(text) - begin
-    if size > RUN:
-        return begin + (size - 1) // RUN * RUN
-    return len(text[:begin].rstrip())
+    """How many characters of `text` are whole tokens, whatever may follow; the rest must wait for more text.
+
+    The text has no characters without ink, and begins where a token may begin.
+    """
+    if not text or text[-1].isspace():
+        return len(text)
+    size = len(text.rsplit(None, 1)[-1])
+    return len(text) - size + (size - 1) // RUN * RUN
 
 
 @functools.cache
@@ -271,8 +269,9 @@ class HeadStream:
         self._met = Met(features, features.window)
         self._full, self._half = Sums(heads.table, features.window), Sums(heads.table, features.window // 2)
         self._pending = ""
+        """The token that is being written, without what has no ink."""
         self._highest: Floats | None = None
-        self._taken = 0
+        self._taken = self._fed = 0
 
     @property
     def scored_to(self) -> int:
@@ -281,18 +280,23 @@ class HeadStream:
 
     def feed(self, text: str) -> Floats | None:
         """Take more text; [K] highest log-odds so far, None while no window is long enough."""
-        self._pending += text
+        seen, known = inked(text), len(self._pending)
+        self._pending += seen
         whole = complete(self._pending)
         if whole:
             self._take(self._pending[:whole])
             self._pending = self._pending[whole:]
-            self._taken += whole
+            # the token that waited ends in this part of the text
+            self._taken = self._fed + (whole - known if len(seen) == len(text) else _reach(text, whole - known))
+        self._fed += len(text)
+        if not self._pending:
+            self._taken = self._fed
         return self._highest
 
     def close(self) -> Floats:
         """The text has ended; [K] log-odds of all of it."""
         self._take(self._pending)
-        self._taken += len(self._pending)
+        self._taken = self._fed
         self._pending = ""
         if self._highest is None:
             self._raise(self._full.before(np.array([self._met.length]), self._met))
@@ -318,3 +322,12 @@ class HeadStream:
             return
         best = (sums[:, :-1] / np.sqrt(np.maximum(sums[:, -1:], 1e-12)) + self._heads.bias).max(axis=0)
         self._highest = best if self._highest is None else np.maximum(self._highest, best)
+
+
+def _reach(text: str, count: int) -> int:
+    """How far the first `count` characters with ink reach."""
+    at = 0
+    while count > 0:
+        count -= bool(inked(text[at]))
+        at += 1
+    return at

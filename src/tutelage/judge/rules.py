@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 
 from tutelage.core.artifact import Root
@@ -17,12 +18,15 @@ from tutelage.core.errors import ConfigError, NotFound
 from tutelage.core.records import Example, Span, Verdict
 from tutelage.judge.judge import Progress, Tap, Watcher, WindowedJudge, answer_of, failed
 from tutelage.measure.text import exact_match, token_f1
-from tutelage.text.pii import TYPES, find
+from tutelage.text.normalise import inked, normalise
+from tutelage.text.pii import BLOCK, CONTEXT, TYPES, find, located, read
 
-REACH = 64
-"""Characters after which personal data that began has ended: what follows no longer changes what was found."""
-RUN = 256
-"""Longest word that is kept whole on a stream."""
+_BLANKS = re.compile(r"(?<=[^\S\n\r\x0b\x0c\x85\u2028\u2029])[^\S\n\r\x0b\x0c\x85\u2028\u2029]")
+_END = 80
+"""Characters of a key's last line, at most."""
+_LETTERS = re.compile(r"[a-z ,;!?\n]*+")
+"""Of these alone no personal data is made; the last word may still go on to be some."""
+_NOTHING = Verdict(judge="pii")
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
 
 
@@ -72,59 +76,109 @@ class PiiJudge:
 
 
 class PiiWatcher:
-    """Finds personal data in a growing text; looks at each character at most a few times.
+    """Finds personal data in a growing text, as in the whole, whatever the parts; looks at each character a few times.
 
-    A finding is final when it ends `REACH` characters before the end of what is known, or at the end of the answer.
+    Settled is all before the first thing that more text may still make personal data, or change: the word that is being
+    written, digits, a secret without its end. A secret that does not end within `BLOCK` characters is taken for one as
+    it stands, with all that belongs to it. `feed` tells what is newly found, `close` everything.
     """
 
-    def __init__(self, types: Iterable[str] = TYPES, *, step: int = 16) -> None:
-        self._types, self._step = tuple(types), step
+    def __init__(self, types: Iterable[str] = TYPES) -> None:
+        self._types = tuple(types)
         self._text = ""
-        self._base = 0
-        self._seen = 0
-        self._settled = 0
-        self._final: list[Span] = []
-        self._open: list[Span] = []
+        """What is open, after its context; without what has no ink, blanks in a row as one."""
+        self._places: list[int] = []
+        """Where each of its characters stands in the answer."""
+        self._begin = 0
+        """How many of them are context."""
+        self._fed = 0
+        self._found: list[Span] = []
+        self._ends: re.Pattern[str] | None = None
+        self._rest: re.Pattern[str] | None = None
+        self._patience = 0
+        """So much may be open before it is read again, although nothing came that ends it."""
 
     def feed(self, text: str, taps: Sequence[Tap] = ()) -> Progress:
-        """More text; scanned again after every few characters."""
-        self._text += text
-        end = self._base + len(self._text)
-        if end - self._seen >= self._step:
-            self._scan(end, end - REACH)
-        return self._progress()
+        """More text."""
+        known, told = len(self._text), len(self._found)
+        self._take(text)
+        if self._rest is not None and len(self._text) > known:
+            told -= self._go_on()
+        open_ = len(self._text) - self._begin
+        if open_ and len(self._text) > known and not self._is_dull(open_):
+            ends = self._ends
+            if ends is None or open_ > self._patience or ends.search(self._text, max(self._begin, known - _END)):
+                self._read()
+        new = self._found[told:]
+        return Progress(self._settled, Verdict(judge="pii", spans=tuple(new)) if new else _NOTHING)
 
     def close(self) -> Progress:
         """The end: everything found is final."""
-        end = self._base + len(self._text)
-        self._scan(end, end)
-        return self._progress()
+        self._read(last=True)
+        return Progress(self._fed, Verdict(judge="pii", spans=tuple(self._found)))
 
-    def _scan(self, end: int, until: int) -> None:
-        found = [s.model_copy(update={"start": s.start + self._base, "end": s.end + self._base}) for s in self._find()]
-        found = [s for s in found if s.end > self._settled]
-        if until < end:  # a word is not cut: what looks harmless so far may be the first half of an address
-            near = self._text[: max(0, until - self._base)][-RUN:]
-            word = near.rsplit(None, 1)[-1:] if near and not near[-1].isspace() else []
-            until -= len(word[0]) if word and len(word[0]) < RUN else 0
-        for span in reversed(found):
-            if span.start < until < span.end:
-                until = span.start
-        until = max(until, self._settled)
-        self._final += [s for s in found if s.end <= until]
-        self._open = [s for s in found if s.end > until]
-        self._settled, self._seen = until, end
-        keep = max(self._base, until - REACH)
-        for span in self._final[-4:]:
-            if span.start < keep < span.end:
-                keep = span.start
-        self._text, self._base = self._text[keep - self._base :], keep
+    @property
+    def _settled(self) -> int:
+        return self._places[self._begin] if self._begin < len(self._places) else self._fed
 
-    def _find(self) -> list[Span]:
-        return find(self._text, self._types)
+    def _is_dull(self, open_: int) -> bool:
+        """Pass over plain words at once; True if there was nothing else."""
+        if open_ > CONTEXT or self._ends is not None:
+            return False
+        text, begin = self._text, self._begin
+        word = max(text.rfind(" ", begin), text.rfind("\n", begin)) + 1
+        if not _LETTERS.fullmatch(text, begin):
+            return False
+        if word > begin:
+            self._settle(word)
+        return True
 
-    def _progress(self) -> Progress:
-        return Progress(self._settled, Verdict(judge="pii", spans=tuple(self._final + self._open)))
+    def _take(self, text: str) -> None:
+        clean, places = inked(text), range(self._fed, self._fed + len(text))
+        kept: Iterable[int] = places
+        if len(clean) < len(text):
+            kept = [place for place, char in zip(places, text, strict=True) if inked(char)]
+        before = self._text[-1:]
+        if _BLANKS.search(before + clean):
+            lone = [not _BLANKS.match(before + clean, index + len(before)) for index in range(len(clean))]
+            kept = [place for place, alone in zip(kept, lone, strict=True) if alone]
+            clean = "".join(char for char, alone in zip(clean, lone, strict=True) if alone)
+        self._text += clean
+        self._places.extend(kept)
+        self._fed += len(text)
+
+    def _go_on(self) -> bool:
+        """What a secret that was taken as it stood goes on with belongs to it; True if it grew."""
+        assert self._rest is not None
+        match = self._rest.match(self._text, self._begin)
+        end = match.end() if match else self._begin
+        if end < len(self._text):
+            self._rest = None
+        if end == self._begin:
+            return False
+        self._found[-1] = self._found[-1].model_copy(update={"end": self._places[end - 1] + 1})
+        self._settle(end)
+        return True
+
+    def _read(self, *, last: bool = False) -> None:
+        normal = normalise(self._text, latin=True)
+        found = read(normal.text, bisect_left(normal.starts, self._begin), self._types, last=last)
+        spans = located(found.spans, normal)
+        until = normal.starts[found.until] if found.until < len(normal.text) else len(self._text)
+        self._ends = found.ends
+        if found.rest is not None and len(self._text) - until > BLOCK + 4 * CONTEXT:
+            spans.append(Span(start=until, end=len(self._text), type="key", score=0.5))
+            until, self._ends, self._rest = len(self._text), None, found.rest
+        self._found += [
+            span.model_copy(update={"start": self._places[span.start], "end": self._places[span.end - 1] + 1})
+            for span in spans
+        ]
+        self._settle(until)
+        self._patience = max(BLOCK, len(self._text) - self._begin) + BLOCK // 8
+
+    def _settle(self, until: int) -> None:
+        gone = max(0, until - 2 * CONTEXT)
+        self._text, self._places, self._begin = self._text[gone:], self._places[gone:], until - gone
 
 
 def numbers(text: str) -> list[float]:

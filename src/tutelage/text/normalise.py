@@ -4,9 +4,10 @@ What is shown and what is compared are two things: a guard, a duplicate filter a
 and what they find is marked in the text as it was given. `normalise` therefore never loses a position.
 
 What it does, in this order: compatibility form (NFKC) of each base character with its marks; characters without ink
-(zero-width, bidirectional controls, tags, variation selectors, soft hyphens, control codes) out; every kind of blank to
-one space and runs to one; every line break to a newline; letters of other scripts that look Latin, inside words that
-mix scripts or stand in Latin text, to Latin.
+(zero-width, bidirectional controls, variation selectors, soft hyphens, control codes) out, but for the joiners that
+Persian, the scripts of India and emoji need; ASCII hidden in tag characters and variation selectors shown; every kind
+of blank to one space and runs to one; every line break to a newline; letters of other scripts that look Latin, inside
+words that mix scripts or stand in Latin text, to Latin.
 """
 
 from __future__ import annotations
@@ -17,18 +18,41 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _PLAIN = re.compile(r"[\n!-~]*(?: [\n!-~]+)* ?")
+_SOLID = re.compile(r"[!-~][\n!-~]*(?: [\n!-~]+)*")
 _PIECE = re.compile(r"[\x00-\x7f]+|[^\x00-\x7f]+")
 _WORD = re.compile(r"[^\W\d_]+")
 _LATIN = re.compile(r"[A-Za-z\u00c0-\u024f]")
 _BREAKS = frozenset("\n\r\x0b\x0c\x85\u2028\u2029")
-_NO_INK = frozenset(
-    chr(code)
-    for block in (
-        (0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0),
-        *(range(0x180B, 0x1810), range(0xFE00, 0xFE10), range(0xE0000, 0xE01F0)),
-    )
-    for code in block
+MARKS = 30
+"""Marks that are read together with the letter they stand on (the Stream-Safe Text Format of UAX #15): putting more of
+them in order would take time with the square of their number."""
+
+_CONTROLS = ((0x00, 0x08), (0x0E, 0x1B), (0x7F, 0x84), (0x86, 0x9F))
+_DRAWN_AS_NOTHING = (
+    (0xAD, 0xAD), (0x34F, 0x34F), (0x600, 0x605), (0x61C, 0x61C), (0x6DD, 0x6DD), (0x70F, 0x70F), (0x890, 0x891),
+    (0x8E2, 0x8E2), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F), (0x200B, 0x200F), (0x202A, 0x202E),
+    (0x2060, 0x206F), (0x2800, 0x2800), (0x3164, 0x3164), (0xFE00, 0xFE0F), (0xFEFF, 0xFEFF), (0xFFA0, 0xFFA0),
+    (0xFFF0, 0xFFFB), (0x110BD, 0x110BD), (0x110CD, 0x110CD), (0x13430, 0x1343F), (0x1BCA0, 0x1BCA3),
+    (0x1D173, 0x1D17A), (0xE0000, 0xE001F), (0xE007F, 0xE010F), (0xE016F, 0xE0FFF),
+)  # fmt: skip
+"""Format characters (Cf) and what Unicode calls default ignorable."""
+_NO_INK = frozenset(chr(code) for first, last in _CONTROLS + _DRAWN_AS_NOTHING for code in range(first, last + 1))
+_HIDDEN = {chr(base + code): chr(code) for base in (0xE0000, 0xE00F0) for code in range(32, 127)}
+"""ASCII as tag characters, and as bytes in the supplementary variation selectors: nobody sees it, a model reads it."""
+
+
+def _class(*blocks: tuple[int, int]) -> str:
+    return "[" + "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in blocks) + "]"
+
+
+_SECRET = re.compile(_class((0xE0020, 0xE007E), (0xE0110, 0xE016E)) + "+")
+_INKLESS = re.compile(_class(*_CONTROLS, *_DRAWN_AS_NOTHING))
+_ON_ASCII = re.compile(
+    r"(?<![^!-~])" + _class((0x300, 0x36F), (0x483, 0x489), (0x1AB0, 0x1AFF), (0x1DC0, 0x1DFF), (0x20D0, 0x20FF)) + "+"
 )
+_JOINERS = frozenset("\u200c\u200d")
+_JOINED = ((0x600, 0x8FF), (0x900, 0x109F), (0x1780, 0x18AF))
+"""Where a joiner is spelling: Arabic and Syriac script, the scripts of India, Tibet, Burma, Cambodia, Mongolia."""
 
 # Letters of other scripts that most fonts draw like a Latin letter.
 _LOOKS: dict[str, str] = {
@@ -40,6 +64,8 @@ _LOOKS: dict[str, str] = {
     "U": "Ս", "V": "Ѵ", "W": "Ԝ", "X": "ХΧ", "Y": "ҮΥ", "Z": "Ζ",
 }  # fmt: skip
 _FOLD = {ord(other): latin for latin, others in _LOOKS.items() for other in others}
+_SKELETON = {code: code for code in range(0x600)} | _FOLD
+"""The same with the letters around them: a miss in a table costs more than a hit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +84,11 @@ class Normal:
         return self.starts[start], self.ends[end - 1]
 
 
-def normalise(text: str, *, fold: bool = False) -> Normal:
+def normalise(text: str, *, fold: bool = False, latin: bool = False) -> Normal:
     """The normal form of `text`; with `fold` also case-folded. Linear in its length; plain ASCII costs almost nothing.
+
+    With `latin` every look-alike becomes Latin, wherever it stands: the form to find patterns of ASCII in. It is local:
+    what follows a blank does not change what stands before it.
 
     >>> found = normalise("pass\\u200bword")
     >>> found.text, found.span(0, 8)
@@ -80,8 +109,13 @@ def normalise(text: str, *, fold: bool = False) -> Normal:
         places = [(start, end)] if not plain else [(place, place + 1) for place in range(start, end)]
         for first, last in places:
             shown = text[first:last]
-            if not shown.isascii():
-                shown = "".join(char for char in unicodedata.normalize("NFKC", shown) if _has_ink(char))
+            if shown in _HIDDEN:  # one alone is padding between letters, two are a message
+                near = text[last : last + 1] in _HIDDEN or (first and text[first - 1] in _HIDDEN)
+                shown = _HIDDEN[shown] if near else ""
+            elif not shown.isascii():
+                joins = not latin and shown in _JOINERS and out and _takes_joiner(out[-1][-1])
+                shown = unicodedata.normalize("NFKC", shown)
+                shown = shown if joins else "".join(char for char in shown if char not in _NO_INK)
             for char in shown.casefold() if fold else shown:
                 if char in _BREAKS:
                     char = "\n"
@@ -90,7 +124,7 @@ def normalise(text: str, *, fold: bool = False) -> Normal:
                         continue
                 elif char.isspace():
                     char = " "
-                elif char < " " or char == "\x7f":
+                elif char in _NO_INK and char not in _JOINERS:
                     continue
                 if char == " " and out and out[-1][-1] == " ":
                     ends[-1] = last
@@ -99,11 +133,33 @@ def normalise(text: str, *, fold: bool = False) -> Normal:
                 starts.append(first)
                 ends.append(last)
     joined = "".join(out)
-    latin = _latinise(joined)
-    if latin == text or (latin == joined and unicodedata.is_normalized("NFKC", joined)):
-        return Normal(latin, starts, ends)
-    again = normalise(latin, fold=fold)  # a mark may join the letter that now stands before it
+    found = joined.translate(_FOLD) if latin else _latinise(joined)
+    if found == text or (found == joined and unicodedata.is_normalized("NFKC", joined)):
+        return Normal(found, starts, ends)
+    again = normalise(found, fold=fold, latin=latin)  # a mark may join the letter that now stands before it
     return Normal(again.text, [starts[start] for start in again.starts], [ends[end - 1] for end in again.ends])
+
+
+def inked(text: str) -> str:
+    """Without the characters that have no ink, hidden ASCII apart. Character by character, so the same in parts."""
+    return text if text.isprintable() else _INKLESS.sub("", text)
+
+
+def skeleton(word: str) -> str:
+    """The form in which a run without blanks is counted (after UTS #39): compatibility form, case folded, every
+    look-alike as its Latin letter, no marks on ASCII; what tag characters and variation selectors hide comes behind a
+    space, so that neither hides the other.
+
+    >>> skeleton("\u0440\u0430\u0455\u0455")
+    'pass'
+    """
+    if word.isascii():
+        return word.lower()
+    secrets = (secret for secret in _SECRET.findall(word) if len(secret) > 1)  # one alone is padding between letters
+    hidden = "".join(_HIDDEN.get(char, "") for secret in secrets for char in secret)
+    shown = unicodedata.normalize("NFKC", _SECRET.sub("", word)).translate(_SKELETON).casefold().translate(_SKELETON)
+    shown = _ON_ASCII.sub("", shown)
+    return f"{shown} {hidden.lower()}".strip() if hidden.strip() else shown
 
 
 def _pieces(text: str) -> list[tuple[int, int, bool]]:
@@ -114,14 +170,16 @@ def _pieces(text: str) -> list[tuple[int, int, bool]]:
         if match[0].isascii():
             base = end < len(text) and _joins(text[end])  # its last character may take a mark
             stop = end - base
-            if stop > start and _PLAIN.fullmatch(text, start, stop):
-                found.append((start, stop, True))
-            else:
-                found.extend((place, place + 1, False) for place in range(start, stop))
+            at = start
+            for solid in _SOLID.finditer(text, start, stop):
+                found.extend((place, place + 1, False) for place in range(at, solid.start()))
+                at = solid.end()
+                found.append((solid.start(), at, True))
+            found.extend((place, place + 1, False) for place in range(at, stop))
             found.extend((place, place + 1, False) for place in range(stop, end))
             continue
         for place in range(start, end):
-            if _joins(text[place]) and found and not found[-1][2]:
+            if _joins(text[place]) and found and not found[-1][2] and place - found[-1][0] <= MARKS:
                 found[-1] = (found[-1][0], place + 1, False)
             else:
                 found.append((place, place + 1, False))
@@ -130,11 +188,16 @@ def _pieces(text: str) -> list[tuple[int, int, bool]]:
 
 def _joins(char: str) -> bool:
     """Whether NFKC may join a character to the one before it: marks, and the later parts of Hangul syllables."""
-    return bool(unicodedata.combining(char)) or unicodedata.category(char) == "Mn" or "\u1160" <= char <= "\u11ff"
+    mark = unicodedata.combining(char) or unicodedata.category(char) == "Mn" or "\u1160" <= char <= "\u11ff"
+    return bool(mark) and char not in _HIDDEN
 
 
-def _has_ink(char: str) -> bool:
-    return char.isascii() or not (unicodedata.category(char) == "Cf" or char in _NO_INK)
+def _takes_joiner(char: str) -> bool:
+    """Whether a joiner after it is spelling: after a letter or mark of a joining script, or a sign such as an emoji."""
+    kind = unicodedata.category(char)
+    if kind in ("So", "Sk"):
+        return not char.isascii()
+    return kind[0] in "LM" and char not in _JOINERS and any(first <= ord(char) <= last for first, last in _JOINED)
 
 
 def _latinise(text: str) -> str:

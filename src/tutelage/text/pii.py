@@ -2,7 +2,9 @@
 
 Each detector is a cheap pattern followed by a check (Luhn for cards, ISO 7064 mod 97-10 for IBAN, `ipaddress` for
 addresses of machines), because what looks like personal data is far more frequent than what is. A detector runs only
-when its rarest character occurs. Finding is on the normal form (text/normalise.py) when the text is not plain ASCII.
+when its rarest character occurs. Finding is on the normal form (text/normalise.py), and local: no detector looks back
+more than `CONTEXT` characters, and where it stops looking forward can be read from the text. So `read` can say of a
+text that still grows what is found for good, and where the first thing begins that more text may make or change.
 """
 
 from __future__ import annotations
@@ -11,20 +13,29 @@ import ipaddress
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
+from typing import NamedTuple
 
 from tutelage.core.records import Span
-from tutelage.text.normalise import normalise
+from tutelage.text.normalise import Normal, normalise
 
 TYPES = ("email", "phone", "ip", "card", "iban", "key", "address")
 """Every type there is; where two finds overlap the longer one stands."""
+CONTEXT = 64
+"""Characters before it that tell what something is."""
+BLOCK = 8192
+"""Characters a key in a file's form (PEM) may have between its first line and its last."""
+_NEAR = 48
+"""Characters from where a secret is named to the secret, at most."""
+_LONGEST = 1400
+"""Characters of the longest find, keys apart."""
 
 _EMAIL = re.compile(
-    r"(?<![\w.+%-])[a-z0-9_](?:[\w.+%'-]{0,62}[\w+-])?@(?:[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?\.)+([a-z]{2,24})(?![\w@-])",
+    r"(?<![\w.+%-])[a-z0-9_](?:[\w.+%'-]{0,62}[\w+-])?@(?:[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?\.){1,20}([a-z]{2,24})(?![\w@-])",
     re.IGNORECASE,
 )
-_HINT = re.compile(r"[\d@\uff20\ufe6b]|-----BEGIN")  # every type holds a digit, an at sign, or this opening
+_HINT = re.compile(r"[\d@]|-----BEGIN")  # every type holds a digit, an at sign, or this opening
 _FILE_ENDINGS = frozenset(
     ("png", "jpg", "jpeg", "gif", "svg", "webp", "bmp", "css", "js", "ts", "html", "txt", "pdf", "zip", "exe", "json")
 )
@@ -53,7 +64,6 @@ _VERSION = re.compile(
 
 _CARD = re.compile(r"(?<![\w.,-])[2-6](?:[ -]?\d){12,18}(?![\w-]|[.,]\d)")
 
-_IBAN = re.compile(r"(?<![a-z0-9])[a-z]{2}\d{2}(?: ?[a-z0-9]){11,30}(?![a-z0-9])", re.IGNORECASE)
 _IBAN_LENGTH = dict(
     AD=24, AE=23, AL=28, AT=20, AZ=28, BA=20, BE=16, BG=22, BH=22, BR=29, BY=28, CH=21, CR=22, CY=28, CZ=24, DE=22,
     DK=18, DO=28, EE=20, EG=29, ES=24, FI=18, FO=18, FR=27, GB=22, GE=22, GI=23, GL=18, GR=27, GT=28, HR=21, HU=28,
@@ -62,27 +72,53 @@ _IBAN_LENGTH = dict(
     SE=24, SI=19, SK=24, SM=27, ST=25, SV=28, TL=23, TN=24, TR=26, UA=29, VA=22, VG=24, XK=20,
 )  # fmt: skip
 
-_KEYS = re.compile(
-    r"-----BEGIN [A-Z ]*PRIVATE KEY-----(?:[\s\S]{0,8192}?-----END [A-Z ]*PRIVATE KEY-----)?"
-    r"|\b[spr]k[-_][A-Za-z0-9_-]{16,}"
-    r"|\bgh[pousr]_[A-Za-z0-9]{30,}|\bgithub_pat_[A-Za-z0-9_]{22,}|\bglpat-[A-Za-z0-9_-]{20,}|\bhf_[A-Za-z0-9]{30,}"
-    r"|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bAIza[0-9A-Za-z_-]{35}|\bxox[abeoprs]-[A-Za-z0-9-]{10,}"
-    r"|\beyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}"
-)
-_KEY_STARTS = ("PRIVATE KEY-", "sk", "pk", "rk", "gh", "glpat-", "hf_", "AKIA", "ASIA", "AIza", "xox", "eyJ")
-_KEY_NAMES = ("key", "token", "bearer", "secret", "password", "pwd")
-_NAMED_KEY = re.compile(
-    r"\b(?:api[ _-]?key|access[ _-]?(?:key|token)|auth[ _-]?token|secret(?:[ _-]?key)?|bearer|token|password|pwd)\b"
-    r"(?:\s*(?:is|[:=]))?\s*[\"'`]?([A-Za-z0-9_\-./+=]{12,})",
-    re.IGNORECASE,
-)
+_IBAN = re.compile(rf"(?<![a-z0-9])({'|'.join(_IBAN_LENGTH)})\d\d", re.IGNORECASE)
 
+_BLOCK_BEGINS = re.compile(r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----")
+_BLOCK_ENDS = re.compile(r"-----END [A-Z ]{0,40}PRIVATE KEY-----")
+_BLOCK_BODY = re.compile(
+    r"(?:\s|\\[nr]|[A-Za-z0-9+/=]{16,}|(?:Proc-Type|DEK-Info):[^\n\\]{0,80})*+[A-Za-z0-9+/=]{0,15}"
+)
+_BLOCK_LINE = re.compile(r"[A-Za-z0-9+/=]{16}")
+_PREFIXES = r"[spr]k[-_]|gh[pousr]_|github_pat_|glpat-|hf_|AKIA|ASIA|AIza|xox[abeoprs]-"
+_KEYS = re.compile(
+    r"\b[spr]k[-_][A-Za-z0-9_-]{16,}+"
+    r"|\bgh[pousr]_[A-Za-z0-9]{30,}+|\bgithub_pat_[A-Za-z0-9_]{22,}+|\bglpat-[A-Za-z0-9_-]{20,}+|\bhf_[A-Za-z0-9]{30,}+"
+    r"|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bAIza[0-9A-Za-z_-]{35}|\bxox[abeoprs]-[A-Za-z0-9-]{10,}+"
+    r"|(?<![\w-])eyJ[A-Za-z0-9_-]{8,}+\.eyJ[A-Za-z0-9_-]{8,}+\.[A-Za-z0-9_-]{8,}+"
+)
+_KEY_STARTS = ("sk", "pk", "rk", "gh", "glpat-", "hf_", "AKIA", "ASIA", "AIza", "xox", "eyJ")
+_KEY_NAMES = ("key", "token", "bearer", "secret", "password", "pwd")
+_NAMED = (
+    r"\b(?:api[ _-]?key|access[ _-]?(?:key|token)|auth[ _-]?token|secret(?:[ _-]?key)?|bearer|token|password|pwd)\b"
+    r"(?:\s{0,8}(?:is|[:=]))?%s\s{0,8}[\"'`]?"
+)
+_NAMED_KEY = re.compile(_NAMED % "" + r"([A-Za-z0-9_\-./+=]{12,}+)", re.IGNORECASE)
+
+_STREETS = "straße|strasse|gasse|weg|allee|platz"
 _ADDRESS = re.compile(
-    r"(?<![\w.,-])\d{1,5}[a-zA-Z]? (?:[A-Z][\w'’-]+ ){1,3}"
+    r"(?<![\w.,-])\d{1,5}[a-zA-Z]? (?:[A-Z][\w'’-]{1,30} ){1,3}"
     r"(?:Street|St|Road|Rd|Avenue|Ave|Lane|Ln|Drive|Dr|Boulevard|Blvd|Way|Court|Ct|Place|Pl|Square|Sq|Terrace|Close|"
     r"Row|Walk|Gardens|Crescent|Alley|Quay)\b\.?"
-    r"|\b[A-ZÄÖÜ][\wäöüß-]+(?:straße|strasse|gasse|weg|allee|platz) \d{1,4}[a-z]?\b"
+    rf"|(?<![\w-])[A-ZÄÖÜ][\w-]{{1,60}}(?:{_STREETS}) \d{{1,4}}[a-z]?\b"
 )
+
+# What more text may still make or change, each up to the end of the text. Where it begins, nothing may be cut.
+_OPEN: dict[str, str] = {
+    "email": r"(?<![\w.+%-])[a-zA-Z0-9_][\w.+%'-]{0,63}(?:@[\w.-]{0,1330})?",
+    "phone": r"(?<![\w.,:/@#$€£-])(?:\+\(?|\()?(?:\d[ ().\u2010-\u2014/-]{0,2}){0,17}[.,:/-]?",
+    "ip": r"(?<![\w.-])\d{1,3}(?:\.\d{0,3}){0,4}|(?<![\w:.])[0-9a-fA-F]{0,4}(?::[0-9a-fA-F]{0,4}){0,9}[\d.]{0,15}",
+    "card": r"(?<![\w.,-])[2-6](?:[ -]?\d){0,18}[ .,-]?",
+    "iban": rf"(?<![a-zA-Z0-9])(?:[a-zA-Z]{{1,2}}|(?i:{'|'.join(_IBAN_LENGTH)})\d{{1,2}}(?: ?[a-zA-Z0-9]){{0,30}} ?)",
+    "address": r"(?<![\w.,-])\d{1,5}[a-zA-Z]?(?: (?:[A-Z][\w'’-]{1,30} ){0,3}(?:[A-Z][\w'’-]{0,30}\.?)?)?"
+    r"|(?<![\w-])[A-ZÄÖÜ][\w-]{0,70}" + rf"|(?<![\w-])[A-ZÄÖÜ][\w-]{{1,60}}(?:{_STREETS}) \d{{0,4}}[a-z]?",
+    "key": r"-{1,4}|-----[BEGIN]{0,5}(?: [A-Z ]{0,40}-{0,5})?|\b[A-Za-z_-]{1,11}",
+}
+_OPEN_KEY = re.compile(rf"(?:\b(?:{_PREFIXES})[A-Za-z0-9_-]*+|(?<![\w-])eyJ[A-Za-z0-9_.-]*+)\Z")
+_OPEN_NAMED = re.compile(_NAMED % "?" + r"([A-Za-z0-9_\-./+=]*+)\Z", re.IGNORECASE)
+_RUN, _VALUE, _BODY = (re.compile(rf"[{chars}]*+") for chars in (r"\w.-", r"\w./+=-", r"\w+/=\s\\"))
+_NOT_RUN, _NOT_VALUE = re.compile(r"[^\w.-]"), re.compile(r"[^\w./+=-]")
+_RUN_CHARS = "".join(chr(code) for code in range(128) if chr(code).isalnum()) + "_.-"
 
 
 def find(text: str, types: Iterable[str] = TYPES) -> list[Span]:
@@ -96,18 +132,75 @@ def find(text: str, types: Iterable[str] = TYPES) -> list[Span]:
         raise ValueError(f"unknown types of personal data {sorted(unknown)}; there are {', '.join(TYPES)}")
     if not _HINT.search(text):
         return []
-    normal = None if text.isascii() else normalise(text)
-    plain = normal.text if normal else text
-    found: list[Span] = []
-    has_digit = any(char in plain for char in "0123456789")
-    for name, needs, detector in _DETECTORS:
-        if name in wanted and (has_digit if needs == "0" else needs in plain):
-            found.extend(detector(plain))
-    kept = _without_overlap(found)
-    if normal is None:
-        return kept
-    moved = ((*normal.span(span.start, span.end), span) for span in kept)
+    normal = normalise(text, latin=True)
+    if not _HINT.search(normal.text):
+        return []
+    raw = _found(normal.text, 0, wanted)
+    return located(_without_overlap([span for _, _, span in raw if span is not None]), normal)
+
+
+def located(spans: Sequence[Span], normal: Normal) -> list[Span]:
+    """Spans of a normal form as spans of the text it was made from."""
+    if isinstance(normal.starts, range):
+        return list(spans)
+    moved = ((*normal.span(span.start, span.end), span) for span in spans)
     return [span.model_copy(update={"start": start, "end": end}) for start, end, span in moved]
+
+
+class Reading(NamedTuple):
+    """What is known of a text that may go on."""
+
+    spans: list[Span]
+    """Found for good; all end at or before `until`."""
+    until: int
+    """Nothing that begins before it changes with what follows; nothing found crosses it."""
+    ends: re.Pattern[str] | None = None
+    """Without this in what follows, what is open stays open: no need to read again. None: read again."""
+    rest: re.Pattern[str] | None = None
+    """What belongs to it, if it is taken for a secret before its end is known."""
+
+
+def read(text: str, begin: int, types: Iterable[str] = TYPES, *, last: bool = False) -> Reading:
+    """Personal data in a normal form (`normalise` with `latin`) from `begin` on; what stands before is context.
+
+    Unless it is the `last` of the text, what may still be open at its end is left to the next call, which must begin
+    at `until`.
+    """
+    wanted = set(types)
+    raw = _found(text, begin, wanted)
+    until, ends, rest = (len(text), None, None) if last else _open(text, begin, wanted)
+    for start, end, _ in sorted(raw, key=lambda each: -each[1]):
+        if start < until < end:
+            until, ends = start, ends if start == until else None
+    spans = [span for _, end, span in raw if span is not None and end <= until]
+    return Reading(_without_overlap(spans), until, ends, rest)
+
+
+def _open(text: str, begin: int, wanted: set[str]) -> tuple[int, re.Pattern[str] | None, re.Pattern[str] | None]:
+    """Where the first thing begins that may still become personal data, what would end it, and what belongs to it."""
+    size = len(text)
+    if "key" in wanted:
+        for start, _, closed in _blocks(text, begin):
+            if not closed:
+                return start, _BLOCK_ENDS, _BODY
+    found = _opening(frozenset(wanted)).search(text, max(begin, size - _LONGEST))
+    until, ends, rest = found.start() if found else size, None, None
+    if "key" in wanted:
+        # only what stands in the last run of their characters can reach the end of the text
+        run, value = (len(text.rstrip(chars)) for chars in (_RUN_CHARS, _RUN_CHARS + "/+="))
+        shaped = _OPEN_KEY.search(text, max(begin, run))
+        if shaped is not None and shaped.start() <= until:
+            until, ends, rest = shaped.start(), _NOT_RUN, _RUN
+        named = _OPEN_NAMED.search(text, max(0, begin - _NEAR, value - _NEAR))
+        if named is not None and begin <= named.start(1) < min(until, size):
+            until, ends, rest = named.start(1), _NOT_VALUE, _VALUE
+    return until, ends, rest
+
+
+@cache
+def _opening(wanted: frozenset[str]) -> re.Pattern[str]:
+    parts = "|".join(pattern for name, pattern in _OPEN.items() if name in wanted)
+    return re.compile(rf"(?:{parts or '(?!)'})\Z|\Z")
 
 
 def redact(text: str, spans: Sequence[Span], placeholder: Callable[[Span], str] | None = None) -> str:
@@ -137,20 +230,36 @@ def mod97(account: str) -> bool:
     return int("".join(str(int(char, 36)) for char in moved)) % 97 == 1
 
 
-def _emails(text: str) -> list[Span]:
-    return [
-        Span(start=match.start(), end=match.end(), type="email")
-        for match in _EMAIL.finditer(text)
-        if match[1].lower() not in _FILE_ENDINGS and ".." not in match[0]
-    ]
+Raw = tuple[int, int, Span | None]
+"""What a pattern took, and what it is if it is anything: what was taken is not looked at again."""
 
 
-def _phones(text: str) -> list[Span]:
-    found = []
-    for match in _PHONE.finditer(text):
-        if score := _phone_score(match[0], match[1], text[max(0, match.start() - 40) : match.start()]):
-            found.append(Span(start=match.start(), end=match.end(), type="phone", score=score))
+def _found(text: str, begin: int, wanted: set[str]) -> list[Raw]:
+    if not _HINT.search(text, begin):
+        return []
+    found: list[Raw] = []
+    has_digit = re.compile(r"\d").search(text, begin) is not None
+    for name, needs, detector in _DETECTORS:
+        if name in wanted and (not needs or (has_digit if needs == "0" else text.find(needs, begin) >= 0)):
+            found.extend(detector(text, begin))
     return found
+
+
+def _emails(text: str, begin: int) -> Iterator[Raw]:
+    for match in _EMAIL.finditer(text, begin):
+        real = match[1].lower() not in _FILE_ENDINGS and ".." not in match[0]
+        yield _raw(match, "email" if real else "")
+
+
+def _raw(match: re.Match[str], type_: str, score: float = 1.0) -> Raw:
+    span = Span(start=match.start(), end=match.end(), type=type_, score=score) if type_ else None
+    return match.start(), match.end(), span
+
+
+def _phones(text: str, begin: int) -> Iterator[Raw]:
+    for match in _PHONE.finditer(text, begin):
+        score = _phone_score(match[0], match[1], text[max(0, match.start() - 40) : match.start()])
+        yield _raw(match, "phone" if score else "", score)
 
 
 def _phone_score(written: str, prefix: str | None, before: str) -> float:
@@ -171,58 +280,75 @@ def _phone_score(written: str, prefix: str | None, before: str) -> float:
     return 0.7 if trunk and 2 <= len(groups) <= 5 and 9 <= count <= 12 and max(sizes[1:]) <= 8 else 0.0
 
 
-def _machines(text: str) -> list[Span]:
-    found = []
-    for match in _IP4.finditer(text):
+def _machines(text: str, begin: int) -> Iterator[Raw]:
+    for match in _IP4.finditer(text, begin):
         valid = all(int(part) <= 255 and (part == "0" or part[0] != "0") for part in match[0].split("."))
-        if valid and not _VERSION.search(text[max(0, match.start() - 16) : match.start()]):
-            found.append(Span(start=match.start(), end=match.end(), type="ip"))
-    for match in _IP6.finditer(text) if text.count(":") > 1 else ():
+        known = valid and not _VERSION.search(text[max(0, match.start() - 16) : match.start()])
+        yield _raw(match, "ip" if known else "")
+    for match in _IP6.finditer(text, begin) if text.find(":", begin) >= 0 else ():
         groups = [group for group in match[0].split(":") if group]
-        if len(groups) < 2 or not any(char.isdigit() for char in match[0]):
-            continue
+        real = len(groups) >= 2 and any(char.isdigit() for char in match[0])
         try:
             ipaddress.IPv6Address(match[0])
         except ValueError:
-            continue
-        found.append(Span(start=match.start(), end=match.end(), type="ip"))
-    return found
+            real = False
+        yield _raw(match, "ip" if real else "")
 
 
-def _cards(text: str) -> list[Span]:
-    found = []
-    for match in _CARD.finditer(text):
+def _cards(text: str, begin: int) -> Iterator[Raw]:
+    for match in _CARD.finditer(text, begin):
         digits = re.sub(r"\D", "", match[0])
-        if len(set(digits)) > 1 and luhn(digits):
-            found.append(Span(start=match.start(), end=match.end(), type="card"))
-    return found
+        yield _raw(match, "card" if len(set(digits)) > 1 and luhn(digits) else "")
 
 
-def _accounts(text: str) -> list[Span]:
-    found = []
-    for match in _IBAN.finditer(text):
-        length = _IBAN_LENGTH.get(match[0][:2].upper())
-        if length is None:
-            continue
-        solid = [place for place, char in enumerate(match[0], 1) if char != " "]
-        if len(solid) < length:
-            continue
-        taken = solid[length - 1]  # the pattern may have run on into the next words
-        written, after = match[0][:taken], match[0][taken : taken + 1]
-        if after in ("", " ") and mod97(written.replace(" ", "").upper()):
-            found.append(Span(start=match.start(), end=match.start() + taken, type="iban"))
-    return found
+def _accounts(text: str, begin: int) -> Iterator[Raw]:
+    for match in _IBAN.finditer(text, begin):
+        # a country's accounts have one length: what looks like the beginning of another never hides one
+        whole = _account(_IBAN_LENGTH[match[1].upper()] - 4).match(text, match.end())
+        if whole is not None and mod97((match[0] + whole[0]).replace(" ", "").upper()):
+            yield match.start(), whole.end(), Span(start=match.start(), end=whole.end(), type="iban")
 
 
-def _keys(text: str) -> list[Span]:
-    shaped = _KEYS.finditer(text) if any(start in text for start in _KEY_STARTS) else ()
-    found = [Span(start=match.start(), end=match.end(), type="key") for match in shaped]
+@cache
+def _account(length: int) -> re.Pattern[str]:
+    return re.compile(rf"(?: ?[a-z0-9]){{{length}}}(?![a-z0-9])", re.IGNORECASE)
+
+
+def _keys(text: str, begin: int) -> Iterator[Raw]:
+    for start, end, _ in _blocks(text, begin):
+        yield start, end, Span(start=start, end=end, type="key")
+    if any(text.find(start, begin) >= 0 for start in _KEY_STARTS):
+        for match in _KEYS.finditer(text, begin):
+            yield _raw(match, "key" if re.search(r"\d", match[0]) else "")
     lowered = text.lower()
-    for match in _NAMED_KEY.finditer(text) if any(name in lowered for name in _KEY_NAMES) else ():
+    for match in _NAMED_KEY.finditer(text, max(0, begin - _NEAR)) if any(n in lowered for n in _KEY_NAMES) else ():
+        if match.start(1) < begin:
+            continue
         value = match[1].rstrip(".")
-        if _entropy(value) >= 3.0 and re.search(r"\d", value) and re.search(r"[A-Za-z]", value):
-            found.append(Span(start=match.start(1), end=match.start(1) + len(value), type="key", score=0.8))
-    return found
+        secret = _entropy(value) >= 3.0 and re.search(r"\d", value) and re.search(r"[A-Za-z]", value)
+        end = match.start(1) + len(value)
+        yield match.start(1), end, Span(start=match.start(1), end=end, type="key", score=0.8) if secret else None
+
+
+def _blocks(text: str, begin: int) -> Iterator[tuple[int, int, bool]]:
+    """Keys in a file's form: from the first line to the last if that comes within `BLOCK`; else what looks like a key's
+    lines, so that a key that was broken off is none the less covered. True if no more text can change that."""
+    lines = _BLOCK_ENDS.finditer(text, begin) if "-----BEGIN" in text else iter(())
+    line, at = next(lines, None), begin
+    for first in _BLOCK_BEGINS.finditer(text, begin):
+        if first.start() < at:
+            continue
+        while line is not None and line.start() < first.end():
+            line = next(lines, None)
+        if line is not None and line.start() - first.end() <= BLOCK:
+            at, closed = line.end(), True
+        else:
+            body = _BLOCK_BODY.match(text, first.end())
+            assert body is not None
+            lined = _BLOCK_LINE.search(text, first.end(), body.end())
+            at = first.end() + len(body[0].rstrip()) if lined else first.end()
+            closed = body.end() < len(text) and len(text) - first.end() > BLOCK + 80
+        yield first.start(), at, closed
 
 
 def _entropy(value: str) -> float:
@@ -231,26 +357,29 @@ def _entropy(value: str) -> float:
     return -sum(n / len(value) * math.log2(n / len(value)) for n in counts.values())
 
 
-def _matches(pattern: re.Pattern[str], type_: str, text: str) -> list[Span]:
-    return [Span(start=match.start(), end=match.end(), type=type_, score=0.7) for match in pattern.finditer(text)]
+def _addresses(text: str, begin: int) -> Iterator[Raw]:
+    return (_raw(match, "address", 0.7) for match in _ADDRESS.finditer(text, begin))
 
 
 def _without_overlap(found: list[Span]) -> list[Span]:
+    """The longest of those that overlap. Those of a type never overlap, so marking each character is linear."""
     kept: list[Span] = []
+    taken = bytearray(max((span.end for span in found), default=0))
     order = {name: place for place, name in enumerate(("key", "iban", "card", "email", "ip", "phone", "address"))}
     for span in sorted(found, key=lambda span: (span.start - span.end, order[span.type], span.start)):
-        if all(span.end <= other.start or span.start >= other.end for other in kept):
+        if taken.find(1, span.start, span.end) < 0:
+            taken[span.start : span.end] = b"\1" * (span.end - span.start)
             kept.append(span)
     return sorted(kept, key=lambda span: span.start)
 
 
 # (type, a character without which it cannot occur, "0" = any digit; "" = always, detector)
-_DETECTORS: tuple[tuple[str, str, Callable[[str], list[Span]]], ...] = (
+_DETECTORS: tuple[tuple[str, str, Callable[[str, int], Iterator[Raw]]], ...] = (
     ("email", "@", _emails),
     ("phone", "0", _phones),
     ("ip", "0", _machines),
     ("card", "0", _cards),
     ("iban", "0", _accounts),
     ("key", "", _keys),
-    ("address", "0", partial(_matches, _ADDRESS, "address")),
+    ("address", "0", _addresses),
 )

@@ -88,6 +88,7 @@ def main() -> None:
 def measured(root: Root, artifact: Artifact, only: Sequence[str]) -> list[str]:
     """The tables of one classifier, as lines of Markdown."""
     judge = ClassifierJudge(artifact.path)
+    guard = Guard(judge)
     config = Classifier.model_validate(artifact.manifest.config)
     labels = [root.find(ref) for ref in refs_of(artifact.manifest.inputs["labels"])]
     rows = read_rows(
@@ -106,9 +107,9 @@ def measured(root: Root, artifact: Artifact, only: Sequence[str]) -> list[str]:
             part = Part(
                 direction, category, *([r for r in mine if r.side == s] for s in ("train", "calibration", "test"))
             )
-            page += ["", f"### {direction}: {category}", "", *table(judge, part)]
+            page += ["", f"### {direction}: {category}", "", *table(guard, part)]
     if not only:
-        page += ["", "### Harmless texts that look like harm", "", *passed(judge, root, labels, rows["input"])]
+        page += ["", "### Harmless texts that look like harm", "", *passed(guard, root, labels, rows["input"])]
         page += ["", "### All heads together", "", *together(artifact.metrics)]
     for name, why in sorted((artifact.metrics.get("left_out") or {}).items()):
         page += ["", f"No head for {name}: {why}."]
@@ -123,14 +124,23 @@ def refs_of(value: Any) -> list[str]:
 # ------------------------------------------------------------------------------------------------------------- scorers
 
 
-def guard(judge: ClassifierJudge, part: Part) -> Scorer:
-    """The trained heads."""
+class Guard:
+    """The trained heads, each text judged once for all categories."""
 
-    def score(texts: Sequence[str]) -> Floats:
-        said = judge.judge([judged(text, direction=part.direction) for text in texts])
-        return np.array([verdict.scores[part.category] for verdict in said])
+    def __init__(self, judge: ClassifierJudge) -> None:
+        self.judge = judge
+        self._known: dict[tuple[str, str], dict[str, float]] = {}
 
-    return score
+    def scores(self, direction: str, texts: Sequence[str]) -> list[dict[str, float]]:
+        """Probabilities by category."""
+        missing = [text for text in dict.fromkeys(texts) if (direction, text) not in self._known]
+        said = self.judge.judge([judged(text, direction=direction) for text in missing])
+        self._known |= {(direction, text): verdict.scores for text, verdict in zip(missing, said, strict=True)}
+        return [self._known[direction, text] for text in texts]
+
+    def of(self, part: Part) -> Scorer:
+        """One head."""
+        return lambda texts: np.array([each[part.category] for each in self.scores(part.direction, texts)])
 
 
 def length(part: Part) -> Scorer:
@@ -167,18 +177,18 @@ def tfidf(part: Part) -> Scorer:
 # -------------------------------------------------------------------------------------------------------------- tables
 
 
-def table(judge: ClassifierJudge, part: Part) -> list[str]:
+def table(guard: Guard, part: Part) -> list[str]:
     """One category: every scorer over all sources, by source, and where lengths are matched."""
     if not part.test or not part.positive(part.test).any():
         return [f"No test row of it: not enough data (n={len(part.test)})."]
     sets: dict[str, list[Row]] = {"all": part.test}
-    sources = sorted({row.source for row in part.test})
+    sources = sorted({row.source for row in part.test if row.categories[part.category] >= 0.5})
     sets |= {each: [row for row in part.test if row.source == each] for each in sources} if len(sources) > 1 else {}
     if part.category in CONFOUNDED:
         bad = [row for row in part.test if row.categories[part.category] >= 0.5]
         sets["lengths matched"] = [*bad, *lengths_matched(part.test, part.category)]
     lines: list[Line] = []
-    scorers = {"guard": guard(judge, part), "TF-IDF": tfidf(part), "length": length(part)}
+    scorers = {"guard": guard.of(part), "TF-IDF": tfidf(part), "length": length(part)}
     for name, scorer in scorers.items():
         chosen = thresholds(part, scorer)
         for source, rows in sets.items():
@@ -231,8 +241,7 @@ def line(name: str, source: str, part: Part, rows: Sequence[Row], score: Floats,
     truth = part.positive(rows)
     harmless = np.array([row.harmless for row in rows], dtype=bool)
     clusters = [row.cluster for row in rows]
-    few = f"not enough data (n={len(rows)}, {int(truth.sum())} of it)"
-    area = f1 = few
+    area = f1 = "no row without it" if truth.all() else f"not enough data (n={len(rows)})"
     if truth.any() and not truth.all():
         area = said(
             bootstrap(lambda i: average_precision(score[i], truth[i]), len(rows), clusters=clusters, resamples=300)
@@ -245,7 +254,7 @@ def line(name: str, source: str, part: Part, rows: Sequence[Row], score: Floats,
     recalls = []
     for threshold, reason in chosen.rates:
         if reason or threshold is None:
-            recalls.append(reason or "no threshold")
+            recalls.append(reason or "no threshold")  # a figure would pretend to a rate that nothing supports
             continue
         struck = score > threshold
         found = said(wilson(int(struck[truth].sum()), int(truth.sum()))) if truth.any() else "none of it here"
@@ -280,10 +289,10 @@ def share(figure: Interval) -> str:
     return f"{figure.value:.1%} ({figure.low:.1%}-{figure.high:.1%})"
 
 
-def passed(judge: ClassifierJudge, root: Root, labels: Sequence[Artifact], rows: Sequence[Row]) -> list[str]:
+def passed(guard: Guard, root: Root, labels: Sequence[Artifact], rows: Sequence[Row]) -> list[str]:
     """How often any head strikes, at its threshold for 1%: harmless texts that look like harm, and harm never seen."""
     certificates = [
-        each for head in judge.sealed.of("input") for each in head.certificates if each.target == TARGETS[0]
+        each for head in guard.judge.sealed.of("input") for each in head.certificates if each.target == TARGETS[0]
     ]
     bound = {each.category: each.threshold for each in certificates if each.threshold is not None}
     unsure = [f"{each.category} (n={each.n})" for each in certificates if not each.certified]
@@ -301,9 +310,9 @@ def passed(judge: ClassifierJudge, root: Root, labels: Sequence[Artifact], rows:
                 sets.setdefault(("harmless" if kind == "benign" else "harm", name), []).append(answer_of(item))
     lines = ["| texts | set | n | struck by any head at 1% | most often by |", "|---|---|---|---|---|"]
     for (kind, source), texts in sorted(sets.items()):
-        verdicts = judge.judge([judged(text, direction="input") for text in texts])
-        by = {name: sum(verdict.scores[name] > limit for verdict in verdicts) for name, limit in bound.items()}
-        struck = sum(any(v.scores[name] > limit for name, limit in bound.items()) for v in verdicts)
+        found = guard.scores("input", texts)
+        by = {name: sum(each[name] > limit for each in found) for name, limit in bound.items()}
+        struck = sum(any(each[name] > limit for name, limit in bound.items()) for each in found)
         most = max(by, key=lambda name: by[name]) if any(by.values()) else ""
         lines.append(f"| {kind} | {source} | {len(texts)} | {share(wilson(struck, len(texts)))} | {most} |")
     if unsure:

@@ -126,9 +126,13 @@ def test_train_a_guard_on_a_file_of_ones_own(tutelage: Any, tmp_path: Path) -> N
         rows.append({"text": f"{text.format(w=dice.choice(words))} {number}", "harassment": int(bad)})
     file = tmp_path / "labels.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
-    done = tutelage("guard", "train", file, "bits=13", "--licence", "permissive", "--root", tmp_path / "life", "--json")
+    done = tutelage(
+        "guard", "train", file, "bits=13", "near=0", "--licence", "permissive", "--root", tmp_path / "life", "--json"
+    )
     assert done.code == 0, done.err
-    again = tutelage("guard", "train", file, "bits=13", "--licence", "permissive", "--root", tmp_path / "life")
+    again = tutelage(
+        "guard", "train", file, "bits=13", "near=0", "--licence", "permissive", "--root", tmp_path / "life"
+    )
     head, row = (re.split(r"  +", line) for line in again.out.splitlines()[:2])
     assert head[0] == "head" and row[0] == "input/harassment" and row[1] == str(_heads(done)["n"])
     judge = Root(tmp_path / "life").find(done.json["classifier"])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tutelage.corpus.clean import Text
 from tutelage.corpus.decontaminate import HeldOut
-from tutelage.corpus.dedup import exact, grams, jaccard, near, words_of
+from tutelage.corpus.dedup import exact, grams, groups, jaccard, near, words_of
 from tutelage.corpus.mix import mix
 
 WORDS = [
@@ -45,6 +45,30 @@ def slow_near(texts: list[str], threshold: float) -> list[int]:
                 break
     assert len(words.starts) == len(texts) + 1
     return kept
+
+
+def test_groups_pass_nearness_on():
+    """As all pairs and their connected parts say; a chain of twins is one group though its ends are far apart."""
+    rng = random.Random(3)
+    texts = [" ".join(rng.choices(WORDS, k=rng.randrange(12, 40))) for _ in range(60)]
+    for _ in range(120):
+        copy = rng.choice(texts).split()
+        for _ in range(rng.randrange(4)):
+            copy[rng.randrange(len(copy))] = rng.choice(WORDS)
+        texts.append(" ".join(copy))
+    sets = [set(grams(words_of([text]), 3)[0].tolist()) for text in texts]
+    pairs = [
+        (one, two) for two in range(len(texts)) for one in range(two)
+        if len(sets[one] & sets[two]) >= 0.5 * len(sets[one] | sets[two])
+    ]  # fmt: skip
+    first = list(range(len(texts)))
+    for _ in texts:
+        for one, two in pairs:
+            first[one] = first[two] = min(first[one], first[two])
+    found = groups(words_of(texts), 0.5, bands=60)
+    assert found == first and len(set(found)) < 80
+    assert len(sets[found[-1]] & sets[-1]) < len(sets[-1]), "some member is not equal to the first of its group"
+    assert groups(words_of(["too short", "too short", "a b c d", "A b C d"])) == [0, 1, 2, 2]
 
 
 def test_near_agrees_with_all_pairs():

@@ -64,7 +64,8 @@ def label_rows(seed: int = 0, count: int = 1600) -> list[Example]:
         bad = dice.random() < 0.3
         pool = (CRIME if bad else SAFE_ANSWER) if output else (INJECTION if bad else BENIGN)
         template, thing, place = dice.randrange(len(pool)), dice.choice(OBJECTS), dice.choice(PLACES)
-        text = f"{pool[template].format(o=thing, p=place)} {dice.choice(OBJECTS)} {number}"
+        tail = " ".join([dice.choice(OBJECTS), str(number), dice.choice(PLACES), dice.choice(OBJECTS), str(number)])
+        text = f"{pool[template].format(o=thing, p=place)} {tail}"  # the tail: texts of one template are no near twins
         cluster = f"{template}/{thing}/{place}/{number}"
         split = "validation" if int(digest(cluster)[:4], 16) % 2 else "train"
         rows.append(

@@ -156,6 +156,8 @@ _LANGUAGES = {"en": "English", "es": "Spanish", "vi": "Vietnamese", "de": "Germa
 _HARMLESS: dict[str, str | float] = {"crime": 0.0, "jailbreak": 0.0, "prompt_injection": 0.0}
 _KIND: dict[str, str | float] = {"hate": 0.0, "harassment": 0.0, "sexual": 0.0, "self_harm": 0.0}
 """What the writers of instruction sets did not put into their answers; violence does stand in some stories."""
+_PLAIN = _HARMLESS | _KIND
+"""What they did not ask for either: without their requests a guard learned from tweets knows no text but tweets."""
 _MODERATION: dict[str, str | float] = {
     "sexual": "{labels.sexual}",
     "hate": "{labels.hate}",
@@ -224,13 +226,13 @@ _ENTRIES = (
     _set("instruct_p3", "share-alike", "bigscience/P3",
          "instruction tuning: many short tasks",
          Dialogues(family="instruct"),
-         *_label(_HARMLESS, "{prompt}"),
+         *_label(_PLAIN, "{prompt}"),
          _answers("{response}"),
          renamed={"prompt": "inputs_pretokenized", "response": "targets_pretokenized"}),
     _set("instruct_selfinstruct", "permissive", "yizhongw/self_instruct:self_instruct",
          "instruction tuning: human-written seed tasks; user-oriented instructions to examine",
          Dialogues(prompt=("{instruction}\n{input}",), family="instruct"),
-         *_label(_HARMLESS, "{instruction}\n{input}"),
+         *_label(_PLAIN, "{instruction}\n{input}"),
          _answers("{response}"),
          Items(task="generate", prompt="{instruction}\n{input}", target="{response}")),
     _set("instruct_gsm8k", "permissive", "openai/gsm8k:main",
@@ -469,7 +471,7 @@ _ENTRIES = (
     # Over-refusal
     _set("overrefusal_cyber_frr", "permissive", "",
          "harmless prompts that sound like attacks on computers",
-         *_label({"cyber": 0.0, **_HARMLESS}, "{prompt}"),
+         *_label({"cyber": 0.0, **_PLAIN}, "{prompt}"),
          Items(task="benign", prompt="{prompt}")),
     _set("overrefusal_oktest", "not-stated", "",
          "safe prompts with words that sound risky",
@@ -477,8 +479,7 @@ _ENTRIES = (
          evaluation_only=True),
     # Prompt injection
     _set("injection_bipia_attacks", "permissive", "",
-         "indirect prompt injection: the injected instructions alone",
-         *_label({"prompt_injection": 1.0}, "{attack}"),
+         "indirect prompt injection: the injected instructions alone: goals, and mere requests where a user says them",
          _goal("{attack}", slices={"category": "{category}"},
                mark={"attack": "injection", "category": "prompt_injection"})),
     _set("injection_bipia", "share-alike", "",

@@ -13,7 +13,7 @@ import numpy as np
 from scipy import special
 
 from tutelage.core.records import Record, digest
-from tutelage.measure.statistics import upper_bound
+from tutelage.measure.statistics import Interval, undefined, upper_bound
 
 
 class Certificate(Record):
@@ -60,6 +60,42 @@ class Certificate(Record):
     def certified(self) -> bool:
         """True when the bound over rows is at most the target."""
         return self.bound is not None and self.bound <= self.target
+
+
+def together(certificates: Sequence[Certificate]) -> str | None:
+    """The name that a verdict bears for all the thresholds its scores may be held against; None without any."""
+    return digest(sorted(each.id for each in certificates))[:12] if certificates else None
+
+
+def joint(certificates: Sequence[Certificate]) -> Interval:
+    """How often a benign text is struck by any of these thresholds at once: at most the sum of their bounds.
+
+    Each of K bounds is taken anew at 1 - (1 - confidence) / K, rows or clusters, whichever is weaker, so that all of
+    them hold together with the certificates' confidence (Bonferroni), however the heads hang together. The value is
+    the sum of what each struck: what it would be if no text was struck twice. One-sided: `low` is 0.
+    """
+    if not certificates:
+        return undefined(0, "no certificate", method="Bonferroni")
+    level = min(each.confidence for each in certificates)
+    n = min(each.n for each in certificates)
+    alone = 1 - (1 - level) / len(certificates)
+    high = 0.0
+    for each in certificates:
+        weaker: list[float] = []
+        if each.bound is None or each.bound_clusters is None:
+            return undefined(n, f"{each.category}: not enough data (n={each.n})", method="Bonferroni", level=level)
+        for bound, of in ((each.bound, each.n), (each.bound_clusters, each.clusters)):
+            struck = _behind(bound, of, each.confidence)
+            weaker.append(upper_bound(struck, of, alone) or 0.0)
+        high += max(weaker)
+    value = min(1.0, sum(each.false_positives / each.n for each in certificates))
+    return Interval(value=value, low=0.0, high=min(1.0, high), level=level, n=n, method="Bonferroni")
+
+
+def _behind(bound: float, n: int, confidence: float) -> int:
+    """How many of n were struck, where their upper bound is `bound`."""
+    struck = np.arange(n)
+    return int(np.append(special.betaincinv(struck + 1, n - struck, confidence), 1.0).searchsorted(bound - 1e-9))
 
 
 def least_n(target: float, confidence: float = 0.95) -> int:

@@ -1,15 +1,17 @@
 """Stage `classifier`: people's labels -> the always-on guard, all categories in one pass, calibrated and certified.
 
-`classifier.json` holds what `Sealed` says, `weights.safetensors` one table and one bias per direction.
+`classifier.json` holds what `Sealed` says, `weights.safetensors` one table and one bias per direction. Thresholds are
+chosen on the calibration side alone, and every figure is of the test side, which no threshold has seen.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,17 +23,16 @@ from tutelage.core.artifact import Root
 from tutelage.core.config import Config
 from tutelage.core.errors import CorruptArtifact, DataError
 from tutelage.core.price import Cost, Machine
-from tutelage.core.records import Example, Record, Verdict, explain, read_jsonl
+from tutelage.core.records import Example, Record, Verdict, explain
 from tutelage.core.stage import Context, Input, Inputs, stage
-from tutelage.judge.certificate import Certificate, certify
+from tutelage.judge.certificate import Certificate, certify, joint, together
 from tutelage.judge.judge import Progress, Tap, answer_of, failed
+from tutelage.judge.labelled import DIRECTIONS, Direction, Row, direction_of, lengths_matched, read_rows, share, short
 from tutelage.judge.linear import Calibration, calibrate, document_frequency, fit_heads, matrix
 from tutelage.judge.ngrams import Features, Heads, HeadStream, fold, windows
 from tutelage.measure.calibration import ece
-from tutelage.measure.statistics import bootstrap, wilson
+from tutelage.measure.statistics import bootstrap, clopper_pearson, plain, undefined, upper_bound, wilson
 
-Direction = Literal["input", "output"]
-DIRECTIONS: tuple[Direction, ...] = ("input", "output")
 Floats = NDArray[np.float64]
 
 
@@ -52,8 +53,16 @@ class Classifier(Config):
     """Steps of the optimizer at most."""
     folds: int = Field(3, ge=2)
     """Parts, by cluster, for the scores that calibration learns from."""
+    near: float = Field(0.5, ge=0, le=1)
+    """Jaccard index of word triples from which two texts are of one cluster, which stands on one side; 0: only names
+    and equal texts count."""
     held_out: float = Field(0.25, gt=0, lt=1)
-    """Share of clusters kept for certificates where the labels bring no split of their own."""
+    """Share of clusters kept for certificates, of a source that brings no validation rows."""
+    tested: float = Field(0.25, ge=0, lt=1)
+    """Share of those kept for figures alone, of a source that brings no test rows."""
+    matched: tuple[str, ...] = ()
+    """Categories for which a window of harmless text as long as each text with it is learned from as well: where texts
+    with it are longer or shorter than others, or say it within long ones, length must tell nothing."""
     least: int = Field(8, ge=2)
     """Different texts with the label, and without, that a head needs in training, from at least two clusters each."""
     categories: tuple[str, ...] = ()
@@ -114,6 +123,10 @@ class ClassifierJudge:
             key, message = explain(error)
             raise CorruptArtifact(message, file=file, key=key) from None
         self.name = name or f"classifier:{path.name[:12]}"
+        self._certified: dict[str, str | None] = {
+            direction: together([each for head in self.sealed.of(direction) for each in head.certificates])
+            for direction in DIRECTIONS
+        }
         tensors = load_file(str(path / "weights.safetensors"))
         self._heads: dict[str, Heads] = {}
         for direction in DIRECTIONS:
@@ -151,7 +164,8 @@ class ClassifierJudge:
             head.category: float(head.calibration(logit))
             for head, logit in zip(self.sealed.of(direction), logits, strict=True)
         }
-        return Verdict(judge=self.name, scores=scores, cost_ms=round(cost_ms, 4))
+        certified = self._certified[direction]
+        return Verdict(judge=self.name, scores=scores, cost_ms=round(cost_ms, 4), certificate=certified)
 
     def watch(self, conversation: Example) -> ClassifierWatcher | Unsupported:
         """A watcher of the answer to come; the direction is `tags.direction`, else output."""
@@ -198,80 +212,9 @@ class Unsupported:
         return Progress(0, failed(self._name, "unsupported"))
 
 
-def direction_of(example: Example) -> str:
-    """`tags.direction`, else `output` for an assistant's message and `input` for every other."""
-    said = example.tags.get("direction")
-    if said:
-        return str(said)
-    return "output" if example.messages and example.messages[-1].role == "assistant" else "input"
-
-
 def open_classifier(ref: str, root: Root | None = None, **options: Any) -> ClassifierJudge:
     """Open `classifier:<id>`."""
     return ClassifierJudge(refs.resolve_artifact(ref, root or Root("life")).verified().path)
-
-
-class Row(NamedTuple):
-    """One labelled text, read and checked."""
-
-    id: str
-    text: str
-    cluster: str
-    held_out: bool
-    categories: dict[str, float]
-
-
-def read_rows(files: Sequence[Path], config: Classifier) -> dict[Direction, list[Row]]:
-    """Rows of labels.jsonl by direction. What stands in training, as a cluster or as a text, is not held out as well,
-    and a text is held out once.
-
-    Raises DataError naming file, row and key.
-    """
-    found: dict[Direction, list[Row]] = {direction: [] for direction in DIRECTIONS}
-    splits = False
-    for file in files:
-        for number, example in enumerate(read_jsonl(file, Example), 1):
-            tags = example.tags
-            labels = tags.get("categories")
-            if not isinstance(labels, Mapping) or not labels:
-                continue
-            direction = direction_of(example)
-            if direction not in DIRECTIONS:
-                raise DataError(f"direction is input or output, found {direction!r}", file=file, row=number, key="tags")
-            checked: dict[str, float] = {}
-            for category, value in labels.items():
-                if not isinstance(value, int | float) or not 0 <= value <= 1:
-                    key = f"tags.categories.{category}"
-                    raise DataError(f"a label lies between 0 and 1, found {value!r}", file=file, row=number, key=key)
-                checked[str(category)] = float(value)
-            text = answer_of(example)
-            split = str(tags.get("split", ""))
-            splits = splits or split in ("validation", "test")
-            cluster = str(tags.get("cluster") or _hash(fold(text)))
-            name = str(tags.get("id") or _hash(text))
-            found[direction].append(Row(name, text, cluster, split in ("validation", "test"), checked))
-    for direction, rows in found.items():
-        if not splits:
-            rows = [row._replace(held_out=_share(row.cluster, config.seed) < config.held_out) for row in rows]
-        clusters = {row.cluster for row in rows if not row.held_out}
-        texts = {fold(row.text) for row in rows if not row.held_out}
-        found[direction] = []
-        for row in rows:
-            if row.held_out and (row.cluster in clusters or fold(row.text) in texts):
-                continue
-            if row.held_out:
-                texts.add(fold(row.text))  # the same text again would only make n look larger
-            found[direction].append(row)
-    return found
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-
-
-def _share(cluster: str, seed: int) -> float:
-    """A number in [0, 1) that depends on the cluster's name and the seed alone."""
-    return int(hashlib.sha256(f"{seed}\0{cluster}".encode("utf-8", "surrogatepass")).hexdigest()[:12], 16) / 16**12
 
 
 def _table(rows: Sequence[Row], categories: Sequence[str]) -> Floats:
@@ -324,7 +267,7 @@ def _cost(config: Classifier, sizes: Mapping[str, Mapping[str, float]], machine:
 @stage(
     makes="classifier",
     config=Classifier,
-    version=2,
+    version=3,
     inputs={
         "labels": Input(kind=("labels", "corpus"), default="labels", many=True, help="Label examples to learn from")
     },
@@ -334,33 +277,43 @@ def classifier(config: Classifier, inputs: Inputs, out: Path, context: Context) 
     """Train, calibrate and certify one guard over all categories and both directions."""
     files = [artifact.file("labels.jsonl") for artifact in inputs.labels]
     features = Features(bits=config.bits, orders=config.orders, window=config.window, minimum=config.minimum)
-    by_direction = read_rows(files, config)
+    by_direction, dropped = read_rows(
+        files,
+        near=config.near,
+        held_out=config.held_out,
+        tested=config.tested,
+        seed=config.seed,
+        check=context.check,
+    )
     heads: list[Head] = []
     tensors: dict[str, NDArray[Any]] = {}
     left_out: dict[str, str] = {}
     figures: dict[str, Any] = {}
+    all_heads: dict[str, Any] = {}
     data = hashlib.sha256()
     for direction in DIRECTIONS:
         rows = by_direction[direction]
         for row in rows:
-            data.update(f"{direction}\0{row.id}\0{_hash(row.text)}\0{sorted(row.categories.items())}\n".encode())
+            data.update(f"{direction}\0{row.id}\0{short(row.text)}\0{sorted(row.categories.items())}\n".encode())
         wanted, missing = _choose(rows, config)
         left_out.update({f"{direction}/{name}": why for name, why in missing.items()})
         if wanted:
             context.check()
-            made, table, bias, said = _direction(direction, rows, wanted, features, config, context)
+            made, fitted, tested = _direction(direction, rows, wanted, features, config, context)
             heads += made
-            tensors[direction], tensors[f"{direction}.bias"] = table, bias
-            figures.update(said)
+            tensors[direction], tensors[f"{direction}.bias"] = fitted.table, fitted.bias.astype(np.float32)
+            test = [row for row in rows if row.side == "test"]
+            figures.update(_of_direction(made, tested, test))
+            all_heads[direction] = _together(made, tested, test)
     if not heads:
         reasons = "; ".join(f"{name}: {why}" for name, why in sorted(left_out.items())) or "no labelled rows"
         raise DataError(f"no category has enough labels to learn from ({reasons})", file=files[0] if files else None)
     sealed = Sealed(features=features, heads=tuple(heads), left_out=left_out, data=data.hexdigest())
     (out / "classifier.json").write_text(sealed.model_dump_json(indent=1) + "\n", encoding="utf-8")
     save_file(tensors, str(out / "weights.safetensors"))
-    held = sum(row.held_out for rows in by_direction.values() for row in rows)
-    total = sum(map(len, by_direction.values()))
-    return {"rows": total, "held_out": held, "heads": figures, "left_out": left_out}
+    sides = Counter(row.side for rows in by_direction.values() for row in rows)
+    counts = {"rows": sides.total(), "calibration": sides["calibration"], "tested": sides["test"], "dropped": dropped}
+    return {**counts, "heads": figures, "together": all_heads, "left_out": left_out}
 
 
 def _choose(rows: Sequence[Row], config: Classifier) -> tuple[list[str], dict[str, str]]:
@@ -368,7 +321,7 @@ def _choose(rows: Sequence[Row], config: Classifier) -> tuple[list[str], dict[st
     wanted, missing = [], {}
     known = {name for row in rows for name in row.categories}
     for name in sorted(known & set(config.categories) if config.categories else known):
-        learn = [row for row in rows if not row.held_out and name in row.categories]
+        learn = [row for row in rows if row.side == "train" and name in row.categories]
         sides = [[row for row in learn if (row.categories[name] >= 0.5) == side] for side in (True, False)]
         texts = [len({fold(row.text) for row in side}) for side in sides]
         clusters = [len({row.cluster for row in side}) for side in sides]
@@ -376,7 +329,7 @@ def _choose(rows: Sequence[Row], config: Classifier) -> tuple[list[str], dict[st
             wanted.append(name)
         else:
             have = f"{texts[0]} texts in {clusters[0]} clusters with it, {texts[1]} in {clusters[1]} without"
-            missing[name] = f"not enough data ({have}; {config.least} in 2 are needed)"
+            missing[name] = f"not enough data ({have}; {config.least} in 2 are needed; near twins are one cluster)"
     return wanted, missing
 
 
@@ -387,11 +340,15 @@ def _direction(
     features: Features,
     config: Classifier,
     context: Context,
-) -> tuple[list[Head], NDArray[np.float32], NDArray[np.float32], dict[str, Any]]:
-    """Train one direction: out-of-fold scores for calibration, then all training rows, then the held-out part."""
-    learn, held = [row for row in rows if not row.held_out], [row for row in rows if row.held_out]
+) -> tuple[list[Head], Heads, Floats]:
+    """Train one direction: out-of-fold scores to calibrate with, then all training rows, then thresholds from the rows
+    kept for them. Also gives the probabilities [N, K] of the test rows, which nothing was chosen by.
+    """
+    learn = [row for row in rows if row.side == "train"]
+    learn += [row for name in config.matched for row in lengths_matched(learn, name, config.seed)]
+    kept, test = ([row for row in rows if row.side == side] for side in ("calibration", "test"))
     parts = [windows(row.text, features) for row in learn]
-    folds = np.array([int(_share(row.cluster, config.seed + 1) * config.folds) for row in learn])
+    folds = np.array([int(share(row.cluster, config.seed + 1) * config.folds) for row in learn])
     outside = np.full((len(learn), len(categories)), np.nan)
     for fold_number in range(config.folds):
         context.check()
@@ -401,64 +358,105 @@ def _direction(
             rest = [learn[index] for index in others], [parts[index] for index in others]
             outside[mine] = scores(train(*rest, categories, features, config), [learn[index] for index in mine])
     final = train(learn, parts, categories, features, config)
-    tested = scores(final, held)
-    labels, truth = _table(learn, categories), _table(held, categories)
-    harmless = np.array([max(row.categories.values()) < 0.5 for row in held], dtype=bool)
-    heads, figures = [], {}
+    chosen, labels, truth = scores(final, kept), _table(learn, categories), _table(kept, categories)
+    harmless = np.array([row.harmless for row in kept], dtype=bool)
+    heads, tested = [], scores(final, test)
     for column, category in enumerate(categories):
         fair = np.where(np.isnan(outside[:, column]), np.nan, labels[:, column])
         calibration = calibrate(outside[:, column], fair)
-        probability = calibration(tested[:, column]) if len(held) else np.zeros(0)
-        benign = np.flatnonzero(harmless & ~np.isnan(truth[:, column])) if len(held) else np.zeros(0, dtype=int)
+        probability = calibration(chosen[:, column])
+        tested[:, column] = calibration(tested[:, column])
+        benign = np.flatnonzero(harmless & ~np.isnan(truth[:, column]))
         certificates = tuple(
             certify(
                 probability[benign].tolist(),
                 category=category,
                 direction=direction,
                 target=target,
-                clusters=[held[index].cluster for index in benign],
-                ids=[held[index].id for index in benign],
+                clusters=[kept[index].cluster for index in benign],
+                ids=[kept[index].id for index in benign],
                 harmful=probability[truth[:, column] >= 0.5].tolist(),
                 confidence=config.confidence,
             )
             for target in config.targets
         )
         heads.append(Head(direction=direction, category=category, calibration=calibration, certificates=certificates))
-        figures[f"{direction}/{category}"] = _figures(probability, truth[:, column], held, certificates)
     context.say.progress(config.folds + 1, config.folds + 1, "folds", direction=direction)
-    return heads, final.table, final.bias.astype(np.float32), figures
+    return heads, final, tested
 
 
-def _figures(
-    probability: Floats, truth: Floats, held: Sequence[Row], certificates: Sequence[Certificate]
-) -> dict[str, Any]:
-    """What the held-out part says of one head, beside the floor that the length of a text alone reaches."""
-    known = ~np.isnan(truth)
-    p, positive = probability[known], truth[known] >= 0.5
-    rows = [row for row, kept in zip(held, known, strict=True) if kept]
+def _of_direction(heads: Sequence[Head], probability: Floats, test: Sequence[Row]) -> dict[str, Any]:
+    """Figures of each head: over all test rows that are labelled with its category, and over those of each source."""
+    said: dict[str, Any] = {}
+    for column, head in enumerate(heads):
+        known = [place for place, row in enumerate(test) if head.category in row.categories]
+        rows, mine = [test[place] for place in known], probability[known, column]
+        found = _figures(mine, rows, head)
+        sources = sorted({row.source for row in rows})
+        if len(sources) > 1:
+            places = {each: [place for place, row in enumerate(rows) if row.source == each] for each in sources}
+            found["sources"] = {
+                each: _figures(mine[places[each]], [rows[place] for place in places[each]], head) for each in sources
+            }
+        said[f"{head.direction}/{head.category}"] = found
+    return said
+
+
+def _figures(p: Floats, rows: Sequence[Row], head: Head) -> dict[str, Any]:
+    """What these test rows say of one head, beside the floor that the length of a text alone reaches."""
+    positive = np.array([row.categories[head.category] >= 0.5 for row in rows], dtype=bool)
+    harmless = np.array([row.harmless for row in rows], dtype=bool)
     said: dict[str, Any] = {"n": len(p), "positives": int(positive.sum())}
-    if not positive.any() or positive.all():
-        return {**said, "average_precision": None, "reason": f"not enough data (n={len(p)})"}
-    length = np.array([float(len(row.text)) for row in rows])
-    clusters = [row.cluster for row in rows]
-    area = bootstrap(
-        lambda index: average_precision(p[index], positive[index]), len(p), clusters=clusters, resamples=200
-    )
-    floor = max(average_precision(length, positive), average_precision(-length, positive))
-    said["average_precision"] = area.model_dump(mode="json")
-    said["length_alone"] = round(floor, 6)
-    said["prevalence"] = round(float(positive.mean()), 6)
-    said["calibration_error"] = ece(p.tolist(), positive.astype(float).tolist(), resamples=100).model_dump(mode="json")
-    for each in certificates:
-        recall = None
+    reason = f"not enough data (n={len(p)}, {said['positives']} of it)"
+    if positive.any() and not positive.all():
+        length = np.array([float(len(row.text)) for row in rows])
+        clusters = [row.cluster for row in rows]
+        area = bootstrap(
+            lambda index: average_precision(p[index], positive[index]), len(p), clusters=clusters, resamples=200
+        )
+        floor = max(average_precision(length, positive), average_precision(-length, positive))
+        said["average_precision"] = plain(area)
+        said["length_alone"] = round(floor, 6)
+        said["prevalence"] = round(float(positive.mean()), 6)
+        said["calibration_error"] = plain(ece(p.tolist(), positive.astype(float).tolist(), resamples=100))
+    else:
+        said |= {"average_precision": None, "reason": reason}
+    for each in head.certificates:
+        found: dict[str, Any] = {"recall": None, "false_positives": None}
         if each.threshold is not None:
-            recall = wilson(int((p[positive] > each.threshold).sum()), int(positive.sum())).model_dump(mode="json")
-        said[f"at_{each.target:g}"] = {
-            "recall": recall,
+            above = p > each.threshold
+            found["recall"] = _rate(above[positive])
+            found["false_positives"] = _rate(above[harmless])
+        said[f"at_{each.target:g}"] = found | {
             "threshold": each.threshold,
             "bound": each.bound,
             "n": each.n,
             "clusters": each.clusters,
             "reason": each.reason,
+        }
+    return said
+
+
+def _rate(hits: NDArray[np.bool_]) -> dict[str, Any] | None:
+    return plain(wilson(int(hits.sum()), len(hits))) if len(hits) else None
+
+
+def _together(heads: Sequence[Head], probability: Floats, test: Sequence[Row]) -> dict[str, Any]:
+    """How often a harmless text is struck by any head of a direction: what the certificates prove, and, exactly, what
+    the test rows show. A row that was not labelled with a category may be struck rightly: it counts as false."""
+    harmless = np.array([row.harmless for row in test], dtype=bool)
+    said: dict[str, Any] = {}
+    for target in sorted({each.target for head in heads for each in head.certificates}):
+        mine = [next(each for each in head.certificates if each.target == target) for head in heads]
+        thresholds = np.array([np.inf if each.threshold is None else each.threshold for each in mine])
+        struck = (probability > thresholds).any(axis=1) & harmless
+        hit = {row.cluster for row, bad in zip(test, struck, strict=True) if bad}
+        groups = len({row.cluster for row, fine in zip(test, harmless, strict=True) if fine})
+        n = int(harmless.sum())
+        said[f"at_{target:g}"] = {
+            "certified": plain(joint(mine)),
+            "tested": plain(clopper_pearson(int(struck.sum()), n) if n else undefined(0, "no harmless test row")),
+            "bound_clusters": upper_bound(len(hit), groups),
+            "clusters": groups,
         }
     return said

@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from tutelage.core.records import Record
 from tutelage.text.normalise import normalise
 
+PIECE = 4096
+"""Characters of a whole text that are read at once."""
 RUN = 48
 """Longest run without a space that is folded as one token."""
 _TOKEN = re.compile(rf"\S{{1,{RUN}}}")
@@ -71,8 +73,7 @@ def complete(text: str) -> int:
     bare = text.rstrip()
     if len(bare) < len(text):
         return len(bare)
-    run = re.search(r"\S*\Z", text)
-    begin = run.start() if run else 0
+    begin = len(text) - len(text.rsplit(None, 1)[-1]) if text else 0
     size = len(text) - begin
     if size > RUN:
         return begin + (size - 1) // RUN * RUN
@@ -254,7 +255,8 @@ class Heads:
     def score(self, text: str) -> Floats:
         """[K] log-odds of a whole text: the highest over its windows."""
         stream = self.stream()
-        stream.feed(text)
+        for start in range(0, len(text), PIECE):  # between two other threads have their turn
+            stream.feed(text[start : start + PIECE])
         return stream.close()
 
     def stream(self) -> HeadStream:

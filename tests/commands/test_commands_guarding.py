@@ -25,7 +25,7 @@ def policies(root: Root) -> tuple[Path, Path]:
 
 
 def test_scan_says_what_the_policy_decides(tutelage: Any, guarded: Root, tmp_path: Path) -> None:
-    rows = tmp_path / "rows.jsonl"
+    rows = tmp_path / "rows.txt"
     rows.write_text(
         "\n".join(
             [
@@ -55,6 +55,38 @@ def test_scan_says_what_the_policy_decides(tutelage: Any, guarded: Root, tmp_pat
 def test_a_bad_row_is_named(tutelage: Any, guarded: Root, text: str, said: str) -> None:
     done = tutelage("guard", "scan", "--on", "bundle", "--root", guarded.path, stdin=f"fine\n{text}\n")
     assert done.code == 2 and "row 2" in done.err and said in done.err
+
+
+def test_only_a_line_feed_ends_a_row(tutelage: Any, guarded: Root, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    ends = "\u2028 \u2029 \x85 \x0b \x0c \x1c"
+    texts = [f"where can I {ends} find the bread", "my parcel"]
+    rows.write_bytes("".join(json.dumps({"text": t}, ensure_ascii=False) + "\r\n" for t in texts).encode())
+    done = tutelage("guard", "scan", rows, "--on", "bundle", "--root", guarded.path, "--json")
+    assert done.code == 0 and [json.loads(line)["id"] for line in done.out.splitlines()] == ["1", "2"]
+    plain = tmp_path / "rows.txt"
+    plain.write_text(f"{BENIGN} {ends} and so on\n\n{BENIGN}\n", encoding="utf-8")
+    done = tutelage("guard", "scan", plain, "--on", "bundle", "--root", guarded.path, "--json")
+    assert [json.loads(line)["id"] for line in done.out.splitlines()] == ["1", "2"]
+
+
+@pytest.mark.parametrize("row", ["[1, 2]", '"where is it"', "17", "null", "[" * 100_000])
+def test_a_row_of_json_that_is_no_object_is_refused(tutelage: Any, guarded: Root, tmp_path: Path, row: str) -> None:
+    where = ("--on", "bundle", "--root", guarded.path)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(f'{{"text": "my parcel"}}\n\n{row}\n')
+    done = tutelage("guard", "scan", rows, *where)
+    assert done.code == 2 and "row 3" in done.err and "JSON" in done.err
+    assert "allow" in done.out, "the rows before it were read as they came"
+    done = tutelage("guard", "scan", *where, stdin=f'{{"text": "my parcel"}}\n{row}\n')
+    assert done.code == 2 and "row 2" in done.err
+
+
+def test_bytes_that_are_no_text_are_named_by_row(tutelage: Any, guarded: Root, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_bytes(b'\xef\xbb\xbf{"text": "my parcel"}\n{"text": "\xff"}\n')
+    done = tutelage("guard", "scan", rows, "--on", "bundle", "--root", guarded.path)
+    assert done.code == 2 and "row 2" in done.err and "not UTF-8" in done.err and "allow" in done.out
 
 
 def test_check_shows_what_is_guarded(tutelage: Any, guarded: Root) -> None:

@@ -95,6 +95,53 @@ def test_a_store_that_is_held_delays_traffic_and_loses_none(home, monkeypatch):
     writer.close()
 
 
+def test_what_waits_for_a_person_is_kept_with_its_hold_and_says_when(home, monkeypatch):
+    store = engine.open(home)
+    writer = traces.Writer(store, interval=0.01)
+    real, broken = traces.write, threading.Event()
+
+    def failing(*args):
+        if not broken.is_set():
+            raise traces.Busy("held")
+        real(*args)
+
+    monkeypatch.setattr(traces, "write", failing)
+    asked = trace(held=True)
+    written = writer.put(asked, trace(1))
+    while writer.healthy:
+        time.sleep(0.001)
+    assert not written.done() and review.holds(store) == []
+    broken.set()
+    written.result(10)
+    (hold,) = review.holds(store, waiting=True)
+    assert (hold.request, hold.conversation) == (asked.id, "c0") and len(traffic.requests(store)) == 2
+    real(store, [asked])
+    assert len(review.holds(store)) == 1, "written twice, it waits once"
+    writer.close()
+
+
+def test_places_are_kept_for_traces_that_come_later(home):
+    store = engine.open(home)
+    writer = traces.Writer(store, interval=0.01, capacity=3)
+    writer.reserve(2)
+    with pytest.raises(traces.Full):
+        writer.put(trace(1), trace(2))
+    assert writer.refused == 2 and writer.lag == 2 and not writer.flush(0.05)
+    written = writer.fill([trace(3), trace(4)])
+    written.result(10)
+    assert writer.flush() and writer.healthy and len(traffic.requests(store)) == 2, "all or none"
+    writer.close()
+
+
+def test_a_trace_that_can_never_be_written_says_so_to_whoever_waits(home):
+    store = engine.open(home)
+    writer = traces.Writer(store, interval=0.01)
+    with pytest.raises(TutelageError, match="could not be written down"):
+        writer.put(trace(meta={"odd": object()}, held=True)).result(10)
+    assert review.holds(store) == [] and not writer.healthy
+    writer.close()
+
+
 def test_one_trace_that_cannot_be_written_does_not_stop_the_others(home):
     store = engine.open(home)
     writer = traces.Writer(store, interval=0.05)
@@ -174,6 +221,22 @@ def test_the_vault_is_encrypted_and_forgets(home):
         raw += (home / "store.db").read_bytes() + (home / "store.db-wal").read_bytes()
     assert raw and b"anna@" not in raw
     assert review.vault_forget(store, "c1") == 1 and review.vault_get(store, "c1") == {}
+
+
+def test_the_vault_forgets_by_age(home, monkeypatch):
+    store = engine.open(home)
+    first = engine.now()
+    for number in range(5):
+        monkeypatch.setattr(review, "now", lambda at=first + 1000 * number: at)
+        for conversation in ("c1", "c2"):
+            review.vault_put(store, conversation, {f"[EMAIL-{number}]": ("email", f"a{number}@example.org")})
+    review.vault_put(store, "c1", {"[EMAIL-0]": ("email", "a0@example.org")})
+    assert review.vault_expire(store, first) == 0
+    assert review.vault_expire(store, first + 3000, most=4) == 6, "in two parts"
+    assert review.vault_get(store, "c1") == {f"[EMAIL-{n}]": ("email", f"a{n}@example.org") for n in (3, 4)}
+    assert len(review.vault_get(store, "c2")) == 2 and review.vault_expire(store, first + 3000) == 0
+    review.vault_put(store, "c1", {"[EMAIL-0]": ("email", "a0@example.org")})
+    assert "[EMAIL-0]" in review.vault_get(store, "c1"), "a conversation that goes on keeps it anew"
 
 
 def test_estimates_and_drift_read_back(home):

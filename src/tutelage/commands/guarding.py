@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -64,7 +64,8 @@ def scan(
 ) -> None:
     """Say what the policy decides on texts, one line each; nothing is generated and nothing kept.
 
-    A row is a plain text, or JSON with `text` or `messages`, and perhaps `id` and `answer`.
+    A row is a plain text, or JSON with `text` or `messages`, and perhaps `id` and `answer`. In a file whose name ends
+    in .jsonl, or whose first row begins with `{` or `[`, all rows are JSON.
     """
     from tutelage.guard.pipeline import open_parts
 
@@ -81,7 +82,10 @@ def scan(
 
 
 def _rows(file: Path | None) -> Iterator[tuple[str, Any, str | None]]:
-    """(id, messages, answer) of each line. Raises DataError naming file, row and key; NotFound."""
+    """(id, messages, answer) of each line, read one by one; nothing but a line feed ends a line.
+
+    Raises DataError naming file, row and key; NotFound.
+    """
     from pydantic import TypeAdapter, ValidationError
 
     from tutelage.core.records import Message, explain
@@ -90,20 +94,20 @@ def _rows(file: Path | None) -> Iterator[tuple[str, Any, str | None]]:
     if file is not None and not file.is_file():
         raise NotFound("no such file", file=file)
     name = str(file) if file is not None else "stdin"
-    try:
-        lines = (file.read_text(encoding="utf-8") if file is not None else sys.stdin.read()).splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"not UTF-8 text ({error.reason} at byte {error.start})", file=name) from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        if not line.lstrip().startswith("{"):
+    as_json = file is not None and file.suffix in (".jsonl", ".ndjson")
+    first = True
+    for number, line in _lines(file):
+        if first:
+            as_json, first = as_json or line.lstrip().startswith(("{", "[")), False
+        if not as_json and not line.lstrip().startswith("{"):
             yield "", (Message(role="user", content=line),), None
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"not JSON: {error}", file=name, row=number) from None
+        if not isinstance(row, dict):
+            raise DataError("a row is a JSON object with `text` or `messages`", file=name, row=number)
         answer = row.get("answer")
         if answer is not None and not isinstance(answer, str):
             raise DataError("an answer is a text", file=name, row=number, key="answer")
@@ -117,6 +121,19 @@ def _rows(file: Path | None) -> Iterator[tuple[str, Any, str | None]]:
         except ValidationError as error:
             key, message = explain(error)
             raise DataError(message, file=name, row=number, key=f"messages.{key}") from None
+
+
+def _lines(file: Path | None) -> Iterator[tuple[int, str]]:
+    """(number, text) of each line that is not blank. Raises DataError for bytes that are no text."""
+    with file.open("rb") if file is not None else nullcontext(sys.stdin.buffer) as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").removesuffix("\n").removesuffix("\r")
+            except UnicodeDecodeError as error:
+                why = f"not UTF-8 text ({error.reason} at byte {error.start} of the row)"
+                raise DataError(why, file=file or "stdin", row=number) from None
+            if text.strip():
+                yield number, text
 
 
 @guard_app.command("train")

@@ -14,20 +14,20 @@ import json
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 from tutelage.core import refs
 from tutelage.core.artifact import Artifact, Root
-from tutelage.core.errors import NotFound, UpstreamError
+from tutelage.core.errors import Busy, NotFound, UpstreamError
 from tutelage.core.records import Decision, Example, Message, Response, Verdict
 from tutelage.generate.generator import Generator, Sampling, Scored, weigh_texts
 from tutelage.guard.barrier import Barrier, Passed, stops
-from tutelage.guard.policy import Guard, Policy, Surface, Where
-from tutelage.guard.request import Answer, Ask, Chunk, Finished
+from tutelage.guard.policy import PII, Guard, Policy, Surface, Where
+from tutelage.guard.request import Answer, Ask, Chunk, Ending, Finished
 from tutelage.guard.scan import Piece, Scan, Scanner, Seen, pieces, redacted
 from tutelage.guard.upstream import EngineUpstream, RemoteUpstream, TooLong, Upstream, open_upstream
 from tutelage.guard.vault import Unmasker, Vault
@@ -39,6 +39,12 @@ HELD_TOKENS = 16
 """Tokens of the embedded engine that are kept back at most, however short they are."""
 UNARY = 48
 """Characters gathered before the guards look again when nobody watches the stream."""
+PIECE = 4096
+"""Characters that guards of bounded cost read on the event loop at once; for each as many they have their budget."""
+VAULT_S = 5.0
+"""Seconds the store may take over what placeholders stand for."""
+PROMISE_S = 5.0
+"""Seconds the store may take over a request that a person is to answer, before it is refused."""
 T = TypeVar("T")
 
 
@@ -52,7 +58,8 @@ class Pipeline:
         system: put before every conversation.
         release: which bundle or release this is, as traces name it.
         vaults: opens the vault of a conversation; a vault in memory if None.
-        record: called with every finished request; may raise Full, then the request fails.
+        record: called with every finished request; may raise Full, then the request fails. Where a person is to answer
+            it gives a future, and nobody is told so before that is done.
         model: the name clients call it by.
     """
 
@@ -66,7 +73,7 @@ class Pipeline:
         release: str = "",
         model: str = "tutelage",
         vaults: Callable[[str], Vault] | None = None,
-        record: Callable[[Finished], None] | None = None,
+        record: Callable[[Finished], Future[None] | None] | None = None,
     ) -> None:
         self.scanner, self.upstream, self.system = scanner, upstream, system
         self.release, self.model = release, model
@@ -74,6 +81,8 @@ class Pipeline:
         self._vaults = vaults or (lambda conversation: Vault(key, conversation))
         self._record = record
         self._threads = ThreadPoolExecutor(8, "guard")
+        self._vaulting = ThreadPoolExecutor(4, "vault")
+        self._open: set[asyncio.Queue[Chunk | BaseException]] = set()
 
     @property
     def policy(self) -> Policy:
@@ -97,18 +106,31 @@ class Pipeline:
         return self.scanner.scan(messages, answer, surface=surface, tenant=tenant)
 
     async def serve(self, ask: Ask) -> AsyncGenerator[Chunk]:
-        """The guarded answers, in chunks that may be sent as they are. Raises UpstreamError, TooLong."""
+        """The guarded answers, in chunks that may be sent as they are.
+
+        Raises UpstreamError, TooLong, Busy when the store does not answer, Ending when the service is being stopped.
+        """
         started = time.perf_counter()
         at = Where("input", "content", ask.surface, ask.tenant)
         vault = self._vaults(self.conversation(ask))
-        early = self._personal(ask, at)
-        masked = redacted(ask.messages, early.redactions, vault.mask)
-        answers = [Answer(index) for index in range(ask.sampling.n)]
-        verdict = asyncio.ensure_future(self._input(ask, at))
+        found = pieces(ask.messages)
+        personal = await self._personal(ask, found)
+        verdict = asyncio.ensure_future(self._input(at, found, personal))
         verdict.add_done_callback(_heard)
+        try:
+            early = self._spans(at, found, personal) or await verdict  # unread, it goes to no model
+            masked = ask.messages
+            if early.redactions:
+                masked = await self._in_vault(partial(redacted, ask.messages, early.redactions, vault.mask))
+        except BaseException:
+            verdict.cancel()
+            raise
+        answers = [Answer(index) for index in range(ask.sampling.n)]
         queue: asyncio.Queue[Chunk | BaseException] = asyncio.Queue(64)
+        self._open.add(queue)
         tasks = [asyncio.ensure_future(self._answer(ask, masked, vault, verdict, each, queue)) for each in answers]
         open_answers, error = len(tasks), ""
+        promises: list[Chunk] = []
         try:
             while open_answers:
                 chunk = await queue.get()
@@ -117,54 +139,83 @@ class Pipeline:
                     raise chunk
                 if chunk.finish is not None:
                     open_answers -= 1
+                    if open_answers and chunk.decision is not None and chunk.decision.action == "review":
+                        promises.append(chunk)
+                        continue
                     if not open_answers:
-                        self._finish(ask, masked, await verdict, answers, started, "")
+                        kept = self._finish(ask, masked, await verdict, answers, started, "")
+                        if kept is not None:
+                            await _promised(kept)
+                        for each in promises:
+                            yield each
                 yield chunk
         except BaseException as fault:
             error = error or type(fault).__name__
             raise
         finally:
+            self._open.discard(queue)
             for task in (*tasks, verdict):
                 task.cancel()
             if open_answers:
                 done = verdict.done() and not verdict.cancelled() and not verdict.exception()
                 seen = verdict.result() if done else early
-                self._finish(ask, masked, seen, answers, started, error or "the client went away")
+                with suppress(Busy):  # nobody hears it any more; the writer counts what it has no room for
+                    self._finish(ask, masked, seen, answers, started, error or "the client went away")
 
-    def _personal(self, ask: Ask, at: Where) -> Seen:
-        """Personal data alone, at once: the model begins on the masked conversation, while other guards still read."""
+    async def _personal(self, ask: Ask, found: Sequence[Piece]) -> list[Verdict]:
+        """Personal data alone, first: the model begins on the masked conversation, while other guards still read."""
         if not any(bound.rule.pii for bound in self.policy.rules(ask.tenant)):
-            return Seen(Decision(action="allow", policy=self.policy.hash))
-        found = pieces(ask.messages)
-        said = self.scanner.verdicts("pii", self.scanner.judges["pii"], "input", found)
+            return []
+        return await self._ask(PII, found)
+
+    def _spans(self, at: Where, found: Sequence[Piece], said: Sequence[Verdict]) -> Seen | None:
+        """What of these texts is masked before the model sees them; None if they could not be read in time."""
+        if any(verdict.status != "ok" for verdict in said):
+            return None
         spans = {}
+        said = said or [Verdict(judge=PII)] * len(found)
         for piece, verdict in zip(found, said, strict=True):
             cut = self.policy.personal(at._replace(channel=piece.channel), verdict)
             if cut and piece.message is not None:
                 spans[piece.message, piece.field] = cut
         return Seen(Decision(action="allow", policy=self.policy.hash), redactions=spans)
 
-    async def _input(self, ask: Ask, at: Where) -> Seen:
+    async def _input(self, at: Where, found: Sequence[Piece], personal: list[Verdict]) -> Seen:
         """All guards on everything the client sent; each within its budget, else its verdict is `timeout`."""
-        found = pieces(ask.messages)
         names = sorted(self.scanner.needed(found, at))
-        known = [name for name in names if name in self.scanner.judges]
-        said = await asyncio.gather(*(self._ask(name, found) for name in known))
-        return self.scanner.decide(found, at, dict(zip(known, said, strict=True)))
+        asked = [name for name in names if name in self.scanner.judges and not (name == PII and personal)]
+        said = dict(zip(asked, await asyncio.gather(*(self._ask(name, found) for name in asked)), strict=True))
+        if PII in names and personal:
+            said[PII] = personal
+        return self.scanner.decide(found, at, {name: said[name] for name in names if name in said})
 
     async def _ask(self, name: str, found: Sequence[Piece]) -> list[Verdict]:
         judge = self.scanner.judges[name]
-        if self.scanner.quick([name]):
+        quick = self.scanner.quick([name])
+        parts = 1 + sum(len(piece.text) for piece in found) // PIECE if quick else 1
+        if quick and parts == 1:
             return self.scanner.verdicts(name, judge, "input", found)
         try:
-            return await self._within(lambda: self.scanner.verdicts(name, judge, "input", found))
+            return await self._within(lambda: self.scanner.verdicts(name, judge, "input", found), parts)
         except TimeoutError:
             return [failed(name, "timeout", self.policy.file.defaults.budget_ms) for _ in found]
 
-    async def _within(self, work: Callable[[], T]) -> T:
-        """Run a guard that may be slow in a thread of its own; TimeoutError when it exceeds the policy's budget."""
+    async def _within(self, work: Callable[[], T], parts: int = 1) -> T:
+        """Run a guard that may be slow in a thread of its own; TimeoutError when it exceeds the policy's budget.
+
+        A guard of bounded cost has the budget for each of so many parts of a long text.
+        """
         running = asyncio.get_running_loop().run_in_executor(self._threads, work)
-        return await asyncio.wait_for(running, self.policy.file.defaults.budget_ms / 1000)
+        return await asyncio.wait_for(running, parts * self.policy.file.defaults.budget_ms / 1000)
+
+    async def _in_vault(self, work: Callable[[], T]) -> T:
+        """Read or write the vault, whose store may be held by another, in a thread of its own. Raises Busy."""
+        running = asyncio.get_running_loop().run_in_executor(self._vaulting, work)
+        try:
+            return await asyncio.wait_for(running, VAULT_S)
+        except TimeoutError:
+            todo = "Try again in a moment"
+            raise Busy("personal data can not be masked now: the store does not answer", todo=todo) from None
 
     async def _answer(
         self,
@@ -194,6 +245,8 @@ class Pipeline:
     ) -> None:
         at = Where("output", "content", ask.surface, ask.tenant)
         conversation = (*((Message(role="system", content=self.system),) if self.system else ()), *masked)
+        if verdict.done() and await self._withheld(ask, await verdict, answer, queue):
+            return
         for attempt in range(2):
             answer.made = ""
             barrier, opened = self._barrier(conversation, at), Unmasker(vault)
@@ -203,10 +256,7 @@ class Pipeline:
             try:
                 await asyncio.wait((pump, verdict), return_when=asyncio.FIRST_COMPLETED)
                 seen = await verdict if verdict.done() or pump.done() else None
-                if seen is not None and stops(seen.decision):
-                    answer.finish = "blocked"
-                    text = self.policy.message(seen.decision, ask.language, ask.tenant)
-                    await self._last(queue, answer, text, seen.decision)
+                if seen is not None and await self._withheld(ask, seen, answer, queue):
                     return
                 stopped = await pump
             finally:
@@ -225,6 +275,16 @@ class Pipeline:
             text = "" if answer.text else self.policy.message(stopped, ask.language, ask.tenant)
             await self._last(queue, answer, text, stopped)
             return
+
+    async def _withheld(
+        self, ask: Ask, seen: Seen, answer: Answer, queue: asyncio.Queue[Chunk | BaseException]
+    ) -> bool:
+        """End the answer if the guards stop the request itself."""
+        if not stops(seen.decision):
+            return False
+        answer.finish = "blocked"
+        await self._last(queue, answer, self.policy.message(seen.decision, ask.language, ask.tenant), seen.decision)
+        return True
 
     def _barrier(self, conversation: Sequence[Message], at: Where) -> Barrier:
         watchers = self.scanner.watchers(conversation, at)
@@ -260,13 +320,15 @@ class Pipeline:
                     answer.usage = (delta.prompt, delta.completion)
                 if delta.finish is None and len(waiting) < least:
                     continue
-                passed = await self._guarded(barrier, partial(barrier.feed, waiting), quick)
+                passed = await self._fed(barrier, waiting, quick)
                 waiting = ""
                 if delta.finish is not None and passed.stop is None:
                     answer.finish = delta.finish
                     end = await self._guarded(barrier, barrier.close, quick)
                     passed = Passed(passed.text + end.text, end.stop)
                 if passed.text and not stops((await asyncio.shield(verdict)).decision):
+                    if not opened.ready(passed.text):
+                        await self._in_vault(opened.load)
                     text = opened.feed(passed.text)
                     answer.text, answer.shown = answer.text + text, answer.shown + passed.text
                     if text:
@@ -274,6 +336,18 @@ class Pipeline:
                 if passed.stop is not None or delta.finish is not None:
                     return passed.stop
         raise UpstreamError("the upstream ended its answer without a finish")
+
+    async def _fed(self, barrier: Barrier, text: str, quick: bool) -> Passed:
+        """Text through the barrier, a piece at a time: between those of a long one other requests go on."""
+        passed = await self._guarded(barrier, partial(barrier.feed, text[:PIECE]), quick)
+        out = [passed.text]
+        for start in range(PIECE, len(text), PIECE):
+            if passed.stop is not None:
+                break
+            await asyncio.sleep(0)
+            passed = await self._guarded(barrier, partial(barrier.feed, text[start : start + PIECE]), quick)
+            out.append(passed.text)
+        return Passed("" if passed.stop is not None else "".join(out), passed.stop)
 
     async def _guarded(self, barrier: Barrier, step: Callable[[], Passed], quick: bool) -> Passed:
         if quick:
@@ -298,15 +372,34 @@ class Pipeline:
         answers: Sequence[Answer],
         started: float,
         error: str,
-    ) -> None:
-        if self._record is not None:
-            spent = 1000 * (time.perf_counter() - started)
-            self._record(Finished(ask, self.release, self.model, seen, masked, tuple(answers), spent, error))
+    ) -> Future[None] | None:
+        if self._record is None:
+            return None
+        spent, name = 1000 * (time.perf_counter() - started), self.conversation(ask)
+        return self._record(Finished(ask, self.release, self.model, seen, masked, tuple(answers), spent, error, name))
 
-    async def close(self) -> None:
-        """Let go of threads and connections."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        await self.upstream.close()
+    def stop(self) -> None:
+        """End every answer that is under way, on its event loop, with an error that says why: `Ending`."""
+        for queue in self._open:
+            while not queue.empty():  # what was not sent yet is not sent after the end
+                queue.get_nowait()
+            queue.put_nowait(Ending("the service is being stopped: this answer ends here", todo="Ask again"))
+
+    async def close(self, upstream: bool = True) -> None:
+        """Let go of threads, and of the upstream unless another pipeline still has it."""
+        for each in (self._threads, self._vaulting):
+            each.shutdown(wait=False, cancel_futures=True)
+        if upstream:
+            await self.upstream.close()
+
+
+async def _promised(kept: Future[None]) -> None:
+    """Wait until it is on disk that a person is to answer. Raises Busy when the store takes too long over it."""
+    try:
+        await asyncio.wait_for(asyncio.wrap_future(kept), PROMISE_S)
+    except TimeoutError:
+        todo = "Try again in a moment"
+        raise Busy("a person can not be asked now: the store does not answer", todo=todo) from None
 
 
 def _heard(task: asyncio.Future[Any]) -> None:

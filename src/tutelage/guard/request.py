@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from tutelage.core.errors import Busy
 from tutelage.core.records import Decision, Finish, Message, Verdict
 from tutelage.generate.generator import Sampling
 from tutelage.guard.policy import Surface
@@ -72,3 +73,9 @@ class Finished:
     answers: tuple[Answer, ...]
     milliseconds: float
     error: str = ""
+    conversation: str = ""
+    """The conversation's name, as the pipeline that served it gives names."""
+
+
+class Ending(Busy):
+    """The service is being stopped: nothing new is begun, and what is not finished ends here, said and not cut."""

@@ -28,7 +28,7 @@ class Vault:
     Args:
         key: 32 bytes, derived from the root's secret.
         known: gives what earlier turns put in, placeholder -> (type, value); called at most once, when it is needed.
-        keep: called with what is new.
+        keep: called with what is new, once for each text that is masked.
     """
 
     def __init__(
@@ -40,6 +40,7 @@ class Vault:
     ) -> None:
         self._key, self._conversation, self._keep, self._load = key, conversation, keep, known
         self._entries: dict[str, tuple[str, str]] | None = None
+        self._new: dict[str, tuple[str, str]] = {}
 
     @property
     def _known(self) -> dict[str, tuple[str, str]]:
@@ -56,20 +57,29 @@ class Vault:
             if self._known.get(made, (kind, value)) == (kind, value):
                 break
         if made not in self._known:
-            self._known[made] = (kind, value)
-            if self._keep:
-                self._keep({made: (kind, value)})
+            self._known[made] = self._new[made] = (kind, value)
         return made
 
     def mask(self, text: str, spans: Sequence[Span]) -> str:
-        """The text with each span as its placeholder. Spans are in order and do not overlap."""
+        """The text with each span as its placeholder; what is new is kept. Spans are in order and do not overlap."""
         out, at = [], 0
         for span in sorted(spans, key=lambda each: each.start):
             if span.start < at:
                 continue
             out += [text[at : span.start], self.placeholder(span.type, text[span.start : span.end])]
             at = span.end
+        if self._new and self._keep:
+            self._keep(self._new)
+        self._new = {}
         return "".join([*out, text[at:]])
+
+    def load(self) -> None:
+        """Fetch what earlier turns put in, which may ask a store; after that nothing waits for one."""
+        self._known  # noqa: B018
+
+    def ready(self, text: str) -> bool:
+        """Whether this text can be unmasked without asking a store."""
+        return self._entries is not None or _PLACEHOLDER.search(text) is None
 
     def unmask(self, text: str) -> str:
         """The text with this conversation's placeholders opened; others stay as they are."""
@@ -84,6 +94,14 @@ class Unmasker:
 
     def __init__(self, vault: Vault) -> None:
         self._vault, self._held = vault, ""
+
+    def ready(self, delta: str) -> bool:
+        """Whether `feed` can take this without asking a store; `load` makes it so."""
+        return self._vault.ready(self._held + delta)
+
+    def load(self) -> None:
+        """Fetch what the conversation's placeholders stand for."""
+        self._vault.load()
 
     def feed(self, delta: str) -> str:
         """More text; what can be shown of it."""

@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from tutelage.core.records import Record
 from tutelage.text.normalise import inked, skeleton
 
+PIECE = 4096
+"""Characters of a whole text that are read at once."""
 RUN = 48
 """Longest run without a space that is folded as one token."""
 _TOKEN = re.compile(rf"\S{{1,{RUN}}}")
@@ -252,7 +254,8 @@ class Heads:
     def score(self, text: str) -> Floats:
         """[K] log-odds of a whole text: the highest over its windows."""
         stream = self.stream()
-        stream.feed(text)
+        for start in range(0, len(text), PIECE):  # between two other threads have their turn
+            stream.feed(text[start : start + PIECE])
         return stream.close()
 
     def stream(self) -> HeadStream:

@@ -10,7 +10,7 @@ import sqlalchemy as sql
 
 from tutelage.core.errors import DataError, NotFound
 from tutelage.core.records import Message
-from tutelage.store import ledger, schema, texts
+from tutelage.store import ledger, schema, texts, traces
 from tutelage.store.engine import Reader, Store, derived_id, now, uuid7
 
 STREAMS = ("measure", "learn", "certainty")
@@ -113,14 +113,8 @@ def draws(
 
 def hold(store: Store, request: str, conversation: str, task: str | None = None) -> str:
     """Note that an answer waits for a person; returns the hold's id (one for each request)."""
-    id = derived_id("hold", request)
     with store.write() as connection:
-        connection.execute(
-            store.insert(schema.hold)
-            .values(id=id, request_id=request, conversation_id=conversation, task_id=task, by="", at=now())
-            .on_conflict_do_nothing()
-        )
-    return id
+        return traces.hold(store, connection, request, conversation, task)
 
 
 def deliver(store: Store, hold_or_request: str, message: Message, by: str) -> str:
@@ -241,6 +235,23 @@ def vault_forget(store: Store, conversation: str) -> int:
         return connection.execute(
             sql.delete(schema.vault).where(schema.vault.c.conversation_id == conversation)
         ).rowcount
+
+
+def vault_expire(store: Store, before: int, most: int = 2000) -> int:
+    """Forget what placeholders stand for that were kept before a time, in milliseconds; returns how many there were.
+
+    `most` go in one transaction, so that traffic is written between. A conversation that goes on keeps them anew.
+    """
+    table, gone = schema.vault.c, 0
+    old = sql.select(table.conversation_id, table.placeholder).where(table.at < before).limit(most)
+    while True:
+        with store.write(durable=False) as connection:
+            rows = connection.execute(
+                sql.delete(schema.vault).where(sql.tuple_(table.conversation_id, table.placeholder).in_(old))
+            ).rowcount
+        gone += rows
+        if rows < most:
+            return gone
 
 
 # figures over time

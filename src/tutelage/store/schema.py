@@ -421,6 +421,7 @@ vault = table(
     words("kind", 40),
     Column("sealed", LargeBinary, nullable=False),
     moment(),
+    sql.Index("ix_vault_at", "at"),
 )
 
 # review by sample

@@ -3,7 +3,8 @@
 The serving path hands a finished trace to `Writer.put` and goes on; the writer commits what has come in every 50 ms.
 The queue is bounded: when it is full the request is refused (503), nothing is dropped in silence. What a power cut
 can lose is the last group and what the operating system had not written yet; what a crash of the process can lose is
-the last 50 ms.
+the last 50 ms. A trace that waits for a person is written with its hold in one transaction, to the disk itself, and
+`put` tells when that is done: nobody is promised a person's answer before.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,7 +74,25 @@ class Trace:
     stream: bool = False
     meta: Mapping[str, Any] = field(default_factory=dict)
     decisions: Sequence[Decided] = ()
+    held: bool = False
+    """Whether a person has to answer it."""
     at: int = field(default_factory=now)
+
+
+class Put:
+    """Traces that were handed over together, and when they are on disk."""
+
+    def __init__(self, traces: Sequence[Trace]) -> None:
+        self.written: Future[None] = Future()
+        """Done when all of them are committed; it has the error of one that can never be written."""
+        self._open, self._error = len(traces), ""
+
+    def end(self, error: str = "") -> None:
+        """One of them is committed, or never will be."""
+        self._open, self._error = self._open - 1, self._error or error
+        if not self._open and self.written.set_running_or_notify_cancel():
+            failure = TutelageError(f"the request could not be written down: {self._error}") if self._error else None
+            self.written.set_exception(failure) if failure else self.written.set_result(None)
 
 
 class Writer:
@@ -80,11 +100,14 @@ class Writer:
 
     def __init__(self, store: Store, interval: float = 0.05, capacity: int = 4096) -> None:
         self.store, self.interval, self.capacity = store, interval, capacity
-        self._waiting: deque[Trace] = deque()
+        self._waiting: deque[tuple[Trace, Put]] = deque()
+        self._reserved = 0
         self._changed = threading.Condition()
         self._busy = False
         self._closing = False
         self._failure: str = ""
+        self.refused = 0
+        """How many traces found the queue full, and were refused."""
         self.spoiled: list[tuple[str, str]] = []
         """(id, reason) of traces that can never be written, such as one whose `meta` is no JSON."""
         self._thread = threading.Thread(target=self._work, name="traffic-writer", daemon=True)
@@ -92,29 +115,44 @@ class Writer:
 
     @property
     def lag(self) -> int:
-        """How many traces wait."""
-        return len(self._waiting)
+        """How many traces wait, or will come into the places that are kept for them."""
+        return len(self._waiting) + self._reserved
 
     @property
     def healthy(self) -> bool:
         """False while commits fail or the queue is full, and for good when a trace could not be written at all."""
-        return not self._failure and not self.spoiled and len(self._waiting) < self.capacity
+        return not self._failure and not self.spoiled and self.lag < self.capacity
 
-    def put(self, trace: Trace) -> None:
-        """Hand a trace over. Raises Full when the queue is full: answer 503."""
+    def put(self, *traces: Trace) -> Future[None]:
+        """Hand traces over, all or none; says when they are on disk. Raises Full when the queue is full: answer 503."""
+        self.reserve(len(traces))
+        return self.fill(traces)
+
+    def reserve(self, count: int) -> None:
+        """Keep places for so many traces, which `fill` puts there later. Raises Full where there are not as many."""
         with self._changed:
             if self._closing:
+                self.refused += count
                 raise Full("the traffic writer is closed")
-            if len(self._waiting) >= self.capacity:
+            if self.lag + count > self.capacity:
+                self.refused += count
                 why = f": {self._failure}" if self._failure else ""
-                raise Full(f"{self.capacity} traces wait to be written{why}", todo="Try again in a moment")
-            self._waiting.append(trace)
+                raise Full(f"{self.lag} traces wait to be written{why}", todo="Try again in a moment")
+            self._reserved += count
+
+    def fill(self, traces: Sequence[Trace]) -> Future[None]:
+        """Hand over traces for which places are kept; there is always room, also while the writer is being closed."""
+        put = Put(traces)
+        with self._changed:
+            self._waiting += [(trace, put) for trace in traces]
+            self._reserved -= len(traces)
             self._changed.notify_all()
+        return put.written
 
     def flush(self, timeout: float = 10.0) -> bool:
         """Wait until everything put so far is committed; False when that took longer than `timeout` seconds."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._waiting and not self._busy, timeout)
+            return self._changed.wait_for(lambda: not self.lag and not self._busy, timeout)
 
     def close(self, timeout: float = 10.0) -> None:
         """Commit what waits and end the thread. Raises TutelageError when traces could not be written."""
@@ -122,14 +160,14 @@ class Writer:
             self._closing = True
             self._changed.notify_all()
         self._thread.join(timeout)
-        if self._waiting:
-            raise TutelageError(f"{len(self._waiting)} traces could not be written: {self._failure}")
+        if self.lag:
+            raise TutelageError(f"{self.lag} traces could not be written: {self._failure}")
 
     def _work(self) -> None:
         pause = self.interval
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: bool(self._waiting) or self._closing)
+                self._changed.wait_for(lambda: bool(self._waiting) or (self._closing and not self._reserved))
                 if not self._waiting:
                     return
             if not self._closing:
@@ -137,42 +175,55 @@ class Writer:
             with self._changed:
                 group = [self._waiting[at] for at in range(min(len(self._waiting), 512))]
                 self._busy = True
-            written = self._commit(group)
-            pause = self.interval if written else min(2.0, pause * 2)
+            ends = self._commit([trace for trace, _ in group])
+            pause = self.interval if ends else min(2.0, pause * 2)
             with self._changed:
-                for _ in range(written):
+                for _ in ends:
                     self._waiting.popleft()
                 self._busy = False
                 self._changed.notify_all()
-                if self._closing and not written:
+                if self._closing and not ends:
                     return
+            for (_, put), error in zip(group, ends, strict=False):
+                put.end(error)
 
-    def _commit(self, group: Sequence[Trace]) -> int:
-        """Write a group; 0 when the store cannot be written now: the group stays in the queue and is tried again."""
+    def _commit(self, group: Sequence[Trace]) -> list[str]:
+        """Write a group: for each that needs no other try, what was wrong with it ("" if it is there).
+
+        None at all when the store cannot be written now: the group stays in the queue and is tried again.
+        """
         try:
             write(self.store, group)
             self._failure = ""
-            return len(group)
+            return [""] * len(group)
         except (Busy, NoSpace) as error:
             self._failure = str(error)
-            return 0
+            return []
         except Exception as error:  # the thread must live: whatever it is, it is said and the other traces go on
             self._failure = str(error)
-        for at, trace in enumerate(group):
+        ends: list[str] = []
+        for trace in group:
             try:
                 write(self.store, [trace])
+                ends.append("")
             except (Busy, NoSpace):
-                return at
+                break
             except Exception as error:
-                self.spoiled.append((trace.id, f"{type(error).__name__}: {error}"))
-        return len(group)
+                ends.append(f"{type(error).__name__}: {error}")
+                self.spoiled.append((trace.id, ends[-1]))
+        if ends == [""] * len(group):
+            self._failure = ""
+        return ends
 
 
 def write(store: Store, traces: Sequence[Trace]) -> None:
-    """Commit traces in one transaction; a trace that is there already (same id) is passed over."""
+    """Commit traces in one transaction, with the holds of those that wait for a person.
+
+    A trace that is there already (same id) is passed over. Where a person was promised, it is on disk when this ends.
+    """
     rows: dict[str, list[dict[str, Any]]] = {"conversation": [], "request": [], "decision": [], "verdict": []}
     words: list[tuple[str, str, str]] = []
-    with store.write(durable=False) as connection:
+    with store.write(durable=any(each.held for each in traces)) as connection:
         request = schema.request.c
         known = set(
             connection.execute(sql.select(request.id).where(request.id.in_([each.id for each in traces]))).scalars()
@@ -185,6 +236,17 @@ def write(store: Store, traces: Sequence[Trace]) -> None:
         for name, made in rows.items():
             if made:
                 connection.execute(sql.insert(schema.metadata.tables[name]), made)
+        for trace in traces:
+            if trace.held:
+                hold(store, connection, trace.id, trace.conversation or trace.id)
+
+
+def hold(store: Store, connection: sql.Connection, request: str, conversation: str, task: str | None = None) -> str:
+    """Note that an answer waits for a person; returns the hold's id (one for each request)."""
+    id = derived_id("hold", request)
+    row = {"id": id, "request_id": request, "conversation_id": conversation, "task_id": task, "by": "", "at": now()}
+    connection.execute(store.insert(schema.hold).values(row).on_conflict_do_nothing())
+    return id
 
 
 def _collect(trace: Trace, rows: dict[str, list[dict[str, Any]]], words: list[tuple[str, str, str]]) -> None:

@@ -54,6 +54,8 @@ PAGES = (
     *(feedback, tasks, dialogue, projects, lead, gold, adjudication, review, redteam, operate, account),
     *(qualifications, people_pages),  # in this order: an address of the first must not be taken for a person
 )
+SWEEP_S = 600.0
+"""Seconds between two looks for what is to be forgotten."""
 JSON_PATHS = ("/v1/", "/guard/", "/api/", "/health", "/metrics")
 
 
@@ -109,11 +111,17 @@ def _described(app: FastAPI) -> dict[str, Any]:
 
 
 async def _follow(state: State) -> None:
-    """Look every second whether another release is live, and whether people have answered."""
+    """Look every second whether another release is live, and whether people have answered; sweep now and then."""
+    swept = time.monotonic() - SWEEP_S
     while True:
         await asyncio.sleep(state.settings.follow_seconds)
         with suppress(TutelageError):  # a store that is busy for a moment is looked at again
             await asyncio.to_thread(state.follow)
+        await state.tidy()
+        if time.monotonic() - swept >= SWEEP_S:
+            swept = time.monotonic()
+            with suppress(TutelageError):
+                await asyncio.to_thread(state.sweep)
 
 
 async def _failed(request: Request, error: Exception) -> Response:
@@ -139,6 +147,22 @@ async def _failed(request: Request, error: Exception) -> Response:
 # starting it
 
 
+class Draining(uvicorn.Server):
+    """A server that, told to stop, says so on `/health` and lets answers end before it closes its doors."""
+
+    def __init__(self, config: uvicorn.Config, state: State) -> None:
+        super().__init__(config)
+        self._state = state
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let answers end, then close the doors and what is behind them; a second Ctrl-C waits for nothing."""
+        draining = asyncio.ensure_future(self._state.drain())
+        while not self.force_exit and not draining.done():
+            await asyncio.sleep(0.02)
+        draining.cancel()
+        await super().shutdown(sockets)
+
+
 class Server:
     """A service in a thread of this process, on a free port of the loopback address; a context manager."""
 
@@ -149,7 +173,7 @@ class Server:
         self._socket.bind(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         config = uvicorn.Config(app, log_level="error", access_log=False, lifespan="on", loop="asyncio")
-        self._server = uvicorn.Server(config)
+        self._server = Draining(config, self.state)
         self._thread = threading.Thread(target=self._server.run, args=([self._socket],), name="service", daemon=True)
         self._thread.start()
         until = time.monotonic() + 30
@@ -172,7 +196,7 @@ class Server:
     def close(self) -> None:
         """Finish what is under way, write what waits, end."""
         self._server.should_exit = True
-        self._thread.join(30)
+        self._thread.join(30 + self.state.settings.drain_s)
         self._socket.close()
 
 
@@ -248,10 +272,10 @@ def serve(
     loop = "uvloop" if find_spec("uvloop") else "asyncio"
     sys.setswitchinterval(0.0005)  # every query gives the interpreter away, and would wait 5 ms to have it back
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, loop=loop, timeout_graceful_shutdown=30, timeout_keep_alive=75
+        app, log_level="warning", access_log=False, loop=loop, timeout_graceful_shutdown=5, timeout_keep_alive=75
     )
     with suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run([listening])
+        Draining(config, state).run([listening])
 
 
 STANDING = {

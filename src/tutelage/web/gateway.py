@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -23,7 +23,7 @@ from tutelage.core.records import Decision, Finish, Message
 from tutelage.guard.limits import Denied, Grant
 from tutelage.guard.pipeline import Pipeline
 from tutelage.guard.policy import SURFACES, Surface
-from tutelage.guard.request import Ask, Chunk
+from tutelage.guard.request import Ask, Chunk, Ending
 from tutelage.store import traffic
 from tutelage.store.keys import uuid7
 from tutelage.web import auth, wire
@@ -53,6 +53,8 @@ class Metrics:
         self.seconds = Histogram("tutelage_seconds", "Time to the last byte", buckets=buckets, registry=self.registry)
         waiting = Gauge("tutelage_traces_waiting", "Traces not written yet", registry=self.registry)
         waiting.set_function(lambda: float(state.writer.lag))
+        refused = Gauge("tutelage_traces_refused", "Traces that found no room", registry=self.registry)
+        refused.set_function(lambda: float(state.writer.refused))
 
 
 def router(state: State) -> APIRouter:
@@ -107,13 +109,14 @@ def router(state: State) -> APIRouter:
 
     @routes.get("/health")
     async def health() -> Response:
-        ready = state.pipeline is not None and state.writer.healthy
+        ready = state.pipeline is not None and state.writer.healthy and not state.draining
         told = {
-            "status": "ready" if ready else "waiting",
+            "status": "draining" if state.draining else "ready" if ready else "waiting",
             "release": state.pipeline.release if state.pipeline else None,
             "guards": state.standing,
             "problem": state.problem or None,
             "traces_waiting": state.writer.lag,
+            "traces_refused": state.writer.refused,
         }
         return JSONResponse(told, 200 if ready else 503)
 
@@ -139,14 +142,16 @@ def _named(pipeline: Pipeline, name: str) -> None:
 # completions
 
 
-async def _ask(state: State, request: Request, surface: Surface) -> tuple[Ask, dict[str, Any], Pipeline]:
-    """Read and check a request."""
+async def _ask(
+    state: State, request: Request, surface: Surface, lent: ExitStack
+) -> tuple[Ask, dict[str, Any], Pipeline]:
+    """Read and check a request; the pipeline is lent until `lent` is closed."""
     who = auth.asker(request)
     tenant = state.tenant(who.tenant)
     body = await wire.read_json(request, tenant.limits.body_bytes)
     wire.known(body, wire.SAMPLING | {"messages" if surface == "chat" else "prompt"})
-    with state.lease() as pipeline:
-        _named(pipeline, wire.text(body, "model", 256, "tutelage"))
+    pipeline = lent.enter_context(state.lease())
+    _named(pipeline, wire.text(body, "model", 256, "tutelage"))
     if surface == "chat":
         messages = wire.messages(body, tenant.limits.characters)
     else:
@@ -177,10 +182,15 @@ def _language(request: Request) -> str:
 
 async def _complete(state: State, metrics: Metrics, request: Request, surface: Surface) -> Response:
     """One completion, whole or as a stream."""
+    with ExitStack() as lent:
+        return await _begin(state, metrics, request, surface, lent)
+
+
+async def _begin(state: State, metrics: Metrics, request: Request, surface: Surface, lent: ExitStack) -> Response:
     started = time.perf_counter()
     status = "error"
     try:
-        ask, body, pipeline = await _ask(state, request, surface)
+        ask, body, pipeline = await _ask(state, request, surface, lent)
         usage = wire.stream_usage(body)
         if not state.writer.healthy:
             raise Fault("the service can not keep traces now", status=503, code="overloaded", retry_after=1.0)
@@ -188,9 +198,9 @@ async def _complete(state: State, metrics: Metrics, request: Request, surface: S
         status = "ok"
     finally:
         metrics.requests.labels(surface, status).inc()
-    served = _served(state, metrics, pipeline, ask, grant, started)
     shape = _Chat(ask, pipeline) if surface == "chat" else _Text(ask, pipeline)
     headers = _headers(pipeline, ask)
+    served = _served(state, metrics, pipeline, ask, grant, started, lent.pop_all())
     try:
         first = await anext(served)  # what is wrong before the first byte is still an honest status
     except BaseException:
@@ -224,9 +234,12 @@ def _admit(state: State, ask: Ask) -> Grant:
 
 
 async def _served(
-    state: State, metrics: Metrics, pipeline: Pipeline, ask: Ask, grant: Grant, started: float
+    state: State, metrics: Metrics, pipeline: Pipeline, ask: Ask, grant: Grant, started: float, lent: ExitStack
 ) -> AsyncGenerator[Chunk]:
-    """The pipeline's chunks, after what a person has answered in this conversation meanwhile; limits are settled."""
+    """The pipeline's chunks, after what a person has answered in this conversation meanwhile.
+
+    At the end, however it comes, limits are settled and the pipeline is given back.
+    """
     used = 0
     try:
         given = await run_in_threadpool(state.pending, pipeline.conversation(ask)) if ask.conversation else []
@@ -242,6 +255,7 @@ async def _served(
                     metrics.decisions.labels(direction, chunk.decision.action if chunk.decision else "allow").inc()
                 yield chunk
     finally:
+        lent.close()
         state.limiter.settle(grant, state.tenant(ask.tenant).limits, used, time.monotonic())
         metrics.seconds.observe(time.perf_counter() - started)
 
@@ -452,6 +466,8 @@ def fault_of(error: Exception) -> Fault:
         )
     if isinstance(error, UpstreamError):
         return Fault(error.message, status=502, code="upstream_error", kind="server_error")
+    if isinstance(error, Ending):
+        return Fault(error.message, status=503, code="server_shutdown", kind="server_error", retry_after=5.0)
     if isinstance(error, Busy | NoSpace):
         return Fault(error.message, status=503, code="overloaded", kind="server_error", retry_after=1.0)
     return Fault("something failed inside the service", status=500, code="internal_error", kind="server_error")

@@ -6,14 +6,15 @@ them at once; requests that are under way finish with what they began with.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import hmac
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, cast
 from urllib.parse import urlsplit
 
@@ -29,14 +30,14 @@ from tutelage.generate.generator import Generator
 from tutelage.guard.limits import Limiter, Limits
 from tutelage.guard.pipeline import Pipeline, bundle_of, open_parts
 from tutelage.guard.policy import Policy, PolicyFile, Rule, Taxonomy
-from tutelage.guard.request import Answer, Finished
+from tutelage.guard.request import Ending
 from tutelage.guard.scan import Scanner
 from tutelage.guard.upstream import Upstream, open_upstream
 from tutelage.guard.vault import Vault
 from tutelage.store import engine, releases, review, traces
-from tutelage.store.keys import derived_id
+from tutelage.store.keys import now
 from tutelage.store.people import JUNIOR
-from tutelage.text.pii import redact
+from tutelage.web.recorder import Recorder
 
 
 class Tenant(Config):
@@ -100,6 +101,13 @@ class Oidc(Config):
         return roles
 
 
+class Retention(Config):
+    """How long the service keeps what it need not keep for ever."""
+
+    vault_hours: float = Field(720.0, ge=0)
+    """After so many hours it forgets what a placeholder for personal data stands for; 0 keeps it."""
+
+
 class Settings(Config):
     """`ROOT/service.yaml`."""
 
@@ -127,8 +135,12 @@ class Settings(Config):
     compiler. What was evaluated and released are the unrounded ones."""
     oidc: Oidc | None = None
     """Signing in through an OpenID provider."""
+    retention: Retention = Retention()
+    """How long personal data may be opened again."""
     follow_seconds: float = Field(1.0, gt=0)
     """How often the service looks whether another release is live."""
+    drain_s: float = Field(30.0, ge=0)
+    """Seconds that answers under way have to end once the service is told to stop; then each ends with an error."""
 
     def tenant(self, name: str) -> Tenant:
         """A tenant's settings; those of `default` when it has none of its own."""
@@ -155,6 +167,22 @@ BARE = PolicyFile(
 """What holds for an upstream before any guard was trained: rules alone."""
 
 
+LAST_S = 5.0
+"""Seconds for the last words of answers that are ended when the service stops."""
+
+
+@dataclass
+class Serving:
+    """A pipeline that answers, or did, and how many requests it is answering."""
+
+    pipeline: Pipeline
+    wanted: str
+    """What it was opened for: `release id|bundle`."""
+    source: str
+    """Its upstream."""
+    users: int = 0
+
+
 class State:
     """Everything a running service shares. `pipeline` is None while nothing has been released."""
 
@@ -169,16 +197,17 @@ class State:
         self.figures = Kept()
         self.started = time.time()
         self.keys = self._tenant_keys()
-        self.pipeline: Pipeline | None = None
         self.problem = ""
         """Why nothing answers, for `/health` and for errors."""
+        self.draining = False
+        """Whether the service is being stopped: it begins nothing new."""
+        self._now: Serving | None = None
+        self._earlier: list[Serving] = []
         self._upstream_url = upstream
         self._upstreams: dict[str, Upstream] = {}
-        self._serving = ""
         self._answered: frozenset[str] = frozenset()
-        self._lock = threading.Lock()
-        self._jobs = ThreadPoolExecutor(2, "record")
-        self._pending: set[Future[None]] = set()
+        self._opening, self._counting = threading.Lock(), threading.Lock()
+        self._recorder = Recorder(self.writer, lambda tenant: self.tenant(tenant).collect)
         self.reload()
 
     # who asks
@@ -200,17 +229,50 @@ class State:
 
     def reload(self) -> bool:
         """Follow the release that is live; True if another one answers now. What cannot be opened changes nothing."""
-        with self._lock:
+        with self._opening:
             try:
                 wanted = self._wanted()
-                if wanted == self._serving and self.pipeline is not None:
+                if self._now is not None and wanted == self._now.wanted:
                     return False
                 made = self._open(wanted)
             except TutelageError as error:
                 self.problem = str(error)
                 return False
-            self.pipeline, self._serving, self.problem = made, wanted, ""
+            with self._counting:
+                self._earlier += [self._now] if self._now is not None else []
+                self._now, self.problem = made, ""
             return True
+
+    async def tidy(self) -> None:
+        """Close the pipelines of earlier releases whose last request has ended, and the upstreams nobody uses now."""
+        if not self._opening.acquire(blocking=False):  # another is being opened: the next look will do
+            return
+        try:
+            with self._counting:
+                done = [each for each in self._earlier if not each.users]
+                self._earlier = [each for each in self._earlier if each.users]
+            used = {each.source for each in self._all}
+            gone = [self._upstreams.pop(source) for source in [*self._upstreams] if source not in used]
+        finally:
+            self._opening.release()
+        for each in done:
+            await each.pipeline.close(upstream=False)
+        for upstream in gone:
+            await upstream.close()
+
+    @property
+    def pipeline(self) -> Pipeline | None:
+        """What answers now."""
+        return self._now.pipeline if self._now is not None else None
+
+    @property
+    def _all(self) -> list[Serving]:
+        return [*self._earlier, *([self._now] if self._now is not None else [])]
+
+    @property
+    def busy(self) -> int:
+        """How many requests are being answered."""
+        return sum(each.users for each in self._all)
 
     def _wanted(self) -> str:
         """What should answer: `release id|bundle`, or a bundle, or the bare rules before an upstream."""
@@ -230,7 +292,7 @@ class State:
         given = self.settings.upstream
         return self._upstream_url or (f"{given.url}#{given.model}" if given else "")
 
-    def _open(self, wanted: str) -> Pipeline:
+    def _open(self, wanted: str) -> Serving:
         release, _, bundle = wanted.partition("|")
         if bundle:
             ref = bundle if ":" in bundle else f"bundle:{bundle}"
@@ -242,7 +304,7 @@ class State:
         source = self._url() or model
         if not source:
             raise NotFound(f"{bundle[:24]} has guards and no model", todo="Put it before one: `tutelage guard up URL`")
-        return Pipeline(
+        made = Pipeline(
             scanner,
             self._upstream(source),
             key=self.store.keys.key("conversation"),
@@ -250,8 +312,9 @@ class State:
             release=release or bundle,
             model="tutelage",
             vaults=self._vault,
-            record=self.record,
+            record=partial(self._recorder.record, scanner),
         )
+        return Serving(made, wanted, source)
 
     def speaker(self, name: str) -> Generator:
         """A generator for dialogues: an artifact or fake by reference, or an address that the settings name."""
@@ -279,28 +342,39 @@ class State:
     @property
     def standing(self) -> str:
         """What the guards rest on: `rules` alone, `demo` (learned from simulated people), or `trained`."""
-        if self.pipeline is None or not self._serving.partition("|")[2]:
+        bundle = self._now.wanted.partition("|")[2] if self._now is not None else ""
+        if not bundle:
             return "rules"
-        bundle = self._serving.partition("|")[2]
         artifact = self.root.find(bundle if ":" in bundle else f"bundle:{bundle}")
         return "demo" if artifact.manifest.simulated else "trained"
 
     @property
     def answering(self) -> str:
         """What answers, in words: an address, a release's bundle, or a bundle to try out."""
-        if self.pipeline is None:
+        if self._now is None:
             return f"nothing yet: {self.problem}"
-        release, _, bundle = self._serving.partition("|")
+        release, _, bundle = self._now.wanted.partition("|")
         named = f"bundle:{bundle.removeprefix('bundle:')[:12]}"
         return self._url() or (f"{named}, the release that is live" if release else f"{named}, to try it out")
 
     @contextlib.contextmanager
     def lease(self) -> Iterator[Pipeline]:
-        """The pipeline that answers, for one request. Raises NotFound when there is none."""
-        made = self.pipeline
-        if made is None:
-            raise NotFound(self.problem or "nothing answers yet")
-        yield made
+        """The pipeline that answers, for one request, to whose end it stays open.
+
+        Raises NotFound when there is none, Ending when the service is being stopped.
+        """
+        with self._counting:
+            made = self._now
+            if self.draining:
+                raise Ending("the service is being stopped", todo="Ask again")
+            if made is None:
+                raise NotFound(self.problem or "nothing answers yet")
+            made.users += 1
+        try:
+            yield made.pipeline
+        finally:
+            with self._counting:
+                made.users -= 1
 
     # what is kept
 
@@ -315,91 +389,23 @@ class State:
 
         return Vault(self.store.keys.key("vault"), conversation, known, keep)
 
-    def record(self, done: Finished) -> None:
-        """Hand a finished request to the trace writer. Raises Full when the queue is full."""
-        made = self._traces(done)
-        pipeline = self.pipeline
-        if any(each.action == "review" for trace in made for each in trace.decisions):
-            self._later(self._hold, made)
-        elif pipeline is not None and pipeline.scanner.shadow:
-            self._later(self._shadowed, pipeline.scanner, made)
-        else:
-            for trace in made:
-                self.writer.put(trace)
-
-    def _later(self, work: Callable[..., None], *given: Any) -> None:
-        """Record in a thread of its own; `flush` waits for it."""
-        job = self._jobs.submit(work, *given)
-        self._pending.add(job)
-        job.add_done_callback(self._pending.discard)
-
     def flush(self, seconds: float = 5.0) -> None:
         """Wait until every request that was answered is on disk."""
-        wait(set(self._pending), seconds)
         self.writer.flush(seconds)
-
-    def _shadowed(self, scanner: Scanner, made: list[traces.Trace]) -> None:
-        """Ask the guards in shadow what they would have said, then keep the traces."""
-        for trace in made:
-            said = scanner.shadows(trace.messages, trace.answer.content if trace.answer else None)
-            extra = tuple(
-                traces.Decided(direction=direction, shadow=True, verdicts=(verdict,)) for direction, verdict in said
-            )
-            self.writer.put(replace(trace, decisions=(*trace.decisions, *extra)))
-
-    def _hold(self, made: list[traces.Trace]) -> None:
-        """A request that waits for a person: its trace is written first, then its hold."""
-        traces.write(self.store, made)
-        for trace in made:
-            if any(each.action == "review" for each in trace.decisions):
-                review.hold(self.store, trace.id, trace.conversation)
-
-    def _traces(self, done: Finished) -> list[traces.Trace]:
-        """One trace per answer; the request's own decision stands with the first."""
-        ask = done.ask
-        pipeline = self.pipeline
-        conversation = pipeline.conversation(ask) if pipeline else ask.id
-        allowed = self.tenant(ask.tenant).collect and ask.meta.get("collect", "yes") != "no"
-        meta = {name: value for name, value in ask.meta.items() if name != "collect"}
-        meta |= {"collect": True} if allowed else {}
-        asked = traces.Decided(
-            direction="input",
-            channel=done.input.channel,
-            action=done.input.decision.action,
-            reasons=done.input.decision.reasons,
-            redactions=done.input.decision.redactions,
-            policy=done.input.decision.policy,
-            latency_ms=round(sum(each.cost_ms for each in done.input.verdicts), 3),
-            verdicts=done.input.verdicts,
-        )
-        return [
-            traces.Trace(
-                id=ask.id if answer.index == 0 else derived_id("choice", ask.id, answer.index),
-                conversation=conversation,
-                tenant=ask.tenant,
-                subject=ask.subject,
-                release=done.release,
-                model=done.model,
-                surface=ask.surface,
-                language=ask.language,
-                people=ask.people,
-                messages=done.masked,
-                answer=_kept(answer),
-                finish=answer.finish,
-                usage={"prompt_tokens": answer.usage[0], "completion_tokens": answer.usage[1]},
-                latency_ms=round(done.milliseconds, 3),
-                stream=ask.stream,
-                meta={**meta, **({"error": done.error} if done.error else {}), "choice": answer.index},
-                decisions=((asked,) if answer.index == 0 else ()) + _decided(answer),
-            )
-            for answer in done.answers
-        ]
 
     def follow(self) -> None:
         """What the service looks at again and again: the release that is live, and answers that people have given."""
         self.reload()
         given = review.holds(self.store, waiting=False)
         self._answered = frozenset(each.conversation for each in given if each.delivered_at is None)
+
+    def sweep(self) -> int:
+        """Forget what placeholders stand for that is older than the settings keep it; says how many there were."""
+        hours = self.settings.retention.vault_hours
+        gone = review.vault_expire(self.store, now() - int(3_600_000 * hours)) if hours else 0
+        if gone:
+            self.store.forget()
+        return gone
 
     def pending(self, conversation: str) -> list[tuple[str, Message]]:
         """Answers by people that a conversation has not been given yet; as `follow` last saw it."""
@@ -418,35 +424,25 @@ class State:
                 found = tenant
         return found
 
+    async def drain(self) -> None:
+        """Begin nothing new, let what is under way end, and after `drain_s` end the rest, each with an error."""
+        self.draining = True
+        for patience in (self.settings.drain_s, LAST_S):
+            until = time.monotonic() + patience
+            while self.busy and time.monotonic() < until:
+                await asyncio.sleep(0.02)
+            for each in self._all:
+                each.pipeline.stop()
+
     async def close(self) -> None:
         """Write what waits, and let go of everything."""
-        self._jobs.shutdown(wait=True)
+        self.draining = True
+        await asyncio.to_thread(self._recorder.close)
+        for each in self._all:
+            await each.pipeline.close(upstream=False)
         for upstream in self._upstreams.values():
             await upstream.close()
-        self.writer.close()
-        self.store.close()
-
-
-def _decided(answer: Answer) -> tuple[traces.Decided, ...]:
-    """The decision on an answer; none if nothing was generated."""
-    if not answer.decision.policy:
-        return ()
-    return (
-        traces.Decided(
-            direction="output",
-            channel="content",
-            action=answer.decision.action,
-            reasons=answer.decision.reasons,
-            redactions=answer.decision.redactions,
-            policy=answer.decision.policy,
-            latency_ms=round(sum(each.cost_ms for each in answer.verdicts), 3),
-            verdicts=answer.verdicts,
-        ),
-    )
-
-
-def _kept(answer: Answer) -> Message | None:
-    """What the model wrote, also what was withheld, with personal data out of it."""
-    if not answer.made:
-        return None
-    return Message(role="assistant", content=redact(answer.made, answer.decision.redactions))
+        try:
+            self.writer.close()
+        finally:
+            self.store.close()

@@ -34,6 +34,11 @@ CONFOUNDED = ("prompt_injection", "jailbreak", "crime")
 """Categories whose texts differ from the others in length."""
 ENCODER = "No sentence encoder is installed, so the third floor (a frozen encoder with logistic heads) is missing."
 
+STRICT = (
+    "A row that no label calls harmful counts as struck wrongly by any head, also by one whose category it was never "
+    "labelled with (`tweet_hate` says nothing about harassment)."
+)
+
 Floats = NDArray[np.float64]
 Scorer = Callable[[Sequence[str]], Floats]
 """Texts -> [N] scores from 0 to 1, higher is surer."""
@@ -109,7 +114,14 @@ def measured(root: Root, artifact: Artifact, only: Sequence[str]) -> list[str]:
             )
             page += ["", f"### {direction}: {category}", "", *table(guard, part)]
     if not only:
-        page += ["", "### Harmless texts that look like harm", "", *passed(guard, root, labels, rows["input"])]
+        page += [
+            "",
+            "### Harmless texts that look like harm",
+            "",
+            STRICT,
+            "",
+            *passed(guard, root, labels, rows["input"]),
+        ]
         page += ["", "### All heads together", "", *together(artifact.metrics)]
     for name, why in sorted((artifact.metrics.get("left_out") or {}).items()):
         page += ["", f"No head for {name}: {why}."]

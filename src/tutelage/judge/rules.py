@@ -24,7 +24,9 @@ from tutelage.text.pii import BLOCK, CONTEXT, TYPES, find, located, read
 _BLANKS = re.compile(r"(?<=[^\S\n\r\x0b\x0c\x85\u2028\u2029])[^\S\n\r\x0b\x0c\x85\u2028\u2029]")
 _END = 80
 """Characters of a key's last line, at most."""
-_LETTERS = re.compile(r"[a-z ,;!?\n]*+")
+_LETTERS = re.compile(
+    r"[a-z ,;!?\n\u00df-\u00f6\u00f8-\u017f\u03b1-\u03c9\u0430-\u045f\u2014\u2018\u2019\u201c\u201d]*+"
+)
 """Of these alone no personal data is made; the last word may still go on to be some."""
 _NOTHING = Verdict(judge="pii")
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")

@@ -14,9 +14,9 @@ from tutelage.generate.generator import Generator, Sampling
 from tutelage.generate.local import LocalGenerator
 from tutelage.guard.pipeline import GuardedGenerator, Pipeline, open_bundle, open_parts
 from tutelage.guard.policy import Category, Defaults, Guard, Policy, PolicyFile, Rule, Taxonomy, When
-from tutelage.guard.request import Ask, Chunk, Finished
+from tutelage.guard.request import Ask, Chunk, Finished, Meter
 from tutelage.guard.scan import Scanner
-from tutelage.guard.upstream import Delta, TooLong
+from tutelage.guard.upstream import Delta, Misbehaved, TooLong
 from tutelage.judge.judge import WindowedJudge
 from tutelage.model.transformer import Decoder, DecoderConfig
 from tutelage.tokens.tokenizer import learn
@@ -293,6 +293,133 @@ def test_a_guard_that_hangs_or_raises_blocks_within_its_budget(way: str, reason:
         assert HELLO[:5] not in said(chunks)
     else:
         assert said(chunks) == HELLO
+
+
+class Hung(WindowedJudge):
+    """A guard that hangs on texts about bread until it is let go; knows how often it was asked."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.free, self.asked = name, threading.Event(), 0
+
+    def judge(self, examples: Sequence[Example]) -> list[Verdict]:
+        self.asked += 1
+        if any("bread" in example.messages[-1].content for example in examples):
+            self.free.wait(100)
+        return [Verdict(judge=self.name, scores={"crime": 0.0}) for _ in examples]
+
+
+def watched(*guards: Hung, direction: str, budget: float, on_error: str = "flag") -> Pipeline:
+    """A pipeline whose policy asks several slow guards about crime."""
+    rule = Rule(
+        id="r",
+        when=When.model_validate({"direction": direction}),
+        category="crime",
+        threshold=0.5,
+        action="flag",
+        on_error=on_error,  # type: ignore[arg-type]
+    )
+    file = PolicyFile(rules=(rule,), defaults=Defaults(budget_ms=budget))
+    covers = [Guard(guard.name, {direction: ("crime",)}) for guard in guards]
+    policy = Policy(file, Taxonomy(categories={"crime": Category()}), covers)
+    return Pipeline(Scanner(policy, {guard.name: guard for guard in guards}), Script("bread. " * 40), key=KEY)
+
+
+def test_a_late_guard_says_timeout_to_the_end_and_is_not_asked_again() -> None:
+    guard = Hung("slow")
+    pipe = watched(guard, direction="output", budget=200)
+    seen: list[Finished] = []
+    pipe._record = seen.append
+
+    async def run() -> str:
+        text = ""
+        async for chunk in pipe.serve(ask("where can I find the parcel")):
+            text += chunk.text
+            if text:
+                guard.free.set()  # it goes on in its thread while the answer leaves
+                await asyncio.sleep(0.002)
+        return text
+
+    assert asyncio.run(run()) == "bread. " * 40
+    (answer,) = seen[0].answers
+    assert [verdict.status for verdict in answer.verdicts] == ["timeout"] and guard.asked <= 1
+    assert answer.decision.reasons == ("r: slow timeout",)
+
+
+@pytest.mark.parametrize("direction", ["input", "output"])
+def test_a_guard_that_hangs_takes_no_thread_from_another(direction: str) -> None:
+    hung, other = Hung("hung"), Hung("other")
+    other.free.set()
+    pipe = watched(hung, other, direction=direction, budget=60)
+    seen: list[Finished] = []
+    pipe._record = seen.append
+    try:
+        for number in range(12):
+            collect(pipe, ask(f"where is my bread, {number}"))
+        pipe.policy.file = pipe.policy.file.model_copy(update={"defaults": Defaults(budget_ms=1500)})
+        before = other.asked
+        collect(pipe, ask("once more: where is my bread"))
+        assert other.asked > before
+    finally:
+        hung.free.set()
+    said = seen[-1].input.verdicts if direction == "input" else seen[-1].answers[0].verdicts
+    assert {verdict.judge: verdict.status for verdict in said} == {"hung": "timeout", "other": "ok"}
+    asyncio.run(pipe.close())
+
+
+def test_a_scan_has_a_budget_too() -> None:
+    hung = Hung("hung")
+    pipe = watched(hung, direction="input", budget=60, on_error="block")
+    try:
+        found = asyncio.run(pipe.examine((Message(role="user", content="where is my bread"),)))
+    finally:
+        hung.free.set()
+    assert found.action == "block" and found.input.decision.reasons == ("r: hung timeout",)
+
+
+def test_the_meter_knows_what_was_made(small_root: Root, bundled: Callable[..., Artifact]) -> None:
+    async def spent(pipe: Pipeline, request: Ask, leave: bool = False) -> Meter:
+        meter = Meter()
+        stream = pipe.serve(request, meter)
+        async for _ in stream:
+            if leave:
+                break
+        await stream.aclose()
+        return meter
+
+    made = bundled(output="rewrite")
+    twice = asyncio.run(spent(pipeline(small_root, made, Script(CODE, HELLO)), ask("where is my bread")))
+    once = asyncio.run(spent(pipeline(small_root, made, Script(HELLO)), ask("where is my bread")))
+    assert twice.prompt == once.prompt == 7 and twice.written > once.written + 5, "the first try counts"
+    several = asyncio.run(spent(pipeline(small_root, made, Script(HELLO)), ask("where is my bread", n=3)))
+    assert several.prompt == 7 and several.written == 3 * once.written
+    left = asyncio.run(spent(pipeline(small_root, made, Script(HELLO * 9)), ask("where is my bread"), leave=True))
+    assert left.written > 0 and left.spent(100) == 7 + left.written
+
+
+def test_a_rewrites_first_try_is_handed_on(small_root: Root, bundled: Callable[..., Artifact]) -> None:
+    seen: list[Finished] = []
+    chunks = collect(
+        pipeline(small_root, bundled(output="rewrite"), Script(CODE, HELLO), seen), ask("where is my bread")
+    )
+    last, first = seen[0].answers
+    assert last.index == 0 and last.made == HELLO and last.decision.action == "allow"
+    assert first.index == 1 and "4471" in first.made and first.decision.action == "rewrite" and first.verdicts
+    assert chunks[-1].usage[1] > last.usage[1], "both tries were written"
+
+
+def test_an_error_of_another_program_is_told_in_our_words(small_root: Root, small_bundle: Artifact) -> None:
+    class Loud(Script):
+        async def stream(
+            self, messages: Sequence[Message], sampling: Sampling, sample: int = 0
+        ) -> AsyncGenerator[Delta]:
+            raise UpstreamError("the locker code is 4471, ask ann.lee@example.org")
+            yield Delta("")
+
+    seen: list[Finished] = []
+    with pytest.raises(Misbehaved) as caught:
+        collect(pipeline(small_root, small_bundle, Loud("x"), seen), ask("where is the parcel"))
+    assert "4471" not in str(caught.value)
+    assert "4471" in seen[0].error and "ann.lee" not in seen[0].error
 
 
 def test_guards_in_shadow_speak_and_decide_nothing(small_root: Root, bundled: Callable[..., Artifact]) -> None:

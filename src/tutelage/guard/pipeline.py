@@ -12,7 +12,6 @@ import hashlib
 import hmac
 import json
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing, suppress
@@ -22,25 +21,24 @@ from typing import Any, TypeVar
 
 from tutelage.core import refs
 from tutelage.core.artifact import Artifact, Root
-from tutelage.core.errors import Busy, NotFound, UpstreamError
+from tutelage.core.errors import Busy, NotFound
 from tutelage.core.records import Decision, Example, Message, Response, Verdict
 from tutelage.generate.generator import Generator, Sampling, Scored, weigh_texts
-from tutelage.guard.barrier import Barrier, Passed, stops
-from tutelage.guard.policy import PII, Guard, Policy, Surface, Where
-from tutelage.guard.request import Answer, Ask, Chunk, Ending, Finished
+from tutelage.guard.barrier import stops
+from tutelage.guard.breaker import Breakers
+from tutelage.guard.lane import PIECE, Lane
+from tutelage.guard.policy import PII, Direction, Guard, Policy, Surface, Where
+from tutelage.guard.request import Answer, Ask, Chunk, Ending, Finished, Meter
 from tutelage.guard.scan import Piece, Scan, Scanner, Seen, pieces, redacted
-from tutelage.guard.upstream import EngineUpstream, RemoteUpstream, TooLong, Upstream, open_upstream
-from tutelage.guard.vault import Unmasker, Vault
+from tutelage.guard.upstream import EngineUpstream, Misbehaved, RemoteUpstream, TooLong, Upstream, open_upstream
+from tutelage.guard.vault import Vault
+from tutelage.guard.work import Work, told, worded
 from tutelage.judge.classifier import ClassifierJudge
 from tutelage.judge.judge import Judge, failed
 from tutelage.store import releases
 
-HELD_TOKENS = 16
-"""Tokens of the embedded engine that are kept back at most, however short they are."""
 UNARY = 48
 """Characters gathered before the guards look again when nobody watches the stream."""
-PIECE = 4096
-"""Characters that guards of bounded cost read on the event loop at once; for each as many they have their budget."""
 VAULT_S = 5.0
 """Seconds the store may take over what placeholders stand for."""
 PROMISE_S = 5.0
@@ -80,7 +78,7 @@ class Pipeline:
         self._key = key
         self._vaults = vaults or (lambda conversation: Vault(key, conversation))
         self._record = record
-        self._threads = ThreadPoolExecutor(8, "guard")
+        self._breakers = Breakers()
         self._vaulting = ThreadPoolExecutor(4, "vault")
         self._open: set[asyncio.Queue[Chunk | BaseException]] = set()
 
@@ -105,17 +103,29 @@ class Pipeline:
         """What the policy decides on a conversation and its answer; nothing is generated, nothing recorded."""
         return self.scanner.scan(messages, answer, surface=surface, tenant=tenant)
 
-    async def serve(self, ask: Ask) -> AsyncGenerator[Chunk]:
-        """The guarded answers, in chunks that may be sent as they are.
+    async def examine(
+        self, messages: Sequence[Message], answer: str | None = None, *, surface: Surface = "scan", tenant: str = ""
+    ) -> Scan:
+        """`scan` beside the event loop, each guard within its budget."""
+        at = Where("input", "content", surface, tenant)
+        seen = await self._read(pieces(messages), at)
+        if answer is None:
+            return Scan(seen)
+        return Scan(seen, await self._read([Piece("content", answer)], at._replace(direction="output")))
 
-        Raises UpstreamError, TooLong, Busy when the store does not answer, Ending when the service is being stopped.
+    async def serve(self, ask: Ask, meter: Meter | None = None) -> AsyncGenerator[Chunk]:
+        """The guarded answers, in chunks that may be sent as they are; `meter` follows what they cost.
+
+        Raises Misbehaved, TooLong: errors whose message is in our own words; Busy when the store does not answer,
+        Ending when the service is being stopped.
         """
         started = time.perf_counter()
+        meter = Meter() if meter is None else meter
         at = Where("input", "content", ask.surface, ask.tenant)
         vault = self._vaults(self.conversation(ask))
         found = pieces(ask.messages)
         personal = await self._personal(ask, found)
-        verdict = asyncio.ensure_future(self._input(at, found, personal))
+        verdict = asyncio.ensure_future(self._read(found, at, personal))
         verdict.add_done_callback(_heard)
         try:
             early = self._spans(at, found, personal) or await verdict  # unread, it goes to no model
@@ -126,16 +136,18 @@ class Pipeline:
             verdict.cancel()
             raise
         answers = [Answer(index) for index in range(ask.sampling.n)]
+        made = list(answers)
         queue: asyncio.Queue[Chunk | BaseException] = asyncio.Queue(64)
+        work = [Work(ask, masked, vault, verdict, each, made, queue, meter) for each in answers]
         self._open.add(queue)
-        tasks = [asyncio.ensure_future(self._answer(ask, masked, vault, verdict, each, queue)) for each in answers]
+        tasks = [asyncio.ensure_future(self._answer(each)) for each in work]
         open_answers, error = len(tasks), ""
         promises: list[Chunk] = []
         try:
             while open_answers:
                 chunk = await queue.get()
                 if isinstance(chunk, BaseException):
-                    error = str(chunk)
+                    error = told(chunk)
                     raise chunk
                 if chunk.finish is not None:
                     open_answers -= 1
@@ -143,7 +155,7 @@ class Pipeline:
                         promises.append(chunk)
                         continue
                     if not open_answers:
-                        kept = self._finish(ask, masked, await verdict, answers, started, "")
+                        kept = self._finish(ask, masked, await verdict, made, started, "")
                         if kept is not None:
                             await _promised(kept)
                         for each in promises:
@@ -157,16 +169,18 @@ class Pipeline:
             for task in (*tasks, verdict):
                 task.cancel()
             if open_answers:
+                for unfinished in work:
+                    unfinished.note()
                 done = verdict.done() and not verdict.cancelled() and not verdict.exception()
                 seen = verdict.result() if done else early
                 with suppress(Busy):  # nobody hears it any more; the writer counts what it has no room for
-                    self._finish(ask, masked, seen, answers, started, error or "the client went away")
+                    self._finish(ask, masked, seen, made, started, error or "the client went away")
 
     async def _personal(self, ask: Ask, found: Sequence[Piece]) -> list[Verdict]:
         """Personal data alone, first: the model begins on the masked conversation, while other guards still read."""
         if not any(bound.rule.pii for bound in self.policy.rules(ask.tenant)):
             return []
-        return await self._ask(PII, found)
+        return await self._ask(PII, found, "input")
 
     def _spans(self, at: Where, found: Sequence[Piece], said: Sequence[Verdict]) -> Seen | None:
         """What of these texts is masked before the model sees them; None if they could not be read in time."""
@@ -180,33 +194,33 @@ class Pipeline:
                 spans[piece.message, piece.field] = cut
         return Seen(Decision(action="allow", policy=self.policy.hash), redactions=spans)
 
-    async def _input(self, at: Where, found: Sequence[Piece], personal: list[Verdict]) -> Seen:
-        """All guards on everything the client sent; each within its budget, else its verdict is `timeout`."""
+    async def _read(self, found: Sequence[Piece], at: Where, personal: Sequence[Verdict] = ()) -> Seen:
+        """All guards on all texts; each within its budget, else its verdict is `timeout`. `personal`: what the guard of
+        personal data has said of them already."""
         names = sorted(self.scanner.needed(found, at))
         asked = [name for name in names if name in self.scanner.judges and not (name == PII and personal)]
-        said = dict(zip(asked, await asyncio.gather(*(self._ask(name, found) for name in asked)), strict=True))
+        heard = await asyncio.gather(*(self._ask(name, found, at.direction) for name in asked))
+        said = dict(zip(asked, heard, strict=True))
         if PII in names and personal:
-            said[PII] = personal
+            said[PII] = list(personal)
         return self.scanner.decide(found, at, {name: said[name] for name in names if name in said})
 
-    async def _ask(self, name: str, found: Sequence[Piece]) -> list[Verdict]:
-        judge = self.scanner.judges[name]
-        quick = self.scanner.quick([name])
+    async def _ask(self, name: str, found: Sequence[Piece], direction: Direction) -> list[Verdict]:
+        """A guard's word on texts. One of bounded cost reads short ones at once, and has its budget for each PIECE of
+        long ones."""
+        judge, budget, quick = (
+            self.scanner.judges[name],
+            self.policy.file.defaults.budget_ms,
+            self.scanner.quick([name]),
+        )
         parts = 1 + sum(len(piece.text) for piece in found) // PIECE if quick else 1
+        work = partial(self.scanner.verdicts, name, judge, direction, found)
         if quick and parts == 1:
-            return self.scanner.verdicts(name, judge, "input", found)
+            return work()
         try:
-            return await self._within(lambda: self.scanner.verdicts(name, judge, "input", found), parts)
+            return await self._breakers.call(name, work, parts * budget)
         except TimeoutError:
-            return [failed(name, "timeout", self.policy.file.defaults.budget_ms) for _ in found]
-
-    async def _within(self, work: Callable[[], T], parts: int = 1) -> T:
-        """Run a guard that may be slow in a thread of its own; TimeoutError when it exceeds the policy's budget.
-
-        A guard of bounded cost has the budget for each of so many parts of a long text.
-        """
-        running = asyncio.get_running_loop().run_in_executor(self._threads, work)
-        return await asyncio.wait_for(running, parts * self.policy.file.defaults.budget_ms / 1000)
+            return [failed(name, "timeout", budget) for _ in found]
 
     async def _in_vault(self, work: Callable[[], T]) -> T:
         """Read or write the vault, whose store may be held by another, in a thread of its own. Raises Busy."""
@@ -217,152 +231,99 @@ class Pipeline:
             todo = "Try again in a moment"
             raise Busy("personal data can not be masked now: the store does not answer", todo=todo) from None
 
-    async def _answer(
-        self,
-        ask: Ask,
-        masked: tuple[Message, ...],
-        vault: Vault,
-        verdict: asyncio.Future[Seen],
-        answer: Answer,
-        queue: asyncio.Queue[Chunk | BaseException],
-    ) -> None:
+    async def _answer(self, work: Work) -> None:
         """Make one answer and put its chunks into the queue; the last has a finish, or it is an exception."""
         try:
-            await self._write(ask, masked, vault, verdict, answer, queue)
+            await self._write(work)
         except asyncio.CancelledError:
             raise
         except Exception as error:
-            await queue.put(error)
+            await work.queue.put(worded(error))
 
-    async def _write(
-        self,
-        ask: Ask,
-        masked: tuple[Message, ...],
-        vault: Vault,
-        verdict: asyncio.Future[Seen],
-        answer: Answer,
-        queue: asyncio.Queue[Chunk | BaseException],
-    ) -> None:
-        at = Where("output", "content", ask.surface, ask.tenant)
-        conversation = (*((Message(role="system", content=self.system),) if self.system else ()), *masked)
-        if verdict.done() and await self._withheld(ask, await verdict, answer, queue):
+    async def _write(self, work: Work) -> None:
+        ask, answer, verdict = work.ask, work.answer, work.verdict
+        conversation = (*((Message(role="system", content=self.system),) if self.system else ()), *work.masked)
+        if verdict.done() and await self._withheld(work, await verdict):
             return
         for attempt in range(2):
-            answer.made = ""
-            barrier, opened = self._barrier(conversation, at), Unmasker(vault)
-            work = self._pump(ask, conversation, barrier, opened, verdict, answer, queue, attempt)
-            pump = asyncio.ensure_future(work)
+            pump = asyncio.ensure_future(self._pump(work, conversation, attempt))
             pump.add_done_callback(_heard)
             try:
                 await asyncio.wait((pump, verdict), return_when=asyncio.FIRST_COMPLETED)
                 seen = await verdict if verdict.done() or pump.done() else None
-                if seen is not None and await self._withheld(ask, seen, answer, queue):
+                work.note()
+                if seen is not None and await self._withheld(work, seen):
                     return
                 stopped = await pump
+                work.note()
             finally:
                 pump.cancel()
-            answer.decision, answer.verdicts = barrier.decision, barrier.verdicts
             if stopped is None:
-                rest = opened.close()
-                answer.text += rest
-                await queue.put(Chunk(answer.index, rest, answer.finish, barrier.decision, answer.usage))
+                await work.queue.put(Chunk(answer.index, "", answer.finish, answer.decision, work.usage))
                 return
-            if stopped.action == "rewrite" and not answer.text and attempt == 0:
+            if stopped.action == "rewrite" and not answer.left and attempt == 0:
                 hint = Message(role="system", content=self.policy.instruction(stopped, ask.language, ask.tenant))
                 conversation = (*conversation, hint)
+                work.again()
                 continue
-            answer.finish = "blocked"
-            text = "" if answer.text else self.policy.message(stopped, ask.language, ask.tenant)
-            await self._last(queue, answer, text, stopped)
+            text = "" if answer.left else self.policy.message(stopped, ask.language, ask.tenant)
+            await self._last(work, text, stopped)
             return
 
-    async def _withheld(
-        self, ask: Ask, seen: Seen, answer: Answer, queue: asyncio.Queue[Chunk | BaseException]
-    ) -> bool:
+    async def _withheld(self, work: Work, seen: Seen) -> bool:
         """End the answer if the guards stop the request itself."""
         if not stops(seen.decision):
             return False
-        answer.finish = "blocked"
-        await self._last(queue, answer, self.policy.message(seen.decision, ask.language, ask.tenant), seen.decision)
+        text = self.policy.message(seen.decision, work.ask.language, work.ask.tenant)
+        await self._last(work, text, seen.decision)
         return True
 
-    def _barrier(self, conversation: Sequence[Message], at: Where) -> Barrier:
+    def _lane(self, conversation: Sequence[Message], at: Where, vault: Vault) -> Lane:
         watchers = self.scanner.watchers(conversation, at)
-        return Barrier(self.policy, watchers, at, hold_back=self.policy.file.defaults.hold_back)
+        slow = frozenset(name for name in watchers if not self.scanner.quick([name]))
+        return Lane(self.policy, watchers, slow, at, self._breakers, vault, self._in_vault)
 
-    async def _pump(
-        self,
-        ask: Ask,
-        conversation: Sequence[Message],
-        barrier: Barrier,
-        opened: Unmasker,
-        verdict: asyncio.Future[Seen],
-        answer: Answer,
-        queue: asyncio.Queue[Chunk | BaseException],
-        attempt: int,
-    ) -> Decision | None:
-        """Bring an answer through the barrier; the decision that stopped it, if one did.
+    async def _pump(self, work: Work, conversation: Sequence[Message], attempt: int) -> Decision | None:
+        """Bring an answer through the barriers of its channels; the decision that stopped it, if one did.
 
         Nothing is put into the queue before the guards have let the request itself pass.
         """
-        waiting, least = "", 1 if ask.stream else UNARY
-        quick = self.scanner.quick(self.policy.needed(barrier.at))
-        sample = answer.index + attempt * ask.sampling.n
-        latest: deque[int] | None = deque(maxlen=HELD_TOKENS) if isinstance(self.upstream, EngineUpstream) else None
-        async with aclosing(self.upstream.stream(conversation, ask.sampling, sample)) as deltas:
+        ask, answer = work.ask, work.answer
+        at = Where("output", "content", ask.surface, ask.tenant)
+        lanes = work.lanes = {"content": self._lane(conversation, at, work.vault)}
+        least, tokens = 1 if ask.stream else UNARY, isinstance(self.upstream, EngineUpstream)
+        count = 0
+        async with aclosing(
+            self.upstream.stream(conversation, ask.sampling, answer.index + attempt * ask.sampling.n)
+        ) as (deltas):
             async for delta in deltas:
-                answer.made += delta.text
-                waiting += delta.text
-                if latest is not None:  # a delta is one token here, and so many tokens are kept back at most
-                    latest.append(len(delta.text))
-                    barrier.hold_back = min(self.policy.file.defaults.hold_back, sum(latest))
-                if delta.prompt or delta.completion:
-                    answer.usage = (delta.prompt, delta.completion)
-                if delta.finish is None and len(waiting) < least:
+                if delta.channel not in lanes:
+                    lanes[delta.channel] = self._lane(conversation, at._replace(channel=delta.channel), work.vault)
+                lane = lanes[delta.channel]
+                lane.take(delta.text, tokens)
+                count += 1
+                work.count(delta, max(count, sum(len(each.made) for each in lanes.values()) // 4))
+                last = delta.finish is not None
+                if not last and len(lane.waiting) < least:
                     continue
-                passed = await self._fed(barrier, waiting, quick)
-                waiting = ""
-                if delta.finish is not None and passed.stop is None:
+                # what was thought before what was said, where both end here
+                for each in sorted(lanes.values(), key=lambda one: one is lanes["content"]) if last else [lane]:
+                    passed = await each.show(last)
+                    if passed.text and not stops((await asyncio.shield(work.verdict)).decision):
+                        await work.send(each.barrier.at.channel, passed.text, await each.open(passed.text, last))
+                    if passed.stop is not None:
+                        return passed.stop
+                if delta.finish is not None:
                     answer.finish = delta.finish
-                    end = await self._guarded(barrier, barrier.close, quick)
-                    passed = Passed(passed.text + end.text, end.stop)
-                if passed.text and not stops((await asyncio.shield(verdict)).decision):
-                    if not opened.ready(passed.text):
-                        await self._in_vault(opened.load)
-                    text = opened.feed(passed.text)
-                    answer.text, answer.shown = answer.text + text, answer.shown + passed.text
-                    if text:
-                        await queue.put(Chunk(answer.index, text))
-                if passed.stop is not None or delta.finish is not None:
-                    return passed.stop
-        raise UpstreamError("the upstream ended its answer without a finish")
+                    return None
+        raise Misbehaved("the upstream ended its answer without a finish")
 
-    async def _fed(self, barrier: Barrier, text: str, quick: bool) -> Passed:
-        """Text through the barrier, a piece at a time: between those of a long one other requests go on."""
-        passed = await self._guarded(barrier, partial(barrier.feed, text[:PIECE]), quick)
-        out = [passed.text]
-        for start in range(PIECE, len(text), PIECE):
-            if passed.stop is not None:
-                break
-            await asyncio.sleep(0)
-            passed = await self._guarded(barrier, partial(barrier.feed, text[start : start + PIECE]), quick)
-            out.append(passed.text)
-        return Passed("" if passed.stop is not None else "".join(out), passed.stop)
-
-    async def _guarded(self, barrier: Barrier, step: Callable[[], Passed], quick: bool) -> Passed:
-        if quick:
-            return step()
-        try:
-            return await self._within(step)
-        except TimeoutError:
-            return barrier.give_up("timeout")
-
-    async def _last(
-        self, queue: asyncio.Queue[Chunk | BaseException], answer: Answer, text: str, decision: Decision
-    ) -> None:
+    async def _last(self, work: Work, text: str, decision: Decision) -> None:
         """End an answer that was withheld, with the policy's message in its place."""
+        answer = work.answer
+        answer.finish = "blocked"
         answer.text, answer.shown = answer.text + text, answer.shown + text
-        await queue.put(Chunk(answer.index, text, answer.finish, decision, answer.usage))
+        await work.queue.put(Chunk(answer.index, text, answer.finish, decision, work.usage))
 
     def _finish(
         self,
@@ -387,8 +348,8 @@ class Pipeline:
 
     async def close(self, upstream: bool = True) -> None:
         """Let go of threads, and of the upstream unless another pipeline still has it."""
-        for each in (self._threads, self._vaulting):
-            each.shutdown(wait=False, cancel_futures=True)
+        self._breakers.close()
+        self._vaulting.shutdown(wait=False, cancel_futures=True)
         if upstream:
             await self.upstream.close()
 
@@ -497,11 +458,11 @@ class GuardedGenerator:
         why = ""
         try:
             async for chunk in self.pipeline.serve(Ask(tuple(prompt.messages), sampling, id="")):
-                texts[chunk.choice] += chunk.text
+                texts[chunk.choice] += chunk.text if chunk.channel == "content" else ""
                 if chunk.finish is not None:
                     ends[chunk.choice] = chunk
         except TooLong as error:
-            why = error.message
+            why = error.said or error.message
         return [
             Response(
                 message=Message(role="assistant", content=text),

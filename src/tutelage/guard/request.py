@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 from tutelage.core.errors import Busy
 from tutelage.core.records import Decision, Finish, Message, Verdict
 from tutelage.generate.generator import Sampling
-from tutelage.guard.policy import Surface
+from tutelage.guard.policy import Channel, Surface
 from tutelage.guard.scan import Seen
 from tutelage.store.keys import uuid7
 
@@ -41,7 +41,23 @@ class Chunk(NamedTuple):
     finish: Finish | None = None
     decision: Decision | None = None
     usage: tuple[int, int] = (0, 0)
-    """Tokens of the prompt and of this answer, known at the end."""
+    """Tokens of the prompt and of this answer with all its tries, known at the end."""
+    channel: Channel = "content"
+
+
+@dataclass
+class Meter:
+    """Tokens that a request has used so far, for its limits: also what was withheld and what nobody waited for.
+
+    `prompt` is 0 while the upstream has not said it; what was written is guessed where it does not say that.
+    """
+
+    prompt: int = 0
+    written: int = 0
+
+    def spent(self, read: int) -> int:
+        """All tokens; `read` is a guess at the prompt's. Nothing as long as nothing was written."""
+        return (self.prompt or read) + self.written if self.written else self.prompt
 
 
 @dataclass
@@ -55,6 +71,10 @@ class Answer:
     """What left, with personal data still as placeholders: what may be kept in a trace."""
     made: str = ""
     """What the model wrote, also what was withheld."""
+    reasoning: str = ""
+    """What the model thought, also what was withheld, with personal data out of it."""
+    left: bool = False
+    """Whether anything of it was sent."""
     finish: Finish = "error"
     decision: Decision = field(default_factory=lambda: Decision(action="allow"))
     verdicts: tuple[Verdict, ...] = ()
@@ -71,6 +91,7 @@ class Finished:
     input: Seen
     masked: tuple[Message, ...]
     answers: tuple[Answer, ...]
+    """Behind those that were asked for: first tries that were withheld and written anew."""
     milliseconds: float
     error: str = ""
     conversation: str = ""

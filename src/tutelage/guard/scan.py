@@ -43,9 +43,11 @@ def pieces(messages: Sequence[Message]) -> list[Piece]:
         found.append(Piece(channel, message.content, index))
         found.append(Piece("reasoning", message.reasoning, index, "reasoning"))
         found.append(Piece(channel, message.name or "", index, "name"))
+        found.append(Piece(channel, message.tool_call_id or "", index, "tool_call_id"))
         for number, part in enumerate(message.parts):
             found.append(Piece(channel, part.text, index, f"parts.{number}.text"))
         for number, call in enumerate(message.tool_calls):
+            found.append(Piece("tool_call", call.id, index, f"tool_calls.{number}.id"))
             found.append(Piece("tool_call", call.name, index, f"tool_calls.{number}.name"))
             found.append(Piece("tool_call", call.arguments, index, f"tool_calls.{number}.arguments"))
         if message.role == "user":

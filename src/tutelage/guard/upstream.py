@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import json
+import re
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import suppress
@@ -16,10 +17,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import aiohttp
 
-from tutelage.core.errors import MissingExtra, TutelageError, UpstreamError, UsageError
+from tutelage.core.errors import MissingExtra, UpstreamError, UsageError
 from tutelage.core.records import Example, Finish, Message
 from tutelage.generate.generator import Generator, Sampling, seed_of, too_long
 from tutelage.generate.remote import wire_sampling
+from tutelage.guard.policy import Channel
 
 if TYPE_CHECKING:
     from tutelage.generate.engine import Engine, Token
@@ -33,10 +35,30 @@ class Delta(NamedTuple):
     finish: Finish | None = None
     prompt: int = 0
     completion: int = 0
+    channel: Channel = "content"
+
+
+SAID = 300
+"""Characters kept of what an upstream said instead of an answer."""
 
 
 class TooLong(UsageError):
-    """The conversation does not fit the model's context."""
+    """The conversation does not fit the model's context. `said` as in `Misbehaved`."""
+
+    def __init__(self, message: str, *, said: str = "", key: str | None = None, todo: str | None = None) -> None:
+        super().__init__(message, key=key, todo=todo)
+        self.said = said[:SAID]
+
+
+class Misbehaved(UpstreamError):
+    """What answers failed, or sent what it must not. The message is in our words alone, and may be shown.
+
+    `said` is what the other side said. No guard has read it: it is for the trace, never for a client.
+    """
+
+    def __init__(self, message: str, *, said: str = "", key: str | None = None, todo: str | None = None) -> None:
+        super().__init__(message, key=key, todo=todo)
+        self.said = said[:SAID]
 
 
 class Upstream(Protocol):
@@ -182,7 +204,7 @@ class EngineUpstream:
             while True:
                 token = await queue.get()
                 if isinstance(token, BaseException):
-                    raise UpstreamError(f"the engine failed: {token}") from token
+                    raise Misbehaved("the engine failed", said=str(token)) from token
                 count += 1
                 yield Delta(token.text, token.finish, len(prompt), count)
                 if token.finish is not None:
@@ -220,7 +242,7 @@ class RemoteUpstream:
         return session
 
     async def stream(self, messages: Sequence[Message], sampling: Sampling, sample: int = 0) -> AsyncGenerator[Delta]:
-        """Pieces as the other side sends them. Raises UpstreamError for anything it should not have sent."""
+        """Pieces as the other side sends them. Raises Misbehaved for anything it should not have sent."""
         if any(message.role == "text" for message in messages):
             raise UsageError("an upstream answers conversations; completions need the embedded model", key="prompt")
         body: dict[str, Any] = {
@@ -232,49 +254,47 @@ class RemoteUpstream:
         }
         response = await self._open(body)
         finish: Finish | None = None
-        count = [0, 0]
+        count = (0, 0)
         try:
             async for line in _lines(response):
                 event = _event(line)
                 if event is None:
                     break
-                if isinstance(event.get("usage"), dict):
-                    usage = event["usage"]
-                    count = [int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)]
-                for choice in event.get("choices") or []:
-                    text = (choice.get("delta") or {}).get("content") or ""
-                    finish = _FINISH.get(str(choice.get("finish_reason") or ""), finish)
-                    if text:
-                        yield Delta(text, None, *count)
+                count = event.usage or count
+                finish = event.finish or finish
+                for channel, text in event.texts:
+                    yield Delta(text, None, *count, channel)
             if finish is None:
-                raise UpstreamError("the upstream ended its answer without a finish", key=self._url)
+                raise Misbehaved("the upstream ended its answer without a finish", key=self._url)
             yield Delta("", finish, *count)
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise UpstreamError(f"the upstream broke off ({type(error).__name__})", key=self._url) from None
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise Misbehaved(f"the upstream broke off ({type(error).__name__})", key=self._url) from None
         finally:
             response.close()
 
     async def _open(self, body: dict[str, Any]) -> aiohttp.ClientResponse:
         headers = {"authorization": f"Bearer {self._key}"} if self._key else {}
-        why = ""
+        url, why = f"{self._url}/chat/completions", ""
         for attempt in range(self._tries):
             if attempt:
                 await asyncio.sleep(min(2.0, 0.1 * 2**attempt))
             try:
-                response = await self._session().post(f"{self._url}/chat/completions", json=body, headers=headers)
-            except (aiohttp.ClientError, TimeoutError) as error:
+                # a redirection would carry the conversation to an address that nobody named
+                response = await self._session().post(url, json=body, headers=headers, allow_redirects=False)
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 why = type(error).__name__
                 continue
             if response.status == 200:
                 return response
-            text = (await response.text())[:300]
-            response.close()
             why = f"status {response.status}"
+            said = await _begin(response)
             if response.status < 500 and response.status != 429:
+                if "context_length_exceeded" in said:
+                    raise TooLong("the conversation does not fit the upstream's context", key="messages")
                 denied = response.status in (401, 403)
                 todo = "Set OPENAI_API_KEY, or upstream.key in service.yaml" if denied else None
-                raise UpstreamError(f"the upstream refused the request ({why}): {text}", key=self._url, todo=todo)
-        raise UpstreamError(f"the upstream does not answer ({why}, {self._tries} tries)", key=self._url)
+                raise Misbehaved(f"the upstream refused the request ({why})", said=said, key=self._url, todo=todo)
+        raise Misbehaved(f"the upstream does not answer ({why}, {self._tries} tries)", key=self._url)
 
     async def close(self) -> None:
         """Close this loop's connections."""
@@ -283,38 +303,117 @@ class RemoteUpstream:
             await session.close()
 
 
-_FINISH: dict[str, Finish] = {"stop": "stop", "length": "length", "content_filter": "blocked", "tool_calls": "tool"}
+_FINISH: dict[str, Finish] = {"stop": "stop", "length": "length", "content_filter": "blocked"}
 LONGEST_LINE = 1 << 20
+LONGEST_STREAM = 1 << 26
+"""Bytes of the longest answer, with everything around its text."""
+
+
+async def _begin(response: aiohttp.ClientResponse) -> str:
+    """How the body of an error begins; what is left of it is not read."""
+    try:
+        return (await response.content.read(4096)).decode("utf-8", "replace")
+    except (aiohttp.ClientError, TimeoutError, OSError):
+        return ""
+    finally:
+        response.close()
 
 
 async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[str]:
-    """Lines of an event stream, whatever the pieces it comes in; an endless line is an error."""
-    held = b""
+    """Lines of an event stream, whatever the pieces it comes in; an endless line or stream is an error."""
+    held, total = b"", 0
     async for data in response.content.iter_any():
         held += data
+        total += len(data)
         *lines, held = held.split(b"\n")
-        if len(held) > LONGEST_LINE:
-            raise UpstreamError("the upstream sent an endless line")
+        if len(held) > LONGEST_LINE or total > LONGEST_STREAM:
+            raise Misbehaved("the upstream sent an endless answer")
         for line in lines:
             yield line.decode("utf-8", "replace").rstrip("\r")
     if held:
         yield held.decode("utf-8", "replace")
 
 
-def _event(line: str) -> dict[str, Any] | None:
-    """What a line of an event stream says: {} for comments and blank lines, None at the end."""
+class Event(NamedTuple):
+    """What one event of an upstream says."""
+
+    texts: tuple[tuple[Channel, str], ...] = ()
+    finish: Finish | None = None
+    usage: tuple[int, int] | None = None
+
+
+def _event(line: str) -> Event | None:
+    """What a line of an event stream says; None at the end. Raises Misbehaved for whatever has not OpenAI's form."""
     if not line.startswith("data:"):
-        return {}
+        return Event()
     data = line[5:].strip()
     if data == "[DONE]":
         return None
     try:
         event = json.loads(data)
-    except ValueError:
-        event = None
-    if not isinstance(event, dict) or "error" in event:
-        raise UpstreamError(f"the upstream sent no answer: {data[:200]}")
-    return event
+    except (ValueError, RecursionError):
+        raise Misbehaved("the upstream sent an event that is no JSON", said=data) from None
+    if isinstance(event, dict) and event.get("error") is not None:
+        raise Misbehaved("the upstream sent an error in place of an answer", said=data)
+    try:
+        return _read(event)
+    except _Malformed as wrong:
+        raise Misbehaved(f"the upstream sent an event that has not OpenAI's form: {wrong}", said=data) from None
+
+
+class _Malformed(Exception):
+    """Which part of an event is not as it must be, in our words."""
+
+
+def _read(event: Any) -> Event:
+    _must(isinstance(event, dict), "an object was expected")
+    choices, usage = event.get("choices"), event.get("usage")
+    _must(choices is None or isinstance(choices, list), "'choices' is no list")
+    _must(usage is None or isinstance(usage, dict), "'usage' is no object")
+    _must(len(choices or ()) <= 1, "it has several choices, one was asked for")
+    found = Event(usage=_usage(usage) if usage else None)
+    for choice in choices or ():
+        _must(isinstance(choice, dict), "a choice is no object")
+        _must(choice.get("index") in (None, 0), "it is of a choice that was not asked for")
+        delta, finish = choice.get("delta"), choice.get("finish_reason")
+        _must(delta is None or isinstance(delta, dict), "'delta' is no object")
+        _must(finish is None or isinstance(finish, str), "'finish_reason' is no text")
+        _must(finish not in ("tool_calls", "function_call"), "it ended for a tool, and none was offered")
+        found = found._replace(texts=_texts(delta or {}), finish=_FINISH.get(finish or ""))
+    return found
+
+
+def _texts(delta: dict[str, Any]) -> tuple[tuple[Channel, str], ...]:
+    """The texts of a delta, each with the channel under which it is guarded; a refusal is what is said."""
+    if delta.get("tool_calls") or delta.get("function_call"):
+        raise _Malformed("it calls a tool, and none was offered")
+    if delta.get("audio"):
+        raise _Malformed("it holds sound, which nobody can guard")
+    for name in ("content", "refusal", "reasoning_content", "reasoning"):
+        text = delta.get(name)
+        _must(text is None or isinstance(text, str), f"{name!r} is no text")
+        _must(not _HALF.search(text or ""), f"{name!r} holds half a surrogate pair, which is no text")
+    thought = delta.get("reasoning_content") or delta.get("reasoning")  # some send it under both names
+    found: tuple[tuple[Channel, str | None], ...] = (
+        ("reasoning", thought),
+        ("content", delta.get("content")),
+        ("content", delta.get("refusal")),
+    )
+    return tuple((channel, text) for channel, text in found if text)
+
+
+_HALF = re.compile("[\ud800-\udfff]")
+
+
+def _usage(usage: dict[str, Any]) -> tuple[int, int]:
+    counts = [usage.get(name) or 0 for name in ("prompt_tokens", "completion_tokens")]
+    _must(all(isinstance(each, int) and 0 <= each < 1 << 40 for each in counts), "'usage' holds no numbers of tokens")
+    return int(counts[0]), int(counts[1])
+
+
+def _must(fine: bool, wrong: str) -> None:
+    if not fine:
+        raise _Malformed(wrong)
 
 
 def _wire(message: Message) -> dict[str, Any]:
@@ -345,13 +444,13 @@ class GeneratorUpstream:
         one = sampling.model_copy(update={"n": 1, "seed": sampling.seed + sample})
         try:
             said = await asyncio.to_thread(self._generator.generate, [Example(messages=tuple(messages))], one)
-        except TutelageError:
+        except UsageError:
             raise
-        except Exception as error:
-            raise UpstreamError(f"the generator failed: {error}") from error
+        except Exception as error:  # a remote generator's errors may hold what the other side said
+            raise Misbehaved("the generator failed", said=str(error)) from error
         response = said[0][0]
         if response.finish == "error":
-            raise TooLong(response.error or "the generator gave no answer", key="messages")
+            raise TooLong("the generator gave no answer", said=response.error, key="messages")
         usage = response.usage
         counts = usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0)
         yield Delta(response.message.content, response.finish, *counts)

@@ -45,6 +45,7 @@ from tutelage.web import (
     render,
     review,
     tasks,
+    wire,
 )
 from tutelage.web import people as people_pages
 from tutelage.web.state import Settings, State, read_settings
@@ -132,11 +133,11 @@ async def _failed(request: Request, error: Exception) -> Response:
         error = HTTPException(422, f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}")
     if isinstance(error, HTTPException) and error.status_code == 303:
         return RedirectResponse(dict(error.headers or {}).get("location", "/login"), status_code=303)
-    fault = gateway.fault_of(error)
+    fault = wire.fault_of(error)
     if path.startswith(JSON_PATHS) or "text/html" not in request.headers.get("accept", ""):
         if path.startswith("/api/") and isinstance(error, TutelageError):
             return JSONResponse(error.as_dict(), fault.status)
-        told = gateway.respond(fault)
+        told = wire.respond(fault)
         told.headers.update(error.headers or {} if isinstance(error, HTTPException) else {})
         return told
     text = error.detail if isinstance(error, HTTPException) else fault.body["error"]["message"]

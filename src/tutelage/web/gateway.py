@@ -6,40 +6,34 @@ Nothing is sent that did not come out of `Pipeline.serve`. A text that the polic
 
 from __future__ import annotations
 
-import json
+import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import ExitStack, aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
-from tutelage.core.errors import Busy, NoSpace, NotFound, TutelageError, UpstreamError, UsageError
-from tutelage.core.records import Decision, Finish, Message
-from tutelage.guard.limits import Denied, Grant
+from tutelage.core.errors import NotFound
+from tutelage.core.records import Message
 from tutelage.guard.pipeline import Pipeline
 from tutelage.guard.policy import SURFACES, Surface
-from tutelage.guard.request import Ask, Chunk, Ending
+from tutelage.guard.request import Ask, Chunk, Meter
 from tutelage.store import traffic
 from tutelage.store.keys import uuid7
-from tutelage.web import auth, wire
+from tutelage.web import auth, scanning, wire
+from tutelage.web.admission import Admission
+from tutelage.web.chat import Chat, Text, events
 from tutelage.web.state import State
 from tutelage.web.wire import Fault
 
-FINISH: Mapping[Finish, str] = {
-    "stop": "stop",
-    "length": "length",
-    "tool": "tool_calls",
-    "blocked": "content_filter",
-    "error": "stop",
-}
+T = TypeVar("T")
 NAMES = frozenset(("tutelage", "default", "release:current"))
 """What clients may call the model that answers, beside its release, its bundle and its own name."""
-MOST_SCANS = 256
 
 
 class Metrics:
@@ -47,7 +41,8 @@ class Metrics:
 
     def __init__(self, state: State) -> None:
         self.registry = CollectorRegistry()
-        self.requests = Counter("tutelage_requests", "Requests", ["surface", "status"], registry=self.registry)
+        ended = "Requests by how they ended: ok, withheld, refused, limited, overloaded, upstream, gone, error"
+        self.requests = Counter("tutelage_requests", ended, ["surface", "status"], registry=self.registry)
         self.decisions = Counter("tutelage_decisions", "Decisions", ["direction", "action"], registry=self.registry)
         buckets = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
         self.seconds = Histogram("tutelage_seconds", "Time to the last byte", buckets=buckets, registry=self.registry)
@@ -61,14 +56,15 @@ def router(state: State) -> APIRouter:
     """The service's routes."""
     routes = APIRouter()
     metrics = Metrics(state)
+    underway: set[str] = set()  # answers by people that are on their way to somebody
 
     @routes.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
-        return await _complete(state, metrics, request, "chat")
+        return await _complete(state, metrics, underway, request, "chat")
 
     @routes.post("/v1/completions")
     async def completions(request: Request) -> Response:
-        return await _complete(state, metrics, request, "completions")
+        return await _complete(state, metrics, underway, request, "completions")
 
     @routes.get("/v1/models")
     async def models(request: Request) -> Response:
@@ -84,7 +80,7 @@ def router(state: State) -> APIRouter:
 
     @routes.post("/v1/moderations")
     async def moderations(request: Request) -> Response:
-        return await _moderate(state, request)
+        return await scanning.moderate(state, request)
 
     @routes.post("/v1/embeddings")
     async def embeddings(request: Request) -> Response:
@@ -97,7 +93,7 @@ def router(state: State) -> APIRouter:
 
     @routes.post("/guard/scan")
     async def scan(request: Request) -> Response:
-        return await _scan(state, request)
+        return await scanning.scan(state, request)
 
     @routes.get("/guard/coverage")
     async def coverage(request: Request) -> Response:
@@ -180,84 +176,169 @@ def _language(request: Request) -> str:
     return request.headers.get("accept-language", "")[:2].lower()
 
 
-async def _complete(state: State, metrics: Metrics, request: Request, surface: Surface) -> Response:
+async def _complete(state: State, metrics: Metrics, underway: set[str], request: Request, surface: Surface) -> Response:
     """One completion, whole or as a stream."""
     with ExitStack() as lent:
-        return await _begin(state, metrics, request, surface, lent)
+        return await _begun(state, metrics, underway, request, surface, lent)
 
 
-async def _begin(state: State, metrics: Metrics, request: Request, surface: Surface, lent: ExitStack) -> Response:
+async def _begun(
+    state: State, metrics: Metrics, underway: set[str], request: Request, surface: Surface, lent: ExitStack
+) -> Response:
     started = time.perf_counter()
-    status = "error"
     try:
         ask, body, pipeline = await _ask(state, request, surface, lent)
         usage = wire.stream_usage(body)
         if not state.writer.healthy:
             raise Fault("the service can not keep traces now", status=503, code="overloaded", retry_after=1.0)
-        grant = _admit(state, ask)
-        status = "ok"
-    finally:
-        metrics.requests.labels(surface, status).inc()
-    shape = _Chat(ask, pipeline) if surface == "chat" else _Text(ask, pipeline)
-    headers = _headers(pipeline, ask)
-    served = _served(state, metrics, pipeline, ask, grant, started, lent.pop_all())
-    try:
-        first = await anext(served)  # what is wrong before the first byte is still an honest status
-    except BaseException:
-        await served.aclose()
+        read = wire.tokens(wire.characters(ask.messages))
+        admission = Admission(state, ask.tenant, read + ask.sampling.max_tokens * ask.sampling.n)
+    except Exception as error:
+        metrics.requests.labels(surface, _outcome(error)).inc()
         raise
-    if ask.stream:
-        return StreamingResponse(_events(shape, first, served, usage), media_type="text/event-stream", headers=headers)
-    answers: dict[int, list[Chunk]] = {}
-    async with aclosing(served):
-        answers.setdefault(first.choice, []).append(first)
-        async for chunk in served:
-            answers.setdefault(chunk.choice, []).append(chunk)
-    return JSONResponse(shape.whole(answers), headers=headers)
-
-
-def _admit(state: State, ask: Ask) -> Grant:
-    """Reserve what the request may use, or refuse it with 429."""
-    limits = state.tenant(ask.tenant).limits
-    read = sum(len(message.content) for message in ask.messages) // 3 + 1
-    most = (read + ask.sampling.max_tokens) * ask.sampling.n
-    grant = state.limiter.acquire(ask.tenant, limits, most, time.monotonic())
-    if isinstance(grant, Denied):
-        raise Fault(
-            f"rate limit: {grant.reason}",
-            status=429,
-            code="rate_limit_exceeded",
-            kind="rate_limit_error",
-            retry_after=grant.retry_after,
-        )
-    return grant
-
-
-async def _served(
-    state: State, metrics: Metrics, pipeline: Pipeline, ask: Ask, grant: Grant, started: float, lent: ExitStack
-) -> AsyncGenerator[Chunk]:
-    """The pipeline's chunks, after what a person has answered in this conversation meanwhile.
-
-    At the end, however it comes, limits are settled and the pipeline is given back.
-    """
-    used = 0
+    serving = _Serving(state, metrics, underway, request, pipeline, ask, admission, read, started, lent.pop_all())
+    chunks = serving.chunks()
+    shape = Chat(ask, pipeline) if surface == "chat" else Text(ask, pipeline)
+    headers = _headers(pipeline, ask)
     try:
-        given = await run_in_threadpool(state.pending, pipeline.conversation(ask)) if ask.conversation else []
-        if given:
-            await run_in_threadpool(state.delivered, [name for name, _ in given])
-            for choice in range(ask.sampling.n):
-                yield Chunk(choice, "".join(f"{message.content}\n\n" for _, message in given))
-        async with aclosing(pipeline.serve(ask)) as chunks:
-            async for chunk in chunks:
-                if chunk.finish is not None:
-                    used += sum(chunk.usage)
-                    direction = "output" if chunk.finish != "blocked" else "any"
-                    metrics.decisions.labels(direction, chunk.decision.action if chunk.decision else "allow").inc()
-                yield chunk
+        if ask.stream:  # what is wrong before the first byte has its status
+            told = events(shape, await _unless_gone(request, _next(chunks)), chunks, usage)
+            return StreamingResponse(told, media_type="text/event-stream", headers=headers)
+        answers = await _unless_gone(request, _gathered(chunks))
+    except BaseException:
+        await chunks.aclose()
+        serving.end("gone")
+        raise
+    return _Whole(serving, shape.whole(answers), headers)
+
+
+async def _next(chunks: AsyncGenerator[Chunk]) -> Chunk:
+    return await anext(chunks)
+
+
+async def _gathered(chunks: AsyncGenerator[Chunk]) -> dict[int, list[Chunk]]:
+    """All chunks by answer."""
+    answers: dict[int, list[Chunk]] = {}
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            answers.setdefault(chunk.choice, []).append(chunk)
+    return answers
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What the work gives; it is stopped when the client leaves before."""
+    making, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait((making, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not making.done():
+            raise Fault("the client went away", status=499, code="client_closed_request")
+        return making.result()
     finally:
-        lent.close()
-        state.limiter.settle(grant, state.tenant(ask.tenant).limits, used, time.monotonic())
-        metrics.seconds.observe(time.perf_counter() - started)
+        leaving.cancel()
+        if making.cancel():
+            await asyncio.wait((making,))
+
+
+async def _left(request: Request) -> None:
+    """Until the client closes the connection; its body has been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+class _Serving:
+    """A request under way: its chunks, what it costs, and how it ends."""
+
+    def __init__(
+        self,
+        state: State,
+        metrics: Metrics,
+        underway: set[str],
+        request: Request,
+        pipeline: Pipeline,
+        ask: Ask,
+        admission: Admission,
+        read: int,
+        started: float,
+        lent: ExitStack,
+    ) -> None:
+        self._state, self._metrics, self._request, self._pipeline = state, metrics, request, pipeline
+        self._ask, self._admission, self._read, self._started = ask, admission, read, started
+        self._meter, self._ended = Meter(), False
+        self._underway, self._given = underway, list[str]()
+        self._lent = lent
+
+    async def chunks(self) -> AsyncGenerator[Chunk]:
+        """The pipeline's chunks, after what a person has answered in this conversation meanwhile."""
+        state, pipeline, ask = self._state, self._pipeline, self._ask
+        outcome = "gone"
+        try:
+            given = await run_in_threadpool(state.pending, pipeline.conversation(ask)) if ask.conversation else []
+            given = [each for each in given if each[0] not in self._underway]
+            self._given = [name for name, _ in given]
+            self._underway.update(self._given)
+            for choice in range(ask.sampling.n if given else 0):
+                yield Chunk(choice, "".join(f"{message.content}\n\n" for _, message in given))
+            if self._given and ask.stream and not await self._request.is_disconnected():
+                await self.deliver()  # whoever streams asks for the next part when this one was sent
+            withheld = False
+            async with aclosing(pipeline.serve(ask, self._meter)) as chunks:
+                async for chunk in chunks:
+                    if chunk.finish is not None:
+                        withheld = withheld or chunk.finish == "blocked"
+                        direction = "output" if chunk.finish != "blocked" else "any"
+                        action = chunk.decision.action if chunk.decision else "allow"
+                        self._metrics.decisions.labels(direction, action).inc()
+                    yield chunk
+            outcome = "withheld" if withheld else "ok"
+        except Exception as error:
+            outcome = _outcome(error)
+            raise
+        finally:
+            self.end(outcome)
+            if ask.stream or outcome not in ("ok", "withheld"):
+                self.release()
+
+    def end(self, outcome: str) -> None:
+        """Give the pipeline back, settle the limits and count the outcome, once."""
+        if self._ended:
+            return
+        self._ended = True
+        self._lent.close()
+        self._admission.settle(self._meter.spent(self._read))
+        self._metrics.requests.labels(self._ask.surface, outcome).inc()
+        self._metrics.seconds.observe(time.perf_counter() - self._started)
+
+    async def deliver(self) -> None:
+        """What people answered was sent to the last byte: it will not be sent again."""
+        if self._given:
+            await run_in_threadpool(self._state.delivered, self._given)
+
+    def release(self) -> None:
+        """What people answered is no longer on its way; where it did not arrive, the next request brings it."""
+        self._underway.difference_update(self._given)
+
+
+class _Whole(JSONResponse):
+    """A whole answer, which knows when it was sent."""
+
+    def __init__(self, serving: _Serving, content: dict[str, Any], headers: dict[str, str]) -> None:
+        super().__init__(content, headers=headers)
+        self._serving = serving
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        try:
+            await super().__call__(scope, receive, send)
+            await self._serving.deliver()
+        finally:
+            self._serving.release()
+
+
+def _outcome(error: Exception) -> str:
+    """How a request ended that was not answered."""
+    status = wire.fault_of(error).status
+    known = {429: "limited", 499: "gone", 502: "upstream", 503: "overloaded"}
+    return known.get(status, "refused" if status < 500 else "error")
 
 
 def _headers(pipeline: Pipeline, ask: Ask) -> dict[str, str]:
@@ -270,156 +351,14 @@ def _headers(pipeline: Pipeline, ask: Ask) -> dict[str, str]:
     }
 
 
-def _guard(pipeline: Pipeline, decision: Decision | None) -> dict[str, Any]:
-    """What the client is told about a decision: no scores, which would teach how to pass."""
-    reasons = sorted({reason.partition(":")[0] for reason in decision.reasons}) if decision else []
-    action = decision.action if decision else "allow"
-    return {"action": action, "rules": reasons, "policy": pipeline.policy.hash[:16], "release": pipeline.release}
-
-
-class _Chat:
-    """Chat completions."""
-
-    name, piece = "chat.completion", "chat.completion.chunk"
-
-    def __init__(self, ask: Ask, pipeline: Pipeline) -> None:
-        self.ask, self.pipeline = ask, pipeline
-        self.base = {"id": ask.id, "created": int(time.time()), "model": pipeline.model}
-
-    def part(self, chunk: Chunk, opening: bool) -> dict[str, Any]:
-        """One event of a stream."""
-        delta: dict[str, Any] = {"role": "assistant"} if opening else {}
-        if chunk.text or opening:
-            delta["content"] = chunk.text
-        return {**self.base, "object": self.piece, "choices": [self._choice(chunk, {"delta": delta})]}
-
-    def whole(self, answers: Mapping[int, list[Chunk]]) -> dict[str, Any]:
-        """The whole answer."""
-        choices = []
-        for index in sorted(answers):
-            text = "".join(chunk.text for chunk in answers[index])
-            message = {"role": "assistant", "content": text, "refusal": None}
-            choices.append(self._choice(answers[index][-1], {"message": message}))
-        ends = [chunks[-1] for chunks in answers.values()]
-        return {**self.base, "object": self.name, "choices": choices, "usage": usage_of(ends)}
-
-    def _choice(self, chunk: Chunk, said: dict[str, Any]) -> dict[str, Any]:
-        finish = FINISH[chunk.finish] if chunk.finish is not None else None
-        choice = {"index": chunk.choice, **said, "logprobs": None, "finish_reason": finish}
-        return choice if finish is None else {**choice, "guard": _guard(self.pipeline, chunk.decision)}
-
-
-class _Text(_Chat):
-    """Completions of a text."""
-
-    name = piece = "text_completion"
-
-    def part(self, chunk: Chunk, opening: bool) -> dict[str, Any]:
-        """One event of a stream."""
-        return {**self.base, "object": self.piece, "choices": [self._choice(chunk, {"text": chunk.text})]}
-
-    def whole(self, answers: Mapping[int, list[Chunk]]) -> dict[str, Any]:
-        """The whole answer."""
-        choices = [
-            self._choice(answers[index][-1], {"text": "".join(chunk.text for chunk in answers[index])})
-            for index in sorted(answers)
-        ]
-        ends = [chunks[-1] for chunks in answers.values()]
-        return {**self.base, "object": self.name, "choices": choices, "usage": usage_of(ends)}
-
-
-def usage_of(ends: list[Chunk]) -> dict[str, int]:
-    """Tokens of a request: the prompt is counted once."""
-    prompt = max((chunk.usage[0] for chunk in ends), default=0)
-    made = sum(chunk.usage[1] for chunk in ends)
-    return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
-
-
-async def _events(shape: _Chat, first: Chunk, rest: AsyncGenerator[Chunk], usage: bool) -> AsyncIterator[bytes]:
-    """A stream as server-sent events. An error after the first byte is an event too, and no `[DONE]` follows it."""
-    opened: set[int] = set()
-    ends: list[Chunk] = []
-
-    def event(value: Mapping[str, Any]) -> bytes:
-        return f"data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
-
-    def part(chunk: Chunk) -> bytes:
-        made = shape.part(chunk, chunk.choice not in opened)
-        opened.add(chunk.choice)
-        if chunk.finish is not None:
-            ends.append(chunk)
-        return event({**made, "usage": None} if usage else made)
-
-    async with aclosing(rest):
-        try:
-            yield part(first)
-            async for chunk in rest:
-                yield part(chunk)
-        except TutelageError as error:
-            yield event(fault_of(error).body)
-            return
-    if usage:
-        yield event({**shape.base, "object": shape.piece, "choices": [], "usage": usage_of(ends)})
-    yield b"data: [DONE]\n\n"
-
-
-# the guards by themselves
-
-
-async def _moderate(state: State, request: Request) -> Response:
-    """OpenAI's moderation: every category with its calibrated probability, flagged where a rule would fire."""
-    who = auth.asker(request)
-    body = await wire.read_json(request, state.tenant(who.tenant).limits.body_bytes)
-    wire.known(body, frozenset(("model", "input")))
-    given = body.get("input")
-    texts = [given] if isinstance(given, str) else given
-    if not isinstance(texts, list) or not 0 < len(texts) <= MOST_SCANS or not all(isinstance(t, str) for t in texts):
-        wire.refuse(f"'input' must be a text or a list of 1 to {MOST_SCANS} texts", "input")
-    results = []
-    with state.lease() as pipeline:
-        for text in texts:
-            message = (Message(role="user", content=text),)
-            found = await run_in_threadpool(pipeline.scan, message, surface="moderations", tenant=who.tenant)
-            scores = found.scores
-            fired = {reason.split()[1] for reason in found.input.decision.reasons if len(reason.split()) > 2}
-            categories = {name: name in fired for name in scores}
-            results.append({"flagged": found.action != "allow", "categories": categories, "category_scores": scores})
-    return JSONResponse({"id": f"modr-{uuid7()}", "model": "tutelage", "results": results})
-
-
-async def _scan(state: State, request: Request) -> Response:
-    """Scan texts or conversations: one line of results each, as `tutelage guard scan` prints them."""
-    who = auth.asker(request)
-    body = await wire.read_json(request, state.tenant(who.tenant).limits.body_bytes)
-    rows = body.get("rows", [body])
-    if not isinstance(rows, list) or not 0 < len(rows) <= MOST_SCANS:
-        wire.refuse(f"'rows' must be a list of 1 to {MOST_SCANS} rows", "rows")
-    lines = []
-    with state.lease() as pipeline:
-        for index, row in enumerate(rows):
-            messages, answer = _row(row, f"rows[{index}]", state.tenant(who.tenant).limits.characters)
-            found = await run_in_threadpool(pipeline.scan, messages, answer, tenant=who.tenant)
-            lines.append(found.line(str(row.get("id", index))))
-    return JSONResponse({"results": lines, "policy": pipeline.policy.hash, "release": pipeline.release})
-
-
-def _row(row: Any, where: str, most: int) -> tuple[tuple[Message, ...], str | None]:
-    if not isinstance(row, dict):
-        wire.refuse(f"{where} must be an object with 'text' or 'messages'", where)
-    answer = row.get("answer")
-    if answer is not None and not isinstance(answer, str):
-        wire.refuse(f"{where}.answer must be a text", f"{where}.answer")
-    if isinstance(row.get("text"), str):
-        if len(row["text"]) > most:
-            wire.refuse(f"{where}.text is longer than {most} characters", f"{where}.text")
-        return (Message(role="user", content=row["text"]),), answer
-    return wire.messages(row, most), answer
+# what end users say
 
 
 async def _feedback(state: State, request: Request) -> Response:
     """What an end user says about an answer: a thumb, a comment, an appeal."""
     who = auth.asker(request)
     body = await wire.read_json(request, 65_536)
+    wire.only(body, frozenset(("kind", "request", "value", "text", "key")))
     kind = wire.text(body, "kind", 20, "thumb")
     if kind not in ("thumb", "comment", "appeal", "score"):
         wire.refuse("'kind' must be thumb, score, comment or appeal", "kind")
@@ -442,40 +381,3 @@ async def _feedback(state: State, request: Request) -> Response:
         )
 
     return JSONResponse({"id": await run_in_threadpool(keep), "object": "feedback"}, 201)
-
-
-# errors
-
-
-def fault_of(error: Exception) -> Fault:
-    """Any error of ours as OpenAI words it."""
-    if isinstance(error, Fault):
-        return error
-    if isinstance(error, HTTPException):
-        kind = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-        code = {401: "invalid_api_key"}.get(error.status_code)
-        word = kind.get(error.status_code, "invalid_request_error")
-        return Fault(str(error.detail), status=error.status_code, code=code, kind=word)
-    if isinstance(error, NotFound):
-        if error.key == "request":
-            return Fault(error.message, status=404, param="request", code="not_found")
-        return Fault(str(error), status=503, code="no_model", kind="server_error", retry_after=5.0)
-    if isinstance(error, UsageError):
-        return Fault(
-            error.message, param=error.key, code="context_length_exceeded" if error.key == "messages" else None
-        )
-    if isinstance(error, UpstreamError):
-        return Fault(error.message, status=502, code="upstream_error", kind="server_error")
-    if isinstance(error, Ending):
-        return Fault(error.message, status=503, code="server_shutdown", kind="server_error", retry_after=5.0)
-    if isinstance(error, Busy | NoSpace):
-        return Fault(error.message, status=503, code="overloaded", kind="server_error", retry_after=1.0)
-    return Fault("something failed inside the service", status=500, code="internal_error", kind="server_error")
-
-
-def respond(fault: Fault) -> JSONResponse:
-    """A fault as a response."""
-    headers = {"retry-after": str(max(1, round(fault.retry_after)))} if fault.retry_after is not None else {}
-    if fault.status == 401:
-        headers["www-authenticate"] = "Bearer"
-    return JSONResponse(fault.body, fault.status, headers=headers)

@@ -147,6 +147,7 @@ def _decided(answer: Answer) -> tuple[traces.Decided, ...]:
 
 def _kept(answer: Answer) -> Message | None:
     """What the model wrote, also what was withheld, with personal data out of it."""
-    if not answer.made:
+    if not answer.made and not answer.reasoning:
         return None
-    return Message(role="assistant", content=redact(answer.made, answer.decision.redactions))
+    said = redact(answer.made, answer.decision.redactions)
+    return Message(role="assistant", content=said, reasoning=answer.reasoning)

@@ -6,16 +6,25 @@ A parameter that is known but not supported may be there with the value that mea
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+from tutelage.core.errors import Busy, NoSpace, NotFound, UpstreamError, UsageError
 from tutelage.core.records import Message, ToolCall
 from tutelage.generate.generator import Sampling
+from tutelage.guard.request import Ending
+from tutelage.guard.upstream import Misbehaved
 
 MOST_CHOICES = 16
 MOST_MESSAGES = 1000
+MOST_CALLS = 128
+"""Tool calls of one message."""
+LONGEST_NAME = 256
+"""Characters of a name, or of the id of a tool call."""
 DEPTH = 64
 
 
@@ -35,6 +44,40 @@ class Fault(Exception):
         super().__init__(message)
         self.status, self.retry_after = status, retry_after
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def fault_of(error: Exception) -> Fault:
+    """Any error of ours as OpenAI words it."""
+    if isinstance(error, Fault):
+        return error
+    if isinstance(error, HTTPException):
+        kind = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+        code = {401: "invalid_api_key"}.get(error.status_code)
+        word = kind.get(error.status_code, "invalid_request_error")
+        return Fault(str(error.detail), status=error.status_code, code=code, kind=word)
+    if isinstance(error, NotFound):
+        if error.key == "request":
+            return Fault(error.message, status=404, param="request", code="not_found")
+        return Fault(str(error), status=503, code="no_model", kind="server_error", retry_after=5.0)
+    if isinstance(error, UsageError):
+        code = "context_length_exceeded" if error.key == "messages" else None
+        return Fault(error.message, param=error.key, code=code)
+    if isinstance(error, UpstreamError):  # only these words are our own; any other's may hold what no guard has read
+        message = error.message if isinstance(error, Misbehaved) else "the upstream failed"
+        return Fault(message, status=502, code="upstream_error", kind="server_error")
+    if isinstance(error, Ending):
+        return Fault(error.message, status=503, code="server_shutdown", kind="server_error", retry_after=5.0)
+    if isinstance(error, Busy | NoSpace):
+        return Fault(error.message, status=503, code="overloaded", kind="server_error", retry_after=1.0)
+    return Fault("something failed inside the service", status=500, code="internal_error", kind="server_error")
+
+
+def respond(fault: Fault) -> JSONResponse:
+    """A fault as a response."""
+    headers = {"retry-after": str(max(1, round(fault.retry_after)))} if fault.retry_after is not None else {}
+    if fault.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return JSONResponse(fault.body, fault.status, headers=headers)
 
 
 def refuse(message: str, param: str, code: str = "invalid_value") -> NoReturn:
@@ -245,6 +288,8 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "assistant":
 FIELDS = frozenset(
     ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "reasoning", "refusal")
 )
+EMPTY: Mapping[str, tuple[Any, ...]] = {"audio": (None,), "function_call": (None,), "annotations": (None, [])}
+"""What the official client's own messages hold beside -> the values that say nothing."""
 
 
 def messages(body: Mapping[str, Any], most: int) -> tuple[Message, ...]:
@@ -253,12 +298,24 @@ def messages(body: Mapping[str, Any], most: int) -> tuple[Message, ...]:
     if not isinstance(given, list) or not given or len(given) > MOST_MESSAGES:
         refuse(f"'messages' must be a list of 1 to {MOST_MESSAGES} messages", "messages")
     found = tuple(_message(each, f"messages[{index}]") for index, each in enumerate(given))
-    total = sum(
-        len(each.content) + len(each.reasoning) + sum(len(call.arguments) for call in each.tool_calls) for each in found
-    )
+    total = characters(found)
     if total > most:
         refuse(f"the conversation has {total} characters, {most} are allowed", "messages", "context_length_exceeded")
     return found
+
+
+def characters(messages: Sequence[Message]) -> int:
+    """Characters of all that a conversation holds."""
+    return sum(
+        sum(map(len, (each.content, each.reasoning, each.name or "", each.tool_call_id or "")))
+        + sum(len(call.id) + len(call.name) + len(call.arguments) for call in each.tool_calls)
+        for each in messages
+    )
+
+
+def tokens(characters: int) -> int:
+    """A guess at the tokens of a text, for limits; rather too many."""
+    return characters // 3 + 1
 
 
 def _message(given: Any, where: str) -> Message:
@@ -268,7 +325,7 @@ def _message(given: Any, where: str) -> Message:
     if not isinstance(role, str) or role not in ROLES:
         refuse(f"{where}.role must be one of {', '.join(ROLES)}", f"{where}.role")
     for name in given:
-        if name not in FIELDS:
+        if name not in FIELDS and given[name] not in EMPTY.get(name, ()):
             refuse(f"{where}.{name} is not supported", f"{where}.{name}", "unsupported_parameter")
     reasoning = given.get("reasoning_content") or given.get("reasoning") or ""
     refusal = given.get("refusal") or ""
@@ -292,8 +349,8 @@ def _strings(where: str, **values: Any) -> None:
 
 def _optional(given: Mapping[str, Any], name: str, where: str) -> str | None:
     value = given.get(name)
-    if value is not None and (not isinstance(value, str) or len(value) > 256):
-        refuse(f"{where}.{name} must be a short text", f"{where}.{name}")
+    if value is not None and (not isinstance(value, str) or len(value) > LONGEST_NAME):
+        refuse(f"{where}.{name} must be a text of at most {LONGEST_NAME} characters", f"{where}.{name}")
     return value
 
 
@@ -324,15 +381,30 @@ def _calls(given: Any, where: str) -> tuple[ToolCall, ...]:
     if given is None:
         return ()
     where = f"{where}.tool_calls"
-    if not isinstance(given, list):
-        refuse(f"{where} must be a list", where)
-    found = []
-    for each in given:
-        function = each.get("function") if isinstance(each, dict) else None
-        if not isinstance(function, dict) or not all(isinstance(function.get(k), str) for k in ("name", "arguments")):
-            refuse(f"{where} must hold calls of functions with name and arguments", where)
-        found.append(ToolCall(id=str(each.get("id", "")), name=function["name"], arguments=function["arguments"]))
-    return tuple(found)
+    if not isinstance(given, list) or len(given) > MOST_CALLS:
+        refuse(f"{where} must be a list of at most {MOST_CALLS} calls", where)
+    return tuple(_call(each, f"{where}[{index}]") for index, each in enumerate(given))
+
+
+def _call(given: Any, where: str) -> ToolCall:
+    function = given.get("function") if isinstance(given, dict) else None
+    if not isinstance(function, dict) or not all(isinstance(function.get(k), str) for k in ("name", "arguments")):
+        refuse(f"{where} must be the call of a function with name and arguments", where)
+    only(given, frozenset(("id", "type", "function", "index")), where)
+    only(function, frozenset(("name", "arguments")), f"{where}.function")
+    if given.get("type", "function") != "function":
+        refuse(f"{where}.type must be 'function'", f"{where}.type")
+    if len(function["name"]) > LONGEST_NAME:
+        refuse(f"{where}.function.name must be a text of at most {LONGEST_NAME} characters", f"{where}.function.name")
+    return ToolCall(id=_optional(given, "id", where) or "", name=function["name"], arguments=function["arguments"])
+
+
+def only(body: Mapping[str, Any], names: frozenset[str], where: str = "") -> None:
+    """Refuse by name what nobody knows."""
+    for name in body:
+        if name not in names:
+            path = f"{where}.{name}" if where else name
+            refuse(f"unknown parameter {path!r}"[:300], path[:300], "unknown_parameter")
 
 
 def prompts(body: Mapping[str, Any], most: int) -> str:

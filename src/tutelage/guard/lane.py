@@ -1,0 +1,122 @@
+"""One channel of an answer on its way out: its guards within their budgets, its barrier, its placeholders opened."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from tutelage.guard.barrier import Barrier, Passed
+from tutelage.guard.breaker import Breakers
+from tutelage.guard.policy import Policy, Where
+from tutelage.guard.vault import Unmasker, Vault
+from tutelage.judge.judge import Progress, Tap, Watcher, failed
+
+HELD_TOKENS = 16
+"""Tokens of the embedded engine that are kept back at most, however short they are."""
+PIECE = 4096
+"""Characters that guards of bounded cost read on the event loop at once."""
+
+
+class Aside:
+    """A slow guard's watcher, as the barrier sees it: asked beside the event loop first, then it says what it found.
+
+    Past its budget it is never asked again, and says `timeout` to the end of the answer.
+    """
+
+    def __init__(self, name: str, watcher: Watcher, breakers: Breakers, budget_ms: float) -> None:
+        self._name, self._watcher, self._breakers, self._budget = name, watcher, breakers, budget_ms
+        self._late = False
+        self._progress = Progress(0, None)
+
+    async def ask(self, text: str | None) -> None:
+        """Show it more of the answer; None: the answer has ended."""
+        if self._late:
+            return
+        step = self._watcher.close if text is None else lambda: self._watcher.feed(text)
+        try:
+            self._progress = await self._breakers.call(self._name, step, self._budget)
+        except TimeoutError:
+            self._late = True
+            self._progress = Progress(0, failed(self._name, "timeout", self._budget))
+        except Exception:  # a guard that raises has no opinion; the policy says what that means
+            self._progress = Progress(0, failed(self._name, "error"))
+
+    def feed(self, text: str, taps: Sequence[Tap] = ()) -> Progress:
+        """What it found when it was asked."""
+        return self._progress
+
+    def close(self) -> Progress:
+        """What it found when it was asked."""
+        return self._progress
+
+
+class Lane:
+    """A channel's way through the barrier.
+
+    Args:
+        watchers: guard name -> its watcher of this channel.
+        slow: names of those that need a thread and a time limit.
+        vault: opens the conversation's placeholders in what may leave.
+        beside: runs what may have to wait for the vault's store, beside the event loop.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        watchers: Mapping[str, Watcher],
+        slow: frozenset[str],
+        at: Where,
+        breakers: Breakers,
+        vault: Vault,
+        beside: Callable[[Callable[[], None]], Awaitable[None]],
+    ) -> None:
+        defaults = policy.file.defaults
+        self._slow = {n: Aside(n, watchers[n], breakers, defaults.budget_ms) for n in watchers if n in slow}
+        self.barrier = Barrier(policy, {**watchers, **self._slow}, at, hold_back=defaults.hold_back)
+        self._most, self._latest = defaults.hold_back, deque[int](maxlen=HELD_TOKENS)
+        self._opened, self._beside = Unmasker(vault), beside
+        self.waiting = ""
+        """What the guards have not been shown yet."""
+        self.made = ""
+        """All that was written, also what is withheld."""
+        self.read = 0
+        """Characters of it that the guards have read."""
+
+    def take(self, text: str, tokens: bool) -> None:
+        """More of the channel. `tokens`: each text is one token, so that so many of them are kept back at most."""
+        self.made += text
+        self.waiting += text
+        if tokens:
+            self._latest.append(len(text))
+            self.barrier.hold_back = min(self._most, sum(self._latest))
+
+    async def show(self, last: bool) -> Passed:
+        """Show the guards what waits, a piece at a time: between those of a long text other requests go on.
+
+        What may leave by now, and the decision that stops the rest, if there is one.
+        """
+        text, self.waiting = self.waiting, ""
+        before, out = len(self.made) - len(text), list[str]()
+        for start in range(0, len(text), PIECE):
+            if start:
+                await asyncio.sleep(0)
+            piece = text[start : start + PIECE]
+            await asyncio.gather(*(each.ask(piece) for each in self._slow.values()))
+            passed = self.barrier.feed(piece)
+            self.read = before + start + len(piece)
+            if passed.stop is not None:
+                return Passed("" if out else passed.text, passed.stop)
+            out.append(passed.text)
+        if not last:
+            return Passed("".join(out))
+        await asyncio.gather(*(each.ask(None) for each in self._slow.values()))
+        end = self.barrier.close()
+        return Passed("".join(out) + end.text, end.stop)
+
+    async def open(self, text: str, last: bool) -> str:
+        """Text that may leave, with the placeholders of its conversation opened; the vault may have to be read."""
+        if not self._opened.ready(text):
+            await self._beside(self._opened.load)
+        found = self._opened.feed(text)
+        return found + self._opened.close() if last else found

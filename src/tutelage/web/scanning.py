@@ -1,0 +1,80 @@
+"""The guards by themselves: OpenAI's moderations, and scans of texts and conversations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response
+
+from tutelage.core.records import Message
+from tutelage.store.keys import uuid7
+from tutelage.web import auth, wire
+from tutelage.web.admission import admitted
+from tutelage.web.state import State
+
+MOST_SCANS = 256
+ROW = frozenset(("id", "text", "messages", "answer"))
+
+
+async def moderate(state: State, request: Request) -> Response:
+    """OpenAI's moderation: every category with its calibrated probability, flagged where a rule would fire."""
+    who = auth.asker(request)
+    limits = state.tenant(who.tenant).limits
+    body = await wire.read_json(request, limits.body_bytes)
+    wire.only(body, frozenset(("model", "input")))
+    wire.text(body, "model", 256)  # there is one
+    given = body.get("input")
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, list) or not 0 < len(texts) <= MOST_SCANS or not all(isinstance(t, str) for t in texts):
+        wire.refuse(f"'input' must be a text or a list of 1 to {MOST_SCANS} texts", "input")
+    total = sum(map(len, texts))
+    if total > limits.characters:
+        wire.refuse(f"'input' has {total} characters, {limits.characters} are allowed", "input")
+    results = []
+    with state.lease() as pipeline, admitted(state, who.tenant, wire.tokens(total)):
+        for text in texts:
+            message = (Message(role="user", content=text),)
+            found = await pipeline.examine(message, surface="moderations", tenant=who.tenant)
+            scores = found.scores
+            fired = {reason.split()[1] for reason in found.input.decision.reasons if len(reason.split()) > 2}
+            categories = {name: name in fired for name in scores}
+            results.append({"flagged": found.action != "allow", "categories": categories, "category_scores": scores})
+    return JSONResponse({"id": f"modr-{uuid7()}", "model": "tutelage", "results": results})
+
+
+async def scan(state: State, request: Request) -> Response:
+    """Scan texts or conversations: one line of results each, as `tutelage guard scan` prints them."""
+    who = auth.asker(request)
+    limits = state.tenant(who.tenant).limits
+    body = await wire.read_json(request, limits.body_bytes)
+    wire.only(body, frozenset(("rows",)) if "rows" in body else ROW)
+    rows = body.get("rows", [body])
+    if not isinstance(rows, list) or not 0 < len(rows) <= MOST_SCANS:
+        wire.refuse(f"'rows' must be a list of 1 to {MOST_SCANS} rows", "rows")
+    asked = [_row(row, f"rows[{index}]", limits.characters) for index, row in enumerate(rows)]
+    total = sum(wire.characters(messages) + len(answer or "") for messages, answer in asked)
+    lines = []
+    with state.lease() as pipeline, admitted(state, who.tenant, wire.tokens(total)):
+        for index, (row, (messages, answer)) in enumerate(zip(rows, asked, strict=True)):
+            found = await pipeline.examine(messages, answer, tenant=who.tenant)
+            lines.append(found.line(str(row.get("id", index))))
+    return JSONResponse({"results": lines, "policy": pipeline.policy.hash, "release": pipeline.release})
+
+
+def _row(row: Any, where: str, most: int) -> tuple[tuple[Message, ...], str | None]:
+    if not isinstance(row, dict):
+        wire.refuse(f"{where} must be an object with 'text' or 'messages'", where)
+    wire.only(row, ROW, where)
+    name, answer = row.get("id", ""), row.get("answer")
+    if isinstance(name, bool) or not isinstance(name, str | int) or len(str(name)) > 256:
+        wire.refuse(f"{where}.id must be a number or a text of at most 256 characters", f"{where}.id")
+    if answer is not None and (not isinstance(answer, str) or len(answer) > most):
+        wire.refuse(f"{where}.answer must be a text of at most {most} characters", f"{where}.answer")
+    if "text" not in row:
+        return wire.messages(row, most), answer
+    if "messages" in row:
+        wire.refuse(f"{where} has 'text' or 'messages', not both", where)
+    if not isinstance(row["text"], str) or len(row["text"]) > most:
+        wire.refuse(f"{where}.text must be a text of at most {most} characters", f"{where}.text")
+    return (Message(role="user", content=row["text"]),), answer

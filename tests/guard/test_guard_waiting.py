@@ -203,7 +203,7 @@ class Watched(PiiJudge):
         self.hang = hang
 
     def judge(self, examples: Sequence[Example]) -> list[Verdict]:
-        self.where.append(threading.current_thread().name.partition("_")[0])
+        self.where.append(threading.current_thread().name.partition(" ")[0])
         if self.hang is not None:
             self.hang.wait(20)
         return super().judge(examples)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from tutelage.core.records import Decision, Span, Status, Verdict
+from tutelage.core.records import Decision, Span, Verdict
 from tutelage.guard.policy import Policy, Where
 from tutelage.judge.judge import Progress, Watcher, checked, failed
 from tutelage.text.pii import BLOCK
@@ -61,9 +61,16 @@ class Barrier:
         self._cuts: dict[tuple[int, str], Span] = {}
         """Redactions of what has not left yet: a guard may tell each once."""
         self._closed = False
-        self.decision: Decision = Decision(action="allow", policy=policy.hash)
-        """The latest decision on the whole answer so far."""
+        self._said: dict[tuple[int, str], Span] = {}
+        """All that was redacted, for the trace."""
+        self._decision = Decision(action="allow", policy=policy.hash)
         self.verdicts: tuple[Verdict, ...] = ()
+
+    @property
+    def decision(self) -> Decision:
+        """The latest decision on the whole answer so far, with everything that was redacted in it."""
+        cuts = sorted(self._said.values(), key=lambda each: (each.start, each.type))
+        return self._decision.model_copy(update={"redactions": tuple(cuts)})
 
     @property
     def released(self) -> int:
@@ -83,18 +90,8 @@ class Barrier:
             return self._shut()
         return self._pass([_try(name, w.close) for name, w in self._watchers.items()], last=True)
 
-    def give_up(self, status: Status) -> Passed:
-        """The guards did not answer in time: the policy says whether what is held may leave all the same."""
-        self.verdicts = tuple(failed(name, status) for name in sorted(self._needed))
-        self.decision = self._policy.decide(self.at, self.verdicts)
-        if stops(self.decision):
-            self._closed, self._text = True, ""
-            return Passed("", self.decision)
-        self._watchers, self._needed = {}, frozenset()
-        return Passed(self._release(self._offset + len(self._text)))
-
     def _shut(self) -> Passed:
-        return Passed("", self.decision if stops(self.decision) else None)
+        return Passed("", self.decision if stops(self._decision) else None)
 
     def _pass(self, progress: Sequence[tuple[str, Progress]], *, last: bool) -> Passed:
         end = self._offset + len(self._text)
@@ -112,11 +109,13 @@ class Barrier:
             verdicts.append(verdict)
         pending = () if last else self._needed - {verdict.judge for verdict in verdicts}
         self.verdicts = tuple(verdicts)
-        self.decision = self._policy.decide(self.at, verdicts, pending)
-        if stops(self.decision):
+        self._decision = self._policy.decide(self.at, verdicts, pending)
+        told = {(span.start, span.type): span for span in self._decision.redactions}
+        self._said |= told
+        if stops(self._decision):
             self._closed, self._text = True, ""
             return Passed("", self.decision)
-        self._cuts |= {(span.start, span.type): span for span in self.decision.redactions}
+        self._cuts |= told
         until = end
         if not last:
             behind = min((scored[name] for name in self._needed), default=end)

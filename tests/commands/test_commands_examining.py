@@ -42,7 +42,7 @@ def test_examples_by_option_or_by_key_are_the_same(tutelage: Any, own: tuple[str
         (("how=5",), "expected keys of it, as how.shots=2, found 5"),
         (("how.shot=3",), "'how.shot': unknown key. Did you mean 'shots'?"),
         (("reliability.labels=true",), "'reliability.labels': unknown key"),
-        (("--shots", 9), "9 examples were asked for, 4 are left"),
+        (("--shots", 9), "were asked for, 4 are left"),
         (("--form", "cooked"), "how.form"),
         (("robustness.families=[tipos]",), "did you mean 'typos'?"),
         (("contamination=-1",), "contamination"),

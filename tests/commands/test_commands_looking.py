@@ -82,7 +82,7 @@ def test_what_a_person_mistypes(tutelage: Any, little: Root, tmp_path: Path) -> 
         (("init", "/proc/x"), "/proc/x: no such file or directory. Check how"),
         (("release", "rollback", *where), "nothing is served"),
         (("chat", "nobody", *where), "it is no reference"),
-        (("init", tmp_path / "x", "--from", "gard"), "guard, open-model"),
+        (("init", tmp_path / "x", "--from", "gard"), "guard, guards, open-model"),
         (("evaluate", "--suite", tmp_path / "none.jsonl", *where), "name what is to be examined"),
         (("report", "--markdown", __file__, *where), "has no place for the tables"),
     ):
@@ -294,12 +294,12 @@ def test_an_examination_that_measured_nothing_has_failed(
     where = ("--suite", own, "--root", root.path)
     own.write_text(json.dumps(rows[0]))
     done = tutelage("evaluate", ref, *where)
-    assert done.code == 1 and "none of 1 items was measured; the first: the conversation has" in done.err
+    assert done.code == 1 and "none of 1 items was measured: the conversation has" in done.err
     own.write_text("\n".join(map(json.dumps, rows)))
     done = tutelage("evaluate", ref, *where)
-    assert done.code == 0 and "1 of 2 items were not measured; the first: the conversation has" in done.out
+    assert done.code == 0 and "1 of 2 items were not measured: the conversation has" in done.out
     done = tutelage("evaluate", "http://127.0.0.1:9/v1#m", "retries=0", *where)
-    assert done.code == 1 and "none of 2 items was measured; the first: http://127.0.0.1:9/v1#m failed: " in done.err
+    assert done.code == 1 and "none of 2 items was measured: http://127.0.0.1:9/v1#m failed: " in done.err
     assert "refused" in done.err
 
 

@@ -139,7 +139,9 @@ def test_coverage_shows_what_nobody_reads(small_root: Root, small_bundle: Artifa
     rows = open_parts(small_bundle, small_root).scanner.policy.coverage()
     guards = {(row["direction"], row["channel"]): row["guards"] for row in rows if row["surface"] == "chat"}
     assert guards["input", "tool_result"]
-    assert {channel for direction, channel in guards if direction == "output"} == {"content"}, "nothing else is served"
+    said = {channel for direction, channel in guards if direction == "output"}
+    assert said == {"content", "reasoning"}, "nothing else is served"
+    assert guards["output", "reasoning"] == guards["output", "content"]
     assert not [row for row in rows if row["surface"] == "moderations" and row["direction"] == "output"]
 
 

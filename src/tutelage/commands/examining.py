@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -80,7 +81,7 @@ def evaluate(
         dialogues=dialogues,
         **endpoint,
     )
-    failed = [each.reason or "it failed" for each in found["results"] if each.value is None]
+    failed = sum(each.value is None for each in found["results"])
     if as_json:
         emit({key: value for key, value in found.items() if key not in ("results", "perturbed")})
     else:
@@ -91,12 +92,27 @@ def evaluate(
             say(f"the judge: {_bill(found['judge_endpoint'])}")
         _tell_further(found)
         _tell_ways(found)
-        if len(failed) < len(found["results"]):
+        if failed < len(found["results"]):
             _tell_met(found["contamination"])
-    if failed and len(failed) == len(found["results"]):
-        raise TutelageError(f"none of {len(failed)} items was measured; the first: {failed[0]}")
+    if (reason := unmeasured(found["results"])) is not None:
+        raise TutelageError(reason)
     if failed and not as_json:
-        say(f"{len(failed)} of {len(found['results'])} items were not measured; the first: {failed[0]}")
+        say(f"{failed} of {len(found['results'])} items were not measured: {_reasons(found['results'])}")
+
+
+def unmeasured(results: Sequence[Any]) -> str | None:
+    """Why nothing at all was measured; None where anything was."""
+    if any(each.value is not None for each in results):
+        return None
+    return f"none of {len(results)} items was measured: {_reasons(results)}"
+
+
+def _reasons(results: Sequence[Any], most: int = 3) -> str:
+    """Why items were not measured, the most frequent reasons first."""
+    counted = Counter(each.reason or "it failed" for each in results if each.value is None)
+    told = [f"{reason} ({count})" if len(counted) > 1 else reason for reason, count in counted.most_common(most)]
+    more = len(counted) - len(told)
+    return "; ".join([*told, *([f"and {more} more reasons"] if more else [])])
 
 
 def judge_of(judge: str, last: Mapping[str, str]) -> str:

@@ -221,7 +221,8 @@ def _examined_now(
     systems: Sequence[str], suite: str, items: int, root: Root, judge: str, people: str
 ) -> list[list[System]]:
     """Every system asked the same items now; their answers are kept, so that the same command goes on."""
-    from tutelage.commands.examining import judge_of, suites_of
+    from tutelage.commands.examining import judge_of, suites_of, unmeasured
+    from tutelage.core.errors import TutelageError
     from tutelage.evaluate.further import Examination
     from tutelage.evaluate.run import evaluate_reference
     from tutelage.evaluate.summary import by_id
@@ -238,6 +239,8 @@ def _examined_now(
             known.get(ref, ref), chosen, config, root=root, items=items, work=root.work / "answers",
             dialogues=dialogues,
         )  # fmt: skip
+        if (reason := unmeasured(done["results"])) is not None:
+            raise TutelageError(f"{ref}: {reason}")
         rows = [row.model_copy(update={"target": ref}) for row in done["results"]]
         found.append([judged(system(ref, ref, rows, asked, suite), done["judges"])])
     return found

@@ -303,6 +303,8 @@ class RemoteGenerator:
                     return self._parsed(content)
                 kind = UpstreamError
                 trouble = f"status {status}: {self._clean(content.decode(errors='replace'))[:200]}"
+                if status == 401:
+                    trouble += ". Its key is named by key=env:NAME, or in endpoints.yaml"
                 if status in HOPELESS or b"insufficient_quota" in content[:2000]:
                     self._gone(trouble)
                 if status not in RETRIED or b"insufficient_quota" in content[:2000]:

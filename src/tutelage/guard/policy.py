@@ -25,12 +25,12 @@ DIRECTIONS: tuple[Direction, ...] = ("input", "output")
 CHANNELS: tuple[Channel, ...] = ("content", "reasoning", "tool_call", "tool_result", "system")
 SURFACES: tuple[Surface, ...] = ("chat", "completions", "moderations", "scan")
 SERVED: Mapping[Surface, Mapping[Direction, tuple[Channel, ...]]] = {
-    "chat": {"input": CHANNELS, "output": ("content",)},
+    "chat": {"input": CHANNELS, "output": ("content", "reasoning")},
     "completions": {"input": ("content",), "output": ("content",)},
     "moderations": {"input": ("content",)},
     "scan": {"input": CHANNELS, "output": ("content",)},
 }
-"""What a surface carries: of an answer the text alone, whatever else a model makes of it never leaves."""
+"""What a surface carries: of an answer the text and the thinking, whatever else a model makes of it never leaves."""
 PII = "pii"
 """Name of the judge whose spans are personal data."""
 STOPPING: frozenset[Action] = frozenset({"block", "review", "rewrite"})

@@ -30,6 +30,12 @@ def drawn(pool: Sequence[Example], seed: int, draw: int) -> list[Example]:
     return sorted(pool, key=lambda row: rank(seed, f"draw {draw}/{_name(row)}"))
 
 
+def _start(item: Example, most: int = 60) -> str:
+    """How an item begins, as its author knows it."""
+    text = " ".join(item.messages[-1].content.split())
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
 def shown(item: Example, order: Sequence[Example], count: int, of: Example | None = None) -> Example:
     """The item behind `count` examples from `order`, which leaves out the item itself, its cluster and equal questions.
 
@@ -50,9 +56,10 @@ def shown(item: Example, order: Sequence[Example], count: int, of: Example | Non
         chosen.append(pair)
     if len(chosen) < count:
         raise DataError(
-            f"{count} examples were asked for, {len(chosen)} are left beside the item {item_id(whose)!r}",
+            f"{count} examples of the kind {whose.tags['kind']} were asked for, {len(chosen)} are left beside the item "
+            f"{_start(whose)!r}",
             key="shots",
-            todo="Mark more rows with `split: train`, or name a file with --shots-from",
+            todo="Mark more rows of that kind with `split: train`, or name a file that holds enough with --shots-from",
         )
     if letters:  # the examples are asked as the item is
         chosen = [(lettered(row), ascii_uppercase[row.choices.index(said)]) for row, said in chosen]

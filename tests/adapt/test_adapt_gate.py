@@ -109,6 +109,18 @@ def test_figures_between_nothing_and_all_are_bounded_too() -> None:
     assert not told.promote and "answers too badly" in told.reason
 
 
+@pytest.mark.parametrize("last", [0.0, 0.5, 1.0])
+def test_the_figure_is_the_mean_of_the_items_whatever_hangs_together(last: float) -> None:
+    """60 items about one text, the others alone: one answer between right and wrong changes no estimand."""
+    values = np.array([1.0] * 60 + [0.0] * 39 + [last])
+    answers = [
+        each.model_copy(update={"cluster": "one" if number < 60 else f"c{number}"})
+        for number, each in enumerate(rows("facts", values))
+    ]
+    told = decide(policy({"kind": "at_most", "bound": 0.3}), {"evaluation": answers}, {}, against="nothing")
+    assert told.checks[0].figure.value == pytest.approx(values.mean()) and not told.promote
+
+
 def bits(level: float, n: int = 200, seed: int = 0, drop: int = 0) -> list[Result]:
     """Texts of unlike length: the short ones need twice the bits a byte, and count for as much as they are long."""
     draw = np.random.default_rng(seed)

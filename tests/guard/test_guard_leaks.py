@@ -97,7 +97,31 @@ def test_no_secret_stands_in_the_record_wherever_it_was_said(sizes: list[int], s
     assert not any(each in trace.answer.content for each in ("ann.lee", "ben.ode", TOKEN[:20], TOKEN[-12:]))
 
 
+@pytest.mark.parametrize("action", ["redact", "block", "review"])
+def test_what_was_withheld_or_broken_off_keeps_no_secret_in_the_record(action: str) -> None:
+    """The guard has not settled on the last word where the client leaves, and what it stops it does not cut."""
+    rule = REDACT.rules[0].model_copy(update={"action": action})
+    policy = Policy(REDACT.model_copy(update={"rules": (rule,)}), Taxonomy(categories={}))
+    done: list[Finished] = []
+    upstream = Pieces("It stands by the mill, they say there. Ask ann.lee@example.org", [24, 40])
+    pipe = Pipeline(Scanner(policy, {}), upstream, key=b"k" * 32, record=lambda each: done.append(each))
+
+    async def run() -> None:
+        chunks = pipe.serve(Ask((Message(role="user", content="whom"),), stream=True))
+        async for _ in chunks:
+            if action == "redact":
+                await asyncio.sleep(0.01)  # the rest has been made, and the end has not come
+                break
+        await chunks.aclose()
+
+    asyncio.run(run())
+    (trace,) = _traces(done[0], collect=True)
+    assert trace.answer is not None and "ann.lee" not in trace.answer.content
+
+
 DRESSES = {
+    "marked tags": lambda text: "hello " + "".join(chr(0xE0000 + ord(char)) + "\u0301" for char in text),
+    "spaced tags": lambda text: "hello " + "\u200b".join(chr(0xE0000 + ord(char)) for char in text),
     "controls": lambda text: "\x01".join(text),
     "high controls": lambda text: "\x80".join(text),
     "whole words of twins": lambda text: text.translate(str.maketrans("aceiopsxy", "асеіорѕху")),

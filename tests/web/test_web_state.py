@@ -5,10 +5,11 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import openai
@@ -83,6 +84,15 @@ def ask(text: str = "where can I find the parcel") -> Ask:
     return Ask((Message(role="user", content=text),), Sampling(max_tokens=8))
 
 
+T = TypeVar("T")
+
+
+def finished(work: Coroutine[Any, Any, T]) -> T:
+    """What the work comes to, on a loop of its own: a browser of another test may keep one open on this thread."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, work).result()
+
+
 async def collect(state: State, request: Ask) -> list[Chunk]:
     with state.lease() as pipeline:
         return [chunk async for chunk in pipeline.serve(request)]
@@ -144,11 +154,11 @@ def test_a_queue_that_is_full_refuses_before_the_promise(
     state = State(source, Settings(serve=bundled(input="review").ref), upstream=f"{endless}#m")
     state.writer.reserve(state.writer.capacity)
     with pytest.raises(traces.Full):
-        asyncio.run(collect(state, ask(ATTACK)))
+        finished(collect(state, ask(ATTACK)))
     assert state.writer.refused == 1 and not state.writer.healthy
     state.writer.fill([])
     state.writer._reserved = 0  # nothing comes into the places that this test kept
-    asyncio.run(state.close())
+    finished(state.close())
 
 
 # guards in shadow
@@ -170,12 +180,12 @@ def test_what_the_guards_in_shadow_did_not_say_is_in_the_record(
 
         monkeypatch.setattr(state.pipeline.scanner, "shadows", broken)  # type: ignore[union-attr]
     request = ask()
-    asyncio.run(collect(state, request))
+    finished(collect(state, request))
     state.flush()
     (kept,) = traffic.requests(state.store, ids=[request.id])
     shadows = [verdict for each in kept.decisions if each.shadow for verdict in each.verdicts]
     assert [(each.judge, each.status) for each in shadows] == [(name, "timeout" if way == "crowded" else "error")]
-    asyncio.run(state.close())
+    finished(state.close())
 
 
 def test_a_request_is_recorded_by_the_release_that_served_it(
@@ -198,11 +208,11 @@ def test_a_request_is_recorded_by_the_release_that_served_it(
                     assert state.reload() and state.pipeline is not pipeline
                     await state.tidy()
 
-    asyncio.run(run())
+    finished(run())
     state.flush()
     (kept,) = traffic.requests(state.store, ids=[request.id])
     assert kept.release == one and any(each.shadow for each in kept.decisions)
-    asyncio.run(state.close())
+    finished(state.close())
 
 
 # earlier releases
@@ -255,8 +265,8 @@ def test_an_earlier_releases_engine_ends_with_its_last_request(
         assert engines() == before + 1 and state.pipeline is not earlier
         assert [chunk async for chunk in state.pipeline.serve(ask())][-1].finish in ("stop", "length")  # type: ignore[union-attr]
 
-    asyncio.run(run())
-    asyncio.run(state.close())
+    finished(run())
+    finished(state.close())
     assert engines() == before
 
 
@@ -270,9 +280,9 @@ def test_two_releases_of_one_model_share_their_engine(
     kept, before = state.pipeline.upstream, engines()  # type: ignore[union-attr]
     state.settings = state.settings.model_copy(update={"serve": second.ref})
     assert state.reload()
-    asyncio.run(state.tidy())
+    finished(state.tidy())
     assert state.pipeline.upstream is kept and engines() == before  # type: ignore[union-attr]
-    asyncio.run(state.close())
+    finished(state.close())
 
 
 # the end
@@ -319,14 +329,14 @@ def test_an_answer_under_way_ends_whole_before_the_service_does(tmp_path: Path, 
         await state.close()
         return "".join(chunk.text for chunk in await got)
 
-    assert asyncio.run(run()) == "the parcel is here "
+    assert finished(run()) == "the parcel is here "
 
 
 def test_personal_data_of_a_conversation_that_ended_is_forgotten(
     tmp_path: Path, endless: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = State(Root(tmp_path / "bare"), Settings(retention={"vault_hours": 2}), upstream=f"{endless}#m")
-    asyncio.run(collect(state, ask("I am ann.lee@example.org")))
+    finished(collect(state, ask("I am ann.lee@example.org")))
     with state.store.read() as connection:
         (conversation,) = connection.exec_driver_sql("SELECT conversation_id FROM vault").scalars()
     assert state.sweep() == 0 and review.vault_get(state.store, conversation)
@@ -335,7 +345,7 @@ def test_personal_data_of_a_conversation_that_ended_is_forgotten(
     assert state.sweep() == 0
     state.settings = Settings(retention={"vault_hours": 2})
     assert state.sweep() == 1 and review.vault_get(state.store, conversation) == {}
-    asyncio.run(state.close())
+    finished(state.close())
 
 
 def test_nothing_to_lease_is_said(tmp_path: Path) -> None:
@@ -343,4 +353,4 @@ def test_nothing_to_lease_is_said(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="nothing has been released"), state.lease():
         pass
     assert state.busy == 0
-    asyncio.run(state.close())
+    finished(state.close())

@@ -169,15 +169,18 @@ def _values(side: _Side, keys: Sequence[str], metric: Metric, weighed: _Side) ->
 
 
 def _figure(values: Floats, clusters: Sequence[str], metric: Metric, level: float) -> Interval:
-    """A figure by itself, with an interval that holds: rates are exact; what lies between bounds is bet on by clusters'
-    means, for t covers too little of what is mostly 0; the rest has t."""
+    """The mean of the items, with an interval that holds: rates are exact; what lies between bounds is bet on by
+    clusters' sums, so scaled that their mean is the items', for t covers too little of what is mostly 0; the rest has
+    t."""
     if metric.bounds is None:
         return mean(values, clusters, level)
     if metric.bounds == (0.0, 1.0) and set(values.tolist()) <= {0.0, 1.0}:
         return rate(values, clusters, level)
     codes, count = group(clusters, len(values))
-    means = np.bincount(codes, weights=values, minlength=count) / np.bincount(codes, minlength=count)
-    told = betting(means, metric.bounds, level, anytime=False)
+    share = count / len(values)
+    most = share * float(np.bincount(codes, minlength=count).max(initial=1))
+    sums = np.asarray(share * np.bincount(codes, weights=values, minlength=count), dtype=np.float64)
+    told = betting(sums, (most * metric.bounds[0], most * metric.bounds[1]), level, anytime=False)
     return told.model_copy(update={"n": len(values), "clusters": count})
 
 
@@ -251,7 +254,7 @@ def _compared(
     passed = non_inferior(figure, margin).passed
     reason = f"difference {_said(figure)}, may be down to -{margin:g}"
     error = standard_error(first - second, clusters)
-    if passed is None and error and margin:
+    if passed is None and figure.defined and measured is None and error and margin:
         deviation = error * math.sqrt(len(keys) / 2)  # of either side, were they unrelated
         needed = items_needed(margin, deviation, alpha=1 - level)
         reason += f"; some {needed} items would tell" if needed > len(keys) else ""

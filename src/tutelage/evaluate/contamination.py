@@ -69,8 +69,9 @@ def cleared(items: Sequence[Example], corpus: Artifact, gram: int = GRAM) -> boo
     is dirty, and nothing need be read."""
     if corpus.metrics.get("contamination_left") != 0 or corpus.config.get("gram", GRAM) > gram:
         return False
-    known = {item_id(item) for item in read_jsonl(corpus.file("items.jsonl"), Example) if "id" in item.tags}
-    return all(item_id(item) in known for item in items)
+    rows = read_jsonl(corpus.file("items.jsonl"), Example)
+    known = {item_id(item): _whole(item) for item in rows if "id" in item.tags}
+    return all(known.get(item_id(item)) == _whole(item) for item in items)
 
 
 def split(

@@ -88,8 +88,8 @@ def _drawn(
     rows, ground = [system.rows[key] for key in keys], Ground(system.items, system.people, resamples)
     figure, _ = metric.figure(rows, ground)
     built = metric.built(rows, ground)
-    if figure.value is None or isinstance(built, str):
-        return None
+    if figure.value is None or isinstance(built, str) or (metric.apart is not None and figure.half_width is None):
+        return None  # of what nobody knows how far it is off, no rank is known
     columns, of = built[0]
     sums = np.zeros((parts.count, columns.shape[1] + 1))
     np.add.at(sums, parts.codes[places], np.column_stack([columns, np.ones(len(places))]))

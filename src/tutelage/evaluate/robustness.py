@@ -185,9 +185,10 @@ _Key = tuple[str, str | None, str]
 
 
 def _keys(row: Result) -> list[_Key]:
-    """Where a row counts: in its suite, and among all suites where more is better."""
+    """Where a row counts: in its suite, and among all suites where more is better and no judge has a word."""
     own: list[_Key] = [(row.target, row.suite, row.metric)]
-    return own if row.metric in LOWER_IS_BETTER else [*own, (row.target, None, "every suite's own")]
+    apart = row.metric in LOWER_IS_BETTER or row.kind == "judged"
+    return own if apart else [*own, (row.target, None, "every suite's own")]
 
 
 def _left_out(given: Forms, suite: str | None, family: str) -> Counter[str]:
@@ -230,6 +231,10 @@ def _entry(
     left_out = _left_out(given, suite, family)
     asked = len(members) + sum(left_out.values())
     compared = _paired(both, metric)
+    if any(row.kind == "judged" for row in originals.values()):
+        why = "a judge's word, whose error is not known here"
+        told = undefined(len(both), why, value=compared.difference.value)
+        compared = compared.model_copy(update={"difference": told, "p": None})
     lost = compared.difference
     reason = lost.reason
     if not both and left_out:

@@ -185,6 +185,8 @@ def draws_table(first: Sequence[Result], further: Sequence[Sequence[Result]]) ->
     """Per target, suite and cell: the headline's mean over the draws of examples, and how much a draw moves it."""
     table: list[dict[str, Any]] = []
     for key, (rows, *others) in _beside(first, further).items():
+        if rows[0].kind in NEVER_SHOWN:
+            continue
         values = [[each.value for each in one] for one in (rows, *others)]
         whole = [place for place in range(len(rows)) if all(one[place] is not None for one in values)]
         bounds = KIND[rows[0].kind][0].bounds

@@ -73,6 +73,12 @@ class Barrier:
         return self._decision.model_copy(update={"redactions": tuple(cuts)})
 
     @property
+    def masks(self) -> bool:
+        """Whether the policy keeps personal data out of this text, or stops it for them."""
+        rules = (bound.rule for bound in self._policy.rules(self.at.tenant))
+        return any(rule.pii and rule.when.covers(self.at) and rule.action not in ("allow", "flag") for rule in rules)
+
+    @property
     def released(self) -> int:
         """Characters of the answer that have left (before redaction)."""
         return self._offset

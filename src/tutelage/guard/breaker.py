@@ -89,10 +89,10 @@ class Breakers:
             room = self._rooms.setdefault(guard, _Room(guard, self._most))
         job, future = room.submit(work)
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(future), budget_ms / 1000)
+            async with asyncio.timeout(budget_ms / 1000):  # wait_for may swallow that the caller was cancelled
+                return await asyncio.wrap_future(future)
         finally:
-            if not future.done():
-                room.forget(job)
+            room.forget(job)
 
     def close(self) -> None:
         """Let go of all threads; those that hang end with the program."""

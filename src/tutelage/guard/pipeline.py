@@ -226,7 +226,8 @@ class Pipeline:
         """Read or write the vault, whose store may be held by another, in a thread of its own. Raises Busy."""
         running = asyncio.get_running_loop().run_in_executor(self._vaulting, work)
         try:
-            return await asyncio.wait_for(running, VAULT_S)
+            async with asyncio.timeout(VAULT_S):
+                return await running
         except TimeoutError:
             todo = "Try again in a moment"
             raise Busy("personal data can not be masked now: the store does not answer", todo=todo) from None
@@ -309,7 +310,7 @@ class Pipeline:
                 # what was thought before what was said, where both end here
                 for each in sorted(lanes.values(), key=lambda one: one is lanes["content"]) if last else [lane]:
                     passed = await each.show(last)
-                    if passed.text and not stops((await asyncio.shield(work.verdict)).decision):
+                    if (passed.text or last) and not stops((await asyncio.shield(work.verdict)).decision):
                         await work.send(each.barrier.at.channel, passed.text, await each.open(passed.text, last))
                     if passed.stop is not None:
                         return passed.stop
@@ -357,7 +358,8 @@ class Pipeline:
 async def _promised(kept: Future[None]) -> None:
     """Wait until it is on disk that a person is to answer. Raises Busy when the store takes too long over it."""
     try:
-        await asyncio.wait_for(asyncio.wrap_future(kept), PROMISE_S)
+        async with asyncio.timeout(PROMISE_S):
+            await asyncio.wrap_future(kept)
     except TimeoutError:
         todo = "Try again in a moment"
         raise Busy("a person can not be asked now: the store does not answer", todo=todo) from None

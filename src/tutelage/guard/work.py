@@ -13,7 +13,7 @@ from tutelage.guard.request import Answer, Ask, Chunk, Meter
 from tutelage.guard.scan import Seen
 from tutelage.guard.upstream import Delta, Misbehaved
 from tutelage.guard.vault import Vault
-from tutelage.text.pii import find, redact
+from tutelage.text.pii import find, redact, united
 
 
 @dataclass
@@ -62,7 +62,11 @@ class Work:
             answer.reasoning = redact(text, find(text))
         reasons = dict.fromkeys(reason for each in found for reason in each.decision.reasons)
         action = strictest(each.decision.action for each in found)
-        answer.decision = content.barrier.decision.model_copy(update={"action": action, "reasons": tuple(reasons)})
+        cuts = content.barrier.decision.redactions
+        if content.barrier.masks:  # a guard that had not settled on them yet, or that stops what it finds, cut nothing
+            cuts = united([*cuts, *find(answer.made)])
+        told = {"action": action, "reasons": tuple(reasons), "redactions": cuts}
+        answer.decision = content.barrier.decision.model_copy(update=told)
         answer.verdicts = tuple(verdict for each in found for verdict in each.verdicts)
 
     async def send(self, channel: Channel, shown: str, text: str) -> None:

@@ -18,7 +18,7 @@ from tutelage.core.errors import ConfigError, NotFound
 from tutelage.core.records import Example, Span, Verdict
 from tutelage.judge.judge import Progress, Tap, Watcher, WindowedJudge, answer_of, failed
 from tutelage.measure.text import exact_match, token_f1
-from tutelage.text.normalise import inked, normalise
+from tutelage.text.normalise import before_hidden, inked, normalise
 from tutelage.text.pii import BLOCK, CONTEXT, TYPES, find, located, read
 
 _BLANKS = re.compile(r"(?<=[^\S\n\r\x0b\x0c\x85\u2028\u2029])[^\S\n\r\x0b\x0c\x85\u2028\u2029]")
@@ -171,6 +171,8 @@ class PiiWatcher:
         if found.rest is not None and len(self._text) - until > BLOCK + 4 * CONTEXT:
             spans.append(Span(start=until, end=len(self._text), type="key", score=0.5))
             until, self._ends, self._rest = len(self._text), None, found.rest
+        elif not last:
+            until = max(self._begin, min(until, before_hidden(self._text)))
         self._found += [
             span.model_copy(update={"start": self._places[span.start], "end": self._places[span.end - 1] + 1})
             for span in spans

@@ -109,13 +109,12 @@ def normalise(text: str, *, fold: bool = False, latin: bool = False) -> Normal:
         places = [(start, end)] if not plain else [(place, place + 1) for place in range(start, end)]
         for first, last in places:
             shown = text[first:last]
-            if shown in _HIDDEN:  # one alone is padding between letters, two are a message
-                near = text[last : last + 1] in _HIDDEN or (first and text[first - 1] in _HIDDEN)
-                shown = _HIDDEN[shown] if near else ""
+            if shown[0] in _HIDDEN:  # one alone is padding between letters, two are a message
+                shown = _HIDDEN[shown[0]] if _in_company(text, first, last) else ""
             elif not shown.isascii():
-                joins = not latin and shown in _JOINERS and out and _takes_joiner(out[-1][-1])
+                joins = not latin and shown[0] in _JOINERS and out and _takes_joiner(out[-1][-1])
                 shown = unicodedata.normalize("NFKC", shown)
-                shown = shown if joins else "".join(char for char in shown if char not in _NO_INK)
+                shown = "".join(char for at, char in enumerate(shown) if char not in _NO_INK or (joins and not at))
             for char in shown.casefold() if fold else shown:
                 if char in _BREAKS:
                     char = "\n"
@@ -140,6 +139,23 @@ def normalise(text: str, *, fold: bool = False, latin: bool = False) -> Normal:
     return Normal(again.text, [starts[start] for start in again.starts], [ends[end - 1] for end in again.ends])
 
 
+def _in_company(text: str, first: int, last: int) -> bool:
+    """Whether a hidden character stands beside another, with nothing between them but marks and what has no ink."""
+    while last < len(text) and (text[last] in _NO_INK or unicodedata.combining(text[last])):
+        last += 1
+    while first and (text[first - 1] in _NO_INK or unicodedata.combining(text[first - 1])):
+        first -= 1
+    return text[last : last + 1] in _HIDDEN or (first > 0 and text[first - 1] in _HIDDEN)
+
+
+def before_hidden(text: str) -> int:
+    """Where the hidden characters at the end of a text begin: what they say is known once more text has come."""
+    end = len(text)
+    while end and text[end - 1] in _HIDDEN:
+        end -= 1
+    return end
+
+
 def inked(text: str) -> str:
     """Without the characters that have no ink, hidden ASCII apart. Character by character, so the same in parts."""
     return text if text.isprintable() else _INKLESS.sub("", text)
@@ -155,8 +171,8 @@ def skeleton(word: str) -> str:
     """
     if word.isascii():
         return word.lower()
-    secrets = (secret for secret in _SECRET.findall(word) if len(secret) > 1)  # one alone is padding between letters
-    hidden = "".join(_HIDDEN.get(char, "") for secret in secrets for char in secret)
+    secret = "".join(_SECRET.findall(word))
+    hidden = "".join(_HIDDEN.get(char, "") for char in secret) if len(secret) > 1 else ""  # one alone is padding
     shown = unicodedata.normalize("NFKC", _SECRET.sub("", word)).translate(_SKELETON).casefold().translate(_SKELETON)
     shown = _ON_ASCII.sub("", shown)
     return f"{shown} {hidden.lower()}".strip() if hidden.strip() else shown

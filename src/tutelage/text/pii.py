@@ -215,6 +215,17 @@ def redact(text: str, spans: Sequence[Span], placeholder: Callable[[Span], str] 
     return "".join([*pieces, text[done:]])
 
 
+def united(spans: Sequence[Span]) -> tuple[Span, ...]:
+    """The spans in order, those that overlap as one from the first's begin to the last's end."""
+    found: list[Span] = []
+    for span in sorted(spans, key=lambda each: (each.start, -each.end)):
+        if found and span.start < found[-1].end:
+            found[-1] = found[-1].model_copy(update={"end": max(found[-1].end, span.end)})
+        else:
+            found.append(span)
+    return tuple(found)
+
+
 def luhn(digits: str) -> bool:
     """The check digit of ISO/IEC 7812 (payment cards)."""
     total = 0

@@ -79,7 +79,7 @@ def create_app(
         finally:
             following.cancel()
             await asyncio.to_thread(sender.close)
-            with suppress(asyncio.CancelledError):
+            with suppress(asyncio.CancelledError, Exception):
                 await following
             await state.close()
 
@@ -116,12 +116,16 @@ async def _follow(state: State) -> None:
     swept = time.monotonic() - SWEEP_S
     while True:
         await asyncio.sleep(state.settings.follow_seconds)
-        with suppress(TutelageError):  # a store that is busy for a moment is looked at again
+        try:  # whatever fails now, a store that is busy or a release that does not open, is looked at again
             await asyncio.to_thread(state.follow)
-        await state.tidy()
+            await state.tidy()
+        except TutelageError:
+            pass
+        except Exception as error:
+            state.problem = f"{type(error).__name__}: {error}"
         if time.monotonic() - swept >= SWEEP_S:
             swept = time.monotonic()
-            with suppress(TutelageError):
+            with suppress(Exception):
                 await asyncio.to_thread(state.sweep)
 
 

@@ -160,7 +160,7 @@ async def _ask(
             surface=surface,
             tenant=who.tenant,
             conversation=request.headers.get("x-conversation-id", "")[:200],
-            subject=wire.text(body, "user", 256) or (person.id if person and request.state.session else ""),
+            subject=wire.text(body, "user", 120) or (person.id if person and request.state.session else ""),
             language=tenant.language or _language(request),
             stream=wire.flag(body, "stream"),
             people=person.kind if person and person.kind in ("simulated", "replayed") else "live",  # type: ignore[arg-type]
@@ -313,6 +313,10 @@ class _Serving:
         if self._given:
             await run_in_threadpool(self._state.delivered, self._given)
 
+    async def gone(self) -> bool:
+        """Whether the client has left; to be asked before the last byte is sent."""
+        return await self._request.is_disconnected()
+
     def release(self) -> None:
         """What people answered is no longer on its way; where it did not arrive, the next request brings it."""
         self._underway.difference_update(self._given)
@@ -328,8 +332,10 @@ class _Whole(JSONResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
         try:
+            gone = await self._serving.gone()
             await super().__call__(scope, receive, send)
-            await self._serving.deliver()
+            if not gone:
+                await self._serving.deliver()
         finally:
             self._serving.release()
 

@@ -45,7 +45,9 @@ def _class(*blocks: tuple[int, int]) -> str:
     return "[" + "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in blocks) + "]"
 
 
-_SECRET = re.compile(_class((0xE0020, 0xE007E), (0xE0110, 0xE016E)) + "+")
+_MARKS = ((0x300, 0x36F), (0x483, 0x489), (0x1AB0, 0x1AFF), (0x1DC0, 0x1DFF), (0x20D0, 0x20FF), (0xFE20, 0xFE2F))
+_BETWEEN = _class(*_CONTROLS, *_DRAWN_AS_NOTHING, *_MARKS) + "*"
+_SECRET = re.compile(f"(?:{_class((0xE0020, 0xE007E), (0xE0110, 0xE016E))}{_BETWEEN})+")
 _INKLESS = re.compile(_class(*_CONTROLS, *_DRAWN_AS_NOTHING))
 _ON_ASCII = re.compile(
     r"(?<![^!-~])" + _class((0x300, 0x36F), (0x483, 0x489), (0x1AB0, 0x1AFF), (0x1DC0, 0x1DFF), (0x20D0, 0x20FF)) + "+"
@@ -171,8 +173,8 @@ def skeleton(word: str) -> str:
     """
     if word.isascii():
         return word.lower()
-    secret = "".join(_SECRET.findall(word))
-    hidden = "".join(_HIDDEN.get(char, "") for char in secret) if len(secret) > 1 else ""  # one alone is padding
+    secrets = ("".join(_HIDDEN.get(char, "") for char in secret) for secret in _SECRET.findall(word))
+    hidden = "".join(secret for secret in secrets if len(secret) > 1)  # one alone is padding between letters
     shown = unicodedata.normalize("NFKC", _SECRET.sub("", word)).translate(_SKELETON).casefold().translate(_SKELETON)
     shown = _ON_ASCII.sub("", shown)
     return f"{shown} {hidden.lower()}".strip() if hidden.strip() else shown

@@ -232,7 +232,7 @@ def test_our_own_suites_have_them_too(tmp_path: Path) -> None:
 def test_letters_and_several_right_answers_are_scored_there_as_here(tmp_path: Path) -> None:
     """What the harness makes of its answers to exported items is what our scorers make of the same answers."""
     from tutelage.evaluate.suites.answers import score
-    from tutelage.measure.text import corpus_statistic, translation_metric
+    from tutelage.measure.text import corpus_sums, translation_metric
     from tutelage.tokens.tokenizer import learn
 
     python, model = _environment(), tmp_path / "model"
@@ -284,7 +284,8 @@ def test_letters_and_several_right_answers_are_scored_there_as_here(tmp_path: Pa
     for name in ("bleu", "chrf"):
         references = [list(each.tags["answers"]) for each in by_kind["translate"]]
         texts = [text for (text,) in said["tutelage_own_translate"]]
-        ours = corpus_statistic(translation_metric(name, "en"), texts, references)[0](np.arange(5))
+        (counts, of), _ = corpus_sums(translation_metric(name, "en"), texts, references)
+        ours = float(of(counts.sum(axis=0)[None])[0])
         assert ours > 5 and figures["tutelage_own_translate"][f"{name},none"] == pytest.approx(ours, abs=1e-6)
 
 

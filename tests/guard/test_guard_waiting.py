@@ -239,29 +239,14 @@ def test_a_long_request_that_is_not_read_in_time_reaches_no_model() -> None:
 
 def test_a_long_answer_gives_the_loop_away_between_its_pieces() -> None:
     text = "the parcel is beside the mill. " * (10 * PIECE // 31)
-    pipe = reading(Watched(), Says(text))
-
-    async def run() -> tuple[str, int]:
-        turns = 0
-
-        async def other() -> None:
-            nonlocal turns
-            while True:
-                turns += 1
-                await asyncio.sleep(0)
-
-        beside = asyncio.ensure_future(other())
-        chunks = await collect(pipe, ask("hello"))
-        beside.cancel()
-        return said(chunks), turns
-
-    whole, turns = asyncio.run(run())
+    whole, turns = asyncio.run(_turns_beside(text))
     assert whole == text
-    few = asyncio.run(_turns_of_a_short_one())
+    _, few = asyncio.run(_turns_beside("the parcel is beside the mill. "))
     assert turns >= few + len(text) // PIECE - 1
 
 
-async def _turns_of_a_short_one() -> int:
+async def _turns_beside(text: str) -> tuple[str, int]:
+    """What was served of a text, and how often other work had its turn meanwhile."""
     turns = 0
 
     async def other() -> None:
@@ -271,9 +256,9 @@ async def _turns_of_a_short_one() -> int:
             await asyncio.sleep(0)
 
     beside = asyncio.ensure_future(other())
-    await collect(reading(Watched(), Says("the parcel is beside the mill. ")), ask("hello"))
+    chunks = await collect(reading(Watched(), Says(text)), ask("hello"))
     beside.cancel()
-    return turns
+    return said(chunks), turns
 
 
 # the end of the service

@@ -323,7 +323,7 @@ class Pipeline:
         """End an answer that was withheld, with the policy's message in its place."""
         answer = work.answer
         answer.finish = "blocked"
-        answer.text, answer.shown = answer.text + text, answer.shown + text
+        answer.shown += text
         await work.queue.put(Chunk(answer.index, text, answer.finish, decision, work.usage))
 
     def _finish(

@@ -65,8 +65,6 @@ class Answer:
     """What became of one answer."""
 
     index: int
-    text: str = ""
-    """What left, as the client saw it."""
     shown: str = ""
     """What left, with personal data still as placeholders: what may be kept in a trace."""
     made: str = ""

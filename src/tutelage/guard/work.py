@@ -72,7 +72,7 @@ class Work:
     async def send(self, channel: Channel, shown: str, text: str) -> None:
         """Text that may leave: `shown` with placeholders, `text` with what they stand for."""
         if channel == "content":
-            self.answer.text, self.answer.shown = self.answer.text + text, self.answer.shown + shown
+            self.answer.shown += shown
         self.answer.left = self.answer.left or bool(text)
         if text:
             await self.queue.put(Chunk(self.answer.index, text, channel=channel))

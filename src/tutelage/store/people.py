@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -205,24 +205,21 @@ def page(
 
 def names(store: Reader, ids: Collection[str]) -> dict[str, str]:
     """Id -> name of those of these accounts that there are."""
-    table = schema.person.c
-    found: dict[str, str] = {}
-    with store.read() as connection:
-        for some in texts.chunks(sorted(set(ids))):
-            rows = connection.execute(sql.select(table.id, table.name).where(table.id.in_(some)))
-            found.update((row.id, row.name) for row in rows)
-    return found
+    return {id: name for id, name in _among(store, schema.person.c.id, ids)}
 
 
 def named(store: Reader, names: Collection[str]) -> dict[str, str]:
     """Name -> id of those of these accounts that there are."""
+    return {name: id for id, name in _among(store, schema.person.c.name, names)}
+
+
+def _among(store: Reader, column: sql.ColumnElement[str], values: Collection[str]) -> Iterator[tuple[str, str]]:
+    """(id, name) of the accounts whose `column` is among these values."""
     table = schema.person.c
-    found: dict[str, str] = {}
     with store.read() as connection:
-        for some in texts.chunks(sorted(set(names))):
-            rows = connection.execute(sql.select(table.id, table.name).where(table.name.in_(some)))
-            found.update((row.name, row.id) for row in rows)
-    return found
+        for some in texts.chunks(sorted(set(values))):
+            for row in connection.execute(sql.select(table.id, table.name).where(column.in_(some))):
+                yield row.id, row.name
 
 
 def may_grant(by: Person, role: str, project: str = "") -> bool:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from tutelage.core.artifact import Artifact, Root
 from tutelage.core.records import Message
 from tutelage.generate.generator import Sampling
-from tutelage.guard.pipeline import Pipeline, open_parts
+from tutelage.guard.opened import open_parts
+from tutelage.guard.pipeline import Pipeline
 from tutelage.guard.policy import Defaults, Policy, PolicyFile, Rule, Taxonomy, When
 from tutelage.guard.request import Ask, Chunk, Finished
 from tutelage.guard.scan import Scanner

@@ -17,7 +17,7 @@ from tutelage.core.errors import ConfigError
 from tutelage.core.records import Message, Span, ToolCall, Verdict
 from tutelage.guard.bundle import BundleConfig, fit
 from tutelage.guard.limits import Denied, Grant, Limiter, Limits
-from tutelage.guard.pipeline import open_parts
+from tutelage.guard.opened import open_parts
 from tutelage.guard.policy import Category, Guard, Policy, PolicyFile, Rule, Taxonomy, Where
 from tutelage.guard.scan import pieces, redacted
 from tutelage.guard.vault import Unmasker, Vault

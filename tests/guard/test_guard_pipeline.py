@@ -12,7 +12,8 @@ from tutelage.core.records import Example, Message, Verdict
 from tutelage.generate.fake import FakeGenerator
 from tutelage.generate.generator import Generator, Sampling
 from tutelage.generate.local import LocalGenerator
-from tutelage.guard.pipeline import GuardedGenerator, Pipeline, open_bundle, open_parts
+from tutelage.guard.opened import GuardedGenerator, open_bundle, open_parts
+from tutelage.guard.pipeline import Pipeline
 from tutelage.guard.policy import Category, Defaults, Guard, Policy, PolicyFile, Rule, Taxonomy, When
 from tutelage.guard.request import Ask, Chunk, Finished, Meter
 from tutelage.guard.scan import Scanner

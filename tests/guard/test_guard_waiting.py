@@ -12,7 +12,8 @@ from tutelage.core.errors import Busy
 from tutelage.core.records import Example, Message, Verdict
 from tutelage.generate.generator import Sampling
 from tutelage.guard import pipeline as serving
-from tutelage.guard.pipeline import PIECE, Pipeline, open_parts
+from tutelage.guard.opened import open_parts
+from tutelage.guard.pipeline import PIECE, Pipeline
 from tutelage.guard.policy import Defaults, Policy, PolicyFile, Rule, Taxonomy
 from tutelage.guard.request import Ask, Chunk, Ending, Finished
 from tutelage.guard.scan import Scanner

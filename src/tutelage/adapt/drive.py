@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from tutelage.adapt.sources import Asked
 from tutelage.core.errors import MissingExtra, UpstreamError
-from tutelage.guard.pipeline import finish
+from tutelage.guard.opened import finish
 
 Heard = Callable[[Asked, str, bool], tuple[int | None, str | None]]
 """Request, answer, whether it was withheld -> what the user does: a thumb and an appeal, each perhaps None."""

@@ -97,7 +97,7 @@ def artifact_of(root: Root, ref: str) -> Artifact:
     from tutelage.life import made_last
 
     if ref == "release:current" or (ref.startswith("release:") and "-" in ref):  # a release of the store
-        from tutelage.guard.pipeline import bundle_of
+        from tutelage.guard.opened import bundle_of
 
         ref = f"bundle:{bundle_of(ref, root).removeprefix('bundle:')}"
     known = made_last(root)

@@ -67,7 +67,7 @@ def scan(
     A row is a plain text, or JSON with `text` or `messages`, and perhaps `id` and `answer`. In a file whose name ends
     in .jsonl, or whose first row begins with `{` or `[`, all rows are JSON.
     """
-    from tutelage.guard.pipeline import open_parts
+    from tutelage.guard.opened import open_parts
 
     where = known_root(root)
     scanner = open_parts(_bundle(where, on), where).scanner
@@ -227,7 +227,7 @@ def _file(root: Path, ref: str) -> tuple[Any, Any]:
 
 def _bound(file: Any, taxonomy: Any, judges: Any, path: str) -> Any:
     """A policy bound to guards. Raises ConfigError where it names what they cannot keep."""
-    from tutelage.guard.pipeline import guard_of
+    from tutelage.guard.opened import guard_of
     from tutelage.guard.policy import Policy
     from tutelage.judge.classifier import ClassifierJudge
 
@@ -246,7 +246,7 @@ def check(
     """Check a policy: its form, and with `--on` what these guards can keep of it, surface by surface."""
     from tutelage.core.config import nearest
     from tutelage.core.errors import ConfigError
-    from tutelage.guard.pipeline import open_parts
+    from tutelage.guard.opened import open_parts
 
     file, taxonomy = _file(root, policy)
     for rule in file.rules:
@@ -313,7 +313,7 @@ def replay(
     """
     from tutelage.guard.compare import Spoken
     from tutelage.guard.compare import replay as decide_again
-    from tutelage.guard.pipeline import open_parts
+    from tutelage.guard.opened import open_parts
     from tutelage.guard.scan import Scanner
     from tutelage.store import engine, traffic
 

@@ -24,8 +24,8 @@ SCHEMES: dict[str, str] = {
     "https": "tutelage.generate.remote:open_remote",
     "http": "tutelage.generate.remote:open_remote",
     "fake": "tutelage.generate.fake:open_fake",
-    "bundle": "tutelage.guard.pipeline:open_bundle",
-    "release": "tutelage.guard.pipeline:open_release",
+    "bundle": "tutelage.guard.opened:open_bundle",
+    "release": "tutelage.guard.opened:open_release",
     # judges
     "rules": "tutelage.judge.rules:open_rules",
     "classifier": "tutelage.judge.classifier:open_classifier",

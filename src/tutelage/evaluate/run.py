@@ -280,7 +280,7 @@ def _made(ref: str, root: Root | None) -> Artifact | None:
     if root is None or not ref.startswith(("model:", "bundle:", "release:")):
         return None
     if ref.startswith("release:"):
-        from tutelage.guard.pipeline import bundle_of
+        from tutelage.guard.opened import bundle_of
 
         ref = bundle_of(ref, root)
     return root.find(ref)

@@ -20,7 +20,7 @@ from tutelage.core.errors import ConfigError
 from tutelage.core.price import Cost, Machine
 from tutelage.core.records import Record, digest
 from tutelage.core.stage import Context, Input, Inputs, stage
-from tutelage.guard.pipeline import guard_of
+from tutelage.guard.opened import guard_of
 from tutelage.guard.policy import Guard, Policy, PolicyFile, Rule, Taxonomy
 from tutelage.judge.classifier import ClassifierJudge
 

@@ -28,7 +28,8 @@ from tutelage.core.records import Message
 from tutelage.feedback.desk import Kept
 from tutelage.generate.generator import Generator
 from tutelage.guard.limits import Limiter, Limits
-from tutelage.guard.pipeline import Pipeline, bundle_of, open_parts
+from tutelage.guard.opened import bundle_of, open_parts
+from tutelage.guard.pipeline import Pipeline
 from tutelage.guard.policy import Policy, PolicyFile, Rule, Taxonomy
 from tutelage.guard.request import Ending
 from tutelage.guard.scan import Scanner

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -30,8 +31,16 @@ SHOWN = ("torch", "transformers", "trl", "accelerate", "datasets", "lm-eval", "x
 def python_of(name: str) -> Path:
     """The interpreter of an environment; makes the environment first when it is not there or was made of other parts.
 
-    Raises SystemExit with pip's own words when an installation fails.
+    Who asks while another process makes it waits for that one. Raises SystemExit with pip's own words when an
+    installation fails.
     """
+    ENVIRONMENTS.mkdir(parents=True, exist_ok=True)
+    with (ENVIRONMENTS / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _made(name)
+
+
+def _made(name: str) -> Path:
     folder = ENVIRONMENTS / name
     python, stamp = folder / "bin" / "python", folder / "installed.json"
     tools = _installer()

@@ -12,12 +12,13 @@ from hypothesis import HealthCheck, settings
 pytest_plugins = ["tests.postgres"]
 
 TOGETHER = (
+    "tests/evaluate/test_evaluate_harness.py",
     "tests/scale/test_scale_launch.py",
     "tests/test_examples.py",
     "tests/test_life.py",
     "tests/test_public_life.py",
 )
-"""Files whose tests share one long fixture, or go in an order: one worker runs all of a file's tests."""
+"""Files whose tests share one long fixture or one environment, or go in an order: one worker runs all of a file's tests."""
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -18,7 +18,7 @@ TOGETHER = (
     "tests/test_life.py",
     "tests/test_public_life.py",
 )
-"""Files whose tests share one long fixture or one environment, or go in an order: one worker runs all of a file's tests."""
+"""Files whose tests share one long fixture or environment, or go in an order: one worker runs all of a file's tests."""
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -171,8 +171,8 @@ def attend_plain(query: Tensor, key: Tensor, value: Tensor, rotation: Tensor, gr
 class _Attention(torch.autograd.Function):
     """Rotation and attention with whole score matrices, and their gradient, in batched matrix products.
 
-    Where the products around it are in bf16, so are these; softmax, rotation and sums over blocks are not. Queries go in blocks of `BLOCK` positions, each against the
-    keys up to its end: what lies beyond is never computed.
+    Where the products around it are in bf16, so are these; softmax, rotation and sums over blocks are not. Queries go
+    in blocks of `BLOCK` positions, each against the keys up to its end: what lies beyond is never computed.
     Heads that share keys are rows of one product, so grouped keys are never repeated, and the sum over the heads that
     share them comes with the product that makes the gradient. Source of the formulas: Dao et al., 2022, appendix B.
     """

@@ -8,6 +8,7 @@ import pytest
 from tutelage.adapt import cycle
 from tutelage.core.config import build
 from tutelage.core.errors import ConfigError
+from tutelage.evaluate.suites.kinds import Ground
 
 
 @pytest.mark.parametrize(
@@ -30,7 +31,7 @@ def test_every_stage_within_hears_a_stop_and_labels_are_of_the_turns_own_people(
     monkeypatch.setattr(cycle, "run_stage", run_stage)
     monkeypatch.setattr(cycle, "parts", lambda bundle: {"model": "m", "system": ""})
     monkeypatch.setattr(cycle, "rows_of", lambda made: [])
-    monkeypatch.setattr(cycle, "people_of", lambda made: {})
+    monkeypatch.setattr(cycle, "ground_of", lambda made, rows, root: Ground({}))
     wheel: Any = object.__new__(cycle._Wheel)
     wheel.config, wheel.before = cycle.Cycle(), None
     wheel.source = SimpleNamespace(people="simulated")

@@ -1,17 +1,22 @@
 """The gate decides on bounds; its controls must fail where they should."""
 
+import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import sacrebleu
 
 from tutelage.adapt.gate import ReleasePolicy, decide, read_policy
 from tutelage.adapt.monitor import Limits, Week, changes, triggers
-from tutelage.adapt.release import Release
+from tutelage.adapt.release import Release, ground_of
+from tutelage.core.artifact import Manifest, Root, file_entries
 from tutelage.core.errors import ConfigError
+from tutelage.core.records import Example, write_jsonl
 from tutelage.evaluate.suite import Result
 from tutelage.evaluate.suites.judged import Agreement
+from tutelage.evaluate.suites.kinds import Ground
 from tutelage.review.estimates import Estimate
 
 POLICY = ReleasePolicy.model_validate(
@@ -177,6 +182,49 @@ def test_what_the_incumbent_did_not_answer_carries_no_verdict() -> None:
     assert "(100 of 200 answers were measured" in mine.reason
 
 
+def test_a_release_is_gated_on_the_texts_and_the_judge_of_its_evaluation(tmp_path: Path) -> None:
+    """chrF is a figure of a corpus: it is read from the items that the evaluation asked, as far as they are there."""
+    root = Root(tmp_path).create()
+    items = [Example.ask(f"into Velic: {n}", target=f"the cat {n} sits", id=f"t{n}", suite="v") for n in range(60)]
+    found = [
+        Result(
+            target="bundle", suite="v", item=f"t{n}", cluster=f"t{n}", kind="translate", metric="chrf", value=0.5,
+            outcome="answered", output=f"the cat {n} {'sits' if n % 3 else 'flew away from here'}",
+        )
+        for n in range(60)
+    ]  # fmt: skip
+    people = Agreement("a", "c", 0.5, 0.75)
+    folder = root.work / "made"
+    folder.mkdir()
+    write_jsonl(folder / "items.jsonl", items)
+    write_jsonl(folder / "results.jsonl", found)
+    (folder / "summary.json").write_text(json.dumps({"judges": [{"suite": "talk", "answers": [people._asdict()]}]}))
+    manifest = Manifest(kind="evaluation", stage="evaluate", version=1, config={}, files=file_entries(folder))
+    ground = ground_of(root.seal(folder, manifest, "k"), found, root)
+    assert ground.people == {"talk": (people,)} and len(ground.items) == 60
+    rule = policy({"kind": "at_least", "bound": 0.3, "min_n": 50})
+    told = decide(rule, {"evaluation": found}, {}, against="nothing", ground=ground).checks[0].figure
+    whole = sacrebleu.corpus_chrf([row.output for row in found], [[str(item.target) for item in items]]).score / 100
+    assert told.value == pytest.approx(whole) and told.low < whole < told.high
+    assert decide(rule, {"evaluation": found}, {}, against="nothing").checks[0].passed is None
+
+
+def test_what_only_one_side_was_asked_lowers_coverage() -> None:
+    """The candidate was asked a third of what it would replace was asked: the third may be the easy one."""
+    rule = policy({"kind": "non_inferior", "margin": 0.5})
+    every = rows("facts", np.ones(300))
+    assert decide(rule, {"evaluation": every}, {"evaluation": every}, against="it").promote
+    found = decide(rule, {"evaluation": every[:100]}, {"evaluation": every}, against="it").checks[0]
+    assert found.passed is None and "100 of 300 answers were measured, needs 90%" in found.reason
+    other = decide(rule, {"evaluation": every}, {"evaluation": every[:100]}, against="it").checks[0]
+    assert other.passed is None and "of what it would replace 100 of 300" in other.reason
+    attacks = [
+        row.model_copy(update={"attack": name}) for name in ("direct", "twice") for row in rows("a", np.ones(60))
+    ]
+    held = decide(policy({"kind": "at_most", "bound": 1.0}), {"evaluation": attacks}, {"evaluation": every}, against="")
+    assert held.checks[0].n == 120 and held.promote, "of a bound only the candidate is asked"
+
+
 def test_scores_that_are_mostly_nothing_are_bounded_for_sure() -> None:
     """Beta(0.05, 0.95) has the mean 0.05; t calls it surely below that far oftener than in the 5% it promises."""
     rule, wrong = policy({"kind": "at_most", "bound": 0.05, "min_n": 20}), 0
@@ -316,7 +364,7 @@ def test_a_judges_error_reaches_the_gate() -> None:
     def gated(policy: ReleasePolicy, measured: list[Agreement]) -> tuple[bool, str]:
         old = judged_rows((said + 0.01 * rng.normal(0, 1, 200)).clip(0, 1), "old")
         rows = {"evaluation": judged_rows(said, "bundle")}
-        verdict = decide(policy, rows, {"evaluation": old}, against="nothing", people={"talk": measured})
+        verdict = decide(policy, rows, {"evaluation": old}, against="nothing", ground=Ground({}, {"talk": measured}))
         return verdict.promote, verdict.reason
 
     assert gated(least, people(0.02))[0] and gated(kept, people(0.02))[0]

@@ -51,3 +51,25 @@ def test_examples_by_option_or_by_key_are_the_same(tutelage: Any, own: tuple[str
 def test_what_is_said_wrong(tutelage: Any, own: tuple[str, ...], wrong: tuple[object, ...], said: str) -> None:
     done = tutelage("evaluate", "fake:say yes", *wrong, *own)
     assert done.code == 2 and said in done.err, (done.code, done.err)
+
+
+def test_an_examination_is_kept_listed_shown_and_compared(tutelage: Any, own: tuple[str, ...]) -> None:
+    """The same answers make one artifact; two of them are compared item by item, without asking again."""
+    where = own[2:]
+    said = tutelage("evaluate", "fake:say yes", *own)
+    assert said.code == 0, said
+    kept = said.out.splitlines()[-1].removeprefix("Kept as ")
+    again = tutelage("evaluate", "fake:say yes", "--json", *own).json["evaluation"]
+    assert again.startswith(kept) and len(again) > 70
+    other = tutelage("evaluate", "fake:say no", "--json", *own).json["evaluation"]
+    rows = tutelage("list", "--json", *where).json
+    assert [(row["ref"], row["stage"]) for row in rows] == [(again, "examine"), (other, "examine")]
+    assert kept in tutelage("list", "evaluation", *where).out
+    shown = tutelage("show", kept, *where)
+    assert "suite: own.jsonl" in shown.out and "ref: fake:say yes" in shown.out and "items.jsonl" in shown.out
+    found = tutelage("compare", kept, other, "--json", *where).json
+    row = found["rows"][0]
+    assert row["values"] == [1.0, 0.0] and row["changes"]["broken"] == 40 and row["verdict"] == "worse"
+    assert found["items"][0]["prompt"].startswith("is house number")
+    nothing = tutelage("evaluate", "fake:echo", "--suite", "none.jsonl", *where)
+    assert nothing.code == 2 and len(tutelage("list", "--json", *where).json) == 2

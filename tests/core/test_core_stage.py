@@ -250,7 +250,8 @@ def test_a_stage_inside_another_says_so_and_neither_begins_nor_ends_it(root: Roo
         ("wheel@two", "", "done"),
     ]
     assert heard[3].key == heard[0].key != heard[1].key
-    assert heard[-1].figures["right"] == 2, "of figures in groups alone, the first group"
+    assert len(heard[-1].figures) == 2 and 2 in heard[-1].figures.values(), "of groups alone, the first"
+    assert all(" " in name for name in heard[-1].figures if name != "seconds"), "each by the name of its group too"
     clock = LifeClock(Plan.model_construct(stages=[], choices={}))
     for event in heard[:4]:
         clock(event)

@@ -11,7 +11,7 @@ import pytest
 from tutelage.corpus.catalog import CATALOG
 from tutelage.corpus.read import Source, read
 from tutelage.evaluate.further import Examination
-from tutelage.evaluate.item import KINDS, OTHER_KINDS, as_row, item_of
+from tutelage.evaluate.item import KINDS, OTHER_KINDS, item_of
 from tutelage.evaluate.run import evaluate_reference
 from tutelage.evaluate.suite import asked, check, cluster_of, item_id, people_of, slices_of, suites
 from tutelage.evaluate.ways import Asking
@@ -69,7 +69,7 @@ def test_rows_become_items_with_id_cluster_and_slices(name, tmp_path):
     found = read(Source(source=f"catalog:{name}", kinds=("items",)), mirror=mirror(tmp_path, name, [ROWS[name]] * 2))
     for item in found.items:
         assert check(item, (*KINDS, *OTHER_KINDS)) is None
-        assert item_of(as_row(item), "x").tags == item.tags, "every key is one that a suite may have"
+        assert item_of(item.model_dump(mode="json"), "x").tags == item.tags, "every key is one that a suite may have"
         assert item_id(item) and cluster_of(item)
     assert max(Counter(map(item_id, found.items)).values()) == 1
 
@@ -154,6 +154,6 @@ def test_the_real_files_give_items_without_fault(name):
     assert set(faults) == {None}, faults
     for item in found.items:
         if item.tags["kind"] in KINDS:
-            item_of(as_row(item), "x")
+            item_of(item.model_dump(mode="json"), "x")
     places = Counter(item.choices.index(item.target) for item in found.items if item.tags["kind"] == "choice")
     assert not places or max(places.values()) < 0.6 * sum(places.values()), "no place is the right one"

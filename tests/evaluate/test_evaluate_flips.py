@@ -12,10 +12,11 @@ import pyarrow.parquet as parquet
 import pytest
 
 from tutelage.core.artifact import Artifact, Manifest, Root, file_entries
-from tutelage.core.records import Example, Message, digest, write_jsonl
+from tutelage.core.records import Example, Message, Preference, digest, write_jsonl
 from tutelage.evaluate import contamination
 from tutelage.evaluate.flips import Flips, between, told
 from tutelage.evaluate.suite import Result
+from tutelage.evaluate.suites.kinds import Ground
 from tutelage.measure.statistics import mcnemar
 
 
@@ -23,9 +24,10 @@ def result(
     target: str, item: str, value: float | None, suite: str = "own", cluster: str = "", metric: str = "accuracy"
 ) -> Result:
     outcome = "unknown" if value is None else "answered"
+    scores = {"bits": 80 * value, "bytes": 80.0} if metric == "bits_per_byte" and value is not None else {}
     return Result(
         target=target, suite=suite, item=item, cluster=cluster or item, kind="choice", metric=metric, value=value,
-        outcome=outcome,
+        outcome=outcome, scores=scores,
     )  # fmt: skip
 
 
@@ -107,6 +109,8 @@ def test_by_clusters_models_alike_are_seldom_called_different() -> None:
 
 # ------------------------------------------------------------------------------------------------------ contamination
 
+NOTHING = Ground({})
+HELD = "nine plain words that nobody but the judges of the test ever saw"
 LONG = "the quick brown fox jumps over the lazy dog while the small cat sleeps"
 OTHER = "nobody in this town has ever seen a green horse walk along the river at night"
 
@@ -155,33 +159,75 @@ def test_what_was_met_is_looked_up(tmp_path: Path) -> None:
     model = seal(root, lambda folder: None, "model", inputs={"corpus": source.ref})
     gone = "corpus:" + "0" * 64
     tuned = seal(root, lambda folder: None, "model", inputs={"model": model.ref, "gone": gone, "base": "hf:org/name"})
-    found, lost = contamination.corpora(tuned, root)
+    found, lost = contamination.learned([tuned], root)
     assert [each.id for each in found] == [source.id]
     assert lost == [gone, "hf:org/name"], "what is not here may hold anything"
-    assert contamination.corpora(model, root)[1] == []
+    assert contamination.learned([model], root)[1] == []
 
 
 def test_figures_of_clean_and_of_dirty_items_and_their_difference() -> None:
     rows = [result("a", str(place), float(place < 30 or place % 2)) for place in range(80)]
     found = contamination.split([*rows, *(each.model_copy(update={"target": "b"}) for each in rows)], {
         "a": {str(place) for place in range(30)},
-    })  # fmt: skip
+    }, NOTHING)  # fmt: skip
     assert len(found) == 1, "what is not known to be clean is not called so"
     row = found[0]
     assert (row["clean"]["n"], row["dirty"]["n"]) == (50, 30)
     assert row["difference"]["value"] == pytest.approx(-0.5) and row["difference"]["high"] < 0
-    bare = contamination.split(rows, {"a": set()})[0]
+    bare = contamination.split(rows, {"a": set()}, NOTHING)[0]
     assert bare["dirty"]["value"] is None and bare["dirty"]["reason"] == "no item is dirty"
     assert bare["difference"]["value"] is None and bare["difference"]["reason"] == "no item is dirty"
 
 
 def test_where_a_corpus_is_lost_no_item_is_called_clean() -> None:
     rows = [result("a", str(place), float(place % 2)) for place in range(40)]
-    found = contamination.split(rows, {"a": {"3", "5"}}, {"a": ["corpus:0000"]})[0]
+    found = contamination.split(rows, {"a": {"3", "5"}}, NOTHING, lost={"a": ["corpus:0000"]})[0]
     assert found["dirty"]["value"] == 1.0
     assert found["clean"]["value"] is None and "not here (corpus:0000)" in found["clean"]["reason"]
     assert found["difference"]["value"] is None
-    assert contamination.split(rows, {"a": {"3", "5"}}, {"a": []})[0]["clean"]["value"] is not None
+    here = contamination.split(rows, {"a": {"3", "5"}}, NOTHING, lost={"a": []})[0]
+    assert here["clean"]["value"] is not None
+
+
+def test_of_items_without_a_run_of_their_own_it_cannot_be_told(tmp_path: Path) -> None:
+    """Short ones, and those that are wording alone, are neither clean nor dirty."""
+    wording = "please answer the following question in one single short word only"
+    items = [item("short", "who was it"), item("own", f"{LONG} number one")]
+    items += [item(f"w{place}", wording) for place in range(9)]
+    hidden = contamination.unexaminable(items)
+    assert hidden == {"short", *(f"w{place}" for place in range(9))}
+    assert contamination.unexaminable(items, gram=3) == {f"w{place}" for place in range(9)}
+    rows = [result("a", name, float(place % 2)) for place, name in enumerate(sorted(hidden | {"own", "met"}))]
+    (row,) = contamination.split(rows, {"a": {"met"}}, NOTHING, hidden=hidden)
+    assert [row[side]["n"] for side in ("clean", "dirty", "not_examinable")] == [1, 1, 10]
+    (all_,) = contamination.split([result("a", "short", 1.0)], {"a": set()}, NOTHING, hidden=hidden)
+    assert all_["clean"]["value"] is None and all_["clean"]["reason"] == "no item is clean"
+    assert all_["not_examinable"]["value"] == 1.0
+
+
+def test_what_people_judged_is_training_text_too(tmp_path: Path) -> None:
+    """A model that learned from preferences met what stands in their prompts and answers, also through its reward."""
+    root = Root(tmp_path).create()
+    items = [item("prompt", f"is it so that {LONG}"), item("answer", OTHER), item("held", HELD)]
+
+    def write(folder: Path) -> None:
+        def preference(asked: str, *said: str, **tags: Any) -> Preference:
+            answers = tuple(Message(role="assistant", content=each) for each in said)
+            return Preference(prompt=(Message(role="user", content=asked),), candidates=answers, tags=tags)
+
+        rows = [
+            preference(f"is it so that {LONG}", "yes", f"well {OTHER}"),
+            preference("why?", HELD, split="test"),
+        ]
+        write_jsonl(folder / "preferences.jsonl", rows)
+        said = (Message(role="user", content="Tell."), Message(role="assistant", content="a demonstration of one"))
+        write_jsonl(folder / "demonstrations.jsonl", [Example(messages=said)])
+
+    judged = seal(root, write, "preferences")
+    assert contamination.dirty(items, judged) == {"prompt", "answer"}, "what is held out for a test is not learned from"
+    reward = seal(root, lambda folder: None, "reward", inputs={"preferences": judged.ref})
+    tuned = seal(root, lambda folder: None, "model", inputs={"reward": reward.ref})
+    assert [each.ref for each in contamination.learned([tuned], root)[0]] == [judged.ref]
 
 
 def test_bits_per_byte_are_not_clipped_and_have_their_way() -> None:
@@ -190,7 +236,7 @@ def test_bits_per_byte_are_not_clipped_and_have_their_way() -> None:
         result("a", str(place), 3.0 - (place < 20) + float(bits), metric="bits_per_byte")
         for place, bits in enumerate(source.normal(0, 0.2, 60))
     ]
-    found = contamination.split(rows, {"a": {str(place) for place in range(20)}})[0]
+    found = contamination.split(rows, {"a": {str(place) for place in range(20)}}, NOTHING)[0]
     assert found["higher_is_better"] is False and found["metric"] == "bits_per_byte"
     assert found["clean"]["low"] < 3.0 < found["clean"]["high"] and found["dirty"]["high"] < 2.2
     assert found["difference"]["low"] > 0.8

@@ -4,6 +4,7 @@ import random
 
 from tutelage.evaluate.groups import Answer, gaps, of_forms, of_slices
 from tutelage.evaluate.suite import Result
+from tutelage.evaluate.suites.kinds import Ground
 
 
 def answers(rates, count, rng, paired=False, measure="right"):
@@ -46,9 +47,10 @@ def test_where_less_is_better_the_worst_group_is_the_highest():
 
 
 def bits(group, level, number, metric="bits_per_byte", **more):
+    value = level + 0.1 * random.Random(number).random()
     return Result(
         target="m", suite="letters", item=f"{group}{number}", cluster=f"{group}{number}", kind="perplexity",
-        metric=metric, value=level + 0.1 * random.Random(number).random(), outcome="answered", **more,
+        metric=metric, value=value, outcome="answered", scores={"bits": 50 * value, "bytes": 50.0}, **more,
     )  # fmt: skip
 
 
@@ -56,11 +58,25 @@ def test_of_bits_per_byte_the_group_that_needs_more_is_served_worse():
     rows = [
         bits(group, level, n, slices={"gender": group}) for group, level in (("a", 0.8), ("b", 0.9)) for n in range(40)
     ]
-    (row,) = gaps(of_slices(rows))
+    (row,) = gaps(of_slices(rows, Ground({})))
     assert row["measure"] == "letters bits_per_byte"
     assert row["worst"]["group"] == "b"
-    (sure,) = gaps(of_slices([bits(g, v, n, slices={"gender": g}) for g, v in (("a", 3), ("b", 5)) for n in range(40)]))
+    sides = [bits(g, v, n, slices={"gender": g}) for g, v in (("a", 3), ("b", 5)) for n in range(40)]
+    (sure,) = gaps(of_slices(sides, Ground({})))
     assert sure["value"] > 1.9 and sure["low"] > 1.5, "a difference of bits is not clipped at 1"
+
+
+def test_what_nothing_bounds_is_not_taken_for_a_share():
+    """Bits that happen to lie between 0 and 1: equal gaps of pairs say nothing of how far others may be apart."""
+    pairs = [
+        Answer("m", "gender", group, "letters bits_per_byte", level, f"c{n}", f"p{n}", "bits_per_byte")
+        for n in range(40)
+        for group, level in (("a", 0.3), ("b", 0.4))
+    ]
+    (row,) = gaps(pairs)
+    assert row["low"] is None and row["reason"] == "all values are equal"
+    (share,) = gaps([each._replace(metric="f1") for each in pairs])
+    assert share["low"] is not None, "of a share the rest is bounded"
 
 
 def test_forms_of_unlike_figures_have_no_common_mean():
@@ -142,7 +158,7 @@ def row(item, value, **slices):
 
 
 def test_slices_of_ones_own_suite_and_learners_of_english():
-    mine = of_slices([row("1", 1.0, gender="female", topic="law"), row("2", 0.0, gender="male")])
+    mine = of_slices([row("1", 1.0, gender="female", topic="law"), row("2", 0.0, gender="male")], Ground({}))
     assert [(each.attribute, each.group) for each in mine] == [("gender", "female"), ("gender", "male")]
     plain = [row(str(n), 1.0) for n in range(40)]
     changed = [row(str(n), float(n % 2), perturbation="learner:german") for n in range(40)]

@@ -7,7 +7,7 @@ import pytest
 
 from tutelage.core.errors import DataError, NotFound
 from tutelage.core.records import Example
-from tutelage.evaluate.item import Item, as_row, read_items
+from tutelage.evaluate.item import Item, read_items
 from tutelage.evaluate.suite import asked, load
 from tutelage.starter.more import items_of
 from tutelage.starter.world import build
@@ -107,7 +107,7 @@ def test_a_packed_file_a_mark_at_its_head_and_any_ending(tmp_path):
 
 def test_what_the_town_asks_has_only_known_keys_and_comes_back_as_it_was(tmp_path):
     every = [item for item in [*build(0, 0.05).items(), *items_of("more")] if asked(item)]
-    file = write(tmp_path / "town.jsonl", *map(as_row, every))
+    file = write(tmp_path / "town.jsonl", *(item.model_dump(mode="json") for item in every))
     back = [item for _, item in read_items(file)]
     assert [each.tags for each in back] == [json.loads(json.dumps(each.tags)) for each in every]
     assert [(b.messages, b.target, b.choices) for b in back] == [(e.messages, e.target, e.choices) for e in every]

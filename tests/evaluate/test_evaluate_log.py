@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from tutelage.core.records import Example, write_jsonl
+from tutelage.core.records import Example, Verdict, write_jsonl
 from tutelage.evaluate import log as logs
-from tutelage.evaluate.ask import examine
+from tutelage.evaluate.ask import examine, judgements
 from tutelage.evaluate.log import AnswerLog
 from tutelage.evaluate.run import evaluate_reference
+from tutelage.evaluate.suites.judged import Bench
 from tutelage.generate.fake import FakeGenerator
 from tutelage.generate.local import LocalGenerator, load
+from tutelage.judge.prompted import RUBRIC, PromptedJudge
 from tutelage.model import checkpoint
 from tutelage.model.transformer import Decoder, DecoderConfig
 from tutelage.tokens.tokenizer import learn
@@ -219,3 +222,31 @@ def test_killed_at_any_instant_the_same_command_goes_on(folder: Path, tmp_path: 
     assert resumed["asked"] == ALL - kept
     assert (resumed["results"], resumed["cells"]) == (whole["results"], whole["cells"])
     assert finished("killed")["asked"] == 0
+
+
+def test_a_judges_word_is_kept_under_who_was_asked_what_and_how(folder: Path, tmp_path: Path) -> None:
+    """Under one name another model, another rubric or another scale is another judge: nobody's word is another's."""
+    item = Example.ask("was it good?").model_copy(update={"tags": {"id": "i", "suite": "own", "kind": "judged"}})
+    log, other = AnswerLog(tmp_path / "answers.jsonl"), load(folder, name="m")
+    with torch.no_grad():
+        next(other.decoder.parameters()).add_(0.5)
+
+    class Asked(PromptedJudge):
+        count = 0
+
+        def judge(self, examples: Any) -> Any:
+            Asked.count += len(examples)
+            return [Verdict(judge=self.name, scores={self.name: 0.5}) for _ in examples]
+
+    def asked(generator: Any, rubric: str = RUBRIC, **more: Any) -> int:
+        before = Asked.count
+        judgements(Bench(lambda _: Asked(generator, rubric, **more)), [item], ["it was"], log=log, judge="prompted:it")
+        return Asked.count - before
+
+    one = load(folder, name="m")
+    assert (asked(one), asked(one), asked(load(folder, name="m"))) == (1, 0, 0)
+    assert (asked(other), asked(other)) == (1, 0), "the same name, other weights"
+    assert (asked(one, "Is it short?"), asked(one, highest=7), asked(one, max_tokens=8)) == (1, 1, 1)
+    at = [FakeGenerator(name=f"https://{host}/v1#m") for host in ("one", "two")]
+    assert [asked(each) for each in (*at, *at)] == [1, 1, 0, 0], "another address, another model"
+    assert asked(one) == 0

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -14,14 +13,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
+from endpoints import KEY, PROGRAM, Endpoint, Quiet, gated, questions
 
-from tutelage.adapt.gate import CheckRule, ReleasePolicy, decide
 from tutelage.core.artifact import Root
 from tutelage.core.errors import Stopped
 from tutelage.core.records import Example, Message
@@ -29,154 +27,16 @@ from tutelage.evaluate.ask import examine
 from tutelage.evaluate.further import Examination
 from tutelage.evaluate.run import evaluate_reference
 from tutelage.evaluate.suite import Suite
-from tutelage.evaluate.ways import Asking
 from tutelage.generate.local import LocalGenerator
 from tutelage.generate.score import Row
 from tutelage.model.transformer import Decoder, DecoderConfig
 from tutelage.tokens.chat import render
 from tutelage.tokens.tokenizer import learn
 
-KEY = "sk-very-secret-0451"
-
-
-def said(asked: str) -> str:
-    """As a model under test, and as a judge: of answers to odd questions it thinks more."""
-    if "SCORE: n" not in asked:
-        return "yes"
-    return f"SCORE: {4 + int(re.search('number ([0-9]+)', asked.lower())[1]) % 2}"  # type: ignore[index]
-
-
-class Endpoint(BaseHTTPRequestHandler):
-    """Answers "yes" to every question; what it does wrong is the first part of the path: /hang/v1/chat/completions."""
-
-    protocol_version = "HTTP/1.1"
-    seen: Counter[str]
-    lock = threading.Lock()
-    over: threading.Event
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        wrong = self.path.split("/")[1]
-        asked = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
-        with self.lock:
-            self.seen[f"{wrong} {asked}"] += 1
-            count = self.seen[f"{wrong} {asked}"]
-        good: dict[str, Any] = {
-            "model": "m-2026",
-            "choices": [{"message": {"role": "assistant", "content": said(asked)}, "finish_reason": "stop"}],
-            "usage": {"prompt_tokens": 100, "completion_tokens": 10},
-        }
-        if "echo" in body:
-            at = [0, len(asked.rpartition(" ")[0])]
-            value = -0.5 if asked.endswith("yes") else -3.0
-            logs = {"text_offset": at, "token_logprobs": [None, value], "top_logprobs": [{}, {"x": value}]}
-            good["choices"] = [{"text": asked, "logprobs": logs}]
-        if wrong == "html":
-            self.say(200, b"<html><script>alert(1)</script>Welcome to the hotel</html>")
-        elif wrong == "truncated":
-            self.send_response(200)
-            self.send_header("content-length", "500")
-            self.end_headers()
-            self.wfile.write(json.dumps(good).encode()[:40])
-            self.close_connection = True
-        elif wrong == "half":
-            self.say(200, json.dumps(good).encode()[:40])
-        elif wrong == "types":
-            self.say(200, json.dumps(good | {"choices": [{"message": {"content": {"a": 1}}}]}).encode())
-        elif wrong == "empty":
-            self.say(200, json.dumps(good | {"choices": []}).encode())
-        elif wrong == "null":
-            self.say(200, json.dumps(good | {"choices": [{"message": {"content": None}}]}).encode())
-        elif wrong == "nan":
-            if "echo" in body:
-                good["choices"][0]["logprobs"]["token_logprobs"] = [None, float("nan")]
-            self.say(200, json.dumps(good).encode())
-        elif wrong == "nologs":
-            good["choices"][0].pop("logprobs", None)
-            self.say(200, json.dumps(good).encode())
-        elif wrong == "errors":
-            self.say(500, b"out of memory")
-        elif wrong == "throttles":
-            self.say(429, b"slow down", ("retry-after", "3600"))
-        elif wrong == "unpaid":
-            self.say(429, b'{"error": {"code": "insufficient_quota"}}')
-        elif wrong == "unknown-key":
-            self.say(401, f"Incorrect API key provided: {self.headers['authorization']}".encode())
-        elif wrong == "flaky" and count < 3:
-            self.say(429 if count == 1 else 503, b"busy", ("retry-after-ms", "10"))
-        elif wrong == "hangs" or (wrong == "one-hangs" and "number 0?" in asked):
-            self.over.wait(20)
-            self.close_connection = True
-        elif wrong == "drips":
-            self.send_response(200)
-            self.send_header("content-length", "500")
-            self.end_headers()
-            while not self.over.wait(0.05):
-                self.wfile.write(b" ")
-        elif wrong == "some" and int(asked.rpartition(" ")[2].rstrip("?")) % 3 == 0:
-            self.say(500, b"this one never works")
-        else:
-            self.over.wait(0.02 if wrong == "slow" else 0)
-            self.say(200, json.dumps(good).encode())
-
-    def say(self, status: int, data: bytes, *headers: tuple[str, str]) -> None:
-        self.send_response(status)
-        for name, value in (*headers, ("content-length", str(len(data)))):
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-class Quiet(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Whoever hangs up on us is right."""
-
-
-@pytest.fixture(scope="module")
-def there() -> Iterator[tuple[str, Counter[str]]]:
-    handler = type("Handler", (Endpoint,), {"seen": Counter(), "over": threading.Event()})
-    server = Quiet(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", handler.seen  # type: ignore[attr-defined]
-    handler.over.set()  # type: ignore[attr-defined]
-    server.shutdown()
-    server.server_close()
-
-
-def questions(count: int, kind: str = "generate") -> list[Suite]:
-    made = []
-    for place in range(count):
-        tags = {"id": f"q{place}", "suite": "asked", "kind": kind}
-        text = f"Is it so, number {place}?"
-        if kind == "choice":
-            item = Example(messages=(Message(role="text", content=text),), choices=(" yes", " no"))
-        else:
-            item = Example.ask(text)
-        made.append(item.model_copy(update={"target": " yes" if kind == "choice" else "yes", "tags": tags}))
-    return [Suite("asked", made)]
-
 
 def examined(there: Any, wrong: str, root: Root, suites: list[Suite] | None = None, **more: Any) -> dict[str, Any]:
     hasty = {"retries": 0, "timeout": 0.3, "concurrency": 4}
     return evaluate_reference(f"{there[0]}/{wrong}/v1#m", suites or questions(12), root=root, **hasty | more)
-
-
-def gated(results: Any) -> Any:
-    rule = CheckRule(
-        id="asked",
-        source="evaluation",
-        where={"suite": "asked"},
-        kind="at_least",
-        bound=0.5,
-        min_n=5,
-        sentence="is bad",
-    )
-    return decide(ReleasePolicy(checks=(rule,)), {"evaluation": results}, {}, against="nothing")
 
 
 WRONGS = {
@@ -398,77 +258,6 @@ def test_cost_is_counted_and_a_budget_stops_and_goes_on(there: Any, tmp_path: Pa
     assert (again["requests"], again["kept"]) == (20, 0)
 
 
-def talk(count: int, people: int = 12) -> list[Suite]:
-    """Open-ended questions, and answers of others that people judged."""
-    found = []
-    for place in range(count + people):
-        tags: dict[str, Any] = {"id": f"q{place}", "suite": "asked", "kind": "judged"}
-        if place >= count:
-            tags |= {"answer": "it is", "human": 0.6 + 0.2 * (place % 2) + 0.02 * (place % 3)}
-        found.append(Example.ask(f"Is it so, number {place}?").model_copy(update={"tags": tags}))
-    return [Suite("asked", found)]
-
-
-def judging(there: Any, wrong: str, root: Root, count: int = 20, **settings: Any) -> dict[str, Any]:
-    """A scripted model under test, judged by the endpoint, whose settings stand where those of any endpoint stand."""
-    ref = f"{there[0]}/{wrong}/v1#judge"
-    root.path.mkdir(parents=True, exist_ok=True)
-    settings = {"retries": 0, "timeout": 0.3, "concurrency": 2, **settings}
-    (root.path / "endpoints.yaml").write_text(json.dumps({ref: settings}))
-    config = Examination(how=Asking(judge=f"prompted:{ref}"))
-    return evaluate_reference("fake:say yes", talk(count), config, root=root)
-
-
-def test_an_endpoint_that_judges_is_asked_as_one_under_test(there: Any, tmp_path: Path) -> None:
-    there[1].clear()
-    price, root = {"input": 10.0, "output": 100.0}, Root(tmp_path)
-    with pytest.raises(Stopped, match=r"the budget of 0\.03 holds no further request"):
-        judging(there, "good", root, price=price, budget=0.03, concurrency=1)
-    paid = sum(there[1].values())
-    assert 5 <= paid < 32
-    found = judging(there, "good", root, price=price, budget=1.0)
-    bill = found["judge_endpoint"]
-    assert bill["kept"] == paid and bill["kept"] + bill["requests"] == 32 == sum(there[1].values())
-    assert bill["cost"] == pytest.approx(32 * 0.002) and bill["models"] == ["m-2026"]
-    assert [row.value for row in found["results"]] == [0.75, 1.0] * 10
-    score = next(cell for cell in found["cells"] if cell["metric"] == "score")
-    assert score["low"] < score["value"] < score["high"] < 0.95, "people gave less than the judge"
-    assert judging(there, "good", root, price=price)["judge_endpoint"]["requests"] == 0
-    again = judging(there, "good", root, price=price, fresh=True)["judge_endpoint"]
-    assert (again["requests"], again["kept"]) == (32, 0)
-    assert not [each for each in threading.enumerate() if each.name.startswith("remote")], "its threads have ended"
-
-
-def test_a_judge_that_hangs_or_is_down_is_unknown_with_its_reason(there: Any, tmp_path: Path) -> None:
-    found = judging(there, "one-hangs", Root(tmp_path / "one"))
-    lost = [row for row in found["results"] if row.outcome == "unknown"]
-    assert [row.item for row in lost] == ["q0"] and "no answer within 0.3 s" in lost[0].reason
-    assert lost[0].output == "yes" and sum(row.value is not None for row in found["results"]) == 19
-    found = judging(there, "errors", Root(tmp_path / "down"))
-    assert {row.outcome for row in found["results"]} == {"unknown"}
-    assert "the judge rubric has no opinion: error" in found["results"][0].reason
-    assert "requests in a row failed, the last: status 500: out of memory" in found["results"][-1].reason
-    assert not gated(found["results"]).promote
-
-
-def test_other_forms_and_more_answers_are_judged_too(there: Any, tmp_path: Path) -> None:
-    ref, root = f"{there[0]}/good/v1#judge", Root(tmp_path)
-    config = Examination.model_validate(
-        {
-            "how": {"judge": f"prompted:{ref}"},
-            "robustness": {"items": 4, "families": ["casing"]},
-            "reliability": {"items": 3, "repeats": 2},
-        }
-    )
-    found = evaluate_reference("fake:say yes", talk(6), config, root=root)
-    assert found["perturbed"] and all(row.value is not None for row in found["perturbed"])
-    drawn = next(each for each in found["reliability"]["consistency"] if each["suite"] == "asked")
-    assert drawn["coverage"] == 1.0 and drawn["majority"]["value"] is not None
-
-
-PROGRAM = "from tutelage.cli import main; main()"
-
-
 def test_killed_anywhere_nothing_is_asked_twice_and_the_key_is_nowhere(there: Any, tmp_path: Path) -> None:
     suite, root, count = tmp_path / "own.jsonl", tmp_path / "life", 60
     rows = [
@@ -498,28 +287,6 @@ def test_killed_anywhere_nothing_is_asked_twice_and_the_key_is_nowhere(there: An
     said = done.stdout + done.stderr + refused.stdout + refused.stderr
     files = b"".join(each.read_bytes() for each in root.rglob("*") if each.is_file())
     assert KEY not in said and KEY.encode() not in files and files.count(b'"key"') >= count
-
-
-def test_killed_while_it_judges_nothing_is_judged_twice(there: Any, tmp_path: Path) -> None:
-    suite, root = tmp_path / "own.jsonl", tmp_path / "life"
-    rows = [item.model_dump(mode="json") for item in talk(40)[0].items]
-    suite.write_text("\n".join(json.dumps({k: v for k, v in row.items() if v not in (None, [])}) for row in rows))
-    root.mkdir()
-    ref = f"{there[0]}/slow/v1#judge"
-    (root / "endpoints.yaml").write_text(json.dumps({ref: {"concurrency": 2}}))
-    there[1].clear()
-    command = [sys.executable, "-c", PROGRAM, "evaluate", "fake:say yes", "--judge", f"prompted:{ref}"]
-    command += ["--suite", str(suite), "--root", str(root)]
-    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while sum(there[1].values()) < 20 and first.poll() is None:
-        time.sleep(0.005)
-    first.send_signal(signal.SIGKILL)
-    assert first.wait(20) == -signal.SIGKILL
-    assert 20 <= sum(there[1].values()) < 52
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert len(there[1]) == 52 and sum(there[1].values()) <= 54, "only what was under way is asked again"
-    assert "the judge: asked" in done.stdout and "kept from before" in done.stdout and "n=40" in done.stdout
 
 
 def test_we_ask_as_the_official_client_asks(there: Any, tmp_path: Path) -> None:

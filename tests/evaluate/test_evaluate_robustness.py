@@ -14,9 +14,10 @@ from tutelage.generate.fake import FakeGenerator
 
 def result(item, value, suite="s", metric="accuracy", family=None, cluster=None, target="m"):
     slices = {} if family is None else {"perturbation": family}
+    scores = {"bits": 8 * value, "bytes": 8.0} if metric == "bits_per_byte" else {}
     return Result(
         target=target, suite=suite, item=str(item), cluster=cluster or f"c{item}", kind="generate", metric=metric,
-        value=value, outcome="unknown" if value is None else "answered", slices=slices,
+        value=value, outcome="unknown" if value is None else "answered", slices=slices, scores=scores,
     )  # fmt: skip
 
 
@@ -82,10 +83,6 @@ def test_a_real_weakness_is_beyond_luck():
 
 def test_where_less_is_better_the_worst_is_the_highest():
     """HELM takes the lowest even where lower is better; here a metric knows its direction."""
-    assert r.worst([0.1, 0.9], "accuracy") == 0.1
-    assert r.worst([0.1, 0.9], "bits_per_byte") == 0.9
-    assert r.loss(0.8, 0.6, "accuracy") == pytest.approx(0.2)
-    assert r.loss(0.8, 0.6, "attack_success") == pytest.approx(-0.2)
     before = [result(n, 1.0, metric="bits_per_byte") for n in range(40)]
     after = [result(n, 1.5 + n % 2, metric="bits_per_byte", family=f) for n in range(40) for f in ("typos", "casing")]
     table = r.table(before, after, given(40))

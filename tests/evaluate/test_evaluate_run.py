@@ -10,7 +10,7 @@ from tutelage.core import refs
 from tutelage.core.artifact import Root
 from tutelage.core.config import Config
 from tutelage.core.errors import DataError, Stopped, Unreachable, UsageError
-from tutelage.core.records import Example, Message, Response, read_jsonl, write_jsonl
+from tutelage.core.records import Example, Message, Preference, Response, read_jsonl, write_jsonl
 from tutelage.core.stage import Input, run_stage, stage
 from tutelage.evaluate import ask, run
 from tutelage.evaluate.suite import Result, select
@@ -343,6 +343,41 @@ def test_own_items_that_the_model_met_in_training_are_told_apart(life, tmp_path)
     assert (
         run.evaluate_reference(tuned.ref, file, run.Examination(contamination=0), root=life.root)["contamination"] == []
     )
+
+
+def test_the_best_of_several_answers_met_what_its_model_and_its_reward_met(life, monkeypatch):
+    """It is a target like the others, and what it learned from is known: it has a row of clean and dirty items too."""
+    said = (Message(role="user", content=LEARNED),)
+
+    def made(kind, inputs, write):
+        def body(config, inputs, out, context):
+            write(out)
+            return {}
+
+        body.__name__ = f"{kind}_of_it"
+        needs = {name: Input(kind=each.kind) for name, each in inputs.items()}
+        return run_stage(stage(makes=kind, config=Config, inputs=needs)(body), life.root, inputs=inputs)
+
+    def judged(out):
+        answers = (Message(role="assistant", content="yes"), Message(role="assistant", content="no"))
+        write_jsonl(out / "preferences.jsonl", [Preference(prompt=said, candidates=answers)])
+
+    judged_ = made("preferences", {}, judged)
+    base = life.made[1]
+    reward = made("reward", {"model": base, "preferences": judged_}, lambda out: (out / "w").write_text("w"))
+
+    def chosen(n, reward, known, context):
+        return "finetune, best of 2", "best-of-2", Clever("best", 0.95, seed=3)
+
+    monkeypatch.setattr(run, "_best_of", chosen)
+    settings = {"items": 0, "resamples": 50, "best_of": 2, "controls": 0, "only": ["comprehension"]}
+    inputs = {"of": [base], "corpus": life.corpus, "reward": reward}
+    found = json.loads(
+        run_stage(run.evaluate, life.root, config=settings, inputs=inputs).file("summary.json").read_text()
+    )
+    rows = {row["target"]: row for row in found["contamination"]}
+    assert rows["finetune, best of 2"]["clean"]["n"] + rows["finetune, best of 2"]["not_examinable"]["n"] == 96
+    assert "not known here" in rows["finetune"]["clean"]["reason"], "the base was made of nothing that is here"
 
 
 def test_a_suite_of_mixed_kinds_has_a_cell_for_each(life, tmp_path):

@@ -14,6 +14,7 @@ from scipy import special, stats
 from tests.measure.simulation import Row, Seen, covers, rejects
 from tutelage.measure import calibration, corrections, selection, sequences
 from tutelage.measure import statistics as s
+from tutelage.measure.intervals import Sums
 
 # -- what is drawn ---------------------------------------------------------------------------------------------------
 
@@ -191,6 +192,38 @@ def means() -> Iterator[Row]:
             lambda r, f=of, z=sizes, c=names: covers(
                 f(clustered_rates(r, z, 0.3, 0.5), c, seed_of(r)), 0.3),
             draws=2000, block=20,
+        )  # fmt: skip
+    for k, m, uneven in ((20, 5, False), (30, 8, True)):
+        sizes = sizes_of(k, m, uneven)
+        names = names_of(sizes)
+        setting = f"mostly 0 (Beta(0.05, 0.95)), half a value its cluster's, {k} clusters"
+
+        def seldom(r, sizes=sizes):
+            own = r.beta(0.05, 0.95, int(sizes.sum()))
+            return (np.repeat(r.beta(0.05, 0.95, len(sizes)), sizes) + own) / 2
+
+        betting: dict[str, Callable[[np.ndarray, list[int]], s.Interval]] = {
+            "betting_by_clusters": lambda v, c: sequences.betting_by_clusters(v, c, (0.0, 1.0)),
+            "mean (t), clusters": lambda v, c: s.mean(v, c, bounds=(0.0, 1.0)),
+        }
+        for method, by in betting.items():
+            yield Row(
+                method, setting + (" of 1 to 20 parts" if uneven else ""), str(int(sizes.sum())),
+                "0.95" if "betting" in method else "-",
+                lambda r, f=by, d=seldom, c=names: covers(f(d(r), c), 0.05), draws=1000, block=10,
+            )  # fmt: skip
+    for k, m in ((20, 5), (100, 5)):
+        sizes = sizes_of(k, m, False)
+        names = names_of(sizes)
+
+        def texts(r, sizes=sizes):
+            length = r.lognormal(4.0, 0.7, int(sizes.sum())).round() + 1
+            level = 2 + 0.3 * np.repeat(r.standard_normal(len(sizes)), sizes) + 0.3 * r.standard_normal(len(length))
+            return s.per_item(Sums(np.stack([length * level, length], axis=1), lambda x: x[:, 0] / x[:, 1]))
+
+        yield Row(
+            "mean (t) of per_item", f"bits a byte of texts of any length, {k} clusters", str(int(sizes.sum())), "0.95",
+            lambda r, d=texts, c=names: covers(s.mean(d(r), c), 2.0), draws=10_000, block=50,
         )  # fmt: skip
 
 

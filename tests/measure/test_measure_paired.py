@@ -42,6 +42,17 @@ def test_where_all_items_agree_the_test_says_how_unlikely_that_is(count):
     assert paired_means([0.5] * count, [0.5] * count, clusters).p == 1.0
 
 
+def test_what_nothing_bounds_is_not_clipped_and_what_is_bounded_is():
+    """Bits or nats that happen to lie between 0 and 1 may differ by more than 1; shares never do."""
+    first, second = [0.9, 0.95, 0.1], [0.05, 0.02, 0.9]
+    clusters = ["a", "b", "c"]
+    free, held = (paired_means(first, second, clusters, bounds=each).difference for each in (None, (0.0, 1.0)))
+    assert free.value == held.value and free.high > 1.0 and held.high == 1.0 and held.low == -1.0
+    alike = paired_means([0.6] * 4, [0.5] * 4, list("abcd"), bounds=None).difference
+    assert not alike.defined and alike.value == pytest.approx(0.1), "without bounds equal gaps say nothing of others"
+    assert paired_means([0.6] * 4, [0.5] * 4, list("abcd")).difference.defined
+
+
 def test_sign_flips_are_exact_where_all_that_differ_agree():
     gaps = [0.1, 0.4, 0.0, 0.2, 0.0, 0.3, 0.3]
     assert permutation(gaps, [0.0] * 7) == pytest.approx(2 / 2**5)

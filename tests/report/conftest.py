@@ -267,7 +267,18 @@ def invented(root: Root) -> dict[str, Artifact]:
         "expected": "at most 0.05",
     }
     controls = [control | {"holds": holds} for holds in (True, False, None)]
-    judged = {"gold": gold, "changes": [change], "controls": controls}
+    part = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 30, "reason": None}
+    met = {"target": "finetune", "suite": "comprehension", "metric": "f1", "clean": part, "dirty": part | {"n": 7}}
+    met |= {"difference": part, "not_examinable": part | {"n": 4}}
+    unknown = {side: part | {"value": None, "n": 0} for side in ("clean", "dirty", "difference", "not_examinable")}
+    flips = {"before": "pretrain", "after": "finetune", "suite": None, "fixed": list("abc"), "broken": ["d"]}
+    judged = {
+        "gold": gold,
+        "changes": [change | {"family": 9}],
+        "controls": controls,
+        "contamination": [met, {"target": "best of 4", "suite": "comprehension", "metric": "f1"} | unknown],
+        "flips": [flips | {"difference": part, "p": 0.3}],
+    }
     made["evaluate"] = seal(
         root,
         "evaluate",

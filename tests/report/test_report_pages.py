@@ -64,6 +64,9 @@ def test_a_whole_life_has_every_part(life: Life) -> None:
     assert "Simulated people stand in this lineage" in html
     assert "no item of this cell" in html, "an undefined figure gives its reason"
     assert "What must not be claimed" in html
+    assert "7 are to items that stand in what the model learned from; of 4 it cannot be told" in html
+    assert "What these learned from is not here: best of 4." in html
+    assert "p corrected for the 9 first figures" in html and "Items that each stage fixed and broke" in html
 
 
 def test_a_life_of_three_stages_reports_too(life: Life) -> None:

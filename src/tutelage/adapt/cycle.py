@@ -21,14 +21,14 @@ import yaml
 from pydantic import Field
 
 from tutelage.adapt.drive import Sent, drive
-from tutelage.adapt.gate import GateVerdict, People
+from tutelage.adapt.gate import GateVerdict
 from tutelage.adapt.monitor import Limits, Trigger, Week, share, triggers
 from tutelage.adapt.progress import Progress
 from tutelage.adapt.release import (
     ENVIRONMENT,
     Gated,
+    ground_of,
     judge,
-    people_of,
     policy_of,
     promote_bundle,
     refuse_bundle,
@@ -44,6 +44,7 @@ from tutelage.core.price import Cost, Machine
 from tutelage.core.stage import Context, Input, Inputs, run_stage, stage
 from tutelage.evaluate.ask import AnswerLog
 from tutelage.evaluate.run import evaluate
+from tutelage.evaluate.suites.kinds import Ground
 from tutelage.feedback import simulated
 from tutelage.feedback.client import Client
 from tutelage.feedback.labels import labels as label_stage
@@ -328,12 +329,12 @@ class _Wheel:
 
     def verdicts(self, candidates: Mapping[str, Artifact]) -> dict[str, GateVerdict]:
         """The gate's word on each candidate, against what was served when the turn began."""
-        rows, people = self.examine([candidates["retrained"], candidates["careless"]])
+        rows, ground = self.examine([candidates["retrained"], candidates["careless"]])
         policy = policy_of(self.config.policy)
-        return {name: judge(each, rows, policy, self.before.id, people) for name, each in candidates.items()}
+        return {name: judge(each, rows, policy, self.before.id, ground) for name, each in candidates.items()}
 
-    def examine(self, candidates: Sequence[Artifact]) -> tuple[dict[str, list[Any]], People]:
-        """Candidates and incumbent on the same items and under the same attacks, and what people found of a judge."""
+    def examine(self, candidates: Sequence[Artifact]) -> tuple[dict[str, list[Any]], Ground]:
+        """Candidates and incumbent on the same items and under the same attacks, and what figures need beside."""
         root, say, stop, corpus = self.context.root, self.context.say, self.context.stop, self.inputs.corpus
         targets = [self.before, *candidates]
         examined = run_stage(
@@ -342,7 +343,8 @@ class _Wheel:
         attacked = run_stage(
             redteam, root, config=self.config.attack, inputs={"targets": targets, "corpus": corpus}, say=say, stop=stop
         )
-        return {"evaluation": rows_of(examined), "redteam": rows_of(attacked)}, people_of(examined)
+        rows = rows_of(examined)
+        return {"evaluation": rows, "redteam": rows_of(attacked)}, ground_of(examined, rows, root)
 
 
 def _told(turn: Turn, found: Sequence[Trigger]) -> dict[str, Any]:
@@ -368,7 +370,7 @@ def _signals(turn: Turn, found: Sequence[Trigger], limits: Limits) -> list[Drift
 
 @stage(
     makes="cycle",
-    version=4,
+    version=5,
     config=Cycle,
     inputs={
         "release": Input(kind="release", default="release", help="what is served when the turn begins"),

@@ -1,39 +1,26 @@
 """May this candidate replace what is served? Decided on the bounds of intervals, check by check, in one sentence.
 
-A check that has not enough data has not passed. Usefulness is compared item by item with what would be replaced (the
+A check that has not enough data has not passed. Its figures are those that an examination states (`suites/kinds.py`);
+what it may pass on is the bound. Usefulness is compared item by item with what would be replaced (the
 incumbent release; before the first release, the bare model inside the bundle).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 from pydantic import Field, model_validator
 
 from tutelage.core.config import build, load_yaml
 from tutelage.core.errors import ConfigError
 from tutelage.core.records import Record, digest
 from tutelage.evaluate.suite import Result
-from tutelage.evaluate.suites.judged import Agreement, corrected, corrected_difference
-from tutelage.evaluate.suites.kinds import Metric, named, on_one_scale
-from tutelage.measure.sequences import betting
-from tutelage.measure.statistics import (
-    Floats,
-    Interval,
-    group,
-    items_needed,
-    linearised,
-    mean,
-    non_inferior,
-    paired,
-    rate,
-    standard_error,
-    undefined,
-)
+from tutelage.evaluate.suites.kinds import Ground, Metric, common
+from tutelage.measure.paired import error_of
+from tutelage.measure.statistics import Interval, items_needed, non_inferior, undefined
 
 Kind = Literal["non_inferior", "at_least", "at_most"]
 
@@ -125,11 +112,15 @@ class _Side(NamedTuple):
     asked: dict[str, Result]
     known: dict[str, Result]
 
-    def short(self, rule: CheckRule) -> str:
-        """Why this side does not carry a check: too much of what was asked was not measured; empty where it does."""
-        if len(self.known) >= rule.coverage * len(self.asked):
+    def rows(self, keys: Sequence[str]) -> list[Result]:
+        return [self.known[key] for key in keys]
+
+    def short(self, rule: CheckRule, asked: Collection[str]) -> str:
+        """Why this side does not carry a check: of all that was asked too much was not measured here; empty where it
+        does."""
+        if len(self.known) >= rule.coverage * len(asked):
             return ""
-        return f"{len(self.known)} of {len(self.asked)} answers were measured, needs {rule.coverage:.0%}"
+        return f"{len(self.known)} of {len(asked)} answers were measured, needs {rule.coverage:.0%}"
 
 
 def _side(rows: Sequence[Result], rule: CheckRule) -> _Side:
@@ -141,60 +132,12 @@ def _side(rows: Sequence[Result], rule: CheckRule) -> _Side:
         }
         wanted = {name: value if isinstance(value, list) else [value] for name, value in rule.where.items()}
         if all(str(fields.get(name)) in values for name, values in wanted.items()):
+            if rule.measure == "blocked":
+                held = None if row.outcome == "unknown" else float(row.outcome == "blocked")
+                row = row.model_copy(update={"metric": "blocked", "value": held, "kind": "", "scores": {}})
             asked[f"{row.suite}/{row.item}/{row.attack or ''}"] = row
-    unmeasured = {key for key, row in asked.items() if row.outcome == "unknown"}
-    if rule.measure == "value":
-        unmeasured |= {key for key, row in asked.items() if row.value is None}
-    return _Side(asked, {key: row for key, row in asked.items() if key not in unmeasured})
-
-
-def _metric(rule: CheckRule, *sides: _Side) -> Metric | None:
-    """What a check's figures are; None where their rows are on scales that have no common mean."""
-    if rule.measure == "blocked":
-        return named("blocked")
-    found = {name: named(name) for side in sides for name in sorted({row.metric for row in side.asked.values()})}
-    if not on_one_scale(found.values()):
-        return None
-    return next(iter(found.values()), Metric(""))
-
-
-def _values(side: _Side, keys: Sequence[str], metric: Metric, weighed: _Side) -> Floats:
-    """One value per item whose mean is the figure; how much each counts, as a text is long, `weighed` says."""
-    rows = [side.known[key] for key in keys]
-    if metric.name == "blocked":
-        return np.array([float(row.outcome == "blocked") for row in rows])
-    values = np.array([float(row.value or 0.0) for row in rows])
-    weights = np.array([weighed.known[key].scores.get(metric.weight, 0.0) for key in keys])
-    return linearised(values * weights, weights) if len(keys) and (weights > 0).all() else values
-
-
-def _figure(values: Floats, clusters: Sequence[str], metric: Metric, level: float) -> Interval:
-    """The mean of the items, with an interval that holds: rates are exact; what lies between bounds is bet on by
-    clusters' sums, so scaled that their mean is the items', for t covers too little of what is mostly 0; the rest has
-    t."""
-    if metric.bounds is None:
-        return mean(values, clusters, level)
-    if metric.bounds == (0.0, 1.0) and set(values.tolist()) <= {0.0, 1.0}:
-        return rate(values, clusters, level)
-    codes, count = group(clusters, len(values))
-    share = count / len(values)
-    most = share * float(np.bincount(codes, minlength=count).max(initial=1))
-    sums = np.asarray(share * np.bincount(codes, weights=values, minlength=count), dtype=np.float64)
-    told = betting(sums, (most * metric.bounds[0], most * metric.bounds[1]), level, anytime=False)
-    return told.model_copy(update={"n": len(values), "clusters": count})
-
-
-People = Mapping[str, Sequence[Agreement]]
-"""Suite of open-ended items -> answers that people judged as well as the judge."""
-
-
-def _judge_of(rows: Sequence[Result], rule: CheckRule, people: People) -> Sequence[Agreement] | None:
-    """What people found of the judge whose word a check reads; None where it reads no judge's. Suites have their own
-    judge's error each: of several, or of judged and other items together, it is not known."""
-    found = {(row.suite, row.kind == "judged") for row in rows if rule.measure == "value"}
-    if not any(by_judge for _, by_judge in found):
-        return None
-    return people.get(next(iter(found))[0], ()) if len(found) == 1 else ()
+    known = {key: row for key, row in asked.items() if row.value is not None and row.outcome != "unknown"}
+    return _Side(asked, known)
 
 
 def _said(figure: Interval) -> str:
@@ -208,21 +151,28 @@ def check(
     candidate: Sequence[Result],
     incumbent: Sequence[Result],
     level: float,
-    people: People | None = None,
+    ground: Ground | None = None,
 ) -> Check:
-    """Answer one check; what a judge said is read with the error that `people` found it to have."""
-    limit = rule.margin if rule.margin is not None else rule.bound
+    """Answer one check. `ground`: what figures need beside the rows, the items' texts and what people found of a judge;
+    a figure that needs what is not there is undefined, and has not passed."""
+    limit, ground = rule.margin if rule.margin is not None else rule.bound, ground or Ground({})
     assert limit is not None
-    mine = _side(candidate, rule)
+    mine, theirs = _side(candidate, rule), _side(incumbent if rule.kind == "non_inferior" else (), rule)
+    keys, asked = list(mine.known), {**theirs.asked, **mine.asked}
+    lacking = mine.short(rule, asked)
     if rule.kind == "non_inferior":
-        theirs = _side(incumbent, rule)
-        keys, lacking = sorted(set(mine.known) & set(theirs.known)), mine.short(rule)
-        if not lacking and theirs.short(rule):
-            lacking = f"of what it would replace {theirs.short(rule)}"
-        figure, passed, reason = _compared(rule, mine, theirs, keys, limit, level, people or {})
+        keys = [key for key in keys if key in theirs.known]
+        if not lacking and theirs.short(rule, asked):
+            lacking = f"of what it would replace {theirs.short(rule, asked)}"
+    metric = common([*mine.asked.values(), *theirs.asked.values()])
+    if metric is None:
+        names = sorted({row.metric for side in (mine, theirs) for row in side.asked.values()})
+        reason = f"it reads figures that have no common mean ({', '.join(names)}): each needs a check of its own"
+        figure, passed = undefined(len(keys), reason, level=level), None
+    elif rule.kind == "non_inferior":
+        figure, passed, reason = _compared(metric, mine.rows(keys), theirs.rows(keys), limit, level, ground)
     else:
-        keys, lacking = sorted(mine.known), mine.short(rule)
-        figure, passed, reason = _alone(rule, mine, keys, limit, level, people or {})
+        figure, passed, reason = _alone(rule.kind, metric, mine.rows(keys), limit, level, ground)
     if len(keys) < rule.min_n:
         passed, reason = None, f"not enough data (n={len(keys)}, needs {rule.min_n})"
     elif lacking:
@@ -230,55 +180,32 @@ def check(
     return Check(id=rule.id, passed=passed, figure=figure, limit=limit, n=len(keys), reason=reason)
 
 
-def _mixed(n: int, level: float, *sides: _Side) -> tuple[Interval, None, str]:
-    names = sorted({row.metric for side in sides for row in side.asked.values()})
-    reason = f"it reads figures that have no common mean ({', '.join(names)}): each needs a check of its own"
-    return undefined(n, reason, level=level), None, reason
-
-
 def _compared(
-    rule: CheckRule, mine: _Side, theirs: _Side, keys: Sequence[str], margin: float, level: float, people: People
+    metric: Metric, mine: Sequence[Result], theirs: Sequence[Result], margin: float, level: float, ground: Ground
 ) -> tuple[Interval, bool | None, str]:
     """The candidate beside what it would replace, item by item: positive is better, whichever way is better."""
-    metric = _metric(rule, mine, theirs)
-    if metric is None:
-        return _mixed(len(keys), level, mine, theirs)
-    new, old = _values(mine, keys, metric, mine), _values(theirs, keys, metric, mine)
-    first, second = (new, old) if metric.higher else (old, new)
-    clusters = [mine.known[key].cluster for key in keys]
-    measured = _judge_of([mine.known[key] for key in keys], rule, people)
-    if measured is None:
-        figure = paired(first, second, clusters, level, metric.bounds).difference
-    else:
-        figure = corrected_difference(first.tolist(), second.tolist(), clusters, measured, measured, level).difference
+    gap = metric.difference(mine, theirs, ground, level=level).difference
+    (new, _), (old, _) = metric.value(mine, ground), metric.value(theirs, ground)
+    figure = metric.upward(gap, old, new)
     passed = non_inferior(figure, margin).passed
     reason = f"difference {_said(figure)}, may be down to -{margin:g}"
-    error = standard_error(first - second, clusters)
-    if passed is None and figure.defined and measured is None and error and margin:
-        deviation = error * math.sqrt(len(keys) / 2)  # of either side, were they unrelated
+    error = error_of(figure)
+    if passed is None and metric.apart is None and error and margin:
+        deviation = error * math.sqrt(len(mine) / 2)  # of either side, were they unrelated
         needed = items_needed(margin, deviation, alpha=1 - level)
-        reason += f"; some {needed} items would tell" if needed > len(keys) else ""
+        reason += f"; some {needed} items would tell" if needed > len(mine) else ""
     return figure, passed, reason
 
 
 def _alone(
-    rule: CheckRule, mine: _Side, keys: Sequence[str], bound: float, level: float, people: People
+    kind: Kind, metric: Metric, mine: Sequence[Result], bound: float, level: float, ground: Ground
 ) -> tuple[Interval, bool | None, str]:
-    """The candidate by itself against a bound."""
-    metric = _metric(rule, mine)
-    if metric is None:
-        return _mixed(len(keys), level, mine)
-    rows = [mine.known[key] for key in keys]
-    values, clusters = _values(mine, keys, metric, mine), [row.cluster for row in rows]
-    measured = _judge_of(rows, rule, people)
-    if measured is None:
-        figure = _figure(values, clusters, metric, level)
-    else:
-        figure = corrected(values.tolist(), clusters, measured, level)
+    """The candidate by itself against a bound, with an interval that holds for sure where there is one."""
+    figure, _ = metric.figure(mine, ground, level=level, sure=True)
     passed = None
     if figure.low is not None and figure.high is not None:
-        passed = figure.low >= bound if rule.kind == "at_least" else figure.high <= bound
-    word = "at least" if rule.kind == "at_least" else "at most"
+        passed = figure.low >= bound if kind == "at_least" else figure.high <= bound
+    word = "at least" if kind == "at_least" else "at most"
     return figure, passed, f"{_said(figure)}, must be {word} {bound:g} with {level:.0%} confidence"
 
 
@@ -288,12 +215,12 @@ def decide(
     incumbent: Mapping[str, Sequence[Result]],
     *,
     against: str,
-    people: People | None = None,
+    ground: Ground | None = None,
 ) -> GateVerdict:
-    """The verdict on a candidate. Both mappings hold rows by source (`evaluation`, `redteam`); `people` judged some
-    answers of open-ended suites as well as the judge did. Pure."""
+    """The verdict on a candidate. Both mappings hold rows by source (`evaluation`, `redteam`); `ground` is what their
+    figures need beside them (see `check`). Pure."""
     checks = tuple(
-        check(rule, candidate.get(rule.source, ()), incumbent.get(rule.source, ()), policy.level, people)
+        check(rule, candidate.get(rule.source, ()), incumbent.get(rule.source, ()), policy.level, ground)
         for rule in policy.checks
     )
     failed = [(rule, found) for rule, found in zip(policy.checks, checks, strict=True) if found.passed is False]

@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from tutelage.adapt.gate import GateVerdict, People, ReleasePolicy, decide, read_policy
+from tutelage.adapt.gate import GateVerdict, ReleasePolicy, decide, read_policy
 from tutelage.core import refs
 from tutelage.core.artifact import Artifact, Root
 from tutelage.core.config import Config
@@ -18,7 +18,9 @@ from tutelage.core.price import Cost, Machine
 from tutelage.core.records import read_jsonl
 from tutelage.core.stage import Context, Input, Inputs, stage
 from tutelage.evaluate.suite import Result
-from tutelage.evaluate.suites.judged import Agreement, told_in
+from tutelage.evaluate.suites.judged import told_in
+from tutelage.evaluate.suites.kinds import Ground
+from tutelage.evaluate.systems import items_of
 from tutelage.guard.bundle import parts
 from tutelage.store import releases
 
@@ -63,11 +65,19 @@ def rows_of(artifact: Artifact | None) -> list[Result]:
     return [] if artifact is None else list(read_jsonl(artifact.file("results.jsonl"), Result))
 
 
-def people_of(artifact: Artifact | None) -> dict[str, tuple[Agreement, ...]]:
-    """What people found of the judge of an evaluation's open-ended suites; nothing where there are none."""
-    if artifact is None or "summary.json" not in artifact.manifest.files:
-        return {}
-    return told_in(json.loads(artifact.file("summary.json").read_text(encoding="utf-8")).get("judges", ()))
+RESAMPLES = 1000
+"""Bootstrap resamples of what the gate decides on."""
+
+
+def ground_of(artifact: Artifact | None, rows: Sequence[Result], root: Root) -> Ground:
+    """What the figures of an evaluation's rows need: their items' texts, as far as these are still there, and what
+    people found of the judge of open-ended suites."""
+    if artifact is None:
+        return Ground({}, resamples=RESAMPLES)
+    told: Sequence[Mapping[str, Any]] = ()
+    if "summary.json" in artifact.manifest.files:
+        told = json.loads(artifact.file("summary.json").read_text(encoding="utf-8")).get("judges", ())
+    return Ground(items_of(artifact, root, {row.item for row in rows}), told_in(told), RESAMPLES)
 
 
 def _by_source(rows: Mapping[str, Sequence[Result]], target: str) -> dict[str, list[Result]]:
@@ -80,9 +90,9 @@ def judge(
     rows: Mapping[str, Sequence[Result]],
     policy: ReleasePolicy,
     incumbent: str | None,
-    people: People | None = None,
+    ground: Ground | None = None,
 ) -> GateVerdict:
-    """The gate's verdict on a bundle from rows that examined it and what it would replace (`people`: see decide)."""
+    """The gate's verdict on a bundle from rows that examined it and what it would replace (`ground`: see decide)."""
     bare = str(parts(bundle)["model"] or "no model")
     mine = _by_source(rows, bundle.id)
     theirs = _by_source(rows, incumbent) if incumbent else {}
@@ -91,7 +101,7 @@ def judge(
         theirs, against = _by_source(rows, bare), "the bare model inside it (nothing is served yet)"
         if incumbent:
             against = "the bare model inside it (the release now served was not examined here)"
-    return decide(policy, mine, theirs, against=against, people=people)
+    return decide(policy, mine, theirs, against=against, ground=ground)
 
 
 def _cost(config: Release, inputs: Mapping[str, Mapping[str, float]], machine: Machine) -> Cost:
@@ -107,6 +117,7 @@ def _cost(config: Release, inputs: Mapping[str, Mapping[str, float]], machine: M
         "redteam": Input(kind="redteam", default="redteam", optional=True, help="attacked them"),
     },
     writes="store",
+    version=2,
     cost=_cost,
 )
 def release(config: Release, inputs: Inputs, out: Path, context: Context) -> dict[str, Any]:
@@ -114,7 +125,8 @@ def release(config: Release, inputs: Inputs, out: Path, context: Context) -> dic
     policy = policy_of(config.policy)
     rows = {"evaluation": rows_of(inputs.evaluation), "redteam": rows_of(inputs.redteam)}
     _, incumbent = draft(context.store, inputs.bundle, context.key)
-    verdict = judge(inputs.bundle, rows, policy, incumbent, people_of(inputs.evaluation))
+    ground = ground_of(inputs.evaluation, rows["evaluation"], context.root)
+    verdict = judge(inputs.bundle, rows, policy, incumbent, ground)
     (out / "verdict.json").write_text(verdict.model_dump_json(indent=2), encoding="utf-8")
     (out / "release.yaml").write_text(json.dumps(policy.model_dump(mode="json"), indent=2), encoding="utf-8")
     if verdict.promote:

@@ -113,6 +113,12 @@ def _unknown(ref: str, known: Iterable[str]) -> NotFound:
     return NotFound(f"the last run has no section {ref!r}, and it is no reference", todo=todo)
 
 
+def check_name(ref: str, known: Iterable[str]) -> None:
+    """Raises NotFound for what is neither a section of the last run nor reads as a reference or a folder."""
+    if ref not in known and ":" not in ref and not ref.startswith((".", "/", "~")) and not Path(ref).is_dir():
+        raise _unknown(ref, known)
+
+
 def open_ref(path: Path, ref: str) -> Any:
     """Open a reference, or what a section of the last run made; an address needs no life."""
     from tutelage.core import refs
@@ -120,8 +126,7 @@ def open_ref(path: Path, ref: str) -> Any:
 
     root = root_at(path) if ref.startswith(("http:", "https:", "fake:", "rules:")) else known_root(path)
     known = made_last(root)
-    if ref not in known and ":" not in ref and not ref.startswith((".", "/", "~")) and not Path(ref).is_dir():
-        raise _unknown(ref, known)
+    check_name(ref, known)
     wanted = known.get(ref, ref)
     kind = wanted.partition(":")[0]
     if kind not in refs.SCHEMES and (root.artifacts / kind).is_dir():

@@ -15,6 +15,7 @@ from tutelage.commands.base import (
     RootOption,
     app,
     artifact_of,
+    check_name,
     emit,
     environment_defaults,
     known_root,
@@ -22,7 +23,7 @@ from tutelage.commands.base import (
     say,
 )
 from tutelage.commands.making import list_keys, run_stage_alone
-from tutelage.core.errors import NotFound, TutelageError, UsageError
+from tutelage.core.errors import ConfigError, NotFound, TutelageError, UsageError
 
 
 @app.command()
@@ -53,8 +54,14 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Examine a model on a suite of your own, or (without --suite) run the stage `evaluate`."""
+    from tutelage.life import made_last
+
     if keys:
         return list_keys("evaluate", as_json)
+    where = root_at(root)
+    last = made_last(where)
+    if target and "=" not in target:
+        check_name(target, last)
     if suite is None and target and "=" not in target:
         todo = f"tutelage evaluate {target} --suite FILE.jsonl; without a model it runs the stage `evaluate`"
         raise UsageError(f"say on what {target!r} is examined", key="--suite", todo=todo)
@@ -62,17 +69,16 @@ def evaluate(
         return run_stage_alone("evaluate", [*([target] if target else []), *(settings or [])], root, as_json)
     if target is None:
         raise UsageError("name what is to be examined", todo="tutelage evaluate model:3fa9 --suite FILE.jsonl")
+    from tutelage.evaluate.kept import keep
     from tutelage.evaluate.run import evaluate_reference
-    from tutelage.life import made_last
 
-    where = root_at(root)
     how = {"shots": shots, "draws": draws, "shots_from": shots_from, "form": form, "other_form": other_form}
     how |= {"judge": judge, "people": people, "stride": stride, "weigh_labels": weigh_labels}
-    last = made_last(where)
     config, endpoint = _settings(target, settings, how, seed, last)
     suites, dialogues = suites_of(suite, items, root, seed=config.seed, shots=config.how.shots > 0)
+    ref = last.get(target, target)
     found = evaluate_reference(
-        last.get(target, target),
+        ref,
         suites,
         config,
         root=where,
@@ -81,9 +87,11 @@ def evaluate(
         dialogues=dialogues,
         **endpoint,
     )
-    failed = sum(each.value is None for each in found["results"])
+    failed, nothing = sum(each.value is None for each in found["results"]), unmeasured(found["results"])
+    kept = None if nothing else keep(found, ref, Path(suite).name, suites, config, where)
     if as_json:
-        emit({key: value for key, value in found.items() if key not in ("results", "perturbed")})
+        told = {key: value for key, value in found.items() if key not in ("results", "perturbed")}
+        emit(told | {"evaluation": kept and kept.ref})
     else:
         _tell_cells(found["cells"])
         if "endpoint" in found:
@@ -94,10 +102,12 @@ def evaluate(
         _tell_ways(found)
         if failed < len(found["results"]):
             _tell_met(found["contamination"])
-    if (reason := unmeasured(found["results"])) is not None:
-        raise TutelageError(reason)
+    if nothing is not None:
+        raise TutelageError(nothing)
     if failed and not as_json:
         say(f"{failed} of {len(found['results'])} items were not measured: {_reasons(found['results'])}")
+    if kept and not as_json:
+        say(f"Kept as {kept.kind}:{kept.id[:12]}")
 
 
 def unmeasured(results: Sequence[Any]) -> str | None:
@@ -233,15 +243,18 @@ def _tell_met(rows: Sequence[Mapping[str, Any]]) -> None:
         interval = f" [{figure['low']:.3f}, {figure['high']:.3f}]" if figure["low"] is not None else " (no interval)"
         return f"{figure['value']:.3f}{interval}, n={figure['n']}"
 
-    for why in dict.fromkeys(row["clean"]["reason"] for row in rows if not row["clean"]["n"] + row["dirty"]["n"]):
+    sides = ("clean", "dirty", "not_examinable")
+    for why in dict.fromkeys(row["clean"]["reason"] for row in rows if not any(row[side]["n"] for side in sides)):
         say(f"items met in training: {why}")
     for row in rows:
         if row["dirty"]["n"]:
-            sides = f"those {shown(row['dirty'])}; the others {shown(row['clean'])}"
-            say(f"{row['suite']}: {row['dirty']['n']} items stand in what it learned from: {sides}")
+            told = f"those {shown(row['dirty'])}; the others {shown(row['clean'])}"
+            say(f"{row['suite']}: {row['dirty']['n']} items stand in what it learned from: {told}")
     looked = sum(row["clean"]["n"] for row in rows)
     if looked and not any(row["dirty"]["n"] for row in rows):
         say(f"items met in training: none of {looked}")
+    if short := sum(row["not_examinable"]["n"] for row in rows):
+        say(f"items met in training: of {short} it cannot be told, for lack of a run of words that is theirs alone")
 
 
 def suites_of(name: str, items: int, root: Path, *, seed: int = 0, shots: bool = False) -> tuple[list[Any], list[Any]]:
@@ -271,7 +284,10 @@ def _source_suites(name: str, shots: bool) -> tuple[list[Any], list[Any]]:
     from tutelage.evaluate.suite import suites
     from tutelage.starter.more import items_of
 
-    source = build(Source, {"source": name, "kinds": ["items"]})
+    try:
+        source = build(Source, {"source": name, "kinds": ["items"]})
+    except ConfigError as error:
+        raise NotFound(error.message, key="--suite", todo=error.todo) from None
     if source.scheme == "starter":
         return list(suites(items_of(source.name))), []
     mirror = environment_defaults().get("mirror", "")

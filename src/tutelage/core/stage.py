@@ -406,12 +406,13 @@ def _run(
     return artifact
 
 
-def _headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """What one line can say: plain figures, of an estimate its value; where there are none, the first group of them."""
+def _headline(metrics: Mapping[str, Any], of: str = "") -> dict[str, Any]:
+    """What one line can say: plain figures, of an estimate its value; where there are none, the first group of them,
+    each by the group's name and its own."""
     values = {name: each.get("value") if isinstance(each, Mapping) else each for name, each in metrics.items()}
-    told = {name: each for name, each in values.items() if isinstance(each, int | float | str)}
-    groups = (each for each in metrics.values() if isinstance(each, Mapping))
-    return told or next((found for each in groups if (found := _headline(each))), {})
+    told = {f"{of} {name}".strip(): each for name, each in values.items() if isinstance(each, int | float | str)}
+    groups = ((name, each) for name, each in metrics.items() if isinstance(each, Mapping))
+    return told or next((found for name, each in groups if (found := _headline(each, name))), {})
 
 
 @contextmanager

@@ -206,8 +206,8 @@ def judgements(
     if bench is None:
         return ["no judge was named"] * len(items)
     keys = [
-        digest([f"judge:{judge}", code(), item.model_dump(mode="json"), answer])
-        for item, answer in zip(items, answers, strict=True)
+        digest([f"judge:{judge}", who, code(), item.model_dump(mode="json"), answer])
+        for item, who, answer in zip(items, bench.identities(items), answers, strict=True)
     ]
     fresh = [place for place, key in enumerate(keys) if key not in log]
     for start in range(0, len(fresh), CHUNK):

@@ -21,7 +21,7 @@ from tutelage.core.errors import DataError
 from tutelage.core.records import Record
 from tutelage.evaluate.ranking import Ranked, ranks
 from tutelage.evaluate.suite import Result, golds_of, prompt_of
-from tutelage.evaluate.suites.kinds import HEADLINE, KIND, LOWER_IS_BETTER, Ground, Metric, metric_of
+from tutelage.evaluate.suites.kinds import HEADLINE, KIND, Ground, Metric, metric_of
 from tutelage.evaluate.systems import Key, System, cell_of_row, text_of
 from tutelage.measure.paired import Tested, error_of
 from tutelage.measure.statistics import (
@@ -36,7 +36,8 @@ from tutelage.measure.statistics import (
 )
 
 CHANGES = {"f": "fixed", "+": "better", "=": "same", "-": "worse", "b": "broken", "?": "not measured", ".": "not asked"}
-"""What became of an item. `fixed`: now fully right, before not; `broken`: the other way."""
+"""What became of an item. `fixed` and `broken`: its value changed by what its metric calls a change (`Metric.step`: any
+of right or wrong, half the range or a stated size of what lies between); `better` and `worse`: by less."""
 
 
 class Row(Record):
@@ -50,7 +51,10 @@ class Row(Record):
     kind: str
     metric: str
     headline: bool
-    lower_is_better: bool
+    higher_is_better: bool | None
+    """None: neither more nor less is."""
+    best: float | None = None
+    """The value that is best where neither more nor less is better; None: the figure only describes."""
     values: tuple[float | None, float | None]
     """Each system's figure on the items that both were measured on."""
     difference: Interval
@@ -61,8 +65,10 @@ class Row(Record):
     """All tests that fit."""
     p_holm: float | None = None
     """`p` adjusted over all headline rows of the table; further metrics are a family of their own."""
+    family: int = 0
+    """How many tests `p_holm` was adjusted for."""
     verdict: str = "undecided"
-    """`better` or `worse` after Holm; else `undecided`, which is never "equal"."""
+    """`better` or `worse` after Holm; else `undecided`, which is never "equal". `none`: the figure only describes."""
     detectable: float | None
     """The smallest true difference that these items show with 80% power at 5%, two-sided."""
     detectable_holm: float | None = None
@@ -88,6 +94,8 @@ class Answer(Record):
     outcome: str
     output: str
     reason: str = ""
+    right: bool | None = None
+    """Whether the value is the best there is, or the worst; None between them, or where there are none."""
 
 
 class Item(Record):
@@ -181,26 +189,17 @@ def _detectable(found: _Measured, tests: int) -> tuple[float | None, str]:
     return max(least, loose or 0.0), "no answer differs in value: the figure is that of unrelated systems"
 
 
-def _oriented(gap: Interval, lower_is_better: bool) -> Interval:
-    """The difference with better pointing up."""
-    if not lower_is_better or gap.value is None:
-        return gap
-    low, high = (None if each is None else -each for each in (gap.high, gap.low))
-    return gap.model_copy(update={"value": -gap.value, "low": low, "high": high})
-
-
-def change(first: Result | None, second: Result | None, lower_is_better: bool) -> str:
+def change(first: Result | None, second: Result | None) -> str:
     """What became of an item, as a letter of CHANGES."""
     if first is None or second is None:
         return "."
     if first.value is None or second.value is None:
         return "?"
-    a, b = (1 - first.value, 1 - second.value) if lower_is_better else (first.value, second.value)
-    if a == b:
-        return "="
-    if b > a:
-        return "f" if b >= 1 else "+"
-    return "b" if a >= 1 else "-"
+    metric = metric_of(first.kind, first.metric)
+    gain = metric.gain(first.value, second.value)
+    if turned := metric.turned(first.value, second.value):
+        return "f" if turned > 0 else "b"
+    return "=" if not gain else "+" if gain > 0 else "-"
 
 
 def _same_question(first: System, second: System, both: Sequence[Key]) -> None:
@@ -268,7 +267,7 @@ def _rows_of(
             alone.append(f"{_words(*where)}: only {first.name!r} was asked")
             continue
         kind, headline = shared[0][0].kind, shared[0][0].metric
-        letters = [change(a, b, headline in LOWER_IS_BETTER) for a, b in shared]
+        letters = [change(a, b) for a, b in shared]
         changes = {CHANGES[letter]: letters.count(letter) for letter in CHANGES if letter != "."}
         further = KIND.get(kind, ()) if HEADLINE.get(kind) == headline else ()
         for metric in (metric_of(kind, headline), *further[1:]):
@@ -285,7 +284,8 @@ def _rows_of(
                 kind=kind,
                 metric=metric.name,
                 headline=metric.name == headline,
-                lower_is_better=not metric.higher,
+                higher_is_better=metric.higher,
+                best=metric.best,
                 values=one.values,
                 difference=one.gap.difference,
                 p=one.gap.p,
@@ -366,15 +366,18 @@ def _decided(row: Row, one: _Measured, p: float | None, tests: int, margin: floa
     smallest, reason = _detectable(one, 1)
     told: dict[str, Any] = {
         "p_holm": p,
+        "family": tests,
         "detectable": smallest,
         "detectable_reason": reason,
         "detectable_holm": _detectable(one, tests)[0],
     }
-    gap = _oriented(row.difference, row.lower_is_better)
+    if one.metric.describes:
+        return row.model_copy(update=told | {"verdict": "none"})
+    gap = one.metric.upward(row.difference, *one.values)
     if p is not None and p < 0.05 and gap.value:
         told["verdict"] = "better" if gap.value > 0 else "worse"
     if margin is not None and one.narrow is not None:
-        narrow = _oriented(one.narrow, row.lower_is_better)
+        narrow = one.metric.upward(one.narrow, *one.values)
         told |= {"non_inferior": non_inferior(narrow, margin)}
         told |= {"equivalent": equivalent(narrow, margin)} if margin > 0 else {}
     return row.model_copy(update=told)
@@ -404,7 +407,7 @@ def _items(systems: Sequence[System], pairs: Sequence[tuple[int, int]]) -> list[
         rows = [each.rows.get(key) for each in systems]
         row = next(each for each in rows if each is not None)
         asked = next((each.items[key[1]] for each in systems if key[1] in each.items), None)
-        lower = row.metric in LOWER_IS_BETTER
+        metric = metric_of(row.kind, row.metric)
         found.append(
             Item(
                 id=row.item,
@@ -417,10 +420,16 @@ def _items(systems: Sequence[System], pairs: Sequence[tuple[int, int]]) -> list[
                 answers=tuple(
                     None
                     if each is None
-                    else Answer(value=each.value, outcome=each.outcome, output=each.output, reason=each.reason)
+                    else Answer(
+                        value=each.value,
+                        outcome=each.outcome,
+                        output=each.output,
+                        reason=each.reason,
+                        right=None if each.value is None else metric.right(each.value),
+                    )
                     for each in rows
                 ),
-                changes=tuple(CHANGES[change(rows[a], rows[b], lower)] for a, b in pairs),
+                changes=tuple(CHANGES[change(rows[a], rows[b])] for a, b in pairs),
             )
         )
     return found

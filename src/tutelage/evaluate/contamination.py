@@ -1,12 +1,13 @@
 """Which items a model may have met in training: a run of words of the item stands in a text it learned from.
 
-We hold the training text, so this is looked up, not guessed. Runs that many items share are wording, as in
-`corpus/decontaminate.py`, whose runs these are.
+We hold the training text (corpora, and the answers that people judged), so this is looked up, not guessed. Runs that
+many items share are wording, as in `corpus/decontaminate.py`, whose runs these are; an item without a run of its own is
+called neither clean nor dirty.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,13 @@ import pyarrow.parquet as parquet
 
 from tutelage.core.artifact import Artifact, Root
 from tutelage.core.errors import NotFound
-from tutelage.core.records import Example, read_jsonl
+from tutelage.core.records import Example, Preference, read_jsonl
 from tutelage.corpus.decontaminate import HeldOut
 from tutelage.corpus.dedup import grams, words_of
 from tutelage.evaluate.suite import Result, item_id
-from tutelage.evaluate.suites.kinds import Metric, named
+from tutelage.evaluate.suites.kinds import Ground, Metric, metric_of
 from tutelage.measure.corrections import Count, summed
-from tutelage.measure.statistics import Interval, mean, plain, undefined
+from tutelage.measure.statistics import Interval, plain, undefined
 from tutelage.tokens.chat import text_of
 
 GRAM, COMMON = 8, 5
@@ -29,15 +30,17 @@ TEXTS = 2000
 """Training texts whose runs are held at once."""
 
 
-def corpora(artifact: Artifact, root: Root) -> tuple[list[Artifact], list[str]]:
-    """The corpora that a model was made from, through all that was made before it; and the references of what it was
-    made from that is not here (removed since, or never ours, as a published model): what stood there is not known."""
+def learned(artifacts: Iterable[Artifact], root: Root) -> tuple[list[Artifact], list[str]]:
+    """The corpora and the judged answers that these were made from, through all that was made before them; and the
+    references of what they were made from that is not here (removed since, or never ours, as a published model): what
+    stood there is not known."""
     found: dict[str, Artifact] = {}
     lost: set[str] = set()
-    todo, seen = [artifact], {artifact.ref}
+    todo = list(artifacts)
+    seen = {each.ref for each in todo}
     while todo:
         each = todo.pop()
-        if each.kind == "corpus":
+        if each.kind in ("corpus", "preferences"):
             found[each.id] = each
         for parent in each.manifest.parents():
             if parent not in seen:
@@ -49,19 +52,28 @@ def corpora(artifact: Artifact, root: Root) -> tuple[list[Artifact], list[str]]:
     return [found[name] for name in sorted(found)], sorted(lost)
 
 
-def dirty(items: Sequence[Example], corpus: Artifact, gram: int = GRAM, common: int = COMMON) -> set[str]:
-    """The ids of items of which a run of `gram` words stands in the corpus's training text."""
+def dirty(items: Sequence[Example], source: Artifact, gram: int = GRAM, common: int = COMMON) -> set[str]:
+    """The ids of items of which a run of `gram` words stands in the source's training text."""
     texts = [_whole(item) for item in items]
     held = HeldOut(texts, gram, common)
     met: set[str] = set()
     if not len(held.runs):
         return met
     hashes, owner = grams(words_of(texts), gram)
-    for chunk in _chunks(_training(corpus)):
-        learned, _ = grams(words_of(chunk), gram)
-        hit = np.isin(hashes, np.intersect1d(learned, held.runs))
+    for chunk in _chunks(_training(source)):
+        known, _ = grams(words_of(chunk), gram)
+        hit = np.isin(hashes, np.intersect1d(known, held.runs))
         met.update(item_id(items[int(place)]) for place in np.unique(owner[hit]))
     return met
+
+
+def unexaminable(items: Sequence[Example], gram: int = GRAM, common: int = COMMON) -> set[str]:
+    """The ids of items that have no run of `gram` words of their own: shorter, or all wording that many items share.
+    Whether they were met cannot be told so."""
+    texts = [_whole(item) for item in items]
+    hashes, owner = grams(words_of(texts), gram)
+    own = np.unique(owner[np.isin(hashes, HeldOut(texts, gram, common).runs)])
+    return {item_id(item) for item in items} - {item_id(items[int(place)]) for place in own}
 
 
 def cleared(items: Sequence[Example], corpus: Artifact, gram: int = GRAM) -> bool:
@@ -75,57 +87,62 @@ def cleared(items: Sequence[Example], corpus: Artifact, gram: int = GRAM) -> boo
 
 
 def split(
-    results: Sequence[Result], met: Mapping[str, set[str]], lost: Mapping[str, Sequence[str]] | None = None
+    results: Sequence[Result],
+    met: Mapping[str, set[str]],
+    ground: Ground,
+    *,
+    lost: Mapping[str, Sequence[str]] | None = None,
+    hidden: Collection[str] = (),
 ) -> list[dict[str, Any]]:
     """Per target, suite and metric the figures of clean and of dirty items, and clean minus dirty.
 
     Args:
         met: target -> dirty ids. Targets that are not in it are left out: what they learned from is not known, which is
             not the same as clean.
+        ground: what figures need beside the results.
         lost: target -> what it was made from that is not here. No item of such a target is called clean.
+        hidden: ids of items of which cannot be told whether they were met (see `unexaminable`): neither clean nor
+            dirty, a figure of their own.
     """
-    groups: dict[tuple[str, str, str], list[Result]] = {}
+    groups: dict[tuple[str, str, str, str], list[Result]] = {}
     for each in results:
         if each.target in met:
-            groups.setdefault((each.target, each.suite, each.metric), []).append(each)
+            groups.setdefault((each.target, each.suite, each.kind, each.metric), []).append(each)
     rows = []
-    for (target, suite, metric), members in groups.items():
-        sides = {"clean": [], "dirty": []}  # type: dict[str, list[Result]]
+    for (target, suite, kind, name), members in groups.items():
+        sides: dict[str, list[Result]] = {"clean": [], "dirty": [], "not_examinable": []}
         for each in members:
-            sides["dirty" if each.item in met[target] else "clean"].append(each)
-        clean, soiled = (_figure(side, name, named(metric)) for name, side in sides.items())
+            side = "dirty" if each.item in met[target] else "not_examinable" if each.item in hidden else "clean"
+            sides[side].append(each)
+        metric = metric_of(kind, name)
+        found = {side: _figure(rows_, side, metric, ground) for side, rows_ in sides.items()}
         gone = (lost or {}).get(target, ())
         if gone and sides["clean"]:
-            clean = undefined(0, f"not known to be clean: what it was made from is not here ({', '.join(gone)})")
+            reason = f"not known to be clean: what it was made from is not here ({', '.join(gone)})"
+            found["clean"] = undefined(0, reason)
         rows.append(
-            {
-                "target": target,
-                "suite": suite,
-                "metric": metric,
-                "higher_is_better": named(metric).higher,
-                "clean": plain(clean),
-                "dirty": plain(soiled),
-                "difference": plain(_difference(clean, soiled)),
-            }
+            {"target": target, "suite": suite, "metric": name, "higher_is_better": metric.higher}
+            | {side: plain(figure) for side, figure in found.items()}
+            | {"difference": plain(_difference(found["clean"], found["dirty"]))}
         )
     return rows
 
 
 def unknown(results: Sequence[Result], target: str, reason: str) -> list[dict[str, Any]]:
     """Per suite and metric of a target that nobody can say which items it met, and why."""
-    kinds = dict.fromkeys((each.suite, each.metric) for each in results if each.target == target)
-    nothing = {name: plain(undefined(0, reason)) for name in ("clean", "dirty", "difference")}
+    kinds = dict.fromkeys((each.suite, each.kind, each.metric) for each in results if each.target == target)
+    nothing = {name: plain(undefined(0, reason)) for name in ("clean", "dirty", "not_examinable", "difference")}
     return [
-        {"target": target, "suite": suite, "metric": metric, "higher_is_better": named(metric).higher} | nothing
-        for suite, metric in kinds
+        {"target": target, "suite": suite, "metric": name, "higher_is_better": metric_of(kind, name).higher} | nothing
+        for suite, kind, name in kinds
     ]
 
 
-def _figure(results: Sequence[Result], name: str, metric: Metric) -> Interval:
-    known = [each for each in results if each.value is not None]
-    if not known:
-        return undefined(0, f"no {name} item was measured" if results else f"no item is {name}")
-    return mean([float(each.value or 0.0) for each in known], [each.cluster for each in known], bounds=metric.bounds)
+def _figure(results: Sequence[Result], side: str, metric: Metric, ground: Ground) -> Interval:
+    side = side.replace("_", " ")
+    if not any(each.value is not None for each in results):
+        return undefined(0, f"no {side} item was measured" if results else f"no item is {side}")
+    return metric.figure(results, ground)[0]
 
 
 def _difference(first: Interval, second: Interval) -> Interval:
@@ -147,17 +164,23 @@ def _whole(item: Example) -> str:
     return "\n".join([*map(text_of, item.messages), *golds])
 
 
-def _training(corpus: Artifact) -> Iterator[str]:
-    """All texts of a corpus that models learn from."""
-    if (corpus.path / "documents.parquet").is_file():
-        for batch in parquet.ParquetFile(corpus.file("documents.parquet")).iter_batches(columns=["text", "split"]):
+def _training(source: Artifact) -> Iterator[str]:
+    """All texts of a corpus, or of answers that people judged, that models learn from."""
+    if (source.path / "documents.parquet").is_file():
+        for batch in parquet.ParquetFile(source.file("documents.parquet")).iter_batches(columns=["text", "split"]):
             for text, part in zip(batch.column(0).to_pylist(), batch.column(1).to_pylist(), strict=True):
                 if part == "train":
                     yield text
-    if (corpus.path / "dialogues.jsonl").is_file():
-        for each in read_jsonl(corpus.file("dialogues.jsonl"), Example):
-            if each.tags.get("split", "train") == "train":
-                yield "\n".join(map(text_of, each.messages))
+    for name in ("dialogues.jsonl", "demonstrations.jsonl"):
+        if (source.path / name).is_file():
+            for each in read_jsonl(source.file(name), Example):
+                if each.tags.get("split", "train") == "train":
+                    yield "\n".join(map(text_of, each.messages))
+    if (source.path / "preferences.jsonl").is_file():
+        for row in read_jsonl(source.file("preferences.jsonl"), Preference):
+            if row.tags.get("split", "train") != "test":
+                asked = list(map(text_of, row.prompt))
+                yield from ("\n".join([*asked, text_of(each)]) for each in row.candidates)
 
 
 def _chunks(texts: Iterator[str]) -> Iterator[list[str]]:

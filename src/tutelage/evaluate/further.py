@@ -16,7 +16,8 @@ from tutelage.evaluate import groups, reliability, robustness
 from tutelage.evaluate.ask import MAX_TOKENS, AnswerLog
 from tutelage.evaluate.reliability import Reliability
 from tutelage.evaluate.robustness import Robustness
-from tutelage.evaluate.suite import Result, Suite
+from tutelage.evaluate.suite import Result, Suite, item_id
+from tutelage.evaluate.suites.kinds import Ground
 from tutelage.evaluate.ways import Asking, Way
 from tutelage.generate.generator import Generator
 
@@ -87,7 +88,8 @@ class Further:
         more: dict[str, Any] = {"resamples": self.config.resamples, "seed": self.config.seed}
         consistency = reliability.consistency("seeds", self.runs, results)
         consistency += reliability.consistency("wordings", reliability.wordings(results, self.changed), results)
-        answers = [*groups.of_slices(results), *groups.of_forms(results, self.changed)]
+        ground = Ground({item_id(item): item for suite in self.chosen for item in suite.items})
+        answers = [*groups.of_slices(results, ground), *groups.of_forms(results, self.changed)]
         return {
             "reliability": {
                 "calibration": reliability.calibration(self.points, asked, **more),

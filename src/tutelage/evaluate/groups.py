@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from scipy import stats
 
 from tutelage.evaluate.suite import Result
-from tutelage.evaluate.suites.kinds import named
+from tutelage.evaluate.suites.kinds import Ground, measured, metric_of, named
 from tutelage.measure.statistics import Interval, holm, mean, paired, plain, rate, standard_error, undefined
 
 ATTRIBUTES = frozenset(
@@ -47,17 +47,28 @@ class Answer(NamedTuple):
     """What `value` is, where `measure` is not its name: it says which way is worse."""
 
 
-def of_slices(results: Iterable[Result]) -> list[Answer]:
-    """Answers of suites whose items name the groups they belong to (`tags.slices`)."""
-    return [
-        Answer(
-            each.target, name, group, f"{each.suite} {each.metric}", each.value, f"{each.suite}/{each.cluster}",
-            each.slices.get("pair", ""), each.metric,
-        )
-        for each in results
-        for name, group in each.slices.items()
-        if name in ATTRIBUTES
-    ]  # fmt: skip
+def of_slices(results: Iterable[Result], ground: Ground) -> list[Answer]:
+    """Answers of suites whose items name the groups they belong to (`tags.slices`). Of a corpus figure (chrF, bits per
+    byte) each is worth what it is to its group's, so that a group's figure is that of the slice."""
+    cells: dict[tuple[str, str, str, str, str, str], list[Result]] = {}
+    for each in results:
+        for name, group in each.slices.items():
+            if name in ATTRIBUTES:
+                key = (each.target, each.suite, each.kind, each.metric, name, group)
+                cells.setdefault(key, []).append(each)
+    found: list[Answer] = []
+    for (target, suite, kind, metric, name, group), rows in cells.items():
+        known = measured(rows)
+        values = metric_of(kind, metric).per_item(known, ground)
+        worth = {each.item: value for each, value in zip(known, values, strict=False)}  # none where texts are gone
+        found += [
+            Answer(
+                target, name, group, f"{suite} {metric}", worth.get(each.item), f"{suite}/{each.cluster}",
+                each.slices.get("pair", ""), metric,
+            )
+            for each in rows
+        ]  # fmt: skip
+    return found
 
 
 def of_forms(results: Iterable[Result], changed: Iterable[Result]) -> list[Answer]:
@@ -135,9 +146,10 @@ def _row(
     high = max(max(gap.high or 0.0, -(gap.low or 0.0)) for _, _, gap, _ in found)
     size, left, right = max(sizes)
     ps = [p for _, _, _, p in found if p is not None]
-    sign = 1.0 if named(next(iter(held.values()))[0].metric or measure).higher else -1.0
+    metric = named(next(iter(held.values()))[0].metric or measure)
     worst = min(
-        (each for each in figures if each["group"] in held), key=lambda each: (sign * each["value"], each["group"])
+        (each for each in figures if each["group"] in held),
+        key=lambda each: (metric.worth(each["value"]), each["group"]),
     )
     return entry | {
         **{"value": size, "low": min(low, size), "high": max(high, size), "n": n, "reason": None},
@@ -151,11 +163,15 @@ def _row(
 def _figure(rows: Sequence[Answer], level: float) -> Interval:
     values = [float(each.value or 0.0) for each in rows]
     clusters = [each.cluster for each in rows]
-    bounded = not rows or named(rows[0].metric or rows[0].measure).bounds == (0.0, 1.0)
-    if bounded and set(values) <= {0.0, 1.0}:
+    bounds = _bounds(rows)
+    if bounds == (0.0, 1.0) and set(values) <= {0.0, 1.0}:
         return rate(values, clusters, level)
-    inside = bounded and all(0.0 <= value <= 1.0 for value in values)
-    return mean(values, clusters, level, bounds=(0.0, 1.0) if inside else None)
+    inside = bounds is not None and all(bounds[0] <= value <= bounds[1] for value in values)
+    return mean(values, clusters, level, bounds=bounds if inside else None)
+
+
+def _bounds(rows: Sequence[Answer]) -> tuple[float, float] | None:
+    return named(rows[0].metric or rows[0].measure).bounds if rows else (0.0, 1.0)
 
 
 def _shared(left: Sequence[Answer], right: Sequence[Answer], fewest: int) -> bool:
@@ -177,6 +193,7 @@ def _difference(
             [float(b.value or 0.0) for _, b in both],
             [a.cluster for a, _ in both],
             strict,
+            _bounds(left),
         )
         return gap.difference, gap.p
     one, two = _figure(left, strict), _figure(right, strict)

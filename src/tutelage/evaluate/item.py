@@ -7,7 +7,6 @@ read too.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -236,10 +235,3 @@ def _filled(item: Example, suite: str) -> Example:
     tags["kind"] = str(tags.get("kind") or ("choice" if item.choices else "generate"))
     tags["id"] = str(tags.get("id") or digest(item.model_copy(update={"tags": {}}))[:16])
     return item.model_copy(update={"tags": tags})
-
-
-def as_row(item: Example) -> dict[str, Any]:
-    """An item as a row of a file: what `read_items` reads back."""
-    plain = json.loads(item.model_dump_json())
-    tags = plain.pop("tags")
-    return {key: value for key, value in plain.items() if value not in (None, [])} | {"tags": tags}

@@ -60,11 +60,10 @@ def ranks(systems: Sequence[System], *, resamples: int = 1000, seed: int = 0) ->
             known = [each for each in found if each is not None]
             if len(known) < len(systems):
                 continue
-            sign = -1.0 if metric.higher else 1.0
             cloud = np.stack([drawn for _, drawn in known])
             cloud = cloud[:, np.isfinite(cloud).all(axis=0)]
-            point = stats.rankdata([sign * float(figure.value or 0.0) for figure, _ in known])
-            ranked = stats.rankdata(sign * cloud, axis=0)
+            point = stats.rankdata([-metric.worth(float(figure.value or 0.0)) for figure, _ in known])
+            ranked = stats.rankdata(-metric.worth(cloud), axis=0)
             if cloud.shape[1] == resamples:  # a cell of so few clusters that a draw may miss it has no part in the mean
                 points.append(point)
                 clouds.append(ranked)

@@ -25,9 +25,9 @@ from tutelage.evaluate.suites import choice
 from tutelage.evaluate.suites.kinds import named
 from tutelage.evaluate.ways import Way
 from tutelage.generate.generator import Generator
-from tutelage.measure.calibration import brier, ece, reliability, temperature_out_of_fold
+from tutelage.measure.calibration import brier, ece, reliability, scaled, temperature_out_of_fold
 from tutelage.measure.selection import selective
-from tutelage.measure.statistics import Interval, mean, paired, plain, rate, undefined
+from tutelage.measure.statistics import mean, paired, plain, rate, undefined
 from tutelage.measure.text import normalise_answer
 
 FEWEST = 300
@@ -160,24 +160,29 @@ def _calibrated(members: Sequence[Point], resamples: int, seed: int) -> dict[str
         {"low": each.low, "high": each.high, "confidence": each.confidence} | plain(each.accuracy)
         for each in reliability(said, right, clusters=clusters)
     ]
-    scaled, found["temperature"] = _scaled(members, seed)
+    after_scaling, found["temperature"] = _scaled(members, seed)
     answers = members[0].source == "answers"
-    after = [min(1.0, row[0] if answers else max(row)) for row in scaled]
+    after = [min(1.0, row[0] if answers else max(row)) for row in after_scaling]
     found["ece_after"] = plain(ece(after, right, clusters=clusters, fewest=FEWEST))
     found["brier_after"] = plain(brier(after, right, clusters))
     losses = [
         [-math.log(max(row[each.gold], 1e-12)) for row, each in zip(rows, members, strict=True)]
-        for rows in ([_softmax(each.logits) for each in members], scaled)
+        for rows in (_shares(members), after_scaling)
     ]
-    found["gain"] = plain(paired(losses[0], losses[1], clusters).difference)
+    found["gain"] = plain(paired(losses[0], losses[1], clusters, bounds=None).difference)  # in nats
     return found
+
+
+def _shares(members: Sequence[Point]) -> list[Sequence[float]]:
+    """Probabilities as they were stated."""
+    return list(scaled([each.logits for each in members], 1.0))
 
 
 def _scaled(members: Sequence[Point], seed: int) -> tuple[list[Sequence[float]], dict[str, float]]:
     """Probabilities under temperatures that were fitted without the item's cluster, one for each suite: answers of one
     length and kind belong together. And the temperatures (the middle one of the folds); a suite with too few clusters
     to leave any out stays as it is."""
-    found: list[Sequence[float]] = [_softmax(each.logits) for each in members]
+    found = _shares(members)
     fitted: dict[str, float] = {}
     for suite in sorted({each.suite for each in members}):
         places = [place for place, each in enumerate(members) if each.suite == suite]
@@ -195,11 +200,6 @@ def _scaled(members: Sequence[Point], seed: int) -> tuple[list[Sequence[float]],
         for place, row in zip(places, folded.probabilities, strict=True):
             found[place] = row
     return found, fitted
-
-
-def _softmax(row: Sequence[float]) -> list[float]:
-    weights = [math.exp(each - max(row)) for each in row]
-    return [each / sum(weights) for each in weights]
 
 
 def repeatable(chosen: Sequence[Suite], config: Reliability, seed: int = 0) -> list[Example]:
@@ -261,10 +261,12 @@ def consistency(
     plainly = {(each.target, each.item): each for each in greedy}
     groups: dict[tuple[str, str | None], list[tuple[float, float, float | None, str]]] = {}
     asked: Counter[tuple[str, str | None]] = Counter()
+    bounds: dict[tuple[str, str | None], tuple[float, float] | None] = {}
     for key, rows in told.items():
         known = [each for each in rows if each.value is not None]
         for suite in (rows[0].suite, None) if named(rows[0].metric).share else (rows[0].suite,):
             asked[rows[0].target, suite] += 1
+            bounds[rows[0].target, suite] = named(rows[0].metric).bounds
             if len(known) >= fewest:
                 own = plainly[key].value if key in plainly else None
                 place = groups.setdefault((rows[0].target, suite), [])
@@ -273,7 +275,8 @@ def consistency(
     for name, count in asked.items():
         members = groups.get(name, [])
         both = [(value, own, cluster) for _, value, own, cluster in members if own is not None]
-        compared = paired([v for v, _, _ in both], [own for _, own, _ in both], [c for _, _, c in both])
+        greedily, near = [own for _, own, _ in both], [cluster for _, _, cluster in both]
+        compared = paired([value for value, _, _ in both], greedily, near, bounds=bounds[name])
         clusters = [cluster for *_, cluster in members]
         table.append(
             {
@@ -283,19 +286,14 @@ def consistency(
                 "asked": count,
                 "coverage": len(members) / count,
                 "answers": len(runs),
-                "agreement": plain(_bounded([each[0] for each in members], clusters)),
-                "majority": plain(_bounded([each[1] for each in members], clusters)),
-                "greedy": plain(_bounded([own for _, own, _ in both], [c for _, _, c in both])),
+                "agreement": plain(mean([each[0] for each in members], clusters, bounds=(0.0, 1.0))),
+                "majority": plain(mean([each[1] for each in members], clusters, bounds=bounds[name])),
+                "greedy": plain(mean(greedily, near, bounds=bounds[name])),
                 "majority_minus_greedy": plain(compared.difference),
                 "p": compared.p,
             }
         )
     return table
-
-
-def _bounded(values: Sequence[float], clusters: Sequence[str]) -> Interval:
-    inside = all(0.0 <= value <= 1.0 for value in values)
-    return mean(values, clusters, bounds=(0.0, 1.0) if inside else None)
 
 
 def _said(row: Result) -> str:

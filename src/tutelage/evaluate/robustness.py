@@ -20,10 +20,20 @@ from tutelage.core.records import Example
 from tutelage.evaluate.ask import GREEDY, AnswerLog
 from tutelage.evaluate.perturb import expand, perturbed, vocabulary
 from tutelage.evaluate.suite import Result, Suite, item_id, sample
-from tutelage.evaluate.suites.kinds import LOWER_IS_BETTER
+from tutelage.evaluate.suites.kinds import Ground, Metric, metric_of, named, value_of
 from tutelage.evaluate.ways import Way
 from tutelage.generate.generator import Generator
-from tutelage.measure.statistics import Comparison, Interval, holm, mean, non_inferior, paired, plain, rate, undefined
+from tutelage.measure.statistics import (
+    Comparison,
+    holm,
+    mean,
+    negative,
+    non_inferior,
+    paired,
+    plain,
+    rate,
+    undefined,
+)
 
 WORST = "worst case"
 AGAIN = "asked again"
@@ -135,23 +145,14 @@ def _row(row: Result, item: Example, family: str) -> Result:
     return row.model_copy(update={"item": name, "slices": row.slices | {"perturbation": family}})
 
 
-def loss(before: float, after: float, metric: str) -> float:
-    """How much worse `after` is: positive is worse, whichever way the metric runs."""
-    return after - before if metric in LOWER_IS_BETTER else before - after
-
-
-def worst(values: Sequence[float], metric: str) -> float:
-    """The worst of several values, whichever way the metric runs."""
-    return max(values) if metric in LOWER_IS_BETTER else min(values)
-
-
 def table(
     results: Iterable[Result], changed: Iterable[Result], given: Forms, *, margin: float = 0.05
 ) -> list[dict[str, Any]]:
     """Target x suite x metric x family: what the form costs (paired by item, clustered; positive is worse), with Holm
     over the families; and per suite the worst case. Suite None: all suites together, whatever their metrics.
 
-    `value` is the loss; `before` and `after` the figures; `holds` whether a loss beyond `margin` is ruled out;
+    `value` is the loss; `before` and `after` the figures, of a corpus figure (chrF, bits per byte) that of the items
+    compared; `holds` whether a loss beyond `margin` is ruled out;
     `left_out` why items had no such form; `unmeasured` forms or items without an answer that could be measured.
     """
     wanted = {item_id(item) for item in given.originals}
@@ -167,11 +168,12 @@ def table(
     families = list(dict.fromkeys(name for place in rows.values() for name in place if not name.startswith(AGAIN)))
     families += [name for _, name in given.left_out if name not in families]
     found: list[dict[str, Any]] = []
+    ground = Ground({item_id(item): item for item in given.originals})
     for key, originals in told.items():
         place = rows.get(key, {})
         repeats = [members for name, members in place.items() if name.startswith(AGAIN)]
         entries = [
-            _entry(key, family, originals, place.get(family, {}), repeats, given, margin)
+            _entry(key, family, originals, place.get(family, {}), repeats, given, margin, ground)
             for family in dict.fromkeys(families)
         ]
         for entry, p in zip(entries, holm([entry["p"] for entry in entries]), strict=True):
@@ -184,11 +186,22 @@ def table(
 _Key = tuple[str, str | None, str]
 
 
+OWN = "every suite's own"
+"""The metric of all suites together."""
+
+
 def _keys(row: Result) -> list[_Key]:
     """Where a row counts: in its suite, and among all suites where more is better and no judge has a word."""
     own: list[_Key] = [(row.target, row.suite, row.metric)]
-    apart = row.metric in LOWER_IS_BETTER or row.kind == "judged"
-    return own if apart else [*own, (row.target, None, "every suite's own")]
+    apart = not named(row.metric).higher or row.kind == "judged"
+    return own if apart else [*own, (row.target, None, OWN)]
+
+
+def _metric(key: _Key, rows: Mapping[str, Result]) -> Metric:
+    """What is measured there."""
+    if key[2] == OWN:
+        return Metric(OWN, score=value_of)
+    return metric_of(next(iter(rows.values())).kind, key[2])
 
 
 def _left_out(given: Forms, suite: str | None, family: str) -> Counter[str]:
@@ -221,16 +234,25 @@ def _entry(
     repeats: Sequence[Mapping[str, Result]],
     given: Forms,
     margin: float,
+    ground: Ground,
 ) -> dict[str, Any]:
-    target, suite, metric = key
-    both = [
-        (before, float(row.value), _cluster(row))
+    target, suite, _ = key
+    metric = _metric(key, originals)
+    shared = [
+        item
         for item, row in members.items()
-        if item in originals and row.value is not None and (before := _before(originals[item], repeats)) is not None
+        if row.value is not None and item in originals and _before(originals[item], repeats) is not None
     ]
+    after = _worths(members, shared, metric, ground)
+    before = _worths(originals, shared, metric, ground)
+    if drawn := [each for each in (_worths(repeat, shared, metric, ground) for repeat in repeats) if each]:
+        for item in {item for each in drawn for item in each}:
+            values = [each[item] for each in drawn if item in each]
+            before[item] = sum(values) / len(values)
+    both = [(before[item], after[item], _cluster(originals[item])) for item in shared if item in before]
     left_out = _left_out(given, suite, family)
     asked = len(members) + sum(left_out.values())
-    compared = _paired(both, metric)
+    compared = _lost(both, metric)
     if any(row.kind == "judged" for row in originals.values()):
         why = "a judge's word, whose error is not known here"
         told = undefined(len(both), why, value=compared.difference.value)
@@ -240,19 +262,19 @@ def _entry(
     if not both and left_out:
         why, often = left_out.most_common(1)[0]
         reason = f"no item has this form: {why} ({often} of {asked})"
-    held = non_inferior(_negative(lost), margin)
+    held = non_inferior(negative(lost), margin)
     return {
         "target": target,
         "suite": suite,
-        "metric": metric,
+        "metric": key[2],
         "family": family,
         **plain(lost),
         "reason": reason,
         "before": _mean([before for before, _, _ in both]),
         "after": _mean([after for _, after, _ in both]),
         "p": compared.p,
-        "better": compared.worse,
-        "worse": compared.better,
+        "better": compared.better,
+        "worse": compared.worse,
         "margin": margin,
         "holds": held.passed,
         "asked": asked,
@@ -262,18 +284,19 @@ def _entry(
     }
 
 
-def _paired(both: Sequence[tuple[float, float, str]], metric: str) -> Comparison:
-    """How much worse, paired: before minus after where more is better, else after minus before."""
-    first, second = [before for before, _, _ in both], [after for _, after, _ in both]
-    if metric in LOWER_IS_BETTER:
-        first, second = second, first
-    return paired(first, second, [cluster for _, _, cluster in both])
+def _worths(rows: Mapping[str, Result], items: Sequence[str], metric: Metric, ground: Ground) -> dict[str, float]:
+    """Of those of the items that were measured one value each, whose mean is their figure."""
+    known = [rows[item] for item in items if item in rows and rows[item].value is not None]
+    return dict(zip((each.item for each in known), metric.per_item(known, ground), strict=False))
 
 
-def _negative(figure: Interval) -> Interval:
-    if figure.value is None or figure.low is None or figure.high is None:
-        return figure
-    return figure.model_copy(update={"value": -figure.value, "low": -figure.high, "high": -figure.low})
+def _lost(both: Sequence[tuple[float, float, str]], metric: Metric) -> Comparison:
+    """What is lost from before to after, paired; `better` and `worse` count items that became so."""
+    before, after = [first for first, _, _ in both], [second for _, second, _ in both]
+    found = paired(after, before, [cluster for _, _, cluster in both], bounds=metric.bounds)
+    gains = [metric.gain(*pair) for pair in zip(before, after, strict=True)]
+    counts = {"better": sum(gain > 0 for gain in gains), "worse": sum(gain < 0 for gain in gains)}
+    return found.model_copy(update={"difference": negative(metric.upward(found.difference, None, None)), **counts})
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -287,7 +310,8 @@ def _worst(
     repeats: Sequence[Mapping[str, Result]],
 ) -> dict[str, Any]:
     """The worst case over all forms of each item, beside that of asking the item itself as often; and the mean."""
-    target, suite, metric = key
+    target, suite, _ = key
+    metric = _metric(key, originals)
     lowest: list[float] = []
     middle: list[float] = []
     luck: list[float] = []
@@ -303,14 +327,14 @@ def _worst(
         if len(values) < 2 or before is None:
             continue
         drawn = _values(repeats, item)
-        lowest.append(worst(values, metric))
+        lowest.append(min(values, key=metric.worth))
         middle.append(sum(values) / len(values))
-        luck.append(worst(drawn[: len(values)], metric) if drawn else before)
+        luck.append(min(drawn[: len(values)], key=metric.worth) if drawn else before)
         plain_.append(before)
         same.append(float(all(value == before for value in values)))
         clusters.append(_cluster(original))
         sizes.append(len(values))
-    entry: dict[str, Any] = {"target": target, "suite": suite, "metric": metric, "family": WORST}
+    entry: dict[str, Any] = {"target": target, "suite": suite, "metric": key[2], "family": WORST}
     entry["forms"] = _mean([float(size) for size in sizes])
     entry["asked"], entry["unmeasured"] = len(originals), len(originals) - len(lowest)
     entry["drawn"] = bool(repeats)
@@ -318,10 +342,10 @@ def _worst(
         fault = undefined(len(lowest), f"not enough data: fewer than {FEWEST} items with two forms or more")
         blank = {name: plain(fault) for name in ("worst", "by_luck", "excess", "mean_loss", "unchanged")}
         return entry | plain(fault) | blank | {"before": _mean(plain_), "after": _mean(lowest), "p": None}
-    drop = _paired(list(zip(plain_, lowest, clusters, strict=True)), metric)
-    excess = _paired(list(zip(luck, lowest, clusters, strict=True)), metric)
-    average = _paired(list(zip(plain_, middle, clusters, strict=True)), metric)
-    unit = (0.0, 1.0) if all(0 <= value <= 1 for value in (*lowest, *luck)) else None
+    drop = _lost(list(zip(plain_, lowest, clusters, strict=True)), metric)
+    excess = _lost(list(zip(luck, lowest, clusters, strict=True)), metric)
+    average = _lost(list(zip(plain_, middle, clusters, strict=True)), metric)
+    unit = metric.bounds
     return entry | {
         **plain(drop.difference),
         "before": _mean(plain_),

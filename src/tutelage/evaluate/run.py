@@ -23,7 +23,8 @@ from tutelage.evaluate.item import KINDS
 from tutelage.evaluate.perturb import expand
 from tutelage.evaluate.suite import Result, Suite, faults, load, sample, select
 from tutelage.evaluate.suites.baselines import rows_of
-from tutelage.evaluate.suites.judged import Agreement, report
+from tutelage.evaluate.suites.judged import Agreement, report, told_in
+from tutelage.evaluate.suites.kinds import Ground
 from tutelage.evaluate.ways import Way
 from tutelage.generate.generator import Generator
 
@@ -148,7 +149,7 @@ def _cost(config: Evaluate, sizes: Mapping[str, Mapping[str, float]], machine: M
         "corpus": Input(kind="corpus", default="prepare", help="Where the items stand, and the rows for baselines."),
         "reward": Input(kind="reward", default="reward", optional=True, help="Chooses the best of several answers."),
     },
-    version=6,
+    version=7,
     cost=_cost,
 )
 def evaluate(config: Evaluate, inputs: Inputs, out: Path, context: Context) -> dict[str, Any]:
@@ -170,8 +171,11 @@ def evaluate(config: Evaluate, inputs: Inputs, out: Path, context: Context) -> d
     targets = [
         (name, each.ref, refs.open(each.ref, context.root)) for name, each in zip(called, inputs.of, strict=True)
     ]
+    learned: dict[str, Sequence[Artifact]] = {name: [each] for name, each in zip(called, inputs.of, strict=True)}
     if config.best_of > 1 and inputs.reward:
-        targets.append(_best_of(config.best_of, inputs.reward, dict(zip(called, inputs.of, strict=True)), context))
+        chosen_by = _best_of(config.best_of, inputs.reward, dict(zip(called, inputs.of, strict=True)), context)
+        targets.append(chosen_by)
+        learned[chosen_by[0]] = [inputs.reward]  # which was made from the model that answers
     log = AnswerLog(context.work / "answers.jsonl")
     dialogues = list(read_jsonl(corpus.file("dialogues.jsonl"), Example))
     control = _control_items(chosen, config) if config.controls else []
@@ -192,8 +196,7 @@ def evaluate(config: Evaluate, inputs: Inputs, out: Path, context: Context) -> d
     if control:
         found["controls"] += _untrained(control, inputs.of, called, way, context, log, step)
     found["flips"] = [each.model_dump(mode="json") for each in flips.between(results, parents(inputs.of, called))]
-    learned = dict(zip(called, inputs.of, strict=True))
-    found["contamination"] = _met(items, results, learned, config.contamination, context.root)
+    found["contamination"] = _met(items, results, learned, found["judges"], config, context.root)
     found["left_out"] = faults(every)
     found["targets"] = [{"target": name, "id": ref} for name, ref, _ in targets]
     write_jsonl(out / "results.jsonl", results)
@@ -237,7 +240,7 @@ def _asked(
         seed=config.seed,
     )  # fmt: skip
     if others["draws"]:
-        summed["draws"] = ways.draws_table(results, others["draws"])
+        summed["draws"] = ways.draws_table(results, others["draws"], summary.by_id(items))
     if others["forms"]:
         by_id = summary.by_id(items)
         summed["forms"] = ways.forms_table(
@@ -251,31 +254,34 @@ def _asked(
 def _met(
     items: Sequence[Example],
     results: Sequence[Result],
-    learned: Mapping[str, Artifact | None],
-    gram: int,
+    made: Mapping[str, Sequence[Artifact]],
+    judges: Sequence[Mapping[str, Any]],
+    config: Examination,
     root: Root | None,
 ) -> list[dict[str, Any]]:
-    """Figures of clean and of dirty items, by target. `learned`: what each was made as, None where that is not here."""
-    if not gram:
+    """Figures of clean and of dirty items, by target. `made`: what each was made as, nothing where that is not here."""
+    if not (gram := config.contamination):
         return []
     looked: dict[str, set[str]] = {}
     met: dict[str, set[str]] = {}
     found: list[dict[str, Any]] = []
     lost: dict[str, list[str]] = {}
-    for name, artifact in learned.items():
-        sources, lost[name] = contamination.corpora(artifact, root) if artifact and root else ([], [])
+    for name, artifacts in made.items():
+        sources, lost[name] = contamination.learned(artifacts, root) if artifacts and root else ([], [])
         for each in sources:
             if each.id not in looked:
-                spared = contamination.cleared(items, each, gram)
+                spared = each.kind == "corpus" and contamination.cleared(items, each, gram)
                 looked[each.id] = set() if spared else contamination.dirty(items, each, gram)
         if sources:
             met[name] = set().union(*(looked[each.id] for each in sources))
         else:
             found += contamination.unknown(results, name, f"what {name} learned from is not known here")
-    return contamination.split(results, met, lost) + found
+    hidden = contamination.unexaminable(items, gram) if met else set()
+    ground = Ground(summary.by_id(items), told_in(judges), config.resamples)
+    return contamination.split(results, met, ground, lost=lost, hidden=hidden) + found
 
 
-def _made(ref: str, root: Root | None) -> Artifact | None:
+def made_as(ref: str, root: Root | None) -> Artifact | None:
     """What a reference was made as; None for what was not made here."""
     if root is None or not ref.startswith(("model:", "bundle:", "release:")):
         return None
@@ -408,7 +414,9 @@ def evaluate_reference(
     if (bill := getattr(generator, "bill", None)) is not None:
         found["endpoint"] = bill.plain()
     asked = [item for each in picked for item in each.items]
-    found["contamination"] = _met(asked, results, {generator.name: _made(ref, root)}, config.contamination, root)
+    made = made_as(ref, root)
+    known = {generator.name: [made] if made else []}
+    found["contamination"] = _met(asked, results, known, found["judges"], config, root)
     return {
         "results": results,
         "perturbed": further.changed,

@@ -250,9 +250,10 @@ def changes(
     people: Mapping[str, Sequence[Agreement]] | None = None,
     resamples: int = 200,
 ) -> list[dict[str, Any]]:
-    """Paired differences (after minus before) per suite and cell for (before, after) pairs of targets, with Holm.
+    """Paired differences (after minus before) per suite and cell for (before, after) pairs of targets, with Holm over
+    all headline rows of the table, as `compare` does over its own (`family`: how many tests that are).
 
-    Of every kind its headline; of translations BLEU too.
+    Of every kind its headline; of translations BLEU too, further figures being a family of their own.
     """
     groups = _groups(results)
     ground = Ground(items, people or {}, resamples)
@@ -273,8 +274,11 @@ def changes(
                     | _figures(compared.difference)
                     | {"p": compared.p, "better": compared.better, "worse": compared.worse}
                 )
-    for entry, p in zip(table, holm([entry["p"] for entry in table]), strict=True):
-        entry["p_holm"] = p
+    for kind in (True, False):
+        family = [entry for entry in table if entry["headline"] is kind]
+        ps = [entry["p"] for entry in family]
+        for entry, p in zip(family, holm(ps), strict=True):
+            entry |= {"p_holm": p, "family": sum(each is not None for each in ps)}
     return table
 
 

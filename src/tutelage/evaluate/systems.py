@@ -11,6 +11,7 @@ from typing import Any
 from tutelage.core.artifact import Artifact, Root
 from tutelage.core.errors import CorruptArtifact, DataError, NotFound, UsageError
 from tutelage.core.records import Example, digest, read_jsonl
+from tutelage.evaluate.kept import STAGE
 from tutelage.evaluate.suite import Result, golds_of
 from tutelage.evaluate.suites.judged import Agreement, told_in
 
@@ -95,7 +96,7 @@ def read(artifact: Artifact, root: Root, target: str | None = None) -> list[Syst
     told = []
     if "summary.json" in artifact.manifest.files:
         told = json.loads(artifact.file("summary.json").read_text(encoding="utf-8")).get("judges", [])
-    items = _items(artifact, root, {row.item for rows in groups.values() for row in rows})
+    items = items_of(artifact, root, {row.item for rows in groups.values() for row in rows})
     short = f"{artifact.kind}:{artifact.id}"
     return [
         judged(system(name, f"{short}#{name}", rows, items, file), told)
@@ -104,7 +105,7 @@ def read(artifact: Artifact, root: Root, target: str | None = None) -> list[Syst
     ]
 
 
-def _items(artifact: Artifact, root: Root, wanted: set[str]) -> dict[str, Example]:
+def items_of(artifact: Artifact, root: Root, wanted: set[str]) -> dict[str, Example]:
     """The examined items by id: the artifact's own, or those of the corpus that it read; none where that is gone."""
     source = artifact
     if "items.jsonl" not in artifact.manifest.files:
@@ -124,8 +125,10 @@ def _items(artifact: Artifact, root: Root, wanted: set[str]) -> dict[str, Exampl
 
 
 def examined(root: Root, models: Sequence[str]) -> Artifact | None:
-    """The newest evaluation that examined all these models (`model:ID`, `bundle:ID`), if there is one."""
-    fit = [each for each in root.list("evaluation", []) if set(models) <= set(each.manifest.parents())]
+    """The newest evaluation of a life that examined all these models (`model:ID`, `bundle:ID`), if there is one; what
+    was asked on a suite of one's own is compared by its own reference."""
+    every = [each for each in root.list("evaluation", []) if each.manifest.stage != STAGE]
+    fit = [each for each in every if set(models) <= set(each.manifest.parents())]
     return fit[-1] if fit else None
 
 

@@ -12,13 +12,15 @@ from typing import Any
 from tutelage.core.records import Example, read_jsonl
 from tutelage.evaluate.ask import examine
 from tutelage.evaluate.suite import Result, Suite, item_id, rank, sample, select
-from tutelage.evaluate.suites.kinds import HEADLINE, Metric, named, on_one_scale
-from tutelage.measure.statistics import Interval, paired, plain, standard_error
+from tutelage.evaluate.suites.kinds import HEADLINE, Ground, Metric, common, named, value_of
+from tutelage.measure.statistics import plain, standard_error
 
 SUITES = ("comprehension", "translation", "sentiment", "facts", "topic", "grammar", "rules")
 """The order in which suites are given items when there are few."""
 WATCHED = "watched"
 """The figure of all items whose metric runs from 0 to 1, more being better."""
+MEAN = Metric("value", score=value_of)
+"""What that figure is: the mean of what the answers are worth, each by its own metric."""
 
 
 def watched(corpus: Path, items: int, seed: int = 0) -> list[Example]:
@@ -53,28 +55,29 @@ def _spread(suite: Suite, count: int, seed: int) -> list[Example]:
 class Examiner:
     """Examines a model in training on fixed items; every random state and the model's mode are put back.
 
-    Figures: each suite by its name, and as `watched` all items whose metric runs from 0 to 1, more being better. Others
-    (bits per byte) have no common mean with them: a suite that holds both has them apart, as `SUITE METRIC`.
+    Figures are those that an examination states of the same answers: each suite by its name, and as `watched` the mean
+    of what all answers are worth whose metric runs from 0 to 1, more being better. A suite whose answers have no common
+    figure has them apart, as `SUITE METRIC`.
     """
 
     def __init__(self, items: list[Example], tokenizer: Any, every: int) -> None:
         self.items, self.tokenizer, self.every = items, tokenizer, every
+        self._ground = Ground({item_id(each): each for each in items})
         self._first: list[Result] | None = None
         self._last: list[Result] = []
         self._step = -1
         self._figures = _named(items)
 
     def __call__(self, model: Any, step: int) -> Mapping[str, Any]:
-        """Mean value per figure, that of all shares as `watched`, its standard error, and how many items those are."""
+        """Value per figure, that of all shares as `watched`, its standard error, and how many items those are."""
         if not self.items:
             return {}
         known_first = self._first if step == 0 else None
         self._step, self._last = step, known_first or self._examine(model, f"step-{step}")
         figures: dict[str, Any] = {}
         for name in self._names():
-            values = [value for value, _ in self.values(name).values()]
-            if values:
-                figures[name] = sum(values) / len(values)
+            rows = self._of(self._last, name)
+            figures[name] = self._metric(name, rows).value(rows, self._ground)[0]
         shares = list(self.values(WATCHED).values())
         if shares:
             figures["watched_error"] = standard_error([value for value, _ in shares], [name for _, name in shares])
@@ -86,8 +89,10 @@ class Examiner:
         return metrics[0].higher if metrics else None
 
     def values(self, name: str) -> dict[str, tuple[float, str]]:
-        """Of the last look the items' values in a figure, and the cluster of each."""
-        return {key: (float(each.value or 0.0), _cluster(each)) for key, each in self._of(self._last, name).items()}
+        """Of the last look one value per item, whose mean is the figure, and the cluster of each."""
+        rows = self._of(self._last, name)
+        values = self._metric(name, rows).per_item(rows, self._ground)
+        return {_key(row): (value, row.cluster) for row, value in zip(rows, values, strict=False)}
 
     def flips(self, before: Mapping[str, float]) -> tuple[dict[str, float], dict[str, list[str]]]:
         """Of the last look every item's value, and which were fixed and which were broken since one with the values
@@ -111,23 +116,27 @@ class Examiner:
             self(model, step)
         found: dict[str, Any] = {}
         for name in self._names():
-            begun, now = self._of(self._first or (), name), self._of(self._last, name)
-            pairs = [(begun[key], each) for key, each in now.items() if key in begun]
-            if pairs:
-                found[name] = plain(_change(pairs, self._figures[_key(pairs[0][0])][0].bounds))
+            begun = {_key(each): each for each in self._of(self._first or (), name)}
+            now = [each for each in self._of(self._last, name) if _key(each) in begun]
+            if now:
+                before, metric = [begun[_key(each)] for each in now], self._metric(name, now)
+                found[name] = plain(metric.difference(now, before, self._ground).difference)
         return found
 
     def _names(self) -> list[str]:
         names = sorted({figure for _, figure in self._figures.values()})
         return [*names, WATCHED] if any(metric.share for metric, _ in self._figures.values()) else names
 
-    def _of(self, results: Sequence[Result], name: str) -> dict[str, Result]:
-        """The measured items of a figure."""
-        found: dict[str, Result] = {}
+    def _metric(self, name: str, rows: Sequence[Result]) -> Metric:
+        return MEAN if name == WATCHED else common(rows) or MEAN
+
+    def _of(self, results: Sequence[Result], name: str) -> list[Result]:
+        """The measured items of a figure, in their order."""
+        found = []
         for each in results:
             metric, figure = self._figures[_key(each)]
             if each.value is not None and name in (figure, metric.share and WATCHED):
-                found[_key(each)] = each
+                found.append(each)
         return found
 
     def _examine(self, model: Any, target: str) -> list[Result]:
@@ -140,35 +149,30 @@ class Examiner:
             try:
                 model.eval()
                 generator = LocalGenerator(model, self.tokenizer, name=target)
-                return list(examine(generator, self.items, target=target)) if self.items else []
+                rows = examine(generator, self.items, target=target) if self.items else []
+                return [row.model_copy(update={"cluster": f"{row.suite}/{row.cluster}"}) for row in rows]
             finally:
                 model.train(mode)
 
 
 def _named(items: Sequence[Example]) -> dict[str, tuple[Metric, str]]:
-    """Item -> its metric and the name of its figure."""
+    """Item -> its metric and the name of its figure: its suite's, where the suite has one metric or these are means of
+    answers that run from 0 to 1."""
     known = [(str(each.tags["suite"]), item_id(each), named(HEADLINE[str(each.tags["kind"])])) for each in items]
-    suites: dict[str, list[Metric]] = {}
+    suites: dict[str, set[str]] = {}
     for suite, _, metric in known:
-        suites.setdefault(suite, []).append(metric)
+        suites.setdefault(suite, set()).add(metric.name)
     return {
-        f"{suite}/{name}": (metric, suite if metric.share or on_one_scale(suites[suite]) else f"{suite} {metric.name}")
+        f"{suite}/{name}": (
+            metric,
+            suite if len(suites[suite]) == 1 or (metric.share and metric.plain) else f"{suite} {metric.name}",
+        )
         for suite, name, metric in known
     }
 
 
 def _key(result: Result) -> str:
     return f"{result.suite}/{result.item}"
-
-
-def _cluster(result: Result) -> str:
-    return f"{result.suite}/{result.cluster}"
-
-
-def _change(pairs: Sequence[tuple[Result, Result]], bounds: tuple[float, float] | None) -> Interval:
-    """After minus before, clustered as the items are."""
-    before, after = ([float(each.value or 0.0) for each in side] for side in zip(*pairs, strict=True))
-    return paired(after, before, [_cluster(each) for each, _ in pairs], bounds=bounds).difference
 
 
 def watch(corpus: Path, tokenizer: Any, *, items: int = 64, every: int = 0, seed: int = 0) -> Examiner:

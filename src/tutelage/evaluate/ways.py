@@ -181,23 +181,19 @@ def times(how: Asking) -> int:
     return 1 + (how.draws - 1 if how.shots else 0) + int(how.other_form)
 
 
-def draws_table(first: Sequence[Result], further: Sequence[Sequence[Result]]) -> list[dict[str, Any]]:
+def draws_table(first: Sequence[Result], further: Sequence[Sequence[Result]], items: Items) -> list[dict[str, Any]]:
     """Per target, suite and cell: the headline's mean over the draws of examples, and how much a draw moves it."""
     table: list[dict[str, Any]] = []
     for key, (rows, *others) in _beside(first, further).items():
         if rows[0].kind in NEVER_SHOWN:
             continue
-        values = [[each.value for each in one] for one in (rows, *others)]
-        whole = [place for place in range(len(rows)) if all(one[place] is not None for one in values)]
-        bounds = KIND[rows[0].kind][0].bounds
-        found = over_draws(
-            [[float(one[place] or 0.0) for place in whole] for one in values],
-            [rows[place].cluster for place in whole],
-            bounds=bounds,
-        )
+        sides, metric = (rows, *others), KIND[rows[0].kind][0]
+        whole = [place for place in range(len(rows)) if all(one[place].value is not None for one in sides)]
+        values = [metric.per_item([one[place] for place in whole], Ground(items)) for one in sides]
+        found = over_draws(values, [rows[place].cluster for place in whole], bounds=metric.bounds)
         target, suite, cell = key
         table.append(
-            {"target": target, "suite": suite, "cell": cell, "metric": rows[0].metric, "draws": len(values)}
+            {"target": target, "suite": suite, "cell": cell, "metric": rows[0].metric, "draws": len(sides)}
             | plain(found.figure)
             | {"deviation": found.deviation, "items_error": found.items_error, "means": list(found.means)}
             | {"asked": len(rows)}

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from tutelage.core import refs
 from tutelage.core.artifact import Root
 from tutelage.core.errors import ConfigError
-from tutelage.core.records import Example, Response, Verdict, digest
+from tutelage.core.records import Example, Message, Response, Verdict, digest
 from tutelage.generate.generator import Generator, Sampling
 from tutelage.judge.judge import WindowedJudge, answer_of, failed
 
@@ -46,6 +46,15 @@ class PromptedJudge(WindowedJudge):
             )
         self.name, self._generator, self._rubric = name, generator, rubric
         self._scale, self._sampling = (lowest, highest), Sampling(max_tokens=max_tokens, temperature=0.0)
+
+    @property
+    def identity(self) -> str:
+        """A hash of what its word follows from beside the example: who is asked (by weights, or by address and model),
+        the rubric, how the question is put, the scale, and how the answer is drawn."""
+        who = getattr(self._generator, "identity", "") or self._generator.name
+        sample = Example(messages=(Message(role="user", content="asked"), Message(role="assistant", content="said")))
+        put = [message.model_dump(mode="json") for message in self.prompt(sample).messages]
+        return str(digest([who, self._rubric, put, self._scale, self._sampling.model_dump(mode="json")]))
 
     def prompt(self, example: Example) -> Example:
         """What the generator is asked about an example."""

@@ -63,6 +63,12 @@ def undefined(n: int, reason: str, *, value: float | None = None, method: str = 
     return Interval(value=value, low=None, high=None, n=n, level=level, method=method, reason=reason)
 
 
+def negative(figure: Interval) -> Interval:
+    """The interval of the figure's negative."""
+    value, low, high = (None if each is None else -each for each in (figure.value, figure.high, figure.low))
+    return figure.model_copy(update={"value": value, "low": low, "high": high})
+
+
 def check_level(level: float) -> None:
     if not 0.0 < level < 1.0:
         raise ValueError(f"a confidence level lies between 0 and 1, found {level}")
@@ -139,6 +145,21 @@ def linearised(above: Values, below: Values) -> Floats:
         return top
     ratio = float(top.sum() / bottom.sum())
     return np.asarray(ratio + (top - ratio * bottom) / bottom.mean())
+
+
+def per_item(sums: Sums) -> Floats:
+    """One value per item, [n], whose mean is the figure of them all and whose spread is the figure's.
+
+    Jackknife pseudo-values (Efron and Tibshirani 1993, chapter 11), moved to that mean; of a mean they are the values.
+    An item without which there is no figure counts as the figure. NaN where it is undefined of all.
+    """
+    n, total = len(sums.columns), sums.columns.sum(axis=0)
+    value = float(sums.of(total[None])[0]) if n else math.nan
+    if n < 2 or not math.isfinite(value):
+        return np.full(n, value)
+    without = sums.of(total - sums.columns)
+    moved = np.where(np.isfinite(without), (n - 1) * (value - without), 0.0)
+    return np.asarray(value + moved - moved.mean())
 
 
 def rate(outcomes: Values, clusters: Sequence[Hashable] | None = None, level: float = 0.95) -> Interval:

@@ -44,10 +44,17 @@ def error_of(difference: Interval) -> float | None:
 
 
 def paired_means(
-    first: Values, second: Values, clusters: Sequence[Hashable], *, level: float = 0.95, seed: int = 0
+    first: Values,
+    second: Values,
+    clusters: Sequence[Hashable],
+    *,
+    bounds: tuple[float, float] | None = (0.0, 1.0),
+    level: float = 0.95,
+    seed: int = 0,
 ) -> Tested:
-    """The difference of two means over the same items, by clusters; no test where there are no items."""
-    found = paired(first, second, clusters, level)
+    """The difference of two means over the same items, by clusters; no test where there are no items. `bounds` are what
+    both lie between by their nature, None where nothing bounds them."""
+    found = paired(first, second, clusters, level, bounds)
     tests: dict[str, float | None] = {"cluster-robust t": found.p}
     count, gaps = len(set(clusters)), checked(first) - checked(second)
     if not len(gaps):

@@ -15,13 +15,14 @@ Sources: Waudby-Smith and Ramdas 2024 (betting, theorem 3; arXiv 2010.09686), Sh
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable, Sequence
 from typing import Literal
 
 import numpy as np
 from scipy import special
 
 from tutelage.core.records import Record
-from tutelage.measure.clusters import Floats
+from tutelage.measure.clusters import Floats, group
 from tutelage.measure.intervals import Interval, Values, check_level, checked, undefined
 
 GRID = 1000
@@ -88,6 +89,25 @@ def betting(
     value = least + scale * float(x.mean())
     low, high = min(value, least + scale * low), max(value, least + scale * high)
     return Interval(value=value, low=low, high=high, n=len(x), level=level, method=method)
+
+
+def betting_by_clusters(
+    values: Values, clusters: Sequence[Hashable], bounds: tuple[float, float], level: float = 0.95
+) -> Interval:
+    """Interval of the mean of bounded items that hang together, at a number of clusters fixed before.
+
+    What is bet on are the clusters' sums, so scaled that their mean is the items': it covers for sure, also where
+    values are mostly at one end, of which t covers too little.
+    """
+    array = checked(values)
+    codes, count = group(clusters, len(array))
+    if not count:
+        return undefined(0, "no items", method="betting", level=level)
+    share = count / len(array)
+    most = share * float(np.bincount(codes, minlength=count).max())
+    sums = np.asarray(share * np.bincount(codes, weights=array, minlength=count), dtype=np.float64)
+    told = betting(sums, (min(0.0, most * bounds[0]), most * bounds[1]), level, anytime=False)
+    return told.model_copy(update={"value": float(array.mean()), "n": len(array), "clusters": count})
 
 
 class Evidence(Record):

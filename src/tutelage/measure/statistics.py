@@ -28,7 +28,9 @@ from tutelage.measure.intervals import bootstrap_t as bootstrap_t
 from tutelage.measure.intervals import clopper_pearson as clopper_pearson
 from tutelage.measure.intervals import linearised as linearised
 from tutelage.measure.intervals import mean as mean
+from tutelage.measure.intervals import negative as negative
 from tutelage.measure.intervals import newcombe as newcombe
+from tutelage.measure.intervals import per_item as per_item
 from tutelage.measure.intervals import percentiles as percentiles
 from tutelage.measure.intervals import plain as plain
 from tutelage.measure.intervals import rate as rate

@@ -142,7 +142,7 @@ class _Run:
             help="A model that was taught to answer and never to refuse: a rule it keeps itself is not tested.",
         ),
     },
-    version=5,
+    version=6,
     cost=_cost,
 )
 def redteam(config: Redteam, inputs: Inputs, out: Path, context: Context) -> dict[str, Any]:

@@ -21,7 +21,12 @@ from tutelage.report.pages import STYLE, dotted, environment
 from tutelage.report.tables import Column, badge, cell, table, words
 
 TEMPLATES = STYLE.parent
-VERDICTS = {"better": ("good", "better"), "worse": ("bad", "worse"), "undecided": ("", "not shown")}
+VERDICTS = {
+    "better": ("good", "better"),
+    "worse": ("bad", "worse"),
+    "undecided": ("", "not shown"),
+    "none": ("", "no verdict"),
+}
 MARGIN = {True: "no worse", False: "worse than margin", None: "margin not shown"}
 MOVED = ("fixed", "better", "worse", "broken")
 
@@ -81,8 +86,8 @@ def forest(row: Row, span: float, margin: float | None) -> str:
         left, right = px(-row.detectable), px(row.detectable)
         out.append(f'<rect class="blind" x="{left}" y="3" width="{right - left:.1f}" height="16"/>')
     out.append(f'<line class="zero" x1="{px(0)}" x2="{px(0)}" y1="0" y2="22"/>')
-    if margin is not None:
-        worse = margin if row.lower_is_better else -margin
+    if margin is not None and row.higher_is_better is not None:
+        worse = -margin if row.higher_is_better else margin
         out.append(f'<line class="mark" x1="{px(worse)}" x2="{px(worse)}" y1="0" y2="22"/>')
     kind = row.verdict
     if gap.value is not None:
@@ -94,7 +99,7 @@ def forest(row: Row, span: float, margin: float | None) -> str:
 
 
 def flips(changes: Mapping[str, int], most: int, name: str) -> str:
-    """Answers that became worse to the left, better to the right; fully right ones in the stronger shade."""
+    """Answers that became worse to the left, better to the right; fixed and broken ones in the stronger shade."""
 
     def width(count: int) -> float:
         return 112 * count / max(1, most)
@@ -142,6 +147,13 @@ def _items_of(row: Row) -> Markup:
     return _under(size, lost)
 
 
+def _which_way(row: Row) -> str:
+    """Which way is better, where it is not upwards."""
+    if row.higher_is_better is None:
+        return ", it only describes" if row.best is None else f", best at {told(row, row.best)}"
+    return "" if row.higher_is_better else ", less is better"
+
+
 def differences(rows: Sequence[Row], margin: float | None) -> Markup:
     """The paired table of one pair, with its forest plot."""
     spans = {each: span_of([row for row in rows if in_points(row) is each]) for each in (True, False)}
@@ -154,7 +166,7 @@ def differences(rows: Sequence[Row], margin: float | None) -> Markup:
         holm = "" if row.detectable_holm is None else f"≥ {told(row, row.detectable_holm)} with Holm"
         lines.append(
             [
-                _under(name_of(row), words(row.metric) + (", less is better" if row.lower_is_better else "")),
+                _under(name_of(row), words(row.metric) + _which_way(row)),
                 f"{told(row, row.values[0])} → {told(row, row.values[1])}",
                 Markup("{}{}").format(difference(row), Markup(forest(row, span, margin))),
                 Markup("{} {}").format(_judged(row, margin is not None), _under("", tested)),
@@ -307,7 +319,7 @@ def embedded(found: Compared) -> Markup:
                 each.prompt,
                 each.target,
                 [f"{name}={value}" for name, value in each.slices.items()],
-                [one and [one.value, one.outcome, one.output, one.reason] for one in each.answers],
+                [one and [one.value, one.outcome, one.output, one.reason, one.right] for one in each.answers],
                 "".join(letters[change] for change in each.changes),
             ]
             for each in found.items
@@ -331,16 +343,21 @@ def summary_of(found: Compared, pair: tuple[int, int]) -> str:
     least = [row.detectable for row in rows if row.detectable is not None and in_points(row)]
     reach = f" This can detect {points(min(least))} to {points(max(least))} points at 80% power." if least else ""
     return (
-        f"Of {len(rows)} comparisons {count['better']} are better, {count['worse']} worse, "
-        f"and for {count['undecided']} no difference is shown. {moved['fixed']} answers were fixed, "
-        f"{moved['broken']} broken.{reach}"
+        f"{_counted(len(rows), 'comparison')}: {count['better']} better, {count['worse']} worse, {count['undecided']} "
+        f"without a shown difference. {_counted(moved['fixed'], 'answer')} fixed, {moved['broken']} broken.{reach}"
     )
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def lines_of(found: Compared) -> Iterator[str]:
     """The headline figures for a terminal."""
     for pair in found.pairs:
-        yield f"{found.systems[pair[0]]['name']} → {found.systems[pair[1]]['name']}, in points of 100"
+        names = f"{found.systems[pair[0]]['name']} → {found.systems[pair[1]]['name']}"
+        tests = "its test alone" if found.tests == 1 else f"all {found.tests} headline tests told here"
+        yield f"{names}, in points of 100; p adjusted by Holm over {tests}"
         for row in found.rows:
             if (row.first, row.second) != pair or not row.headline:
                 continue

@@ -88,7 +88,8 @@ def learned(artifacts: Artifacts) -> Markup | None:
 
 
 def evaluation(artifacts: Artifacts) -> Markup | None:
-    """Every cell as an interval plot, suite by suite; then gold, paired changes between stages, and the controls."""
+    """Every cell as an interval plot, suite by suite; then gold, paired changes between stages, the items that flipped
+    and those that were met in training, and the controls."""
     cells = _cells(artifacts)
     targets = list(dict.fromkeys(str(cell.get("target")) for cell in cells))
     suites: dict[str, dict[str, list[dict[str, Any]]]] = {}
@@ -108,7 +109,7 @@ def evaluation(artifacts: Artifacts) -> Markup | None:
     for _, artifact in of_kind(artifacts, "evaluation"):
         summary = load(artifact, "summary.json")
         if isinstance(summary, Mapping):
-            out += _gold(summary) + _changes(summary) + _controls(summary)
+            out += _gold(summary) + _changes(summary) + _flips(summary) + _met(summary) + _controls(summary)
     return out or None
 
 
@@ -165,9 +166,61 @@ def _changes(summary: Mapping[str, Any]) -> Markup:
     if not lines:
         return Markup("")
     columns: list[Column] = ["step", "suite", "change [95%]", ("p (Holm)", "n"), ("−1 to 1", "plot")]
-    inside = table(columns, lines, caption="Paired by item; p corrected for the number of comparisons (Holm).")
+    family = next((row.get("family") for row in _dicts(summary.get("changes")) if row.get("headline", True)), None)
+    over = f"the {family} first figures" if family else "the comparisons"
+    inside = table(columns, lines, caption=f"Paired by item; p corrected for {over} told here (Holm), others apart.")
     told_ = Markup("<details><summary>What each stage changed, item by item: {} comparisons</summary>{}</details>")
     return told_.format(len(lines), inside)
+
+
+def _flips(summary: Mapping[str, Any]) -> Markup:
+    """Items that a stage fixed and broke, all suites together."""
+    lines = [
+        [
+            f"{row.get('before')} → {row.get('after')}",
+            str(len(row.get("fixed") or ())),
+            str(len(row.get("broken") or ())),
+            _told(row.get("difference")),
+            charts.number(point(row.get("p"))),
+        ]
+        for row in _dicts(summary.get("flips"))
+        if row.get("suite") is None
+    ]
+    if not lines:
+        return Markup("")
+    columns: list[Column] = ["step", ("fixed", "n"), ("broken", "n"), "fixed − broken [95%]", ("p", "n")]
+    inside = table(columns, lines, caption="By what each metric calls a change; share of the items, by their groups.")
+    return Markup("<details><summary>Items that each stage fixed and broke</summary>{}</details>").format(inside)
+
+
+def _met(summary: Mapping[str, Any]) -> Markup:
+    """Figures of items that a model met in training, beside those of the others."""
+    every = _dicts(summary.get("contamination"))
+
+    def count(row: Mapping[str, Any], side: str) -> int:
+        found = row.get(side)
+        return int(found.get("n") or 0) if isinstance(found, Mapping) else 0
+
+    looked = [row for row in every if any(count(row, side) for side in ("clean", "dirty", "not_examinable"))]
+    lines = [
+        [
+            Markup("{}<span class='sub'>{}</span>").format(row.get("target"), _suite(row)),
+            *(_told(row.get(side)) for side in ("clean", "dirty", "difference")),
+            str(count(row, "not_examinable")),
+        ]
+        for row in looked
+        if count(row, "dirty") or count(row, "not_examinable")
+    ]
+    if not every:
+        return Markup("")
+    met, hidden = (sum(count(row, side) for row in looked) for side in ("dirty", "not_examinable"))
+    told = f"Of the answers told here {met} are to items that stand in what the model learned from"
+    told += f"; of {hidden} it cannot be told." if hidden else "."
+    unknown = sorted({str(row.get("target")) for row in every} - {str(row.get("target")) for row in looked})
+    told += f" What these learned from is not here: {', '.join(unknown)}." if unknown else ""
+    columns: list[Column] = ["after", "clean", "met in training", "clean − met", ("cannot be told", "n")]
+    inside = table(columns, lines, caption="Cannot be told: no run of words that is the item's own.") if lines else ""
+    return Markup("<details><summary>Items met in training</summary><p>{}</p>{}</details>").format(told, inside)
 
 
 def _controls(summary: Mapping[str, Any]) -> Markup:

@@ -54,6 +54,12 @@ class Bench:
     def __call__(self, rubric: str) -> Judge:
         return self._judges(rubric)
 
+    def identities(self, items: Sequence[Example]) -> list[str]:
+        """For each item what its judge's word follows from beside it, as far as the judge can say that."""
+        rubrics = [_rubric(item) for item in items]
+        known = {rubric: str(getattr(self._judges(rubric), "identity", "")) for rubric in dict.fromkeys(rubrics)}
+        return [known[rubric] for rubric in rubrics]
+
     @property
     def bill(self) -> Any:
         """What an endpoint was asked and cost; None where the judge is none."""
@@ -73,7 +79,7 @@ def verdicts(bench: Bench, items: Sequence[Example], answers: Sequence[str]) -> 
     found: list[float | str] = ["the judge did not answer"] * len(items)
     groups: dict[str, list[int]] = {}
     for place, item in enumerate(items):
-        groups.setdefault(str(item.tags.get("rubric") or ""), []).append(place)
+        groups.setdefault(_rubric(item), []).append(place)
     for rubric, places in groups.items():
         judge = bench(rubric)
         said = ask(judge, [_whole(items[place], answers[place]) for place in places], through=(Stopped,))
@@ -87,6 +93,10 @@ def verdicts(bench: Bench, items: Sequence[Example], answers: Sequence[str]) -> 
             else:
                 found[place] = score
     return found
+
+
+def _rubric(item: Example) -> str:
+    return str(item.tags.get("rubric") or "")
 
 
 def _whole(item: Example, answer: str) -> Example:

@@ -8,8 +8,9 @@ difference of two systems with its test, and its resamples for ranks: whoever st
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,11 +21,13 @@ from tutelage.evaluate.suites.judged import Agreement, corrected, corrected_diff
 from tutelage.evaluate.suites.stereotypes import CONDITIONS, bias, takes_side
 from tutelage.measure.calibration import ece
 from tutelage.measure.clusters import Floats, Partition
-from tutelage.measure.intervals import Interval, Sums, bootstrap_sums, mean, rate, undefined
+from tutelage.measure.intervals import Interval, Sums, bootstrap_sums, mean, negative, per_item, rate, undefined
 from tutelage.measure.paired import Tested, paired_calibration, paired_means, paired_sums
+from tutelage.measure.sequences import betting_by_clusters
 from tutelage.measure.text import corpus_sums, macro_f1_sums, translation_metric
 
 Rows = Sequence[Result]
+V = TypeVar("V", float, Floats)
 Built = tuple[Sums, str] | str
 """What is summed, and its signature (empty where it has none); or why there is no such figure of these items."""
 
@@ -48,22 +51,21 @@ class Metric:
     """One figure of a kind."""
 
     name: str
-    higher: bool = True
-    """Whether more is better."""
+    higher: bool | None = True
+    """Whether more is better. None: neither more nor less is."""
+    best: float | None = None
+    """The value that is best where neither more nor less is better; without one the figure only describes."""
     bounds: tuple[float, float] | None = (0.0, 1.0)
     """Between which values it lies; None where nothing bounds it."""
     step: float | None = 0.5
     """By how much one item's value must get better or worse to count as fixed or broken: any change of what is right or
     wrong, half the range of what lies between. None: no size is stated, and nothing counts."""
-    weight: str = ""
-    """The score by which an answer's value counts in the figure: a long document for as much as it is long. Empty: all
-    count alike."""
     score: Callable[[Result], float | None] | None = None
     """What one answer scores; None takes its score of this name. The figure is their mean."""
     sums: Callable[[Rows, Ground], Built] | None = None
     """The figure of a corpus instead: what is summed over the answers, and the function of the sums."""
-    interval: Callable[[Rows, Ground], Interval] | None = None
-    """The figure with an interval of its own kind, where neither a mean nor the bootstrap is right."""
+    interval: Callable[[Rows, Ground, float], Interval] | None = None
+    """The figure with an interval of its own kind at a level, where neither a mean nor the bootstrap is right."""
     apart: Callable[[Rows, Rows, Ground, Ground, float], Tested] | None = None
     """The difference of two such figures, first minus second, on the same items, at a level."""
     of: Callable[[Rows, Ground], list[bool]] | None = None
@@ -105,33 +107,70 @@ class Metric:
         scores = np.array([[self.scored(each) or 0.0, 1.0] for each in rows]).reshape(-1, 2)
         return Sums(scores, _quotient), ""
 
-    def figure(self, rows: Rows, ground: Ground) -> tuple[Interval, str]:
-        """The figure of the rows that have a value, with its interval, and its signature or ""."""
+    def figure(self, rows: Rows, ground: Ground, *, level: float = 0.95, sure: bool = False) -> tuple[Interval, str]:
+        """The figure of the rows that have a value, with its interval, and its signature or "". `sure`: of a mean an
+        interval that covers at least as often as it says, whatever the values (rates have one anyway)."""
         known = self.rows(rows, ground)
         if not known:
-            return undefined(0, "no item was measured"), ""
+            return undefined(0, "no item was measured", level=level), ""
         if self.interval is not None:
-            return self.interval(known, ground), ""
+            return self.interval(known, ground, level), ""
         clusters = [each.cluster for each in known]
         if self.sums is not None:
             built = self.sums(known, ground)
             if isinstance(built, str):
-                return undefined(len(known), built, method="bootstrap"), ""
+                return undefined(len(known), built, method="bootstrap", level=level), ""
             sums, signature = built
-            return bootstrap_sums(*sums, clusters=clusters, resamples=ground.resamples), signature
+            return bootstrap_sums(*sums, clusters=clusters, resamples=ground.resamples, level=level), signature
         values, _ = self.values(known)
         if set(values) <= {0.0, 1.0} and self.bounds == (0.0, 1.0):
-            return rate(values, clusters), ""
-        return mean(values, clusters, bounds=self.bounds), ""
+            return rate(values, clusters, level), ""
+        if sure and self.bounds is not None:
+            return betting_by_clusters(values, clusters, self.bounds, level), ""
+        return mean(values, clusters, level, bounds=self.bounds), ""
+
+    @property
+    def describes(self) -> bool:
+        """Whether no value of it is better than another."""
+        return self.higher is None and self.best is None
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is the mean of what each answer scored, and nothing else."""
+        return self.sums is None and self.interval is None
 
     @property
     def share(self) -> bool:
         """Whether it runs from 0 to 1 and more is better: such figures have a common mean."""
-        return self.higher and self.bounds == (0.0, 1.0)
+        return bool(self.higher) and self.bounds == (0.0, 1.0)
+
+    def worth(self, value: V) -> V:
+        """How good a value is, in the figure's own unit: more is better. Where it only describes, all are alike."""
+        if self.best is not None:
+            return -abs(value - self.best)
+        return 0.0 * value if self.higher is None else value if self.higher else -value
 
     def gain(self, before: float, after: float) -> float:
         """How much better an item is after than before; negative where it is worse."""
-        return after - before if self.higher else before - after
+        return self.worth(after) - self.worth(before)
+
+    def upward(self, gap: Interval, before: float | None, after: float | None) -> Interval:
+        """A difference, after minus before, with better pointing up; undefined where that cannot be said."""
+        more = self.higher
+        if self.best is not None and before is not None and after is not None:
+            if (before - self.best) * (after - self.best) < 0:
+                reason = f"the two lie on both sides of {self.best:g}, which is best"
+                return undefined(gap.n, reason, method=gap.method, level=gap.level)
+            more = before + after < 2 * self.best
+        if more is None:
+            return undefined(gap.n, "neither more nor less of it is better", method=gap.method, level=gap.level)
+        return gap if more else negative(gap)
+
+    def right(self, value: float) -> bool | None:
+        """Whether a value is the best there is, or the worst (False); None between them, and where there are none."""
+        if self.bounds is None or self.higher is None or value not in self.bounds:
+            return None
+        return value == self.bounds[1 if self.higher else 0]
 
     def turned(self, before: float, after: float) -> int:
         """1 where an item was fixed, -1 where it was broken, 0 where it did not change by `step`."""
@@ -157,6 +196,14 @@ class Metric:
             return [], []
         has = [(score, each.cluster) for each in rows if (score := self.scored(each)) is not None]
         return [score for score, _ in has], [cluster for _, cluster in has]
+
+    def per_item(self, rows: Rows, ground: Ground) -> list[float]:
+        """One value for each of these rows, which all have one and are the figure's, whose mean is the figure: what the
+        answer scored, or what it is to a corpus figure. Nothing where there is no such figure of them."""
+        if self.sums is None:
+            return [self.scored(each) or 0.0 for each in rows]
+        built = self.sums(rows, ground) if rows else ""
+        return [] if isinstance(built, str) else per_item(built[0]).tolist()
 
     def difference(
         self,
@@ -186,13 +233,13 @@ class Metric:
             sides = Sums(columns[: len(both)], of), Sums(columns[len(both) :], of)
             found = paired_sums(*sides, clusters, resamples=ground.resamples, level=level, seed=seed)
         else:
-            found = paired_means(self.values(first)[0], self.values(second)[0], clusters, level=level, seed=seed)
-        better, worse, higher = found.better, found.worse, self.higher
+            sides_ = self.values(first)[0], self.values(second)[0]
+            found = paired_means(*sides_, clusters, bounds=self.bounds, level=level, seed=seed)
+        by, values = self, [(self.scored(b), self.scored(a)) for a, b in both]
         if self.apart is not None or self.sums is not None:  # no mean of answers: they count as they were valued
-            gaps = [(a.value or 0.0) - (b.value or 0.0) for a, b in both]
-            better, worse = sum(gap > 0 for gap in gaps), sum(gap < 0 for gap in gaps)
-            higher = metric_of(first[0].kind, first[0].metric).higher
-        told = {"better": better, "worse": worse} if higher else {"better": worse, "worse": better}
+            by, values = metric_of(first[0].kind, first[0].metric), [(b.value, a.value) for a, b in both]
+        gains = [by.gain(before or 0.0, after or 0.0) for before, after in values]
+        told = {"better": sum(gain > 0 for gain in gains), "worse": sum(gain < 0 for gain in gains)}
         return found.model_copy(update=told)
 
 
@@ -256,8 +303,8 @@ def _sureness(rows: Rows) -> tuple[list[float], list[float]]:
     return [each.scores[said] for each in rows], [float(each.scores[right] == 1.0) for each in rows]
 
 
-def _calibration(rows: Rows, ground: Ground) -> Interval:
-    return ece(*_sureness(rows), clusters=[each.cluster for each in rows])
+def _calibration(rows: Rows, ground: Ground, level: float) -> Interval:
+    return ece(*_sureness(rows), clusters=[each.cluster for each in rows], level=level)
 
 
 def _calibration_apart(first: Rows, second: Rows, ground: Ground, other: Ground, level: float) -> Tested:
@@ -294,14 +341,19 @@ def _said_of(rows: Rows) -> tuple[list[float], list[str]]:
     return [float(each.value or 0.0) for each in rows], [each.cluster for each in rows]
 
 
-def _judged(rows: Rows, ground: Ground) -> Interval:
-    return corrected(*_said_of(rows), ground.people.get(rows[0].suite, ()))
+def _people(rows: Rows, ground: Ground) -> Sequence[Agreement]:
+    """What people found of the judge: each suite has its own judge's error, and of several together it is not known."""
+    suites = {each.suite for each in rows}
+    return ground.people.get(rows[0].suite, ()) if len(suites) == 1 else ()
+
+
+def _judged(rows: Rows, ground: Ground, level: float) -> Interval:
+    return corrected(*_said_of(rows), _people(rows, ground), level)
 
 
 def _judged_apart(first: Rows, second: Rows, ground: Ground, other: Ground, level: float) -> Tested:
     (one, clusters), (two, _) = _said_of(first), _said_of(second)
-    mine, theirs = (each.people.get(first[0].suite, ()) for each in (ground, other))
-    return corrected_difference(one, two, clusters, mine, theirs, level)
+    return corrected_difference(one, two, clusters, _people(first, ground), _people(second, other), level)
 
 
 def _bias(condition: str) -> Metric:
@@ -318,7 +370,7 @@ def _bias(condition: str) -> Metric:
         right = [each.output == item.target for item, each in zip(items, rows, strict=True)]
         return bias(sides, right, CONDITIONS[condition]), ""
 
-    return Metric(f"bias_{condition}", higher=False, bounds=(-1.0, 1.0), sums=build, of=of)
+    return Metric(f"bias_{condition}", higher=None, best=0.0, bounds=(-1.0, 1.0), sums=build, of=of)
 
 
 _UNREAD = Metric("unextracted", higher=False, score=_unextracted)
@@ -368,14 +420,14 @@ KIND: Mapping[str, tuple[Metric, ...]] = {
         _CHRF,
         Metric("reference_coverage"),
         Metric("source_coverage"),
-        Metric("compression", bounds=None, step=None),
-        Metric("novelty"),
-        Metric("copied"),
-        Metric("density", bounds=None, step=None),
+        Metric("compression", higher=None, bounds=None, step=None),
+        Metric("novelty", higher=None, step=None),
+        Metric("copied", higher=None, step=None),
+        Metric("density", higher=None, bounds=None, step=None),
         _UNREAD,
     ),
     "perplexity": (
-        Metric("bits_per_byte", higher=False, bounds=None, step=0.1, weight="bytes", sums=_ratio("bits", "bytes")),
+        Metric("bits_per_byte", higher=False, bounds=None, step=0.1, sums=_ratio("bits", "bytes")),
         Metric("tokens_per_byte", higher=False, bounds=None, step=None, sums=_ratio("tokens", "bytes")),
     ),
     "judged": (Metric("score", interval=_judged, apart=_judged_apart), Metric("judge")),
@@ -386,16 +438,13 @@ HEADLINE: Mapping[str, str] = {kind: metrics[0].name for kind, metrics in KIND.i
 """The metric that `Result.value` holds, by kind."""
 
 NAMED: Mapping[str, Metric] = {
-    **{name: Metric(name, higher=False) for name in ("attack_success", "refused", "blocked", "invented", "toxic")},
-    "brier": Metric("brier", higher=False),
+    **{name: Metric(name, higher=False) for name in ("attack_success", "refused", "blocked", "invented")},
+    **{name: Metric(name, higher=False) for name in ("harmful content", "toxic", "brier")},
     "perplexity": Metric("perplexity", higher=False, bounds=None, step=None),
     **{each.name: each for metrics in KIND.values() for each in metrics},
 }
 """Every metric by its name, those of the red team and of older results among them: the one place that knows which way
 is better and what it lies between."""
-
-LOWER_IS_BETTER = frozenset(name for name, each in NAMED.items() if not each.higher)
-"""Metrics of which less is better."""
 
 
 def named(name: str) -> Metric:
@@ -403,9 +452,23 @@ def named(name: str) -> Metric:
     return NAMED.get(name) or Metric(name)
 
 
-def on_one_scale(metrics: Iterable[Metric]) -> bool:
-    """Whether values of these metrics may be averaged: the same way is better, between the same bounds."""
-    return len({(each.higher, each.bounds, each.bounds is None and each.name) for each in metrics}) < 2
+def common(rows: Rows) -> Metric | None:
+    """What these rows measure together: their metric, or of several that are means of answers, run the same way and lie
+    between the same bounds, the mean of what each answer is worth; None where there is no such figure."""
+    found = {(each.kind, each.metric): metric_of(each.kind, each.metric) for each in rows}
+    metrics = {each.name: each for each in found.values()}
+    first = next(iter(metrics.values()), Metric(""))
+    if len(metrics) < 2:
+        return first
+    ways = {(each.plain, each.higher, each.bounds) for each in metrics.values()}
+    if len(ways) > 1 or not first.plain or first.bounds is None:
+        return None
+    return Metric("value", higher=first.higher, bounds=first.bounds, score=value_of)
+
+
+def value_of(row: Result) -> float | None:
+    """What an answer is worth by its own metric."""
+    return row.value
 
 
 def metric_of(kind: str, name: str) -> Metric:

@@ -28,8 +28,8 @@
   const figure = (value) => (value === null ? "not measured" : Number(value.toFixed(3)).toString());
 
   const answer = (name, said) => {
-    const graded = said && said[0] !== null && said[0] <= 1; // bits per byte are neither right nor wrong
-    const box = make("div", graded ? (said[0] === 1 ? "right" : "wrong") : "");
+    const right = said ? said[4] : null; // the metric says so: what lies between, or is only counted, is neither
+    const box = make("div", right === null ? "" : right ? "right" : "wrong");
     const notes = said ? [name, figure(said[0]), said[1] === "answered" ? "" : said[1], said[3]] : [name, "not asked"];
     box.append(make("p", "label", notes.filter(Boolean).join(" · ")));
     box.append(make("p", "text", said ? said[2] || "(nothing)" : ""));

@@ -11,7 +11,8 @@ import tutelage.commands.looking
 import tutelage.commands.serving
 import tutelage.commands.guarding
 import tutelage.commands.exchange
-import tutelage.commands.keeping  # noqa: F401 - each registers its commands
+import tutelage.commands.keeping
+import tutelage.commands.operating  # noqa: F401 - each registers its commands
 
 # isort: on
 from tutelage.commands.base import app, errors_as_exit_codes, share_cores

@@ -228,3 +228,28 @@ def test_a_silent_worker_loses_its_run(little: Root) -> None:
         assert jobs.finish(store, mine) is False, "what came back from the dead changes nothing"
         found = jobs.get(store, name)
         assert found is not None and found.state == "done" and found.attempts == 2
+
+
+def test_erase_says_what_goes_what_stays_and_what_a_hold_keeps(tutelage: Any, root: Root) -> None:
+    where = ("--root", root.path)
+    held = tutelage("hold", "place", "subject", "u1", "--reason", "case 12", *where)
+    assert held.code == 0
+    done = tutelage("erase", "--subject", "u1", "--yes", *where)
+    assert (
+        "gone:  0 texts" in done.out
+        and "kept:  1 request as they are, under a legal hold (subject u1: case 12)" in done.out
+    )
+    assert "case 12" in tutelage("hold", "list", *where).out
+    id = held.out.split()[0]
+    assert tutelage("hold", "lift", id, "--reason", "closed", *where).code == 0
+    assert tutelage("hold", "lift", id, "--reason", "closed", *where).code == 2
+    assert tutelage("hold", "place", "person", "u1", "--reason", "x", *where).code == 2
+    said = tutelage("erase", "--subject", "u1", "--yes", *where).out
+    assert "gone:  1 text" in said and "stays: 1 request without a word" in said and "'u1'" in said
+    with engine.open(root) as store:
+        ann = people.get(store, "ann")
+    said = tutelage("erase", "--person", "ann", "--yes", *where).out
+    assert "the profile and the ways to sign in of ann" in said
+    if "stays" in said:
+        assert f"under the pseudonym {ann.pseudonym}" in said
+    assert tutelage("sweep", "--days", "1", *where).out.startswith("gone:  0 texts of 0 requests")

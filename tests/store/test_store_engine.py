@@ -221,7 +221,7 @@ def _value(column, table, number, keys):
     return number if isinstance(column.type, sql.Integer) else f"{table}-{column.name}"[: column.type.length or 100]
 
 
-REVISIONS = {"0001": 20, "0002": 35, "0003": 35, "0004": 38, "0005": 39, "0006": 37}
+REVISIONS = {"0001": 20, "0002": 35, "0003": 35, "0004": 38, "0005": 39, "0006": 37, "0007": 37}
 """Every earlier schema, and how many tables it has at least."""
 DROPPED = {"consensus", "person_statistic"}
 """Tables that 0006 took away: what was computed of people's words is computed again."""

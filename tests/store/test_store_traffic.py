@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import sqlalchemy as sql
@@ -133,24 +134,56 @@ def test_places_are_kept_for_traces_that_come_later(home):
     writer.close()
 
 
+def taken(store):
+    """A decision whose id is another's: such a trace can never be written."""
+    traces.write(store, [there := trace(9)])
+    return traces.Decided(id=there.decisions[0].id)
+
+
 def test_a_trace_that_can_never_be_written_says_so_to_whoever_waits(home):
     store = engine.open(home)
     writer = traces.Writer(store, interval=0.01)
+    bad = replace(trace(held=True), decisions=(taken(store),))
     with pytest.raises(TutelageError, match="could not be written down"):
-        writer.put(trace(meta={"odd": object()}, held=True)).result(10)
-    assert review.holds(store) == [] and not writer.healthy
+        writer.put(bad).result(10)
+    assert review.holds(store) == [] and writer.lost == 1
     writer.close()
 
 
-def test_one_trace_that_cannot_be_written_does_not_stop_the_others(home):
+def test_one_trace_that_cannot_be_written_does_not_stop_the_others_nor_the_service(home):
     store = engine.open(home)
     writer = traces.Writer(store, interval=0.05)
+    bad = replace(trace(), decisions=(taken(store),))
     good = [trace(1), trace(2)]
-    for each in (good[0], trace(meta={"odd": object()}), good[1]):
+    for each in (good[0], bad, good[1]):
         writer.put(each)
     assert writer.flush()
-    assert {each.id for each in traffic.requests(store)} == {each.id for each in good}
-    assert len(writer.spoiled) == 1 and not writer.healthy
+    assert {each.id for each in good} < {each.id for each in traffic.requests(store)}
+    assert [id for id, _ in writer.spoiled] == [bad.id] and writer.lost == 1 and writer.healthy
+    writer.put(trace(3)).result(10)
+    writer.close()
+
+
+def test_what_a_column_cannot_hold_is_cut_and_what_no_store_holds_is_left_out(home):
+    """PostgreSQL refuses what is too long for its column, half of a character, and a number that is none."""
+    store = engine.open(home)
+    writer = traces.Writer(store, interval=0.01)
+    names = ("tenant", "subject", "release", "model", "surface", "language", "finish", "conversation")
+    long = replace(trace(1, held=True), **{name: f"{name} " * 80 for name in names})
+    verdict = Verdict(judge="j" * 400, scores={"c" * 90: 0.9})
+    long = replace(long, decisions=(traces.Decided(action="review", policy="p" * 200, verdicts=(verdict,)),))
+    odd = trace(2, meta={"odd": object(), "half": "\ud800", "none": float("nan")})
+    half = replace(trace(3), messages=(Message(role="user", content="a \ud83d b"),), latency_ms=float("inf"))
+    for each in (long, odd, half):
+        writer.put(each).result(10)
+    assert writer.lost == 0 and writer.healthy
+    (kept,) = traffic.requests(store, ids=[long.id])
+    assert kept.tenant == ("tenant " * 80)[:120] and kept.decisions[0].category == "c" * 60
+    assert review.holds(store, waiting=True)[0].conversation == kept.conversation
+    (kept,) = traffic.requests(store, ids=[odd.id])
+    assert kept.meta == {"odd": "(object)", "half": "?", "none": None}
+    (kept,) = traffic.requests(store, ids=[half.id])
+    assert kept.messages[0].content == "a ? b"
     writer.close()
 
 

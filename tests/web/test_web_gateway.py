@@ -26,7 +26,7 @@ from tutelage.core.records import Example, Message
 from tutelage.evaluate.run import evaluate_reference
 from tutelage.evaluate.suite import Suite
 from tutelage.store import access, people, releases, review, traffic
-from tutelage.web import admission
+from tutelage.web import tenancy
 from tutelage.web.app import Server, create_app
 from tutelage.web.state import Settings, Tenant, UpstreamSettings
 
@@ -277,7 +277,7 @@ def test_scan_and_coverage(serving: Server) -> None:
 def test_keys_limits_and_tenants(serving: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.monotonic()  # the clock of the limits stands still, so that a slow machine earns no further request
     clocks = SimpleNamespace(time=time.time, perf_counter=time.perf_counter, monotonic=lambda: now)
-    monkeypatch.setattr(admission, "time", clocks)
+    monkeypatch.setattr(tenancy, "time", clocks)
     url = f"{serving.url}/v1/chat/completions"
     body = {"model": "tutelage", "messages": [{"role": "user", "content": "hello there"}]}
     assert httpx.post(url, json=body).status_code == 401

@@ -14,13 +14,15 @@ from tests.web import looks
 from tests.web.test_web_pages import SCREENS, picture
 from tutelage import worker
 from tutelage.core.events import JsonLines, Reporter
+from tutelage.core.records import Message
 from tutelage.feedback import api
 from tutelage.feedback.client import Client, Direct
-from tutelage.store import access, people, qualifications, tasks
+from tutelage.store import access, incidents, people, qualifications, takeover, tasks, traffic
 
 Visit = Any
 NOT_PAGES = {
     "/static/{name}", "/login/provider", "/login/return", "/runs/table", "/projects/-/making/{id}/state",
+    "/operate/live", "/review/conversations/{name}/turns",
     "/projects/{name}/export", "/projects/{name}/export.jsonl", "/health", "/metrics", "/openapi.json",
     "/reports/{name}",  # a file of its own, looked at in tests/report
 }  # fmt: skip
@@ -75,6 +77,9 @@ PLAIN = {
     "runs": ("lea", "/runs"),
     "reports": ("lea", "/reports"),
     "operate": ("lea", "/operate"),
+    "operate-hour": ("lea", "/operate?span=hour"),
+    "incidents": ("lea", "/incidents"),
+    "incidents-auditor": ("aud", "/incidents?show=all"),
     "operate-auditor": ("aud", "/operate"),
     "not-there": ("lea", "/people/nobody"),
     "not-allowed": ("ana", "/projects"),
@@ -108,7 +113,10 @@ def furnish(house: Any) -> dict[str, tuple[str, str]]:
             say.say("done")
     job = worker.ask_alone(store, "collect@drawn", {"project": "drawn"})
     token = access.invite(store, house.people["new"].id, by=lead.id)
-    model = made["pretrain"]
+    model, incident = made["pretrain"], appealed(house)
+    mine = [each.conversation for each in traffic.requests(store, newest_first=True, limit=2)]
+    takeover.begin(store, mine[1], by=lead.id, reason="the user asked for a person")
+    takeover.say(store, mine[1], Message(role="assistant", content="I am Lea. I will look."), lead.id)
     return {
         "masked": ("rio", f"/tasks/{masked}/masked"),
         "person": ("lea", f"/people/{ana.id}"),
@@ -119,8 +127,22 @@ def furnish(house: Any) -> dict[str, tuple[str, str]]:
         "making": ("lea", f"/projects/-/making/{job}"),
         "artifact": ("lea", f"/artifacts/{model.kind}/{model.id}"),
         "welcome": ("", f"/welcome/{token}"),
+        "incident": ("lea", f"/incidents/{incident}"),
+        "incident-auditor": ("aud", f"/incidents/{incident}"),
+        "conversation": ("rio", f"/review/conversations/{mine[0]}"),
+        "conversation-taken": ("lea", f"/review/conversations/{mine[1]}"),
+        "conversation-auditor": ("aud", f"/review/conversations/{mine[1]}"),
         "task-again": ("ana", f"/task/{client_slot(house)}"),
     }
+
+
+def appealed(house: Any) -> str:
+    """An incident that a user's appeal has opened, and somebody has noted something about."""
+    asked = traffic.requests(house.store, limit=1)[0]
+    traffic.add_feedback(house.store, asked.id, "appeal", text="That was <b>my own</b> parcel.", actor="u1")
+    (found,) = incidents.every(house.store)
+    incidents.note(house.store, found.id, "The parcel was theirs: the rule is too strict.", house.people["lea"].id)
+    return found.id
 
 
 def client_slot(house: Any) -> str:

@@ -191,7 +191,7 @@ def test_a_person_answers_in_a_held_conversation(visit: Visit) -> None:
     window = visit("lea")
     page = window.go("/review")
     page.locator("textarea[name=text]").fill("Please come to the desk with your papers.")
-    page.get_by_role("button", name="Send").click()
+    page.get_by_role("button", name="Send and give back").click()
     page.get_by_text("goes out with the next turn").wait_for()
     assert review.holds(window.house.store, waiting=True) == []
 

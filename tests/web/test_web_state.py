@@ -81,7 +81,7 @@ def bundled(source: Root, tmp_path: Path) -> Callable[..., Artifact]:
 
 
 def ask(text: str = "where can I find the parcel") -> Ask:
-    return Ask((Message(role="user", content=text),), Sampling(max_tokens=8))
+    return Ask((Message(role="user", content=text),), Sampling(max_tokens=8), subject="u1")
 
 
 T = TypeVar("T")
@@ -133,17 +133,17 @@ def test_no_person_is_promised_while_the_store_is_held(
     with Server(create_app(source, settings)) as server:
         before = {each.id for each in review.holds(server.state.store)}
         with pytest.raises(openai.InternalServerError) as caught:
-            chat(caller(server), ATTACK)
+            chat(caller(server), ATTACK, user="u1")
         assert caught.value.status_code == 503 and "person can not be asked" in str(caught.value)
         with pytest.raises(openai.InternalServerError) as caught:
-            chat(caller(server), ATTACK)
+            chat(caller(server), ATTACK, user="u1")
         assert caught.value.code == "overloaded"
         reply = httpx.get(f"{server.url}/health")
         assert reply.status_code == 503 and reply.json()["traces_waiting"] == 1
         free.set()
         server.state.flush(20)
         assert len({each.id for each in review.holds(server.state.store)} - before) == 1, "kept, and written late"
-        assert "person" in chat(caller(server), ATTACK).choices[0].message.content
+        assert "person" in chat(caller(server), ATTACK, user="u2").choices[0].message.content
         assert len({each.id for each in review.holds(server.state.store)} - before) == 2
         assert httpx.get(f"{server.url}/health").status_code == 200
 

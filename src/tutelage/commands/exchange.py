@@ -105,12 +105,15 @@ def import_feedback(
         compared = incoming.compares(store, name)
     if compared:
         told["collection"] = alone("collect", {"take": name}, root, as_json).ref
+    dropped = told["dropped"]
     if as_json:
-        return emit(told)
-    dropped = told.pop("dropped")
-    say("\n".join(f"{key}: {value}" for key, value in told.items()))
-    for reason, count in sorted(dropped.items()):
-        say(f"left out, {reason}: {count}")
+        emit(told)
+    else:
+        say("\n".join(f"{key}: {value}" for key, value in told.items() if key != "dropped"))
+        for reason, count in sorted(dropped.items()):
+            say(f"left out, {reason}: {count}")
+    if dropped:  # what was good is there; a program must hear that it was not all
+        raise typer.Exit(1)
 
 
 def _class(licence: str) -> str:

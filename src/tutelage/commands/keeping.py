@@ -25,7 +25,7 @@ from tutelage.commands.base import (
     tell,
 )
 from tutelage.core.artifact import Root
-from tutelage.core.errors import CorruptArtifact, NotFound, UsageError
+from tutelage.core.errors import CorruptArtifact, NotFound, UsageError, install
 
 store_app = group("store", "Back up, restore and check what people said.")
 audit_app = group("audit", "Answers to an auditor.")
@@ -130,7 +130,17 @@ def erase(
         found = take_out(store, where, person=person, subject=subject, by="operator")
     if as_json:
         return emit(found.model_dump(mode="json"))
-    say(f"{found.texts} texts of {found.person} are gone ({found.annotations} answers, {found.requests} requests)")
+    account = "the name, the profile and the ways to sign in" if person else "what their placeholders stood for"
+    say(f"gone:  {_many(found.texts, 'text')}, {account} of {person or subject}")
+    if found.annotations:
+        what = "rankings, scores, labels and marks, which hold no words"
+        say(f"stays: {_many(found.annotations, 'answer')} ({what}), under the pseudonym {found.person}")
+    if found.requests:
+        kept = "when, how long, what the guards decided"
+        name = f"the user name {subject!r}, as it came with them" if subject else "the account's id"
+        say(f"stays: {_many(found.requests, 'request')} without a word ({kept}), under {name}")
+    for why, count in found.kept.items():
+        say(f"kept:  {_many(count, 'request')} as they are, under a legal hold ({why})")
     for ref in found.artifacts:
         say(f"learned from them: {ref[:40]}")
     say("Backups that were made before still hold them.")
@@ -138,6 +148,10 @@ def erase(
         say(found.remains)
     if found.live:
         say("One of these answers now: make it anew, or `tutelage release rollback`.")
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 @app.command()
@@ -190,13 +204,13 @@ def doctor(as_json: JsonOption = False) -> None:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = None
-    extras = {name: all(map(find_spec, modules)) for name, (modules, _) in EXTRAS.items()}
+    extras = {name: all(map(_there, modules)) for name, (modules, _) in EXTRAS.items()}
     if as_json:
         return emit({**found, "extras": extras})
     for name, value in found.items():
         say(f"{name:<14}{value if value is not None else 'not installed'}")
     for name, there in extras.items():
-        state = "installed" if there else f"absent; .venv/bin/pip install -e '.[{name}]'"
+        state = "installed" if there else f"absent; {install(name)}"
         say(f"{f'[{name}]':<14}{EXTRAS[name][1]}: {state}")
 
 
@@ -204,9 +218,18 @@ EXTRAS = {
     "train": (("torch", "openai"), "to train, examine and serve a model of one's own"),
     "hf": (("huggingface_hub", "datasets", "transformers"), "models and sets of the hub"),
     "gguf": (("gguf",), "export for llama.cpp"),
+    "otel": (("opentelemetry.sdk",), "spans of requests"),
     "postgres": (("psycopg",), "a store in PostgreSQL"),
 }
 """Extra -> the modules that it brings, and what for."""
+
+
+def _there(module: str) -> bool:
+    """Whether a module is installed; of one inside a package that is not there, no."""
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def _gpu() -> str:

@@ -24,14 +24,32 @@ def list_command(
 ) -> None:
     """List the artifacts of a life."""
     damaged: list[CorruptArtifact] = []
-    found = known_root(root).list(kind, damaged)
+    from tutelage.life import made_last
+
+    where = known_root(root)
+    found = where.list(kind, damaged)
+    sections: dict[str, list[str]] = {}
+    for section, ref in made_last(where).items():
+        sections.setdefault(ref, []).append(section)
     if as_json:
-        rows = [{"ref": each.ref, "stage": each.manifest.stage, "made": each.manifest.made} for each in found]
+        rows: list[dict[str, Any]] = [
+            {
+                "ref": each.ref,
+                "stage": each.manifest.stage,
+                "sections": sections.get(each.ref, []),
+                "made": each.manifest.made,
+            }
+            for each in found
+        ]
         emit([*rows, *(error.as_dict() for error in damaged)])
         return
     for each in found:
         made, name = each.manifest.made, f"{each.kind}:{each.id[:12]}"
-        say(f"{name:<28}{each.manifest.stage:<14}{made.get('at', '')}  {made.get('seconds')} s")
+        mine = ", ".join(sections.get(each.ref, [])) or f"({each.manifest.stage})"
+        say(f"{name:<28}{mine:<22}{made.get('at', '')}  {made.get('seconds')} s")
+    if not found and not damaged:
+        what = f"nothing of kind {kind!r}" if kind else "nothing"
+        say(f"{what} has been made here yet; `tutelage run recipes/starter.yaml --root {root}` makes a whole life")
     for error in damaged:
         say(f"damaged: {error}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -23,7 +24,8 @@ from tutelage.commands.base import (
     sink_of_lines,
 )
 from tutelage.core.artifact import Root
-from tutelage.core.errors import UsageError
+from tutelage.core.config import nearest
+from tutelage.core.errors import NotFound, UsageError
 
 
 def _lines() -> Iterator[str]:
@@ -87,10 +89,17 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on; default 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port; default 8420.")] = None,
     upstream: Annotated[str | None, typer.Option(help="Guard this OpenAI-compatible URL instead of a release.")] = None,
+    new: Annotated[bool, typer.Option("--new", help="Begin an empty life, before there is a model.")] = False,
 ) -> None:
     """Start the guarded OpenAI-compatible service and the console on one port."""
     from tutelage.web.app import serve as serve_app
 
+    if not root.is_dir() and not upstream and not new:
+        beside = root.parent if root.parent.is_dir() else Path()
+        near = nearest(root.name, [each.name for each in beside.iterdir() if (each / "artifacts").is_dir()])
+        todo = f"Did you mean --root {beside / near}? " if near else ""
+        todo += "--new begins an empty one, to ask people; --upstream URL guards an endpoint that you have"
+        raise NotFound("there is no life here yet", file=root, todo=todo)
     serve_app(root_at(root).create(), host=host, port=port, upstream=upstream, environment=environment())
 
 

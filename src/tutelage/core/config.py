@@ -77,7 +77,10 @@ def load_yaml(path: Path) -> dict[str, Any]:
             "this is a folder", file=path, todo=f"Name a file in it: {', '.join(here) or 'it has no YAML'}"
         )
     if not path.is_file():
-        raise NotFound("no such file", file=path)
+        beside = [each.name for each in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        near = nearest(path.name, beside)
+        todo = f"Did you mean {path.parent / near}?" if near else None
+        raise NotFound("no such file", file=path, todo=todo)
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

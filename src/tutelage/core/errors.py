@@ -20,6 +20,7 @@ TutelageError                exit 1   something failed
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 
@@ -74,13 +75,20 @@ class NotFound(UsageError):
     """A file, artifact, reference or stage does not exist."""
 
 
+def install(extra: str) -> str:
+    """The command that brings an extra, as it can be typed from wherever one stands."""
+    here = Path(__file__).resolve().parents[3]
+    what = f"-e '{here}[{extra}]'" if (here / "pyproject.toml").is_file() else f"'tutelage[{extra}]'"
+    return f"{sys.executable} -m pip install {what}"
+
+
 class MissingExtra(UsageError):
     """An optional dependency is not installed; names the extra that brings it."""
 
     def __init__(self, module: str, extra: str, todo: str | None = None) -> None:
         super().__init__(
             f"this needs the Python module {module!r}, which is not installed",
-            todo=todo or f"Install it where tutelage lies: .venv/bin/pip install -e '.[{extra}]'",
+            todo=todo or f"Install it: {install(extra)}",
         )
 
 

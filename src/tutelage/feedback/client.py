@@ -212,9 +212,10 @@ class Client:
         wanted = _made(Settings, settings=dict(settings))
         return self._call("PUT", f"/projects/{quote(project, safe='')}/settings", ProjectView, body=wanted)
 
-    def gold(self, project: str) -> GoldViews:
-        """The gold tasks of a project, and how everybody did on them."""
-        return self._call("GET", f"/projects/{quote(project, safe='')}/gold", GoldViews)
+    def gold(self, project: str, start: int = 0, limit: int = 200) -> GoldViews:
+        """The gold tasks of a project, and how everybody did on them: `limit` of each behind the first `start`."""
+        query = {"start": str(start), "limit": str(limit)}
+        return self._call("GET", f"/projects/{quote(project, safe='')}/gold", GoldViews, query=query)
 
     def mark_gold(self, project: str, new: NewGold) -> GoldView:
         """Make a task gold, or say anew what is expected of it."""

@@ -5,6 +5,7 @@ The caller's role has been checked: a lead of the project, or everywhere for qua
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -38,7 +39,7 @@ def mark_gold(store: Store, person: Person, project: Project, new: NewGold) -> G
         rationale=new.rationale, tolerance=new.tolerance, enough=new.enough, reserve=new.reserve, by=person.id,
     )  # fmt: skip
     assign.showed(store, person, project, [task.id])
-    return next(each for each in _golds(store, project) if each.task == task.id)
+    return _golds(gold.every(store, project.id, task_id=task.id))[0]
 
 
 def _task(store: Store, project: Project, id: str) -> Task:
@@ -87,20 +88,24 @@ def retire_gold(store: Store, person: Person, project: Project, task: str) -> Ke
     return Kept(ok=True)
 
 
-def view_gold(store: Store, person: Person, project: Project) -> GoldViews:
-    """The gold tasks of a project, and how everybody did on them. Whoever has seen what is expected is given none."""
-    found = _golds(store, project)
+def view_gold(store: Store, person: Person, project: Project, start: int = 0, limit: int = 200) -> GoldViews:
+    """The gold tasks of a project, and how everybody did on them, `limit` of each behind the first `start`. Whoever has
+    seen what is expected is given none."""
+    found = _golds(gold.every(store, project.id, start=start, limit=limit))
+    standings = gold.standings(store, project.id)
     assign.showed(store, person, project, [each.task for each in found])
     did = [
         StandingView(
             person=each.pseudonym, right=each.right, n=each.n, probability=each.probability, paused=each.paused
         )
-        for each in gold.standings(store, project.id)
+        for each in standings[start : start + limit]
     ]
-    return GoldViews(tasks=found, people=did)
+    return GoldViews(
+        tasks=found, people=did, tasks_total=len(gold.tasks_of(store, project.id)), people_total=len(standings)
+    )
 
 
-def _golds(store: Store, project: Project) -> list[GoldView]:
+def _golds(found: Sequence[gold.Gold]) -> list[GoldView]:
     return [
         GoldView(
             task=each.task,
@@ -111,7 +116,7 @@ def _golds(store: Store, project: Project) -> list[GoldView]:
             answered=each.answered,
             right=each.right,
         )
-        for each in gold.every(store, project.id)
+        for each in found
     ]
 
 

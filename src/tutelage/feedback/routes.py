@@ -43,6 +43,7 @@ from tutelage.feedback.wire import (
     Submitted,
     TaskIds,
     Which,
+    WhichGold,
     Wire,
     storable,
 )
@@ -217,9 +218,12 @@ ROUTES: tuple[Route, ...] = (
         "GET",
         f"{BASE}/projects/{{project}}/gold",
         "feedback:lead",
-        lambda store, who, at, body: leads.view_gold(store, who, api.led(store, who, at["project"])),
+        lambda store, who, at, body: leads.view_gold(
+            store, who, api.led(store, who, at["project"]), at["start"], at["limit"]
+        ),
         GoldViews,
         summary="The gold tasks, and how everybody did on them",
+        query=WhichGold,
     ),
     Route(
         "POST",

@@ -459,11 +459,20 @@ class StandingView(Wire):
     paused: bool
 
 
+class WhichGold(Wire):
+    """Which gold tasks, and which of the people who answered some: so many behind the first `start`."""
+
+    start: int = Field(default=0, ge=0, le=MOST)
+    limit: int = Field(default=200, ge=1, le=500)
+
+
 class GoldViews(Wire):
-    """The gold tasks of a project, and the people who answered them."""
+    """The gold tasks of a project, and the people who answered them: a page of each, and how many there are."""
 
     tasks: list[GoldView]
     people: list[StandingView]
+    tasks_total: int
+    people_total: int
 
 
 class Qualifications(Wire):

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import pyarrow.parquet as parquet
+from pydantic import Field
 
 from tutelage.core.artifact import Artifact, Root
-from tutelage.core.errors import UsageError
+from tutelage.core.errors import Refused, UsageError
 from tutelage.core.records import Record
-from tutelage.store import erasure, people, releases
+from tutelage.store import erasure, people, releases, retention
 from tutelage.store.engine import Store
 
 
@@ -17,15 +18,20 @@ class Erased(Record):
     """What was erased and what still carries it. Weights do not forget: `artifacts` must be made anew or retired."""
 
     person: str
+    """The name under which what stays goes on: the pseudonym of who judged, or the subject of traffic."""
     texts: int
     annotations: int
+    """Answers that stay, without a word: rankings, scores, labels and marks are choices and no words."""
     requests: int
+    """Requests whose rows stay, without a word."""
     artifacts: tuple[str, ...]
     """`kind:id` of everything that read this person's answers, or was made from it, in the order they were made."""
     releases: tuple[str, ...]
     """Ids of releases whose bundle is among them."""
     live: bool
     """Whether one of these releases answers now."""
+    kept: dict[str, int] = Field(default_factory=dict)
+    """Legal holds, `kind name: reason` -> how many requests they kept as they are."""
     remains: str = ""
     """Where the words still stand in the database's files, and until when; empty where they are overwritten."""
 
@@ -53,11 +59,17 @@ def readers_of(root: Root, rows: Iterable[str]) -> list[Artifact]:
 def erase(store: Store, root: Root, *, person: str = "", subject: str = "", by: str) -> Erased:
     """Erase a person who judged (name or id) or a user of the service (subject), and name what learned from them.
 
-    Rows stay, without words, so that counts, agreement and lineage still hold. Raises NotFound for an unknown person.
+    Rows stay, without words, so that counts, agreement and lineage still hold. Raises NotFound for an unknown person,
+    Refused for one who judged and is under a legal hold.
     """
     if not person and not subject:
         raise UsageError("say whose words are erased", key="person")
     account = people.get(store, person) if person else None
+    if account is not None:
+        for hold in retention.holds(store):
+            if hold.kind == "subject" and hold.name in (account.id, account.name, account.pseudonym):
+                todo = f"Lift it first: tutelage hold lift {hold.id}"
+                raise Refused(f"{account.name} is under a legal hold: {hold.reason}", todo=todo)
     words = erasure.words_of(store, person=account.id if account else "", subject=subject)
     affected = readers_of(root, [*words.annotations, *words.requests])
     texts = erasure.erase(store, words, person=account.id if account else "", subject=subject, by=by)
@@ -72,5 +84,6 @@ def erase(store: Store, root: Root, *, person: str = "", subject: str = "", by: 
         artifacts=tuple(artifact.ref for artifact in affected),
         releases=tuple(each.id for each in held),
         live=live is not None and any(each.id == live.id for each in held),
+        kept=dict(words.kept),
         remains=store.forget(),
     )

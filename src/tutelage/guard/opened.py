@@ -7,7 +7,7 @@ import asyncio
 import hashlib
 import hmac
 import json
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ from tutelage.core.errors import NotFound
 from tutelage.core.records import Example, Message, Response
 from tutelage.generate.generator import Generator, Sampling, Scored, weigh_texts
 from tutelage.guard.pipeline import Pipeline
-from tutelage.guard.policy import Guard, Policy
+from tutelage.guard.policy import Guard, Policy, PolicyFile, Rule, Taxonomy
 from tutelage.guard.request import Ask, Chunk
 from tutelage.guard.scan import Scanner
 from tutelage.guard.upstream import RemoteUpstream, TooLong, open_upstream
@@ -27,6 +27,31 @@ from tutelage.judge.judge import Judge
 from tutelage.store import releases
 
 T = TypeVar("T")
+
+
+BARE = PolicyFile(
+    rules=(
+        Rule(id="personal-data-in", when={"direction": "input"}, pii="all", action="redact"),
+        Rule(id="personal-data-out", when={"direction": "output"}, pii="all", action="redact"),
+    )
+)
+"""What holds for an upstream before any guard was trained: rules alone."""
+
+
+def bare() -> Scanner:
+    """The guards of a service without a bundle."""
+    return Scanner(Policy(BARE, Taxonomy(categories={})), {})
+
+
+def stand(policy: Policy, switches: Mapping[str, str], expired: Collection[str]) -> None:
+    """Tell a policy how its guards stand: who was put into shadow, and whose certificates (by id) hold no longer."""
+    policy.shadowed = frozenset(each.name for each in policy.guards if switches.get(each.name) == "shadow")
+    policy.expired = frozenset(
+        (guard.name, each.category, each.direction)
+        for guard in policy.guards
+        for each in guard.certificates
+        if each.id in expired
+    )
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,11 @@ class Pipeline:
         """The policy in force."""
         return self.scanner.policy
 
+    @property
+    def breakers(self) -> Breakers:
+        """The rooms in which slow guards are asked."""
+        return self._breakers
+
     def conversation(self, ask: Ask) -> str:
         """A conversation's name: given, or a keyed hash of what it began with."""
         if ask.conversation:
@@ -259,7 +264,7 @@ class Pipeline:
                 conversation = (*conversation, hint)
                 work.again()
                 continue
-            text = "" if answer.left else self.policy.message(stopped, ask.language, ask.tenant)
+            text = "" if answer.left else self.message(ask, stopped)
             await self._last(work, text, stopped)
             return
 
@@ -267,9 +272,35 @@ class Pipeline:
         """End the answer if the guards stop the request itself."""
         if not stops(seen.decision):
             return False
-        text = self.policy.message(seen.decision, work.ask.language, work.ask.tenant)
-        await self._last(work, text, seen.decision)
+        await self._last(work, self.message(work.ask, seen.decision), seen.decision)
         return True
+
+    def message(self, ask: Ask, decision: Decision) -> str:
+        """What the user reads instead. A person's answer is promised only where it can be delivered."""
+        if decision.action == "review" and not ask.deliverable:
+            decision = decision.model_copy(update={"action": "block"})
+        return self.policy.message(decision, ask.language, ask.tenant)
+
+    async def receive(self, ask: Ask) -> Decision:
+        """Take a message that a person is to answer: it is read by the guards, masked and kept like any other, and
+        nothing is generated. Where the guards stop it, it waits for nobody. Raises Busy when it cannot be kept."""
+        started = time.perf_counter()
+        vault = self._vaults(self.conversation(ask))
+        seen = await self._read(pieces(ask.messages), Where("input", "content", ask.surface, ask.tenant))
+        masked = ask.messages
+        if seen.redactions:
+            masked = await self._in_vault(partial(redacted, ask.messages, seen.redactions, vault.mask))
+        held = not stops(seen.decision) or seen.decision.action == "review"
+        answer = Answer(0, finish="blocked")
+        kept = self._finish(ask, masked, seen, [answer], started, "", held)
+        if kept is not None:
+            await _promised(kept)
+        return seen.decision
+
+    async def opened(self, ask: Ask, text: str) -> str:
+        """A person's words with this conversation's placeholders opened, as the model's words are."""
+        vault = self._vaults(self.conversation(ask))
+        return text if vault.ready(text) else await self._in_vault(partial(vault.unmask, text))
 
     def _lane(self, conversation: Sequence[Message], at: Where, vault: Vault) -> Lane:
         watchers = self.scanner.watchers(conversation, at)
@@ -326,11 +357,14 @@ class Pipeline:
         answers: Sequence[Answer],
         started: float,
         error: str,
+        held: bool = False,
     ) -> Future[None] | None:
         if self._record is None:
             return None
         spent, name = 1000 * (time.perf_counter() - started), self.conversation(ask)
-        return self._record(Finished(ask, self.release, self.model, seen, masked, tuple(answers), spent, error, name))
+        return self._record(
+            Finished(ask, self.release, self.model, seen, masked, tuple(answers), spent, error, name, held)
+        )
 
     def stop(self) -> None:
         """End every answer that is under way, on its event loop, with an error that says why: `Ending`."""

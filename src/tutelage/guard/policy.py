@@ -217,6 +217,10 @@ class Policy:
     ) -> None:
         self.file, self.taxonomy, self._path = file, taxonomy, path
         self.guards = tuple(guards)
+        self.shadowed: frozenset[str] = frozenset()
+        """Guards that are heard and decide nothing: somebody has put them into shadow."""
+        self.expired: frozenset[tuple[str, str, str]] = frozenset()
+        """(guard, category, direction) whose certificate holds no longer: it flags, and stops nothing."""
         self.hash = digest({"policy": file.model_dump(mode="json"), "taxonomy": taxonomy.model_dump(mode="json")})
         for rule in file.rules:
             if rule.category and rule.category not in taxonomy.categories:
@@ -351,6 +355,8 @@ class Policy:
 
     def _apply(self, bound: Bound, at: Where, verdict: Verdict) -> tuple[Action, str, tuple[Span, ...]]:
         rule = bound.rule
+        if verdict.judge in self.shadowed:
+            return "allow", "", ()
         on_error = rule.on_error or self.file.defaults.on_error
         if verdict.status != "ok":
             return on_error, f"{rule.id}: {verdict.judge} {verdict.status}", ()
@@ -363,6 +369,9 @@ class Policy:
         if score is None or not 0.0 <= score <= 1.0:  # also NaN: a guard that gives no number gives no leave
             return on_error, f"{rule.id}: {verdict.judge} gave no score for {rule.category}", ()
         threshold = bound.thresholds[verdict.judge, at.direction]
+        if score > threshold and (verdict.judge, rule.category, at.direction) in self.expired:
+            weak: Action = rule.action if ACTIONS.index(rule.action) < ACTIONS.index("flag") else "flag"
+            return weak, f"{rule.id}: {rule.category} {score:.3f} > {threshold:.3f} (certificate expired)", ()
         if score > threshold:
             return rule.action, f"{rule.id}: {rule.category} {score:.3f} > {threshold:.3f}", ()
         return "allow", "", ()

@@ -32,6 +32,12 @@ class Ask:
     id: str = field(default_factory=uuid7)
     meta: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def deliverable(self) -> bool:
+        """Whether what a person answers later reaches who asked, and nobody else: without a name of the conversation
+        or of the user, another who begins with the same words would be taken for them."""
+        return bool(self.conversation or self.subject)
+
 
 class Chunk(NamedTuple):
     """A part of answer number `choice` that may be sent. The last one of an answer has its finish."""
@@ -43,6 +49,10 @@ class Chunk(NamedTuple):
     usage: tuple[int, int] = (0, 0)
     """Tokens of the prompt and of this answer with all its tries, known at the end."""
     channel: Channel = "content"
+
+
+WAITING = Chunk(-1, "")
+"""No part of any answer: a person is to answer and has not yet. It keeps a connection open."""
 
 
 @dataclass
@@ -94,6 +104,8 @@ class Finished:
     error: str = ""
     conversation: str = ""
     """The conversation's name, as the pipeline that served it gives names."""
+    held: bool = False
+    """Whether a person is to answer it, whatever the guards said."""
 
 
 class Ending(Busy):

@@ -200,6 +200,37 @@ def open_reviews(
     return Opened(len(draws), len(chosen), tasks.add(store, where, new))
 
 
+def open_held(store: Store) -> int:
+    """Open a task for every answer that waits for a person and has none: whether it was rightly withheld is asked of
+    all of them. They are a stratum of their own, taken whole. Returns how many were opened."""
+    waiting = [each for each in stored.holds(store, waiting=True) if each.task is None]
+    asked_for = traffic.decisions(store, requests=sorted({each.request for each in waiting})) if waiting else []
+    live = sorted({row.request for row in asked_for if row.people == "live"})
+    if not live:  # who sends simulated traffic draws from it as well
+        return 0
+    found = {each.id: each for each in subjects(store, requests=live)}
+    rows = traffic.decisions(store, ids=list(found))
+    undrawn = {row.id for row in traffic.decisions(store, ids=list(found), undrawn=True)}
+    fresh = [
+        Draw(
+            subject=each.id,
+            week=each.week,
+            stratum=f"{side_of(each.action)}/held",
+            probability=1.0,
+            selected=True,
+            stream="certainty",
+        )
+        for each in found.values()
+        if each.id in undrawn
+    ]
+    if fresh:
+        open_reviews(store, fresh, seed=0, double=0.0)
+    asked = tasks.of_decisions(store, list(found))
+    first = {row.request: row.id for row in rows}
+    stored.assign(store, {h.id: asked[first[h.request]] for h in waiting if asked.get(first.get(h.request, ""))})
+    return len(fresh)
+
+
 def draws_of(store: Reader) -> list[Draw]:
     """All draws as they were made, so that the population can be counted again."""
     found = []

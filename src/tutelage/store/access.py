@@ -29,7 +29,12 @@ SCOPES = {
     "feedback:read": "see projects and how far they are",
     "feedback:answer": "take tasks and answer them",
     "feedback:lead": "make projects and add tasks",
-    "chat": "ask the model",
+    "chat": "ask the model, and all that belongs to it",
+    "answers": "only chat, completions and responses",
+    "guard": "only moderations, scans and what is guarded",
+    "embeddings": "only embeddings",
+    "say": "only say something about answers",
+    "metrics": "only read the service's figures",
 }
 """What a token may be allowed, where its person may: a token never allows more than its person's roles do."""
 
@@ -224,6 +229,26 @@ def end_token(store: Store, person: str, token: str, by: str) -> bool:
         if ended:
             ledger.append(connection, by, "token.revoke", person, {"token": token})
     return ended
+
+
+def rotate(store: Store, person: str, token: str, hours: float, by: str) -> str:
+    """A fresh token in the place of a person's token (by its id), which works for some hours more: until then programs
+    can be given the new one. Raises DataError for one that is not theirs or has ended."""
+    table, at = schema.api_token, now()
+    fresh = f"tut_{secrets.token_urlsafe(32)}"
+    with store.write() as connection:
+        mine = (table.c.id == token, table.c.person_id == person, table.c.revoked_at.is_(None))
+        row = connection.execute(sql.select(table).where(*mine)).first()
+        if row is None or (row.expires_at is not None and row.expires_at < at):
+            raise DataError("this token has ended already", key="token")
+        until = at + int(hours * 3_600_000)
+        if row.expires_at is None or row.expires_at > until:
+            connection.execute(sql.update(table).where(table.c.id == token).values(expires_at=until))
+        life = None if row.expires_at is None else at + (row.expires_at - row.at)
+        new = {"id": uuid7(), "person_id": person, "hash": _hash(fresh), "scopes": row.scopes, "label": row.label}
+        connection.execute(sql.insert(table).values(**new, at=at, expires_at=life))
+        ledger.append(connection, by, "token.rotate", person, {"token": token, "hours": hours})
+    return fresh
 
 
 # sessions

@@ -25,7 +25,7 @@ from tutelage.store.keys import Keys, derived_id, now, uuid7
 
 __all__ = ["HEAD", "Reader", "Snapshot", "Store", "derived_id", "now", "open", "open_store", "uuid7"]
 
-HEAD = "0007"
+HEAD = "0008"
 """The schema version this code reads and writes: the last file in migrations/versions."""
 
 OVERWRITES = "0006"

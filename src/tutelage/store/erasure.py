@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import sqlalchemy as sql
 
 from tutelage.core.errors import NotFound
-from tutelage.store import dialogues, gold, ledger, profiles, schema, texts
+from tutelage.store import dialogues, gold, ledger, profiles, retention, schema, texts
 from tutelage.store.engine import Reader, Store
 
 
@@ -21,12 +22,15 @@ class Words:
     conversations: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
     """Ids of texts with words of this person."""
+    kept: Mapping[str, int] = field(default_factory=dict)
+    """Why requests are left as they are, a legal hold each -> how many."""
 
 
 def words_of(store: Reader, *, person: str = "", subject: str = "") -> Words:
     """What a person (id) answered, and what a user (subject of traffic) asked and said.
 
-    Of a person also what they asked in the console, and what they said there about answers.
+    Of a person also what they asked in the console, and what they said there about answers. What is under a legal
+    hold is left out and named.
     """
     annotation, answer, request = schema.annotation.c, schema.answer.c, schema.request.c
     said, hold, who = schema.feedback.c, schema.hold.c, schema.person.c
@@ -34,6 +38,7 @@ def words_of(store: Reader, *, person: str = "", subject: str = "") -> Words:
     requests: list[str] = []
     conversations: set[str] = set()
     found: set[str] = set()
+    kept: dict[str, int] = {}
     with store.read() as connection:
         if person:
             annotations = list(
@@ -61,22 +66,16 @@ def words_of(store: Reader, *, person: str = "", subject: str = "") -> Words:
             found.update(_asked(connection, spoken))
         if subjects := [each for each in (person, subject) if each]:
             rows = connection.execute(
-                sql.select(request.id, request.conversation_id, request.input_id, request.output_id)
-                .where(request.subject.in_(subjects))
+                sql.select(request.id, request.conversation_id)
+                .where(request.subject.in_(subjects), ~retention.kept_request())
                 .order_by(request.at)
             ).all()
+            kept = retention.reasons(connection, request.subject.in_(subjects))
             requests = [row.id for row in rows]
             conversations = {row.conversation_id for row in rows}
-            found.update(id for row in rows for id in (row.input_id, row.output_id) if id)
             for some in texts.chunks(requests):
-                for column, key in ((said.text_id, said.request_id), (hold.text_id, hold.request_id)):
-                    found.update(
-                        connection.execute(sql.select(column).where(key.in_(some), column.is_not(None))).scalars()
-                    )
-                decided = sql.select(schema.decision.c.id).where(schema.decision.c.request_id.in_(some))
-                asked = sql.select(schema.task.c.id).where(schema.task.c.decision_id.in_(decided))
-                found.update(_asked(connection, asked))
-    return Words(tuple(annotations), tuple(requests), tuple(sorted(conversations)), tuple(sorted(found)))
+                found |= retention.texts_of(connection, some)
+    return Words(tuple(annotations), tuple(requests), tuple(sorted(conversations)), tuple(sorted(found)), kept)
 
 
 def _asked(connection: sql.Connection, asked: sql.Select[tuple[str]]) -> set[str]:

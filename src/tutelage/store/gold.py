@@ -140,8 +140,11 @@ def retire(store: Store, task_id: str, by: str) -> None:
         ledger.append(connection, by, "gold.retire", task_id)
 
 
-def every(store: Reader, project_id: str) -> list[Gold]:
-    """The gold tasks of a project in their order, with how they were answered."""
+def every(
+    store: Reader, project_id: str, *, start: int = 0, limit: int | None = None, task_id: str | None = None
+) -> list[Gold]:
+    """The gold tasks of a project in their order, with how they were answered: all, `limit` behind the first `start`,
+    or one."""
     given = sql.func.count(result.annotation_id)
     query = (
         sql.select(schema.gold, given.label("n"), sql.func.sum(sql.case((result.correct, 1), else_=0)).label("right"))
@@ -152,12 +155,23 @@ def every(store: Reader, project_id: str) -> list[Gold]:
         .where(task.project_id == project_id)
         .group_by(*gold, task.position)
         .order_by(task.position)
+        .offset(start)
+        .limit(limit)
     )
+    if task_id is not None:
+        query = query.where(gold.task_id == task_id)
     with store.read() as connection:
         return [
             Gold(row.task_id, row.expected, row.rationale, row.retired_at is not None, row.shown, row.n, row.right)
             for row in connection.execute(query)
         ]
+
+
+def tasks_of(store: Reader, project_id: str) -> set[str]:
+    """The ids of a project's gold tasks."""
+    query = sql.select(gold.task_id).join(schema.task, task.id == gold.task_id).where(task.project_id == project_id)
+    with store.read() as connection:
+        return set(connection.execute(query).scalars())
 
 
 # handing them out

@@ -10,7 +10,7 @@ import sqlalchemy as sql
 
 from tutelage.core.errors import DataError, NotFound
 from tutelage.core.records import Message
-from tutelage.store import ledger, schema, texts, traces
+from tutelage.store import ledger, retention, schema, takeover, texts, traces
 from tutelage.store.engine import Reader, Store, derived_id, now, uuid7
 
 STREAMS = ("measure", "learn", "certainty")
@@ -117,24 +117,17 @@ def hold(store: Store, request: str, conversation: str, task: str | None = None)
         return traces.hold(store, connection, request, conversation, task)
 
 
-def deliver(store: Store, hold_or_request: str, message: Message, by: str) -> str:
-    """A person's answer: it is delivered at the next turn of that conversation. The first answer counts."""
-    table = schema.hold
-    with store.write() as connection:
+def deliver(store: Store, hold_or_request: str, message: Message, by: str, *, stay: bool = False) -> str:
+    """A person's answer: it is delivered in that conversation, which goes back to the model unless they `stay`. The
+    first answer counts; it answers what waits there before it as well."""
+    table = schema.hold.c
+    with store.read() as connection:
         row = connection.execute(
-            sql.select(table).where(sql.or_(table.c.id == hold_or_request, table.c.request_id == hold_or_request))
+            sql.select(schema.hold).where(sql.or_(table.id == hold_or_request, table.request_id == hold_or_request))
         ).first()
-        if not row:
-            raise NotFound(f"nothing waits under {hold_or_request!r}")
-        if row.text_id is not None:
-            raise DataError("this was answered already", key="hold")
-        text_id = derived_id("text", row.id, "delivered")
-        texts.put(connection, [(text_id, texts.pack([message]), "")])
-        connection.execute(
-            sql.update(table).where(table.c.id == row.id).values(text_id=text_id, by=by, answered_at=now())
-        )
-        ledger.append(connection, by, "hold.answer", row.id, {"request": row.request_id})
-    return str(row.id)
+    if not row:
+        raise NotFound(f"nothing waits under {hold_or_request!r}")
+    return takeover.say(store, row.conversation_id, message, by, stay=stay, at_hold=row.id)
 
 
 def pending(store: Reader, conversation: str) -> list[tuple[str, Message]]:
@@ -147,6 +140,23 @@ def pending(store: Reader, conversation: str) -> list[tuple[str, Message]]:
         rows = connection.execute(query.order_by(table.answered_at)).all()
         words = texts.bodies(connection, [row.text_id for row in rows]) if rows else {}
     return [(row.id, texts.unpack(words[row.text_id])[0]) for row in rows if row.text_id in words]
+
+
+def undelivered(store: Reader) -> frozenset[str]:
+    """The conversations that have not been given all that people answered in them."""
+    table = schema.hold.c
+    query = sql.select(table.conversation_id).where(table.text_id.is_not(None), table.delivered_at.is_(None))
+    with store.read() as connection:
+        return frozenset(connection.execute(query).scalars())
+
+
+def assign(store: Store, tasks: Mapping[str, str]) -> None:
+    """Note which task asks reviewers about a held answer: hold id -> task id."""
+    table = schema.hold
+    with store.write() as connection:
+        for hold_id, task in tasks.items():
+            mine = sql.update(table).where(table.c.id == hold_id, table.c.task_id.is_(None))
+            connection.execute(mine.values(task_id=task))
 
 
 def delivered(store: Store, ids: Sequence[str]) -> None:
@@ -175,7 +185,7 @@ def holds(store: Reader, waiting: bool | None = None, conversation: str | None =
     table = schema.hold.c
     query = sql.select(schema.hold).order_by(table.at, table.id)
     if waiting is not None:
-        query = query.where(table.text_id.is_(None) if waiting else table.text_id.is_not(None))
+        query = query.where(table.answered_at.is_(None) if waiting else table.answered_at.is_not(None))
     if conversation is not None:
         query = query.where(table.conversation_id == conversation)
     with store.read() as connection:
@@ -241,9 +251,11 @@ def vault_expire(store: Store, before: int, most: int = 2000) -> int:
     """Forget what placeholders stand for that were kept before a time, in milliseconds; returns how many there were.
 
     `most` go in one transaction, so that traffic is written between. A conversation that goes on keeps them anew.
+    Those under a legal hold stay.
     """
     table, gone = schema.vault.c, 0
-    old = sql.select(table.conversation_id, table.placeholder).where(table.at < before).limit(most)
+    old = sql.select(table.conversation_id, table.placeholder).where(table.at < before, ~retention.kept_vault())
+    old = old.limit(most)
     while True:
         with store.write(durable=False) as connection:
             rows = connection.execute(
@@ -364,10 +376,10 @@ def save_drift(store: Store, new: Sequence[Drift], key: str = "") -> None:
             connection.execute(store.insert(schema.drift).on_conflict_do_nothing(), rows)
 
 
-def drifts(store: Reader, triggered: bool | None = None) -> list[Drift]:
-    """Drift signals in the order they were kept."""
+def drifts(store: Reader, triggered: bool | None = None, since: int = 0) -> list[Drift]:
+    """Drift signals in the order of time."""
     table = schema.drift.c
-    query = sql.select(schema.drift).order_by(table.id)
+    query = sql.select(schema.drift).where(table.at >= since).order_by(table.at, table.id)
     if triggered is not None:
         query = query.where(table.triggered == triggered)
     with store.read() as connection:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlalchemy as sql
 from sqlalchemy import BigInteger, Float, ForeignKey, Integer, LargeBinary, String, Text
 
-from tutelage.store import columns
+from tutelage.store import columns, operations
 from tutelage.store.columns import (
     Column,
     Id,
@@ -44,6 +44,7 @@ APPEND_ONLY = (
     "release_event",
     "approval",
     "audit",
+    *operations.APPEND_ONLY,
 )
 """Rows of these tables are never changed and never removed."""
 
@@ -507,6 +508,12 @@ deployment = table(
     moment("updated_at"),
 )
 """Which release answers: promotion and rollback move one pointer."""
+
+# operating the service
+
+takeover, incident, incident_event = operations.takeover, operations.incident, operations.incident_event
+legal_hold, usage = operations.legal_hold, operations.usage
+certificate_event, guard_event = operations.certificate_event, operations.guard_event
 
 # work and records
 

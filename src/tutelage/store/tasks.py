@@ -362,6 +362,16 @@ def behind(store: Reader, project_id: str, position: int, limit: int) -> list[st
         return list(connection.execute(query.order_by(task.position).limit(limit)).scalars())
 
 
+def of_decisions(store: Reader, ids: Sequence[str]) -> dict[str, str]:
+    """Decision id -> the task that asks about it."""
+    found: dict[str, str] = {}
+    with store.read() as connection:
+        for some in texts.chunks(ids):
+            query = sql.select(schema.task.c.decision_id, schema.task.c.id).where(schema.task.c.decision_id.in_(some))
+            found |= {row.decision_id: row.id for row in connection.execute(query)}
+    return found
+
+
 def load(
     store: Reader, ids: Sequence[str] | None = None, project_name: str | None = None, masked: bool = False
 ) -> dict[str, Task]:

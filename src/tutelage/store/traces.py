@@ -9,19 +9,21 @@ the last 50 ms. A trace that waits for a person is written with its hold in one 
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sql
 
 from tutelage.core.errors import Busy, NoSpace, TutelageError
 from tutelage.core.records import Action, Message, Span, Verdict
-from tutelage.store import schema, texts
+from tutelage.store import schema, takeover, texts
 from tutelage.store.engine import Store, derived_id, now, uuid7
 
 
@@ -108,8 +110,10 @@ class Writer:
         self._failure: str = ""
         self.refused = 0
         """How many traces found the queue full, and were refused."""
-        self.spoiled: list[tuple[str, str]] = []
-        """(id, reason) of traces that can never be written, such as one whose `meta` is no JSON."""
+        self.lost = 0
+        """How many traces could not be written at all. They stop neither the others nor the service."""
+        self.spoiled: deque[tuple[str, str]] = deque(maxlen=100)
+        """(id, reason) of the last of them."""
         self._thread = threading.Thread(target=self._work, name="traffic-writer", daemon=True)
         self._thread.start()
 
@@ -120,8 +124,8 @@ class Writer:
 
     @property
     def healthy(self) -> bool:
-        """False while commits fail or the queue is full, and for good when a trace could not be written at all."""
-        return not self._failure and not self.spoiled and self.lag < self.capacity
+        """False while commits fail or the queue is full."""
+        return not self._failure and self.lag < self.capacity
 
     def put(self, *traces: Trace) -> Future[None]:
         """Hand traces over, all or none; says when they are on disk. Raises Full when the queue is full: answer 503."""
@@ -199,21 +203,100 @@ class Writer:
         except (Busy, NoSpace) as error:
             self._failure = str(error)
             return []
-        except Exception as error:  # the thread must live: whatever it is, it is said and the other traces go on
-            self._failure = str(error)
+        except Exception:  # the thread must live: whatever it is, the other traces go on
+            pass
         ends: list[str] = []
         for trace in group:
             try:
-                write(self.store, [trace])
-                ends.append("")
-            except (Busy, NoSpace):
-                break
-            except Exception as error:
-                ends.append(f"{type(error).__name__}: {error}")
-                self.spoiled.append((trace.id, ends[-1]))
-        if ends == [""] * len(group):
-            self._failure = ""
+                ends.append(self._alone(trace))
+            except (Busy, NoSpace) as error:
+                self._failure = str(error)
+                return ends
+        self._failure = ""
         return ends
+
+    def _alone(self, trace: Trace) -> str:
+        """Write one trace, as it is or with what no store can hold left out; what was wrong with it, "" if it is
+        there. Raises Busy and NoSpace: then it is worth trying again."""
+        why = ""
+        for whole in (True, False):
+            try:
+                write(self.store, [trace if whole else mended(trace)])
+                return ""
+            except (Busy, NoSpace):
+                raise
+            except Exception as error:
+                why = f"{type(error).__name__}: {error}"
+        self.lost += 1
+        self.spoiled.append((trace.id, why))
+        return why
+
+
+def _plain(value: Any) -> Any:
+    """What JSON and a database can hold of a value; of the rest, what it was."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(_plain(str(key))): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return f"({type(value).__name__})"
+
+
+def mended(trace: Trace) -> Trace:
+    """A trace without what no store can hold: half characters, values that are no JSON, numbers that are none."""
+
+    def said(messages: Sequence[Message]) -> tuple[Message, ...]:
+        return tuple(Message.model_validate(_plain(each.model_dump(mode="python"))) for each in messages)
+
+    masked = trace.redacted_messages
+    answers: dict[str, Any] = {}
+    for name in ("answer", "redacted_answer"):
+        if (answer := getattr(trace, name)) is not None:
+            answers[name] = said([answer])[0]
+    names = ("conversation", "tenant", "subject", "release", "model", "surface", "language", "people", "finish")
+    words: dict[str, Any] = {name: _plain(getattr(trace, name)) for name in names}
+    return replace(
+        trace,
+        messages=said(trace.messages),
+        redacted_messages=None if masked is None else said(masked),
+        meta=_plain(trace.meta),
+        usage={str(key): int(each) for key, each in trace.usage.items()},
+        latency_ms=_plain(float(trace.latency_ms)) or 0.0,
+        decisions=tuple(
+            replace(each, reasons=_plain(list(each.reasons)), verdicts=[_sound(one) for one in each.verdicts])
+            for each in trace.decisions
+        ),
+        **words,
+        **answers,
+    )
+
+
+def _sound(verdict: Verdict) -> Verdict:
+    scores = {str(_plain(name)): each for name, each in verdict.scores.items() if math.isfinite(each)}
+    return verdict.model_copy(update={"scores": scores, "judge": _plain(verdict.judge)})
+
+
+def fitted(table: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row whose short texts fit their columns: PostgreSQL refuses what is longer, SQLite would keep it."""
+    lengths = _lengths()[table]
+    return {
+        name: value[: lengths[name]] if name in lengths and isinstance(value, str) else value
+        for name, value in row.items()
+    }
+
+
+@cache
+def _lengths() -> dict[str, dict[str, int]]:
+    """Table -> column -> characters that it holds."""
+    return {
+        name: {c.name: int(c.type.length) for c in table.columns if isinstance(c.type, sql.String) and c.type.length}
+        for name, table in schema.metadata.tables.items()
+    }
 
 
 def write(store: Store, traces: Sequence[Trace]) -> None:
@@ -231,14 +314,17 @@ def write(store: Store, traces: Sequence[Trace]) -> None:
         for trace in {each.id: each for each in traces if each.id not in known}.values():
             _collect(trace, rows, words)
         texts.put(connection, words)
-        if rows["conversation"]:
-            connection.execute(store.insert(schema.conversation).on_conflict_do_nothing(), rows.pop("conversation"))
-        for name, made in rows.items():
+        kept = {name: [fitted(name, each) for each in made] for name, made in rows.items()}
+        if conversations := kept.pop("conversation"):
+            connection.execute(store.insert(schema.conversation).on_conflict_do_nothing(), conversations)
+        for name, made in kept.items():
             if made:
                 connection.execute(sql.insert(schema.metadata.tables[name]), made)
         for trace in traces:
             if trace.held:
-                hold(store, connection, trace.id, trace.conversation or trace.id)
+                name = fitted("conversation", {"id": trace.conversation or trace.id})["id"]
+                hold(store, connection, trace.id, name)
+                takeover.begun(store, connection, name, trace.tenant)
 
 
 def hold(store: Store, connection: sql.Connection, request: str, conversation: str, task: str | None = None) -> str:

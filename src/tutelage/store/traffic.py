@@ -10,7 +10,7 @@ import sqlalchemy as sql
 
 from tutelage.core.errors import DataError, NotFound
 from tutelage.core.records import Action, Message, Span, Verdict
-from tutelage.store import schema, texts
+from tutelage.store import incidents, schema, texts
 from tutelage.store.engine import Reader, Store, derived_id, now, uuid7
 
 FEEDBACK_KINDS = ("thumb", "score", "comment", "edit", "ranking", "appeal", "metric")
@@ -339,6 +339,9 @@ def add_feedback(
                 at=now(),
             )
         )
+        if kind == "appeal" and people == "live":
+            said = {"request": request, "feedback": id}
+            incidents.opened(store, connection, "appeal", request, "A user appeals against an answer", detail=said)
     return id
 
 

@@ -18,6 +18,8 @@ MOST_TOKENS = 20
 """Tokens of one person that work at a time."""
 DAYS = (30, 90, 365)
 """How long a token may last."""
+OVERLAP_H = 24
+"""Hours that a replaced token works beside the new one."""
 Field = Annotated[str, Form()]
 
 CONSENT = """
@@ -121,6 +123,19 @@ def router(state: Any) -> APIRouter:
         text = "It is shown this once. Whoever has it can do what it allows, as you."
         return render.page(
             request, "secret.html", 201, title=f"Your token {label}", secret=token, text=text, back="/account"
+        )
+
+    @routes.post("/account/tokens/{token}/replace")
+    def replace_token(request: Request, token: str, csrf: Field = "") -> Response:
+        person = _own(request)
+        render.checked(request, csrf)
+        try:
+            fresh = access.rotate(store, person.id, token, OVERLAP_H, by=person.id)
+        except TutelageError as error:
+            return problem(request, 404, str(error))
+        text = f"It is shown this once. The old one works for {OVERLAP_H} hours more, so that programs can be changed."
+        return render.page(
+            request, "secret.html", 201, title="Your new token", secret=fresh, text=text, back="/account"
         )
 
     @routes.post("/account/tokens/{token}/revoke")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,24 +11,27 @@ from tutelage.web.wire import Fault
 
 
 class Admission:
-    """A tenant's leave for one request of at most `tokens` tokens. Raises Fault 429 when that is too much now."""
+    """A tenant's leave for one request of at most `tokens` tokens. Raises Fault 429 when that is too much now, 503 when
+    the service has too much to do."""
 
     def __init__(self, state: State, tenant: str, tokens: int) -> None:
-        self._limiter, self._limits = state.limiter, state.tenant(tenant).limits
-        grant = self._limiter.acquire(tenant, self._limits, tokens, time.monotonic())
+        self._tenancy = state.tenancy
+        grant = self._tenancy.admit(tenant, tokens)
         if isinstance(grant, Denied):
+            state.telemetry.shed(tenant, grant.code)
+            full = grant.status == 503
             raise Fault(
-                f"rate limit: {grant.reason}",
-                status=429,
-                code="rate_limit_exceeded",
-                kind="rate_limit_error",
+                grant.reason if full else f"rate limit: {grant.reason}",
+                status=grant.status,
+                code=grant.code,
+                kind="server_error" if full else "rate_limit_error",
                 retry_after=grant.retry_after,
             )
         self._grant = grant
 
     def settle(self, spent: int) -> None:
         """The request has ended, however it did, and has used so many tokens."""
-        self._limiter.settle(self._grant, self._limits, spent, time.monotonic())
+        self._tenancy.settle(self._grant, spent)
 
 
 @contextmanager

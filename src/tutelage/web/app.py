@@ -24,7 +24,7 @@ from starlette.exceptions import HTTPException
 
 from tutelage.core.artifact import Root, atomic_write
 from tutelage.core.config import build
-from tutelage.core.errors import TutelageError, UsageError
+from tutelage.core.errors import TutelageError, UsageError, install
 from tutelage.feedback import openapi
 from tutelage.feedback.webhooks import Sender
 from tutelage.store import access, people
@@ -36,7 +36,9 @@ from tutelage.web import (
     feedback,
     gateway,
     gold,
+    incidents,
     lead,
+    live,
     oidc,
     operate,
     projects,
@@ -44,15 +46,18 @@ from tutelage.web import (
     redteam,
     render,
     review,
+    takeover,
     tasks,
     wire,
 )
 from tutelage.web import people as people_pages
-from tutelage.web.state import Settings, State, read_settings
+from tutelage.web.settings import Settings, read_settings
+from tutelage.web.state import State
 from tutelage.web.wire import Fault
 
 PAGES = (
-    *(feedback, tasks, dialogue, projects, lead, gold, adjudication, review, redteam, operate, account),
+    *(feedback, tasks, dialogue, projects, lead, gold, adjudication, takeover, review, redteam),
+    *(incidents, live, operate, account),
     *(qualifications, people_pages),  # in this order: an address of the first must not be taken for a person
 )
 SWEEP_S = 600.0
@@ -296,6 +301,10 @@ def announce(state: State, say: Callable[[str], None], address: str) -> None:
     say(f"Console:          {address}")
     say(f"OpenAI base URL:  {address}/v1   (the key lies in {state.root.path / 'api.key'})")
     say(f"Answers:          {state.answering}")
+    if state.pipeline is None:
+        need = "" if find_spec("torch") else f"; it needs torch: {install('train')}"
+        say(f"To have a model:  tutelage run recipes/starter.yaml --root {state.root.path}{need}")
+        say(f"Or guard one:     tutelage serve --root {state.root.path} --upstream https://host/v1#model")
     say(f"Guards:           {STANDING[state.standing]}")
     if state.pipeline:
         asked = {"model": "tutelage", "temperature": 0, "messages": [{"role": "user", "content": FIRST}]}

@@ -100,7 +100,7 @@ class Doors:
             await _plain(send, 421, body)
             return
         known = scope.setdefault("state", {})
-        known.update(session=None, caller=None, tenant=None)
+        known.update(session=None, caller=None, tenant=None, scopes=frozenset())
         try:
             await self._recognise(known, headers)
         except TutelageError as error:  # a store that does not answer: nobody can be recognised
@@ -126,9 +126,9 @@ class Doors:
         if given[:7].lower() == "bearer ":
             token = given[7:].strip()
             mark = hashlib.sha256(token.encode("utf-8", "replace")).hexdigest()
-            tenant = self.state.owns(mark)
-            if tenant is not None:
-                known["tenant"] = tenant
+            owner = self.state.tenancy.owns(mark)
+            if owner is not None:
+                known.update(tenant=owner.tenant, scopes=owner.scopes)
                 return
             known["caller"] = await self._remembered(f"key/{mark}", access.by_token, token)
             if known["caller"] is not None:
@@ -150,18 +150,18 @@ class Doors:
         return found
 
 
-def asker(request: Request) -> Asker:
-    """Who may use the model: a key with scope `chat`, a key of the settings, or a signed-in person with CSRF token.
+def asker(request: Request, *parts: str) -> Asker:
+    """Who may use the model: a key with scope `chat` or one of `parts`, a key of the settings, or a signed-in person
+    with CSRF token.
 
     Raises HTTPException 401 or 403.
     """
     caller, session = request.state.caller, request.state.session
-    if caller is not None:
-        if not {"chat", "*"} & set(caller.scopes):
-            raise HTTPException(403, "this key lacks the scope 'chat'")
-        return Asker(str(request.state.tenant), caller.person)
-    if request.state.tenant is not None:
-        return Asker(str(request.state.tenant), None)
+    if caller is not None or request.state.tenant is not None:
+        scopes = caller.scopes if caller is not None else request.state.scopes
+        if not {"chat", "*", *parts} & set(scopes):
+            raise HTTPException(403, f"this key lacks the scope {' or '.join(map(repr, ('chat', *parts)))}")
+        return Asker(str(request.state.tenant), caller.person if caller is not None else None)
     if session is not None:
         checked(request)
         return Asker("console", session.person)

@@ -102,6 +102,8 @@ async def events(shape: Chat, first: Chunk, rest: AsyncGenerator[Chunk], usage: 
         return f"data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
 
     def part(chunk: Chunk) -> bytes:
+        if chunk.choice < 0:
+            return b": a person is to answer\n\n"
         made = shape.part(chunk, chunk.choice not in opened)
         opened.add(chunk.choice)
         if chunk.finish is not None:

@@ -125,9 +125,13 @@ def _caller(request: Request, scope: str) -> Person:
         person: Person = caller.person
         return person
     if getattr(request.state, "session", None) is None:
-        raise HTTPException(
-            401, "send `Authorization: Bearer` with an API token", headers={"www-authenticate": "Bearer"}
+        given = request.headers.get("authorization")
+        said = (
+            "this API token is not known, has expired or was revoked"
+            if given
+            else ("send `Authorization: Bearer` with an API token")
         )
+        raise HTTPException(401, said, headers={"www-authenticate": "Bearer"})
     if request.method != "GET":
         render.checked(request, request.headers.get("x-csrf-token"))
     return render.signed_in(request)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import Counter, Gauge, Histogram, generate_latest
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
@@ -25,7 +25,7 @@ from tutelage.guard.policy import SURFACES, Surface
 from tutelage.guard.request import Ask, Chunk, Meter
 from tutelage.store import traffic
 from tutelage.store.keys import uuid7
-from tutelage.web import auth, scanning, wire
+from tutelage.web import attended, auth, scanning, wire
 from tutelage.web.admission import Admission
 from tutelage.web.chat import Chat, Text, events
 from tutelage.web.state import State
@@ -40,7 +40,7 @@ class Metrics:
     """Prometheus figures; labels are bounded."""
 
     def __init__(self, state: State) -> None:
-        self.registry = CollectorRegistry()
+        self.registry = state.telemetry.registry
         ended = "Requests by how they ended: ok, withheld, refused, limited, overloaded, upstream, gone, error"
         self.requests = Counter("tutelage_requests", ended, ["surface", "status"], registry=self.registry)
         self.decisions = Counter("tutelage_decisions", "Decisions", ["direction", "action"], registry=self.registry)
@@ -68,12 +68,12 @@ def router(state: State) -> APIRouter:
 
     @routes.get("/v1/models")
     async def models(request: Request) -> Response:
-        auth.asker(request)
+        auth.asker(request, "answers")
         return JSONResponse({"object": "list", "data": [_model(state)] if state.pipeline else []})
 
     @routes.get("/v1/models/{name:path}")
     async def model(request: Request, name: str) -> Response:
-        auth.asker(request)
+        auth.asker(request, "answers")
         with state.lease() as pipeline:
             _named(pipeline, name)
         return JSONResponse(_model(state))
@@ -84,7 +84,7 @@ def router(state: State) -> APIRouter:
 
     @routes.post("/v1/embeddings")
     async def embeddings(request: Request) -> Response:
-        auth.asker(request)
+        auth.asker(request, "embeddings")
         raise Fault("no encoder is configured", status=501, code="not_implemented", kind="not_implemented_error")
 
     @routes.post("/v1/feedback")
@@ -97,7 +97,7 @@ def router(state: State) -> APIRouter:
 
     @routes.get("/guard/coverage")
     async def coverage(request: Request) -> Response:
-        asker = auth.asker(request)
+        asker = auth.asker(request, "guard")
         with state.lease() as pipeline:
             policy = pipeline.policy
             rows = policy.coverage(SURFACES, asker.tenant)
@@ -113,12 +113,14 @@ def router(state: State) -> APIRouter:
             "problem": state.problem or None,
             "traces_waiting": state.writer.lag,
             "traces_refused": state.writer.refused,
+            "traces_lost": state.writer.lost,
+            "breakers": state.breakers,
         }
         return JSONResponse(told, 200 if ready else 503)
 
     @routes.get("/metrics")
     async def figures(request: Request) -> Response:
-        auth.asker(request)
+        auth.asker(request, "metrics")
         return Response(generate_latest(metrics.registry), media_type="text/plain; version=0.0.4")
 
     return routes
@@ -142,7 +144,7 @@ async def _ask(
     state: State, request: Request, surface: Surface, lent: ExitStack
 ) -> tuple[Ask, dict[str, Any], Pipeline]:
     """Read and check a request; the pipeline is lent until `lent` is closed."""
-    who = auth.asker(request)
+    who = auth.asker(request, "answers")
     tenant = state.tenant(who.tenant)
     body = await wire.read_json(request, tenant.limits.body_bytes)
     wire.known(body, wire.SAMPLING | {"messages" if surface == "chat" else "prompt"})
@@ -221,7 +223,8 @@ async def _gathered(chunks: AsyncGenerator[Chunk]) -> dict[int, list[Chunk]]:
     answers: dict[int, list[Chunk]] = {}
     async with aclosing(chunks):
         async for chunk in chunks:
-            answers.setdefault(chunk.choice, []).append(chunk)
+            if chunk.choice >= 0:
+                answers.setdefault(chunk.choice, []).append(chunk)
     return answers
 
 
@@ -272,17 +275,18 @@ class _Serving:
         state, pipeline, ask = self._state, self._pipeline, self._ask
         outcome = "gone"
         try:
-            given = await run_in_threadpool(state.pending, pipeline.conversation(ask)) if ask.conversation else []
-            given = [each for each in given if each[0] not in self._underway]
-            self._given = [name for name, _ in given]
-            self._underway.update(self._given)
+            given = [await pipeline.opened(ask, message.content) for message in await self._take()]
             for choice in range(ask.sampling.n if given else 0):
-                yield Chunk(choice, "".join(f"{message.content}\n\n" for _, message in given))
-            if self._given and ask.stream and not await self._request.is_disconnected():
-                await self.deliver()  # whoever streams asks for the next part when this one was sent
-            withheld = False
-            async with aclosing(pipeline.serve(ask, self._meter)) as chunks:
+                yield Chunk(choice, "".join(f"{words}\n\n" for words in given))
+            if given and ask.stream:
+                await self._sent()
+            withheld = begun = False
+            source = attended.served(state, pipeline, ask, self._meter, self._take, self._sent)
+            async with aclosing(source) as chunks:
                 async for chunk in chunks:
+                    if not begun and chunk.choice >= 0:
+                        begun = True
+                        state.telemetry.first_byte(time.perf_counter() - self._started)
                     if chunk.finish is not None:
                         withheld = withheld or chunk.finish == "blocked"
                         direction = "output" if chunk.finish != "blocked" else "any"
@@ -298,6 +302,22 @@ class _Serving:
             if ask.stream or outcome not in ("ok", "withheld"):
                 self.release()
 
+    async def _take(self) -> list[Message]:
+        """What people have answered in this conversation, and no request has taken along yet."""
+        if not self._ask.deliverable:
+            return []
+        name = self._pipeline.conversation(self._ask)
+        given = await run_in_threadpool(self._state.pending, name) if self._state.answered(name) else []
+        given = [each for each in given if each[0] not in self._underway]
+        self._given += [each for each, _ in given]
+        self._underway.update(each for each, _ in given)
+        return [message for _, message in given]
+
+    async def _sent(self) -> None:
+        """Whoever streams asks for the next part when this one was sent."""
+        if not await self._request.is_disconnected():
+            await self.deliver()
+
     def end(self, outcome: str) -> None:
         """Give the pipeline back, settle the limits and count the outcome, once."""
         if self._ended:
@@ -306,6 +326,7 @@ class _Serving:
         self._lent.close()
         self._admission.settle(self._meter.spent(self._read))
         self._metrics.requests.labels(self._ask.surface, outcome).inc()
+        self._state.telemetry.ended(outcome)
         self._metrics.seconds.observe(time.perf_counter() - self._started)
 
     async def deliver(self) -> None:
@@ -362,7 +383,7 @@ def _headers(pipeline: Pipeline, ask: Ask) -> dict[str, str]:
 
 async def _feedback(state: State, request: Request) -> Response:
     """What an end user says about an answer: a thumb, a comment, an appeal."""
-    who = auth.asker(request)
+    who = auth.asker(request, "say")
     body = await wire.read_json(request, 65_536)
     wire.only(body, frozenset(("kind", "request", "value", "text", "key")))
     kind = wire.text(body, "kind", 20, "thumb")

@@ -118,26 +118,29 @@ def router(state: Any) -> APIRouter:
     # which there are, and how everybody did
 
     def listing(
-        request: Request, where: Project, status: int = 200, told: str = "", error: str = "", after: int = 0
-    ) -> HTMLResponse:
-        every = gold.every(store, where.id)
-        known = {each.task for each in every}
+        request: Request, where: Project, status: int = 200, told: str = "", error: str = "", after: int = 0,
+        start: int = 0, people_start: int = 0,
+    ) -> HTMLResponse:  # fmt: skip
+        every = gold.every(store, where.id, start=start, limit=LISTED)
+        standings = gold.standings(store, where.id)
+        known = gold.tasks_of(store, where.id)
         decided = adjudicate.overruled(adjudicate.decided(store, [where.name], None))
         ready = [id for id in decided if id not in known][:LISTED]
         more = tasks.behind(store, where.id, after, LISTED + 1)
-        loaded = tasks.load(store, [*(each.task for each in every[:LISTED]), *ready, *more[:LISTED]], masked=True)
+        loaded = tasks.load(store, [*(each.task for each in every), *ready, *more[:LISTED]], masked=True)
         items = {id: item_of(store, where, task) for id, task in loaded.items()}
         rows = []
-        for each in every[:LISTED]:
+        for each in every:
             task, item = loaded[each.task], items[each.task]
             rows.append(Row(each, text_of(task), task.state, forms.said(written(each.expected, item), item)))
-        assign.showed(store, render.signed_in(request), where, [*(each.task for each in every[:LISTED]), *ready])
+        assign.showed(store, render.signed_in(request), where, [*(each.task for each in every), *ready])
         lifts = [each for each in ledger.acts(store, "gold.lift") if each.body.get("project") == where.id][:LIFTS]
         who = {id: people.find(store, id) for each in lifts for id in (each.actor, each.object)}
         return shown(
-            request, "gold.html", where, status, told=told[:300], error=error, rows=rows, total=len(every),
+            request, "gold.html", where, status, told=told[:300], error=error, rows=rows, total=len(known),
+            start=start, listed=LISTED, people_start=people_start, people_total=len(standings),
             rules=ProjectSettings.of(where.settings), lifts=lifts, who=who,
-            pauses=gold.pauses(store, [where.id]), standings=gold.standings(store, where.id),
+            pauses=gold.pauses(store, [where.id]), standings=standings[people_start : people_start + LISTED],
             accuracy=lambda each: clopper_pearson(each.right, each.n),
             ready=[(id, text_of(loaded[id]), forms.said(decision(decided[id]), items[id])) for id in ready],
             open_tasks=[(id, text_of(loaded[id]), loaded[id].state) for id in more[:LISTED] if id not in known],
@@ -146,7 +149,9 @@ def router(state: Any) -> APIRouter:
         )  # fmt: skip
 
     @routes.get("/projects/{name}/gold")
-    def golds(request: Request, name: str, told: str = "", after: int = 0, key: str = "") -> Response:
+    def golds(
+        request: Request, name: str, told: str = "", after: int = 0, key: str = "", start: int = 0, people: int = 0
+    ) -> Response:
         _, where = led_by(store, request, name)
         if key.strip():  # the task of this key, or of this id
             ids = [tasks.task_id(where.id, key.strip()[:200]), key.strip()[:60]]
@@ -155,7 +160,7 @@ def router(state: Any) -> APIRouter:
                 error = f"There is no task with the key {key.strip()[:60]!r} in {where.name}."
                 return listing(request, where, 404, error=error)
             return gone(where, f"/gold/{found}")
-        return listing(request, where, told=told, after=max(0, after))
+        return listing(request, where, told=told, after=max(0, after), start=max(0, start), people_start=max(0, people))
 
     @routes.post("/projects/{name}/gold")
     async def rules(request: Request, name: str) -> Response:
@@ -184,7 +189,7 @@ def router(state: Any) -> APIRouter:
         """What is expected of a task: what was typed, else what is kept, else what was adjudicated."""
         item = item_of(store, where, task)
         assign.showed(store, render.signed_in(request), where, [task.id])
-        now = next((each for each in gold.every(store, where.id) if each.task == task.id), None)
+        now = next(iter(gold.every(store, where.id, task_id=task.id)), None)
         given = answers.read(store, task=task.id, purpose=adjudication.PURPOSE)
         decided = given[-1] if given and adjudicate.cause_of(given[-1]) not in UNDECIDED else None
         filled: Mapping[str, Any] = {}

@@ -45,6 +45,8 @@ ROLES = ("annotator", "reviewer", "adjudicator", "lead", "auditor")
 """Roles that a lead gives in one project."""
 STUCK = 20
 """Stuck tasks on one page."""
+SUGGESTED = 20
+"""Names to choose from, where somebody is to be asked; the others are found by letters of their name."""
 
 
 def daily_chart(daily: dict[str, Sequence[tuple[float, float]]]) -> Markup:
@@ -111,8 +113,10 @@ def router(state: Any) -> APIRouter:
     # progress
 
     @routes.get("/projects/{name}")
-    def progress(request: Request, name: str, told: str = "", after: int = 0) -> HTMLResponse:
+    def progress(request: Request, name: str, told: str = "", after: int = 0, who: str = "") -> HTMLResponse:
         _, where = led(request, name, *WATCHERS)
+        able = desk.answerers(store, where) if oversight.stuck(store, where.id, after, 1) else []
+        named = [each for each in able if who.strip().lower() in each.name.lower()]
         moment = standing(where)
         stuck = oversight.stuck(store, where.id, after, STUCK + 1)
         loaded = tasks.load(store, [each.task for each in stuck], masked=True)
@@ -121,7 +125,7 @@ def router(state: Any) -> APIRouter:
             stuck=[(each, said(where, each), loaded[each.task]) for each in stuck[:STUCK] if each.task in loaded],
             more=stuck[STUCK - 1].position if len(stuck) > STUCK else None,
             reasons=kept.get(("reasons", where.id), lambda: passed_over(where)),
-            members=desk.answerers(store, where) if stuck else [],
+            able=len(able), members=named[:SUGGESTED], named=len(named), who=who.strip()[:120], after=after,
             consumers=CONSUMERS, formats=FORMATS, paused=len(gold.pauses(store, [where.id])),
         )  # fmt: skip
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, HTTPException, Request
 from fastapi.responses import HTMLResponse, Response
@@ -14,78 +11,12 @@ from markupsafe import Markup
 from tutelage import life
 from tutelage.core.artifact import Artifact, Root, atomic_write
 from tutelage.core.errors import NotFound, Refused, TutelageError
-from tutelage.core.records import ACTIONS
-from tutelage.report import charts, tables
+from tutelage.report import tables
 from tutelage.report.pages import life_page
-from tutelage.store import releases, review, traffic
-from tutelage.store.engine import now
-from tutelage.web import render, runs
-
-HOUR = 3_600_000
-WINDOW = 24 * HOUR
-"""How far back the traffic page looks, in ms."""
+from tutelage.store import releases, review, standings
+from tutelage.web import live, render, runs
 
 Form_ = Annotated[str, Form()]
-
-
-class Traffic(NamedTuple):
-    """What went through in a window."""
-
-    requests: int
-    actions: dict[str, int]
-    categories: list[tuple[str, int]]
-    median_ms: float | None
-    slow_ms: float | None
-    chart: Markup
-    thumbs: tuple[int, int]
-    appeals: int
-
-
-def quantile(values: Sequence[float], share: float) -> float | None:
-    """The value below which this share of the values lies (nearest rank); None of none."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, max(0, math.ceil(share * len(ordered)) - 1))] if ordered else None
-
-
-def look_at_traffic(store: Any, since: int, until: int, buckets: int = 24) -> Traffic:
-    """Requests, strictest action of each, and latency of a window."""
-    decided = traffic.decisions(store, since=since, until=until)
-    strictest: dict[str, str] = {}
-    category: dict[str, str] = {}
-    at: dict[str, int] = {}
-    for each in decided:
-        at.setdefault(each.request, each.at)
-        if ACTIONS.index(each.action) >= ACTIONS.index(strictest.get(each.request, "allow")):
-            strictest[each.request] = each.action
-            category[each.request] = each.category
-    found = traffic.requests(store, since=since, until=until, newest_first=True, limit=5000)
-    for request in found:
-        strictest.setdefault(request.id, "allow")
-        at.setdefault(request.id, request.at)
-    width = max(1, (until - since) // buckets)
-    total: Counter[int] = Counter((moment - since) // width for moment in at.values())
-    stopped = Counter((at[id] - since) // width for id, action in strictest.items() if action in ("block", "review"))
-
-    def series(name: str, counts: Counter[int]) -> charts.Series:
-        return charts.Series(name, [((k - buckets) * width / HOUR, float(counts.get(k, 0))) for k in range(buckets)])
-
-    lines = [series("all", total), series("withheld", stopped)]
-    latencies = [request.latency_ms for request in found if request.latency_ms is not None]
-    said = traffic.feedback(store, since=since)
-    withheld = Counter(category[id] for id, action in strictest.items() if action in ("block", "review", "redact"))
-    return Traffic(
-        requests=len(strictest),
-        actions={action: sum(1 for each in strictest.values() if each == action) for action in ACTIONS},
-        categories=[(name, n) for name, n in withheld.most_common(12) if name],
-        median_ms=quantile(latencies, 0.5),
-        slow_ms=quantile(latencies, 0.95),
-        chart=Markup(charts.line(lines, title="Requests per hour", x_label="hours from now", zero=True)),
-        thumbs=(
-            sum(1 for each in said if each.kind == "thumb" and (each.value or 0) > 0),
-            sum(1 for each in said if each.kind == "thumb" and (each.value or 0) < 0),
-        ),
-        appeals=sum(1 for each in said if each.kind == "appeal"),
-    )
 
 
 def _artifact(root: Root, kind: str, id: str) -> Artifact:
@@ -177,26 +108,26 @@ def router(state: Any) -> APIRouter:
         )
 
     @routes.get("/operate")
-    def operate(request: Request, told: str = "") -> HTMLResponse:
+    def operate(request: Request, told: str = "", span: str = "day") -> HTMLResponse:
         render.signed_in(request, *READERS)
-        moment = now()
         every = {each.id: each for each in releases.every(state.store)}
-        live = releases.current(state.store)
-        earlier = live is not None and any(
-            event.after == "live" and event.release != live.id for event in releases.history(state.store)
+        current = releases.current(state.store)
+        earlier = current is not None and any(
+            event.after == "live" and event.release != current.id for event in releases.history(state.store)
         )
         return render.page(
             request,
             "operate.html",
-            live=live,
+            current=current,
             releases=list(reversed(every.values())),
             events=list(reversed(releases.history(state.store)))[:40],
-            traffic=look_at_traffic(state.store, moment - WINDOW, moment),
             again=AGAIN,
-            drifts=list(reversed(review.drifts(state.store)))[:12],
             waiting=len(review.holds(state.store, waiting=True)),
             can_roll_back=earlier,
             told=told[:300],
+            switching=standings.guard_events(state.store)[-20:][::-1],
+            names=[each.name for each in (state.pipeline.policy.guards if state.pipeline else ())],
+            **live.values(state, span if span in live.SPANS else "day"),
         )
 
     @routes.post("/operate/rollback")

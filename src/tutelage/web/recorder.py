@@ -113,7 +113,9 @@ def _traces(done: Finished, collect: bool) -> list[traces.Trace]:
         )
         for answer in done.answers
     ]
-    return [replace(each, held=any(said.action == "review" for said in each.decisions)) for each in made]
+    if not ask.deliverable:  # nobody was promised a person's answer, and none could be given
+        return made
+    return [replace(each, held=done.held or any(said.action == "review" for said in each.decisions)) for each in made]
 
 
 def _with_shadows(trace: traces.Trace, said: Sequence[tuple[Direction, Verdict]]) -> traces.Trace:

@@ -6,14 +6,14 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Form, HTTPException, Request
+from fastapi import APIRouter, Form, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from markupsafe import Markup
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from tutelage.core.errors import DataError, NotFound, TutelageError
-from tutelage.core.records import Message, explain
+from tutelage.core.errors import DataError, TutelageError
+from tutelage.core.records import explain
 from tutelage.feedback import api
 from tutelage.report import charts
 from tutelage.report.tables import Column, badge, figure, table
@@ -21,7 +21,7 @@ from tutelage.review import queue
 from tutelage.review.estimates import Estimate, estimates
 from tutelage.review.sample import draw, population
 from tutelage.store import review as stored
-from tutelage.store import traffic
+from tutelage.store import takeover, traffic
 from tutelage.web import render
 
 READERS = ("lead", "reviewer", "safety", "operator", "auditor")
@@ -115,6 +115,7 @@ def router(state: Any) -> APIRouter:
             plots=plots(found) if found else "",
             figures=figures(found) if found else "",
             waiting=_waiting(),
+            taken=takeover.opened(store)[:100],
             undrawn=len(traffic.decisions(store, direction="input", undrawn=True, limit=5001)),
         )
 
@@ -124,6 +125,7 @@ def router(state: Any) -> APIRouter:
         return [
             {
                 "id": hold.id,
+                "conversation": hold.conversation,
                 "at": hold.at,
                 "messages": asked[hold.request].messages,
                 "reasons": [reason for each in asked[hold.request].decisions for reason in each.reasons],
@@ -142,18 +144,6 @@ def router(state: Any) -> APIRouter:
             return render.see("/review?told=Every+decision+has+been+in+a+draw+already")
         opened = queue.open_reviews(store, draw(subjects, seed=0, budget=budget), seed=0, by=person.id)
         return render.see(f"/review?told={opened.selected}+of+{opened.drawn}+decisions+are+open+for+review")
-
-    @routes.post("/review/answer", include_in_schema=False)
-    def take_over(request: Request, hold: Form_, text: Form_, csrf: Form_ = "") -> Response:
-        person = render.signed_in(request, "reviewer", "safety", "operator", "lead")
-        render.checked(request, csrf)
-        if not text.strip():
-            raise HTTPException(422, "an empty answer helps nobody")
-        try:
-            stored.deliver(store, hold, Message(role="assistant", content=text.strip()[:20_000]), by=person.id)
-        except (DataError, NotFound) as error:
-            return render.page(request, "problem.html", 409, title="Not sent", text=str(error), back="/review")
-        return render.see("/review?told=Your+answer+goes+out+with+the+next+turn+of+that+conversation")
 
     @routes.post("/api/thumbs", summary="Say something about an answer: thumb, comment or appeal")
     async def thumb(request: Request) -> JSONResponse:

@@ -19,7 +19,7 @@ ROW = frozenset(("id", "text", "messages", "answer"))
 
 async def moderate(state: State, request: Request) -> Response:
     """OpenAI's moderation: every category with its calibrated probability, flagged where a rule would fire."""
-    who = auth.asker(request)
+    who = auth.asker(request, "guard")
     limits = state.tenant(who.tenant).limits
     body = await wire.read_json(request, limits.body_bytes)
     wire.only(body, frozenset(("model", "input")))
@@ -45,7 +45,7 @@ async def moderate(state: State, request: Request) -> Response:
 
 async def scan(state: State, request: Request) -> Response:
     """Scan texts or conversations: one line of results each, as `tutelage guard scan` prints them."""
-    who = auth.asker(request)
+    who = auth.asker(request, "guard")
     limits = state.tenant(who.tenant).limits
     body = await wire.read_json(request, limits.body_bytes)
     wire.only(body, frozenset(("rows",)) if "rows" in body else ROW)

@@ -8,166 +8,43 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import hmac
+import math
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, cast
-from urllib.parse import urlsplit
-
-from pydantic import Field, field_validator
+from typing import Any, cast
 
 from tutelage.core import refs
 from tutelage.core.artifact import Root
-from tutelage.core.config import Config, build, load_yaml, secret
+from tutelage.core.config import secret
 from tutelage.core.errors import NotFound, TutelageError
 from tutelage.core.records import Message
 from tutelage.feedback.desk import Kept
 from tutelage.generate.generator import Generator
-from tutelage.guard.limits import Limiter, Limits
-from tutelage.guard.opened import bundle_of, open_parts
+from tutelage.guard.opened import bare, bundle_of, open_parts, stand
 from tutelage.guard.pipeline import Pipeline
-from tutelage.guard.policy import Policy, PolicyFile, Rule, Taxonomy
-from tutelage.guard.request import Ending
+from tutelage.guard.policy import Policy
+from tutelage.guard.request import Ending, Finished
 from tutelage.guard.scan import Scanner
 from tutelage.guard.upstream import Upstream, open_upstream
 from tutelage.guard.vault import Vault
-from tutelage.store import engine, releases, review, traces
+from tutelage.review import queue
+from tutelage.store import engine, incidents, releases, retention, review, standings, takeover, traces
 from tutelage.store.keys import now
-from tutelage.store.people import JUNIOR
+from tutelage.web import watch
 from tutelage.web.recorder import Recorder
+from tutelage.web.settings import Oidc, Settings, Takeover, Tenant, UpstreamSettings, open_settings, read_settings
+from tutelage.web.telemetry import Telemetry
+from tutelage.web.tenancy import Tenancy
+
+__all__ = ["Oidc", "Settings", "State", "Takeover", "Tenant", "UpstreamSettings", "open_settings", "read_settings"]
 
 
-class Tenant(Config):
-    """Whose traffic: its limits and keys."""
-
-    limits: Limits = Limits()
-    """What it may ask."""
-    language: str = ""
-    """Of the policy's messages."""
-    keys: tuple[str, ...] = ()
-    """API keys beside those of the store, each as `env:NAME` or `file:PATH`."""
-    collect: bool = False
-    """Whether people may be asked about its requests (stage `collect`, personal data masked). It is noted with each
-    request, so it holds for those that come in from then on; set back, it holds for none. A request says no for itself
-    with `metadata: {"collect": "no"}`."""
-
-
-class UpstreamSettings(Config):
-    """An OpenAI-compatible address that answers instead of the released model."""
-
-    url: str
-    model: str = "default"
-    key: str = ""
-    """`env:NAME` or `file:PATH`."""
-
-
-class Oidc(Config):
-    """Signing in through an OpenID provider (needs the extra `oidc`)."""
-
-    issuer: str = Field(max_length=300)
-    """The provider's address, as its tokens name it."""
-    client_id: str
-    client_secret: str = ""
-    """`env:NAME` or `file:PATH`; none for a public client."""
-    name: str = "your organisation"
-    """What the button says: Sign in with ..."""
-    domains: tuple[str, ...] = ()
-    """E-mail domains whose people get an account when they first sign in, if the provider has verified the address.
-    Everybody else needs a one-time link."""
-    roles: tuple[str, ...] = ("annotator",)
-    """What they may do then, everywhere."""
-    scopes: tuple[str, ...] = ("openid", "email", "profile")
-    address: str = ""
-    """This service as browsers call it, behind a proxy. The provider must know `ADDRESS/login/return`."""
-    timeout_s: float = Field(10.0, gt=0)
-    """How long the provider may take to answer."""
-
-    @field_validator("issuer")
-    @classmethod
-    def _is_safe(cls, issuer: str) -> str:
-        where = urlsplit(issuer)
-        if where.scheme != "https" and not (where.scheme == "http" and where.hostname in ("localhost", "127.0.0.1")):
-            raise ValueError("a provider's address begins with https://")
-        return issuer
-
-    @field_validator("roles")
-    @classmethod
-    def _are_roles(cls, roles: tuple[str, ...]) -> tuple[str, ...]:
-        if wrong := [role for role in roles if role not in JUNIOR]:
-            raise ValueError(f"{wrong[0]!r} is not given to whoever comes; one of {', '.join(JUNIOR)}")
-        return roles
-
-
-class Retention(Config):
-    """How long the service keeps what it need not keep for ever."""
-
-    vault_hours: float = Field(720.0, ge=0)
-    """After so many hours it forgets what a placeholder for personal data stands for; 0 keeps it."""
-
-
-class Settings(Config):
-    """`ROOT/service.yaml`."""
-
-    host: str = "127.0.0.1"
-    port: int = Field(8420, ge=0, le=65535)
-    hosts: tuple[str, ...] = ()
-    """Names by which browsers may call the service, beside its address."""
-    database: str = ""
-    """Where the store lies: "" is ROOT/store.db; for a team, the address of a PostgreSQL database as `env:NAME` or
-    `file:PATH`, or in clear text without a password."""
-    serve: str = "release:current"
-    """What answers: `release:current`, or a bundle to try out."""
-    upstream: UpstreamSettings | None = None
-    generators: dict[str, UpstreamSettings] = Field(default_factory=dict)
-    """Names by which projects of kind dialogue may call generators at other addresses."""
-    tenants: dict[str, Tenant] = Field(default_factory=lambda: {"default": Tenant()})
-    max_tokens: int = Field(1024, ge=1)
-    """Longest answer."""
-    default_tokens: int = Field(128, ge=1)
-    """Length of an answer when the request does not say."""
-    workers: int = Field(64, ge=1)
-    """Answers made at once by the embedded model."""
-    weights: Literal["float32", "int8"] = "float32"
-    """`int8` rounds the embedded model's matrices: up to four times faster for a few answers at once, on a CPU with a C
-    compiler. What was evaluated and released are the unrounded ones."""
-    oidc: Oidc | None = None
-    """Signing in through an OpenID provider."""
-    retention: Retention = Retention()
-    """How long personal data may be opened again."""
-    follow_seconds: float = Field(1.0, gt=0)
-    """How often the service looks whether another release is live."""
-    drain_s: float = Field(30.0, ge=0)
-    """Seconds that answers under way have to end once the service is told to stop; then each ends with an error."""
-
-    def tenant(self, name: str) -> Tenant:
-        """A tenant's settings; those of `default` when it has none of its own."""
-        return self.tenants.get(name) or self.tenants.get("default") or Tenant()
-
-
-def read_settings(root: Root) -> Settings:
-    """The settings of a root; the defaults when there is no file."""
-    path = root.service_path
-    return build(Settings, load_yaml(path), file=path) if path.is_file() else Settings()
-
-
-def open_settings(ref: str, root: Root | None = None) -> Settings:
-    """Open `settings:`: what the service of a root is told, for stages that must know what its tenants allow."""
-    return read_settings(root or Root("life"))
-
-
-BARE = PolicyFile(
-    rules=(
-        Rule(id="personal-data-in", when={"direction": "input"}, pii="all", action="redact"),
-        Rule(id="personal-data-out", when={"direction": "output"}, pii="all", action="redact"),
-    )
-)
-"""What holds for an upstream before any guard was trained: rules alone."""
-
-
+SYNC_S = 5.0
+"""How often what tenants used is kept, and the rules for incidents are looked at."""
 LAST_S = 5.0
 """Seconds for the last words of answers that are ended when the service stops."""
 
@@ -194,10 +71,10 @@ class State:
         self.root = Root(root.path, {**root.environment, **self.environment}).create()
         self.store = engine.open(root)
         self.writer = traces.Writer(self.store)
-        self.limiter = Limiter()
+        self.tenancy = Tenancy(self.settings, self.environment, self.root, self.store)
+        self.limiter = self.tenancy.limiter
         self.figures = Kept()
         self.started = time.time()
-        self.keys = self._tenant_keys()
         self.problem = ""
         """Why nothing answers, for `/health` and for errors."""
         self.draining = False
@@ -207,20 +84,16 @@ class State:
         self._upstream_url = upstream
         self._upstreams: dict[str, Upstream] = {}
         self._answered: frozenset[str] = frozenset()
+        self._taken: frozenset[str] = frozenset()
+        self._fresh: dict[str, float] = {}
+        """Conversations that went to a person since the store was last looked at, and when that was on disk."""
         self._opening, self._counting = threading.Lock(), threading.Lock()
         self._recorder = Recorder(self.writer, lambda tenant: self.tenant(tenant).collect)
+        self.telemetry = Telemetry(self.settings.telemetry, root.path, taxonomy=self._categories)
+        self._looked, self._synced, self._lost = now(), 0.0, 0
         self.reload()
 
     # who asks
-
-    def _tenant_keys(self) -> dict[str, str]:
-        """sha256 of each key in the settings -> its tenant."""
-        found: dict[str, str] = {}
-        for name, tenant in self.settings.tenants.items():
-            for number, key in enumerate(tenant.keys):
-                value = secret(key, self.environment, f"tenants.{name}.keys.{number}", self.root.path)
-                found[hashlib.sha256(value.encode()).hexdigest()] = name
-        return found
 
     def tenant(self, name: str) -> Tenant:
         """A tenant's settings."""
@@ -239,6 +112,7 @@ class State:
             except TutelageError as error:
                 self.problem = str(error)
                 return False
+            self._stand(made.pipeline.policy, self._standing(made))
             with self._counting:
                 self._earlier += [self._now] if self._now is not None else []
                 self._now, self.problem = made, ""
@@ -300,8 +174,7 @@ class State:
             parts = open_parts(self.root.find(ref), self.root)
             scanner, system, model = parts.scanner, parts.system, parts.model
         else:
-            policy = Policy(BARE, Taxonomy(categories={}))
-            scanner, system, model = Scanner(policy, {}), "", ""
+            scanner, system, model = bare(), "", ""
         source = self._url() or model
         if not source:
             raise NotFound(f"{bundle[:24]} has guards and no model", todo="Put it before one: `tutelage guard up URL`")
@@ -313,7 +186,7 @@ class State:
             release=release or bundle,
             model="tutelage",
             vaults=self._vault,
-            record=partial(self._recorder.record, scanner),
+            record=partial(self._record, scanner),
         )
         return Serving(made, wanted, source)
 
@@ -343,7 +216,10 @@ class State:
     @property
     def standing(self) -> str:
         """What the guards rest on: `rules` alone, `demo` (learned from simulated people), or `trained`."""
-        bundle = self._now.wanted.partition("|")[2] if self._now is not None else ""
+        return self._standing(self._now) if self._now is not None else "rules"
+
+    def _standing(self, serving: Serving) -> str:
+        bundle = serving.wanted.partition("|")[2]
         if not bundle:
             return "rules"
         artifact = self.root.find(bundle if ":" in bundle else f"bundle:{bundle}")
@@ -397,33 +273,107 @@ class State:
     def follow(self) -> None:
         """What the service looks at again and again: the release that is live, and answers that people have given."""
         self.reload()
-        given = review.holds(self.store, waiting=False)
-        self._answered = frozenset(each.conversation for each in given if each.delivered_at is None)
+        self.look()
+        queue.open_held(self.store)
+        if time.monotonic() - self._synced >= SYNC_S:
+            self._synced = time.monotonic()
+            self.tenancy.sync()
+            self.watch()
+
+    def watch(self) -> None:
+        """Open incidents for what the rules find, and let guards stand as people and drift have decided."""
+        began, lost = now(), self.writer.lost
+        policy = self._now.pipeline.policy if self._now is not None else None
+        watch.look(self.store, policy, self.telemetry, self.breakers, lost - self._lost, self._looked)
+        self._looked, self._lost = began, lost
+        self.stand()
+        for kind in incidents.KINDS:
+            self.telemetry.incidents.labels(kind).set(0)
+        for kind, n in incidents.counts(self.store).items():
+            self.telemetry.incidents.labels(kind).set(n)
+        for name, state in self.breakers.items():
+            self.telemetry.breakers.labels(name[:60]).set(state == "open")
+        self.telemetry.traces_lost.set(lost)
+
+    def stand(self) -> None:
+        """Tell the policy that answers which guards are in shadow and which certificates have expired."""
+        if self._now is not None:
+            self._stand(self._now.pipeline.policy, self.standing)
+
+    def _stand(self, policy: Policy, standing: str) -> None:
+        switched = standings.switches(self.store)
+        if standing == "trained" and self.settings.new_guards == "shadow":
+            switched = {guard.name: "shadow" for guard in policy.guards} | switched
+        stand(policy, switched, standings.expired(self.store))
+
+    @property
+    def breakers(self) -> dict[str, str]:
+        """Guard or upstream -> whether its breaker is `closed`, `open` or `half` open."""
+        if self._now is None:
+            return {}
+        pipeline = self._now.pipeline
+        found: dict[str, str] = {}
+        for prefix, part in (("", pipeline.breakers), ("upstream ", pipeline.upstream)):
+            states = getattr(part, "states", None)  # an upstream by itself has none
+            if callable(states):
+                found |= {f"{prefix}{name}": str(state) for name, state in states().items()}
+        return found
+
+    def _categories(self) -> frozenset[str]:
+        return frozenset(self._now.pipeline.policy.taxonomy.categories) if self._now is not None else frozenset()
+
+    def look(self) -> None:
+        """Which conversations are with a person, and in which of them there is something to deliver."""
+        begun = time.monotonic()
+        taken = takeover.conversations(self.store)  # first: who answers and gives back in one is not missed between
+        self._answered, self._taken = review.undelivered(self.store), taken
+        for name, at in [*self._fresh.items()]:
+            if at < begun:
+                self._fresh.pop(name, None)
 
     def sweep(self) -> int:
-        """Forget what placeholders stand for that is older than the settings keep it; says how many there were."""
-        hours = self.settings.retention.vault_hours
-        gone = review.vault_expire(self.store, now() - int(3_600_000 * hours)) if hours else 0
+        """Forget words, and what placeholders stand for, that are older than the settings keep them, but for those
+        under a legal hold; says how many there were. Conversations that people have left go back to the model."""
+        given, gone = self.settings.retention, 0
+        if given.vault_hours:
+            gone += review.vault_expire(self.store, now() - int(3_600_000 * given.vault_hours))
+        if given.days:
+            gone += retention.sweep(self.store, now() - int(86_400_000 * given.days)).texts
         if gone:
             self.store.forget()
+        if idle := self.settings.takeover.idle_hours:
+            takeover.expire(self.store, now() - int(3_600_000 * idle))
         return gone
 
+    def _record(self, scanner: Scanner, done: Finished) -> Future[None] | None:
+        """Hand over what was served; a conversation whose answer a person is to give is with them from now on."""
+        kept = self._recorder.record(scanner, done)
+        self.telemetry.finished(done)
+        if kept is not None:
+            self._fresh[done.conversation] = math.inf
+            kept.add_done_callback(lambda _: self._fresh.update({done.conversation: time.monotonic()}))
+        return kept
+
+    def taken(self, conversation: str) -> bool:
+        """Whether a conversation is with a person: the model says nothing in it."""
+        return conversation in self._taken or conversation in self._fresh
+
+    def waits(self, conversation: str) -> bool:
+        """Whether it is worth waiting for a person's words in a conversation."""
+        return self.taken(conversation) or self.answered(conversation)
+
+    def answered(self, conversation: str) -> bool:
+        """Whether there are words of people that a conversation has not been given; as `look` last saw it."""
+        return conversation in self._answered
+
     def pending(self, conversation: str) -> list[tuple[str, Message]]:
-        """Answers by people that a conversation has not been given yet; as `follow` last saw it."""
+        """Answers by people that a conversation has not been given yet; as `look` last saw it."""
         return review.pending(self.store, conversation) if conversation in self._answered else []
 
     def delivered(self, ids: Sequence[str]) -> None:
         """These answers are on their way to the user."""
         review.delivered(self.store, ids)
-        self.follow()
-
-    def owns(self, digest: str) -> str | None:
-        """The tenant of a key in the settings, by the key's sha256; compared in constant time."""
-        found = None
-        for known, tenant in self.keys.items():
-            if hmac.compare_digest(known, digest):
-                found = tenant
-        return found
+        self.look()
 
     async def drain(self) -> None:
         """Begin nothing new, let what is under way end, and after `drain_s` end the rest, each with an error."""
@@ -439,6 +389,9 @@ class State:
         """Write what waits, and let go of everything."""
         self.draining = True
         await asyncio.to_thread(self._recorder.close)
+        with contextlib.suppress(TutelageError):
+            await asyncio.to_thread(self.tenancy.sync)
+        await asyncio.to_thread(self.telemetry.close)
         for each in self._all:
             await each.pipeline.close(upstream=False)
         for upstream in self._upstreams.values():

@@ -1,7 +1,8 @@
-// Live progress: the table is asked for anew every second and swapped in place; nothing else moves.
+// What renews itself: a part of the page is asked for anew at intervals and swapped in place; nothing else moves.
 const place = document.querySelector("[data-live]");
 const note = document.querySelector("[data-live-note]");
-let wait = 1000;
+const every = Number(place.dataset.every ?? 1000);
+let wait = every;
 
 async function refresh() {
   if (!document.hidden) {
@@ -15,7 +16,7 @@ async function refresh() {
         place.dataset.last = html;
         for (const id of open) document.getElementById(id)?.setAttribute("open", "");
       }
-      wait = 1000;
+      wait = every;
       note.textContent = "live";
     } catch {
       wait = Math.min(15000, wait * 2);

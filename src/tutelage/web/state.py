@@ -397,6 +397,9 @@ class State:
     def follow(self) -> None:
         """What the service looks at again and again: the release that is live, and answers that people have given."""
         self.reload()
+        self._look()
+
+    def _look(self) -> None:
         given = review.holds(self.store, waiting=False)
         self._answered = frozenset(each.conversation for each in given if each.delivered_at is None)
 
@@ -415,7 +418,7 @@ class State:
     def delivered(self, ids: Sequence[str]) -> None:
         """These answers are on their way to the user."""
         review.delivered(self.store, ids)
-        self.follow()
+        self._look()
 
     def owns(self, digest: str) -> str | None:
         """The tenant of a key in the settings, by the key's sha256; compared in constant time."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tutelage.core.records import Example, Message, Verdict
 from tutelage.guard.barrier import Barrier
 from tutelage.guard.policy import Category, Defaults, Guard, Policy, PolicyFile, Rule, Taxonomy, When, Where
-from tutelage.judge.judge import WindowedJudge, answer_of
+from tutelage.judge.judge import Progress, Tap, Watcher, WindowedJudge, answer_of
 from tutelage.judge.rules import PiiJudge
 from tutelage.text.pii import find
 
@@ -169,6 +169,52 @@ def test_a_secret_without_an_end_leaves_nothing_and_is_not_held_for_ever(hold: i
     assert out == "[KEY]" and at + 7 - barrier.released <= hold + 7
     out += barrier.feed(" is it, ").text
     assert out + barrier.close().text == "[KEY] is it, "
+
+
+class Fading(Marker):
+    """Is sure at first and less so with every look."""
+
+    def __init__(self) -> None:
+        self.sure = 1.0
+
+    def judge(self, examples: Sequence[Example]) -> list[Verdict]:
+        self.sure /= 2
+        return [Verdict(judge="marker", scores={"crime": 2 * self.sure}) for _ in examples]
+
+    def watch(self, conversation: Example) -> Watcher:
+        return Latest(self, conversation)
+
+
+class Latest:
+    """Says what its judge says of the last part, and forgets what it said before."""
+
+    def __init__(self, judge: Marker, conversation: Example) -> None:
+        self.judge, self.read = judge, 0
+
+    def feed(self, text: str, taps: Sequence[Tap] = ()) -> Progress:
+        self.read += len(text)
+        return Progress(self.read, self.judge.judge([ASK])[0])
+
+    def close(self) -> Progress:
+        return Progress(self.read, Verdict(judge="marker", scores={"crime": 0.0}))
+
+
+def test_what_was_flagged_once_stays_flagged_to_the_end() -> None:
+    """A guard may say less later on, and a guard of personal data tells what it found once."""
+    flags = [rule.model_copy(update={"action": "flag"}) for rule in (BLOCK, REDACT)]
+    text = "write to ann.lee@example.org, " + "then the mill is open all day " * 10
+    mine = Fading()
+    barrier = Barrier(policy(*flags), {"marker": mine.watch(ASK), "pii": PiiJudge().watch(ASK)}, OUT)
+    seen = []
+    for at in range(0, len(text), 10):
+        barrier.feed(text[at : at + 10])
+        seen.append(barrier.decision)
+    assert seen[-1].action == "flag" and len(seen[-1].reasons) == 2
+    barrier.close()
+    assert barrier.decision.action == "flag"
+    assert barrier.decision.reasons == ("r1: crime 1.000 > 0.500", "r2: personal data (email)")
+    said = {verdict.judge: verdict for verdict in barrier.verdicts}
+    assert said["marker"].scores == {"crime": 1.0} and [span.type for span in said["pii"].spans] == ["email"]
 
 
 @pytest.mark.parametrize("count", [150, pytest.param(100_000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])

@@ -181,6 +181,16 @@ def test_the_message_is_that_of_the_rule_that_fired() -> None:
     assert policy.message(policy.decide(Where(), [say(0.95)])) == "One."
 
 
+def test_the_categories_that_fired_are_those_of_the_rules() -> None:
+    named = rule(id="no crime here", action="flag")
+    policy = Policy(PolicyFile(rules=(named, rule(id="other", category="hate", target_fpr=None, threshold=0.9,
+                                                   action="flag"))), BOTH, [guard()])  # fmt: skip
+    verdict = Verdict(judge="g", scores={"crime": 0.8, "hate": 0.1})
+    assert policy.fired(policy.decide(Where(), [verdict])) == {"crime"}
+    failed = policy.decide(Where(), [say(0, status="timeout")])
+    assert failed.action == "block" and not policy.fired(failed)
+
+
 def test_a_rule_without_its_certificate_can_be_made_to_flag(bundled: Callable[..., Artifact]) -> None:
     with pytest.raises(ConfigError, match=r"max_bound is 0\.0001"):
         bundled(change=("max_bound: 0.05", "max_bound: 0.0001"))

@@ -12,6 +12,7 @@ from tutelage.core.records import Example, Message, Verdict
 from tutelage.generate.fake import FakeGenerator
 from tutelage.generate.generator import Generator, Sampling
 from tutelage.generate.local import LocalGenerator
+from tutelage.guard.breaker import Breakers
 from tutelage.guard.opened import GuardedGenerator, open_bundle, open_parts
 from tutelage.guard.pipeline import Pipeline
 from tutelage.guard.policy import Category, Defaults, Guard, Policy, PolicyFile, Rule, Taxonomy, When
@@ -152,7 +153,7 @@ def test_personal_data_is_masked_for_the_model_and_opened_for_its_owner(
     seen: list[Finished] = []
     chunks = collect(pipeline(small_root, small_bundle, upstream, seen), ask(f"send the parcel to {mail} please"))
     assert said(chunks) == f"I will write to {mail} and not to [EMAIL] today"
-    assert mail not in str(seen[0].masked) and mail not in seen[0].answers[0].shown
+    assert mail not in str(seen[0].masked)
     assert seen[0].answers[0].decision.action == "redact"
 
 
@@ -427,7 +428,7 @@ def test_guards_in_shadow_speak_and_decide_nothing(small_root: Root, bundled: Ca
     shadow = small_root.list("classifier")[0].ref
     made = bundled(input="flag", change=("tenants:", f'shadow: ["{shadow}"]\ntenants:'))
     scanner = open_parts(made, small_root).scanner
-    said_by = scanner.shadows((Message(role="user", content=ATTACK),), HELLO)
+    said_by = scanner.shadows((Message(role="user", content=ATTACK),), HELLO, Breakers())
     assert [direction for direction, _ in said_by] == ["input", "output"]
     assert said_by[0][1].scores["prompt_injection"] > 0.5
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import Future
 
@@ -10,15 +11,18 @@ import pytest
 from tutelage.core.artifact import Artifact, Root
 from tutelage.core.errors import Busy
 from tutelage.core.records import Example, Message, Verdict
+from tutelage.generate.fake import FakeGenerator
 from tutelage.generate.generator import Sampling
 from tutelage.guard import pipeline as serving
-from tutelage.guard.opened import open_parts
-from tutelage.guard.pipeline import PIECE, Pipeline
-from tutelage.guard.policy import Defaults, Policy, PolicyFile, Rule, Taxonomy
+from tutelage.guard.breaker import Breakers
+from tutelage.guard.opened import GuardedGenerator, open_parts
+from tutelage.guard.pipeline import FEW, PIECE, Pipeline
+from tutelage.guard.policy import Category, Defaults, Guard, Policy, PolicyFile, Rule, Taxonomy
 from tutelage.guard.request import Ask, Chunk, Ending, Finished
 from tutelage.guard.scan import Scanner
 from tutelage.guard.upstream import Delta
 from tutelage.guard.vault import Vault
+from tutelage.judge.judge import WindowedJudge
 from tutelage.judge.rules import PiiJudge
 
 KEY = b"k" * 32
@@ -260,6 +264,74 @@ async def _turns_beside(text: str) -> tuple[str, int]:
     chunks = await collect(reading(Watched(), Says(text)), ask("hello"))
     beside.cancel()
     return said(chunks), turns
+
+
+def test_many_small_texts_are_read_and_decided_on_off_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    guard, upstream, decided = Watched(), Says("fine"), list[str]()
+    pipe = reading(guard, upstream)
+    decide = pipe.scanner.decide
+    monkeypatch.setattr(
+        pipe.scanner, "decide", lambda *given: decided.append(threading.current_thread().name) or decide(*given)
+    )
+    turns = tuple(Message(role="assistant", content=f"turn {number}") for number in range(FEW + 1))
+    asyncio.run(collect(pipe, Ask((*turns, Message(role="user", content="hello")), stream=True)))
+    assert guard.where == ["guard"] and "MainThread" not in decided
+    asyncio.run(collect(pipe, ask("hello there")))
+    assert guard.where == ["guard", "MainThread"] and decided[-1] == "MainThread"
+
+
+class Patient(WindowedJudge):
+    """A guard that takes its time over each window."""
+
+    name = "patient"
+    window, stride = 512, 256
+
+    def judge(self, examples: Sequence[Example]) -> list[Verdict]:
+        time.sleep(0.03 * len(examples))
+        return [Verdict(judge="patient", scores={"crime": 0.0}) for _ in examples]
+
+
+def test_a_slow_guard_has_its_budget_for_every_stride() -> None:
+    """Sixteen windows of a piece take 480 ms, each of them less than its 300."""
+    rule = Rule(id="r", when={"direction": "output"}, category="crime", threshold=0.5)
+    file = PolicyFile(rules=(rule,), defaults=Defaults(budget_ms=300, max_bound=1))
+    policy = Policy(file, Taxonomy(categories={"crime": Category()}), [Guard("patient", {"output": ("crime",)})])
+    text = "the parcel is beside the mill. " * (PIECE // 31)
+    pipe = Pipeline(Scanner(policy, {"patient": Patient()}), Says(text), key=KEY)
+    assert said(asyncio.run(collect(pipe, ask("hello")))) == text
+
+
+def test_a_guard_in_shadow_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tutelage.guard.scan.SHADOW_MS", 20.0)
+    free, breakers = threading.Event(), Breakers()
+    guard = Watched(free)
+    scanner = Scanner(Policy(MASK, Taxonomy(categories={})), {}, {"hung": guard, "fine": Watched()})
+    try:
+        heard = scanner.shadows((Message(role="user", content="ann.lee@example.org"),), "fine", breakers)
+    finally:
+        free.set()
+        breakers.close()
+    assert [(direction, each.judge, each.status) for direction, each in heard] == [
+        ("input", "hung", "timeout"), ("output", "hung", "timeout"), ("input", "fine", "ok"), ("output", "fine", "ok")
+    ]  # fmt: skip
+
+
+def test_a_guarded_generator_lets_go_of_its_threads() -> None:
+    made: list[Pipeline] = []
+
+    def pipe() -> Pipeline:
+        made.append(reading(Watched(), Says("fine")))
+        return made[-1]
+
+    generator = GuardedGenerator(pipe, lambda: FakeGenerator("yes"), name="g")
+    long = Example(messages=(Message(role="user", content="no news. " * PIECE),))
+    for count in (1, 2):
+        assert generator.generate([long], Sampling())[0][0].message.content == "fine"
+        generator.close()
+        with pytest.raises(RuntimeError, match="closed"):
+            made[-1]._breakers.wait("pii", str, 1000)
+        assert len(made) == count
+    generator.close()
 
 
 # the end of the service

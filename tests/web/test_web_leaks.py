@@ -292,6 +292,17 @@ def test_tool_calls_are_counted_and_unknown_parts_of_them_refused(
     assert reply.status_code == 400 and reply.json()["error"]["param"].endswith("tool_calls[0].surprise")
 
 
+def test_a_conversation_has_so_many_tool_calls_at_most(serving: Server, head: dict[str, str], behind: Scripted) -> None:
+    behind.says(event(content=HELLO), END)
+    asked = calls()
+    asked["messages"][1]["tool_calls"] *= 100
+    asked["messages"] = asked["messages"][:2] * 11
+    reply = httpx.post(f"{serving.url}/v1/chat/completions", json=asked, headers=head)
+    assert reply.status_code == 400 and "1100 tool calls, 1000 are allowed" in reply.json()["error"]["message"]
+    asked["messages"] = asked["messages"][:6]
+    assert httpx.post(f"{serving.url}/v1/chat/completions", json=asked, headers=head).status_code == 200
+
+
 def test_personal_data_in_ids_is_masked_alike_in_call_and_answer(
     serving: Server, head: dict[str, str], behind: Scripted
 ) -> None:

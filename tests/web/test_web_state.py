@@ -84,6 +84,13 @@ def ask(text: str = "where can I find the parcel") -> Ask:
     return Ask((Message(role="user", content=text),), Sampling(max_tokens=8), subject="u1")
 
 
+def test_what_was_delivered_opens_no_release(source: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said in the middle of a client's stream, which must not wait for a bundle to be opened."""
+    state = create_app(source, Settings()).state.house
+    monkeypatch.setattr(State, "reload", lambda self: pytest.fail("a release was looked for"))
+    state.delivered([])
+
+
 T = TypeVar("T")
 
 

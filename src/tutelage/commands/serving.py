@@ -53,7 +53,7 @@ def chat(
     Where a line was not answered (the conversation outgrew the model's context, say), the exit code is 1.
     """
     from tutelage.core.records import Example, Message
-    from tutelage.generate.generator import Generator, Sampling
+    from tutelage.generate.generator import Generator, Sampling, let_go
 
     generator = open_ref(root, ref)
     if not isinstance(generator, Generator):
@@ -79,6 +79,7 @@ def chat(
             "error": f" [{response.error or 'no answer'}; a new conversation begins]",
         }
         say(f"model> {response.message.content}{mark.get(response.finish, '')}")
+    let_go(generator)
     if failed:
         raise typer.Exit(1)
 

@@ -26,7 +26,7 @@ from tutelage.evaluate.suites.baselines import rows_of
 from tutelage.evaluate.suites.judged import Agreement, report, told_in
 from tutelage.evaluate.suites.kinds import Ground
 from tutelage.evaluate.ways import Way
-from tutelage.generate.generator import Generator
+from tutelage.generate.generator import Generator, let_go
 
 SHOWN = ("comprehension", "translation", "sentiment")
 """The suites whose figures stand first: text comprehension, translation, sentiment."""
@@ -199,6 +199,8 @@ def evaluate(config: Evaluate, inputs: Inputs, out: Path, context: Context) -> d
     found["contamination"] = _met(items, results, learned, found["judges"], config, context.root)
     found["left_out"] = faults(every)
     found["targets"] = [{"target": name, "id": ref} for name, ref, _ in targets]
+    for _, _, generator in targets:
+        let_go(generator)
     write_jsonl(out / "results.jsonl", results)
     if further.changed:
         write_jsonl(out / "perturbed.jsonl", further.changed)
@@ -407,8 +409,7 @@ def evaluate_reference(
     try:
         results, found = _asked([(generator.name, ref, generator)], rows, beside, further, root, step=step)
     finally:
-        if (close := getattr(generator, "close", None)) is not None:
-            close()
+        let_go(generator)
     if kept and not lasting and all(each.outcome != "unknown" for each in results):
         kept.unlink(missing_ok=True)
     if (bill := getattr(generator, "bill", None)) is not None:

@@ -126,3 +126,10 @@ def check_choices(prompts: Sequence[Example], choices: Sequence[Sequence[str]]) 
     for place, each in enumerate(choices):
         if not all(each):
             raise UsageError(f"prompt {place} has an empty choice, which has no likelihood")
+
+
+def let_go(generator: Generator) -> None:
+    """Close a generator that holds threads, connections or an engine; others hold nothing."""
+    close = getattr(generator, "close", None)
+    if close is not None:
+        close()

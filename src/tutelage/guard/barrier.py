@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from tutelage.core.records import Decision, Span, Verdict
-from tutelage.guard.policy import Policy, Where
+from tutelage.guard.policy import Policy, Where, strictest
 from tutelage.judge.judge import Progress, Watcher, checked, failed
 from tutelage.text.pii import BLOCK
 
@@ -64,13 +64,20 @@ class Barrier:
         self._said: dict[tuple[int, str], Span] = {}
         """All that was redacted, for the trace."""
         self._decision = Decision(action="allow", policy=policy.hash)
-        self.verdicts: tuple[Verdict, ...] = ()
+        self._reasons: dict[str, str] = {}
+        """All that fired so far, each with its latest words: what a guard said once is not unsaid by what follows."""
+        self._heard: dict[str, _Heard] = {}
 
     @property
     def decision(self) -> Decision:
-        """The latest decision on the whole answer so far, with everything that was redacted in it."""
-        cuts = sorted(self._said.values(), key=lambda each: (each.start, each.type))
-        return self._decision.model_copy(update={"redactions": tuple(cuts)})
+        """The decision on the whole answer so far: the strictest, with every reason and all that was redacted."""
+        cuts = tuple(sorted(self._said.values(), key=lambda each: (each.start, each.type)))
+        return self._decision.model_copy(update={"reasons": tuple(self._reasons.values()), "redactions": cuts})
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """What each guard has said of the whole answer so far: worst status, highest scores, all spans."""
+        return tuple(heard.verdict for heard in self._heard.values())
 
     @property
     def masks(self) -> bool:
@@ -114,9 +121,13 @@ class Barrier:
             scored[name] = scored_to if verdict.status == "ok" else end
             verdicts.append(verdict)
         pending = () if last else self._needed - {verdict.judge for verdict in verdicts}
-        self.verdicts = tuple(verdicts)
-        self._decision = self._policy.decide(self.at, verdicts, pending)
-        told = {(span.start, span.type): span for span in self._decision.redactions}
+        for verdict in verdicts:
+            self._heard.setdefault(verdict.judge, _Heard()).add(verdict)
+        now = self._policy.decide(self.at, verdicts, pending)
+        self._reasons |= {_unnumbered(reason): reason for reason in now.reasons}
+        if now.action != self._decision.action:
+            self._decision = now.model_copy(update={"action": strictest((self._decision.action, now.action))})
+        told = {(span.start, span.type): span for span in now.redactions}
         self._said |= told
         if stops(self._decision):
             self._closed, self._text = True, ""
@@ -149,6 +160,44 @@ class Barrier:
         self._text, self._offset = self._text[until - self._offset :], until
         self._cuts = {key: span for key, span in self._cuts.items() if span.end > until}
         return "".join(out)
+
+
+class _Heard:
+    """What one guard has said of a growing text."""
+
+    def __init__(self) -> None:
+        self._last = self._worst = Verdict(judge="")
+        self._scores: dict[str, float] = {}
+        self._spans: dict[tuple[int, str], Span] = {}
+
+    def add(self, verdict: Verdict) -> None:
+        """Take what it says now."""
+        self._last = verdict
+        if verdict.status != "ok":
+            self._worst = verdict
+        for name, score in verdict.scores.items():
+            if score > self._scores.get(name, -1.0):
+                self._scores[name] = score
+        for span in verdict.spans:
+            self._spans[span.start, span.type] = span
+
+    @property
+    def verdict(self) -> Verdict:
+        """All of it as one verdict."""
+        spans = tuple(sorted(self._spans.values(), key=lambda each: (each.start, each.type)))
+        kept = {
+            "status": self._worst.status,
+            "reason": self._worst.reason,
+            "scores": dict(self._scores),
+            "spans": spans,
+        }
+        return self._last.model_copy(update=kept)
+
+
+def _unnumbered(reason: str) -> str:
+    """The reason without its score, which rises as the text grows."""
+    head, above, _ = reason.rpartition(" > ")
+    return head.rpartition(" ")[0] if above else reason
 
 
 def stops(decision: Decision) -> bool:

@@ -85,14 +85,25 @@ class Breakers:
     async def call(self, guard: str, work: Callable[[], T], budget_ms: float) -> T:
         """What the guard's work gives. Raises TimeoutError past its budget, the time it waited for a thread included,
         and whatever the work raises."""
-        with self._lock:
-            room = self._rooms.setdefault(guard, _Room(guard, self._most))
+        room = self._room(guard)
         job, future = room.submit(work)
         try:
             async with asyncio.timeout(budget_ms / 1000):  # wait_for may swallow that the caller was cancelled
                 return await asyncio.wrap_future(future)
         finally:
             room.forget(job)
+
+    def wait(self, guard: str, work: Callable[[], T], budget_ms: float) -> T:
+        """`call` for a thread that may wait."""
+        job, future = self._room(guard).submit(work)
+        try:
+            return future.result(budget_ms / 1000)
+        finally:
+            self._room(guard).forget(job)
+
+    def _room(self, guard: str) -> _Room:
+        with self._lock:
+            return self._rooms.setdefault(guard, _Room(guard, self._most))
 
     def close(self) -> None:
         """Let go of all threads; those that hang end with the program."""

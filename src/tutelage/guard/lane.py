@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 
 from tutelage.guard.barrier import Barrier, Passed
 from tutelage.guard.breaker import Breakers
@@ -21,19 +22,26 @@ PIECE = 4096
 class Aside:
     """A slow guard's watcher, as the barrier sees it: asked beside the event loop first, then it says what it found.
 
-    Past its budget it is never asked again, and says `timeout` to the end of the answer.
+    A watcher that asks its judge at every stride has its budget for each of them. Past its budget it is never asked
+    again, and says `timeout` to the end of the answer.
     """
 
     def __init__(self, name: str, watcher: Watcher, breakers: Breakers, budget_ms: float) -> None:
         self._name, self._watcher, self._breakers, self._budget = name, watcher, breakers, budget_ms
+        self._stride = max(1, int(getattr(watcher, "stride", PIECE)))
         self._late = False
         self._progress = Progress(0, None)
 
     async def ask(self, text: str | None) -> None:
         """Show it more of the answer; None: the answer has ended."""
+        if text is None:
+            return await self._step(self._watcher.close)
+        for start in range(0, len(text), self._stride):
+            await self._step(partial(self._watcher.feed, text[start : start + self._stride]))
+
+    async def _step(self, step: Callable[[], Progress]) -> None:
         if self._late:
             return
-        step = self._watcher.close if text is None else lambda: self._watcher.feed(text)
         try:
             self._progress = await self._breakers.call(self._name, step, self._budget)
         except TimeoutError:
@@ -78,18 +86,26 @@ class Lane:
         self._opened, self._beside = Unmasker(vault), beside
         self.waiting = ""
         """What the guards have not been shown yet."""
-        self.made = ""
-        """All that was written, also what is withheld."""
+        self._made: list[str] = []
+        self.size = 0
+        """Characters of all that was written."""
         self.read = 0
         """Characters of it that the guards have read."""
 
     def take(self, text: str, tokens: bool) -> None:
         """More of the channel. `tokens`: each text is one token, so that so many of them are kept back at most."""
-        self.made += text
+        self._made.append(text)
+        self.size += len(text)
         self.waiting += text
         if tokens:
             self._latest.append(len(text))
             self.barrier.hold_back = min(self._most, sum(self._latest))
+
+    @property
+    def made(self) -> str:
+        """All that was written, also what is withheld."""
+        self._made = ["".join(self._made)]
+        return self._made[0]
 
     async def show(self, last: bool) -> Passed:
         """Show the guards what waits, a piece at a time: between those of a long text other requests go on.
@@ -97,7 +113,7 @@ class Lane:
         What may leave by now, and the decision that stops the rest, if there is one.
         """
         text, self.waiting = self.waiting, ""
-        before, out = len(self.made) - len(text), list[str]()
+        before, out = self.size - len(text), list[str]()
         for start in range(0, len(text), PIECE):
             if start:
                 await asyncio.sleep(0)

@@ -16,7 +16,7 @@ from tutelage.core import refs
 from tutelage.core.artifact import Artifact, Root
 from tutelage.core.errors import NotFound
 from tutelage.core.records import Example, Message, Response
-from tutelage.generate.generator import Generator, Sampling, Scored, weigh_texts
+from tutelage.generate.generator import Generator, Sampling, Scored, let_go, weigh_texts
 from tutelage.guard.pipeline import Pipeline
 from tutelage.guard.policy import Guard, Policy, PolicyFile, Rule, Taxonomy
 from tutelage.guard.request import Ask, Chunk
@@ -164,6 +164,15 @@ class GuardedGenerator:
     def rolling(self, prompts: Sequence[Example], stride: int = 0) -> list[Scored]:
         """As the model behind the guards weighs them. Raises UsageError where it weighs no running text."""
         return weigh_texts(self._weighing, prompts, stride)
+
+    def close(self) -> None:
+        """Let go of threads, connections and engines; asked again, it opens them anew."""
+        pipeline, generator = self._pipeline, self._generator
+        self._pipeline = self._generator = None
+        if pipeline is not None:
+            finish(pipeline.close())
+        if generator is not None:
+            let_go(generator)
 
     @property
     def _weighing(self) -> Generator:

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from tutelage.core.errors import Busy
-from tutelage.core.records import Decision, Message, Verdict
+from tutelage.core.records import Decision, Message, Span, Verdict
 from tutelage.guard.barrier import stops
 from tutelage.guard.breaker import Breakers
 from tutelage.guard.lane import PIECE, Lane
@@ -28,9 +28,12 @@ from tutelage.guard.upstream import EngineUpstream, Misbehaved, Upstream
 from tutelage.guard.vault import Vault
 from tutelage.guard.work import Work, told, worded
 from tutelage.judge.judge import failed
+from tutelage.text.pii import united
 
 UNARY = 48
 """Characters gathered before the guards look again when nobody watches the stream."""
+FEW = 32
+"""Texts of one request that are read and decided on at once on the event loop; more of them beside it."""
 VAULT_S = 5.0
 """Seconds the store may take over what placeholders stand for."""
 PROMISE_S = 5.0
@@ -183,13 +186,13 @@ class Pipeline:
         """What of these texts is masked before the model sees them; None if they could not be read in time."""
         if any(verdict.status != "ok" for verdict in said):
             return None
-        spans = {}
+        spans: dict[tuple[int, str], list[Span]] = {}
         said = said or [Verdict(judge=PII)] * len(found)
         for piece, verdict in zip(found, said, strict=True):
-            cut = self.policy.personal(at._replace(channel=piece.channel), verdict)
-            if cut and piece.message is not None:
-                spans[piece.message, piece.field] = cut
-        return Seen(Decision(action="allow", policy=self.policy.hash), redactions=spans)
+            for where, span in piece.placed(self.policy.personal(at._replace(channel=piece.channel), verdict)):
+                spans.setdefault(where, []).append(span)
+        cuts = {where: united(found) for where, found in spans.items()}
+        return Seen(Decision(action="allow", policy=self.policy.hash), redactions=cuts)
 
     async def _read(self, found: Sequence[Piece], at: Where, personal: Sequence[Verdict] = ()) -> Seen:
         """All guards on all texts; each within its budget, else its verdict is `timeout`. `personal`: what the guard of
@@ -200,17 +203,20 @@ class Pipeline:
         said = dict(zip(asked, heard, strict=True))
         if PII in names and personal:
             said[PII] = list(personal)
-        return self.scanner.decide(found, at, {name: said[name] for name in names if name in said})
+        heard_of = {name: said[name] for name in names if name in said}
+        if len(found) <= FEW:
+            return self.scanner.decide(found, at, heard_of)
+        return await asyncio.to_thread(self.scanner.decide, found, at, heard_of)
 
     async def _ask(self, name: str, found: Sequence[Piece], direction: Direction) -> list[Verdict]:
-        """A guard's word on texts. One of bounded cost reads short ones at once, and has its budget for each PIECE of
-        long ones."""
+        """A guard's word on texts. One of bounded cost reads a few short ones at once; each has its budget for every
+        PIECE of long ones, and for every FEW of many."""
         judge, budget, quick = (
             self.scanner.judges[name],
             self.policy.file.defaults.budget_ms,
             self.scanner.quick([name]),
         )
-        parts = 1 + sum(len(piece.text) for piece in found) // PIECE if quick else 1
+        parts = 1 + sum(len(piece.text) for piece in found) // PIECE + len(found) // FEW
         work = partial(self.scanner.verdicts, name, judge, direction, found)
         if quick and parts == 1:
             return work()
@@ -326,7 +332,7 @@ class Pipeline:
                 lane = lanes[delta.channel]
                 lane.take(delta.text, tokens)
                 count += 1
-                work.count(delta, max(count, sum(len(each.made) for each in lanes.values()) // 4))
+                work.count(delta, max(count, sum(each.size for each in lanes.values()) // 4))
                 last = delta.finish is not None
                 if not last and len(lane.waiting) < least:
                     continue
@@ -334,7 +340,7 @@ class Pipeline:
                 for each in sorted(lanes.values(), key=lambda one: one is lanes["content"]) if last else [lane]:
                     passed = await each.show(last)
                     if (passed.text or last) and not stops((await asyncio.shield(work.verdict)).decision):
-                        await work.send(each.barrier.at.channel, passed.text, await each.open(passed.text, last))
+                        await work.send(each.barrier.at.channel, await each.open(passed.text, last))
                     if passed.stop is not None:
                         return passed.stop
                 if delta.finish is not None:
@@ -346,7 +352,6 @@ class Pipeline:
         """End an answer that was withheld, with the policy's message in its place."""
         answer = work.answer
         answer.finish = "blocked"
-        answer.shown += text
         await work.queue.put(Chunk(answer.index, text, answer.finish, decision, work.usage))
 
     def _finish(

@@ -378,6 +378,8 @@ class Policy:
 
     def personal(self, at: Where, verdict: Verdict) -> tuple[Span, ...]:
         """What of the personal data found in a text is redacted there."""
+        if not verdict.spans:
+            return ()
         types = {
             kind
             for bound in self.rules(at.tenant)
@@ -385,6 +387,15 @@ class Policy:
             for kind in bound.rule.pii
         }
         return tuple(span for span in verdict.spans if span.type in types)
+
+    def fired(self, decision: Decision, tenant: str = "") -> frozenset[str]:
+        """The categories whose rules fired on what a guard said; not those whose guard had no opinion."""
+        return frozenset(
+            bound.rule.category
+            for bound in self.rules(tenant)
+            if bound.rule.category
+            and any(reason.startswith(f"{bound.rule.id}: {bound.rule.category} ") for reason in decision.reasons)
+        )
 
     def message(self, decision: Decision, language: str = "", tenant: str = "") -> str:
         """What the user reads instead, in their language where there is one."""

@@ -75,8 +75,6 @@ class Answer:
     """What became of one answer."""
 
     index: int
-    shown: str = ""
-    """What left, with personal data still as placeholders: what may be kept in a trace."""
     made: str = ""
     """What the model wrote, also what was withheld."""
     reasoning: str = ""
@@ -86,6 +84,9 @@ class Answer:
     finish: Finish = "error"
     decision: Decision = field(default_factory=lambda: Decision(action="allow"))
     verdicts: tuple[Verdict, ...] = ()
+    """On its content; places in it are of `made`."""
+    beside: tuple[tuple[Channel, Decision, tuple[Verdict, ...]], ...] = ()
+    """What was decided on its other channels, each in places of its own text."""
     usage: tuple[int, int] = (0, 0)
 
 

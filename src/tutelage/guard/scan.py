@@ -1,24 +1,44 @@
 """Everything of a conversation that can carry harm, put before every guard, and what the policy makes of it.
 
 All roles and channels are scanned, whole: the system prompt a client sends, every turn, reasoning, arguments and
-results of tools. Turns of a user that follow each other are also read as one text, so that splitting a request over
-several messages does not hide it.
+results of tools. All turns of a user are also read as one text, whatever stands between them, so that splitting a
+request, or personal data, over several messages does not hide it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import threading
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from tutelage.core.records import Action, Decision, Example, Message, Record, Role, Span, Status, Verdict
+from tutelage.guard.breaker import Breakers
+from tutelage.guard.decoded import Decoding, ask_twice
 from tutelage.guard.policy import PII, Channel, Direction, Policy, Surface, Where, strictest
 from tutelage.judge.classifier import ClassifierJudge
-from tutelage.judge.judge import Judge, Watcher, ask, highest, judged
+from tutelage.judge.judge import Judge, Watcher, failed, highest, judged
 from tutelage.judge.rules import PiiJudge
+from tutelage.text.pii import united
+
+EDGE = 80
+"""Characters at the end and at the beginning of turns that may belong together."""
+SHADOW_MS = 5000.0
+"""Milliseconds a guard in shadow may take over one direction of a request."""
+
+
+class Part(NamedTuple):
+    """Characters `begin` to `end` of a piece are those of a message from its character `start` on."""
+
+    begin: int
+    end: int
+    message: int
+    start: int = 0
 
 
 class Piece(NamedTuple):
@@ -28,12 +48,26 @@ class Piece(NamedTuple):
     text: str
     message: int | None = None
     field: str = "content"
+    parts: tuple[Part, ...] = ()
+    """What it was made of, where that is several messages."""
+
+    def placed(self, spans: Sequence[Span]) -> Iterator[tuple[tuple[int, str], Span]]:
+        """Spans of this text where they stand: (message, field), span of that field. One over two messages is two."""
+        if self.message is not None:
+            yield from (((self.message, self.field), span) for span in spans)
+        begins = [part.begin for part in self.parts]
+        for span in spans if begins else ():
+            for part in self.parts[max(0, bisect_right(begins, span.start) - 1) : bisect_left(begins, span.end)]:
+                start, end = max(span.start, part.begin), min(span.end, part.end)
+                if start < end:
+                    moved = {"start": start - part.begin + part.start, "end": end - part.begin + part.start}
+                    yield (part.message, self.field), span.model_copy(update=moved)
 
 
 def pieces(messages: Sequence[Message]) -> list[Piece]:
     """All texts of a conversation that a guard must see."""
     found: list[Piece] = []
-    turns: list[str] = []
+    turns: list[tuple[int, str]] = []
     for index, message in enumerate(messages):
         channel: Channel = "content"
         if message.role == "system":
@@ -50,17 +84,29 @@ def pieces(messages: Sequence[Message]) -> list[Piece]:
             found.append(Piece("tool_call", call.id, index, f"tool_calls.{number}.id"))
             found.append(Piece("tool_call", call.name, index, f"tool_calls.{number}.name"))
             found.append(Piece("tool_call", call.arguments, index, f"tool_calls.{number}.arguments"))
-        if message.role == "user":
-            turns.append(message.content)
-        else:
-            found += _joined(turns)
-            turns = []
-    found += _joined(turns)
-    return [piece for piece in found if piece.text]
+        if message.role == "user" and message.content:
+            turns.append((index, message.content))
+    return [piece for piece in found + _joined(turns) if piece.text]
 
 
-def _joined(turns: Sequence[str]) -> list[Piece]:
-    return [Piece("content", "\n".join(turns))] if len(turns) > 1 else []
+def _joined(turns: Sequence[tuple[int, str]]) -> list[Piece]:
+    """The turns as one text, words apart; and their edges alone, as if each turn went on where the last broke off."""
+    if len(turns) < 2:
+        return []
+    texts, parts, at = [], [], 0
+    for index, text in turns:
+        parts.append(Part(at, at + len(text), index))
+        texts.append(text)
+        at += len(text) + 1
+    edges, seams, at = [], [], 0
+    for (before, left), (after, right) in pairwise(turns):
+        tail, head = left[-EDGE:], right[:EDGE]
+        seams += [Part(at, at + len(tail), before, len(left) - len(tail))]
+        seams += [Part(at + len(tail), at + len(tail) + len(head), after)]
+        edges.append(tail + head)
+        at += len(tail) + len(head) + 2
+    whole, across = " ".join(texts), "\n\n".join(edges)
+    return [Piece("content", whole, parts=tuple(parts)), Piece("content", across, parts=tuple(seams))]
 
 
 class Found(Record):
@@ -173,7 +219,7 @@ class Scanner:
         role: Role = "assistant" if direction == "output" else "user"
         examples = [judged(piece.text, role=role, direction=direction, channel=piece.channel) for _, piece in missing]
         if examples:
-            for (key, _), verdict in zip(missing, ask(judge, examples), strict=True):
+            for (key, _), verdict in zip(missing, ask_twice(judge, examples), strict=True):
                 known[key] = verdict.model_copy(update={"judge": name})
         with self._lock:
             for key, verdict in known.items():
@@ -197,13 +243,13 @@ class Scanner:
     def decide(self, found: Sequence[Piece], at: Where, said: Mapping[str, Sequence[Verdict]]) -> Seen:
         """What the policy makes of the guards' verdicts on these texts."""
         decisions: list[tuple[Piece, Decision]] = []
-        redactions: dict[tuple[int, str], tuple[Span, ...]] = {}
+        redactions: dict[tuple[int, str], list[Span]] = {}
         for index, piece in enumerate(found):
             mine = [verdicts[index] for verdicts in said.values()]
             decision = self.policy.decide(at._replace(channel=piece.channel), mine)
             decisions.append((piece, decision))
-            if decision.redactions and piece.message is not None:
-                redactions[piece.message, piece.field] = decision.redactions
+            for where, span in piece.placed(decision.redactions):
+                redactions.setdefault(where, []).append(span)
         action = strictest(decision.action for _, decision in decisions)
         channel = next((piece.channel for piece, decision in decisions if decision.action == action), at.channel)
         reasons = dict.fromkeys(reason for _, decision in decisions for reason in decision.reasons)
@@ -212,7 +258,7 @@ class Scanner:
         whole = Decision(action=action, reasons=tuple(reasons), policy=self.policy.hash)
         if len(decisions) == 1:
             whole = decisions[0][1]
-        return Seen(whole, channel, merged, redactions)
+        return Seen(whole, channel, merged, {where: united(spans) for where, spans in redactions.items()})
 
     def scan(
         self, messages: Sequence[Message], answer: str | None = None, *, surface: Surface = "scan", tenant: str = ""
@@ -230,18 +276,31 @@ class Scanner:
     def watchers(self, conversation: Sequence[Message], at: Where) -> dict[str, Watcher]:
         """A watcher per guard that decides on the answer to come."""
         example = Example(messages=tuple(conversation), tags={"direction": at.direction, "channel": at.channel})
-        return {n: self.judges[n].watch(example) for n in sorted(self.policy.needed(at)) if n in self.judges}
+        return {n: _watch(self.judges[n], example) for n in sorted(self.policy.needed(at)) if n in self.judges}
 
-    def shadows(self, messages: Sequence[Message], answer: str | None) -> list[tuple[Direction, Verdict]]:
-        """What the guards in shadow say; nobody waits for it."""
+    def shadows(
+        self, messages: Sequence[Message], answer: str | None, breakers: Breakers
+    ) -> list[tuple[Direction, Verdict]]:
+        """What the guards in shadow say, each in threads of its own and within SHADOW_MS; no answer waits for it."""
         found, out = pieces(messages), [Piece("content", answer)] if answer else []
         said: list[tuple[Direction, Verdict]] = []
         parts: tuple[tuple[Direction, list[Piece]], ...] = (("input", found), ("output", out))
         for name, judge in self.shadow.items():
             for direction, texts in parts:
-                if texts:
-                    said.append((direction, highest(self.verdicts(name, judge, direction, texts))))
+                if not texts:
+                    continue
+                try:
+                    heard = breakers.wait(name, partial(self.verdicts, name, judge, direction, texts), SHADOW_MS)
+                    said.append((direction, highest(heard)))
+                except TimeoutError:
+                    said.append((direction, failed(name, "timeout", SHADOW_MS)))
         return said
+
+
+def _watch(judge: Judge, example: Example) -> Watcher:
+    """A watcher that reads codes too; one that reads a model's hidden states sees what the model makes of them."""
+    first = judge.watch(example)
+    return first if getattr(judge, "layers", ()) else Decoding(first, lambda: judge.watch(example))
 
 
 def _key(name: str, direction: str, piece: Piece) -> bytes:

@@ -55,7 +55,7 @@ class Work:
         if not self.lanes:
             return
         answer, content = self.answer, self.lanes["content"]
-        found = [lane.barrier for lane in self.lanes.values()]
+        found, at = [lane.barrier for lane in self.lanes.values()], content.barrier.at
         answer.made = content.made[: content.read]
         if thought := self.lanes.get("reasoning"):
             text = thought.made[: thought.read]
@@ -67,12 +67,11 @@ class Work:
             cuts = united([*cuts, *find(answer.made)])
         told = {"action": action, "reasons": tuple(reasons), "redactions": cuts}
         answer.decision = content.barrier.decision.model_copy(update=told)
-        answer.verdicts = tuple(verdict for each in found for verdict in each.verdicts)
+        answer.verdicts = content.barrier.verdicts
+        answer.beside = tuple((each.at.channel, each.decision, each.verdicts) for each in found if each.at != at)
 
-    async def send(self, channel: Channel, shown: str, text: str) -> None:
-        """Text that may leave: `shown` with placeholders, `text` with what they stand for."""
-        if channel == "content":
-            self.answer.shown += shown
+    async def send(self, channel: Channel, text: str) -> None:
+        """Text that may leave, with what placeholders stand for."""
         self.answer.left = self.answer.left or bool(text)
         if text:
             await self.queue.put(Chunk(self.answer.index, text, channel=channel))
@@ -83,7 +82,7 @@ class Work:
         self.before, self.counted = self.before + self.counted, 0
         self.answer.made = self.answer.reasoning = ""
         self.lanes = {}
-        self.answer.decision, self.answer.verdicts = Decision(action="allow"), ()
+        self.answer.decision, self.answer.verdicts, self.answer.beside = Decision(action="allow"), (), ()
         self.answer.usage = (self.answer.usage[0], 0)
 
 

@@ -100,7 +100,7 @@ class WindowWatcher:
     def __init__(self, judge: Judge, conversation: Example, window: int = WINDOW, stride: int = STRIDE) -> None:
         if not 0 < stride <= window:
             raise ValueError(f"stride must be between 1 and the window ({window}), got {stride}")
-        self._judge, self._conversation, self._window, self._stride = judge, conversation, window, stride
+        self._judge, self._conversation, self._window, self.stride = judge, conversation, window, stride
         self._tail = ""
         self._start = 0
         self._scored = 0
@@ -110,8 +110,8 @@ class WindowWatcher:
     def feed(self, text: str, taps: Sequence[Tap] = ()) -> Progress:
         """Take more text; judge when a stride is full."""
         self._tail += text
-        while self._start + len(self._tail) - self._scored >= self._stride:
-            if not self._score(min(self._scored + self._stride, self._start + len(self._tail))):
+        while self._start + len(self._tail) - self._scored >= self.stride:
+            if not self._score(min(self._scored + self.stride, self._start + len(self._tail))):
                 break
         return self._progress()
 
@@ -119,7 +119,7 @@ class WindowWatcher:
         """Judge what is left, at once."""
         end = self._start + len(self._tail)
         while self._scored < end or self._verdict is None:
-            if not self._score(min(self._scored + self._stride, end)):
+            if not self._score(min(self._scored + self.stride, end)):
                 break
         return self._progress()
 

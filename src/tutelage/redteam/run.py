@@ -21,7 +21,7 @@ from tutelage.evaluate.groups import gaps
 from tutelage.evaluate.groups import headline as groups_headline
 from tutelage.evaluate.run import names
 from tutelage.evaluate.suite import Result, item_id, sample
-from tutelage.generate.generator import Generator
+from tutelage.generate.generator import Generator, let_go
 from tutelage.guard.bundle import parts
 from tutelage.redteam import bias, privacy, report
 from tutelage.redteam.attacks import NAMES, make
@@ -185,6 +185,7 @@ def redteam(config: Redteam, inputs: Inputs, out: Path, context: Context) -> dic
             stereotypes += _stereotypes(generator, items, config, name, artifact.ref, run.log, run.step)
             if config.candidates:
                 exposures[name] = _exposures(generator, planted, config, artifact.ref, run.log, run.step)
+        let_go(generator)
     rows = report.judged([*run.results, *probed], contents)
     breakable = _breakable(inputs.helpful, goals, run, context)
     tests = bias.compare(probed, config.margin)

@@ -37,7 +37,7 @@ _DRAWN_AS_NOTHING = (
 )  # fmt: skip
 """Format characters (Cf) and what Unicode calls default ignorable."""
 _NO_INK = frozenset(chr(code) for first, last in _CONTROLS + _DRAWN_AS_NOTHING for code in range(first, last + 1))
-_HIDDEN = {chr(base + code): chr(code) for base in (0xE0000, 0xE00F0) for code in range(32, 127)}
+HIDDEN = {chr(base + code): chr(code) for base in (0xE0000, 0xE00F0) for code in range(32, 127)}
 """ASCII as tag characters, and as bytes in the supplementary variation selectors: nobody sees it, a model reads it."""
 
 
@@ -111,8 +111,8 @@ def normalise(text: str, *, fold: bool = False, latin: bool = False) -> Normal:
         places = [(start, end)] if not plain else [(place, place + 1) for place in range(start, end)]
         for first, last in places:
             shown = text[first:last]
-            if shown[0] in _HIDDEN:  # one alone is padding between letters, two are a message
-                shown = _HIDDEN[shown[0]] if _in_company(text, first, last) else ""
+            if shown[0] in HIDDEN:  # one alone is padding between letters, two are a message
+                shown = HIDDEN[shown[0]] if _in_company(text, first, last) else ""
             elif not shown.isascii():
                 joins = not latin and shown[0] in _JOINERS and out and _takes_joiner(out[-1][-1])
                 shown = unicodedata.normalize("NFKC", shown)
@@ -147,13 +147,13 @@ def _in_company(text: str, first: int, last: int) -> bool:
         last += 1
     while first and (text[first - 1] in _NO_INK or unicodedata.combining(text[first - 1])):
         first -= 1
-    return text[last : last + 1] in _HIDDEN or (first > 0 and text[first - 1] in _HIDDEN)
+    return text[last : last + 1] in HIDDEN or (first > 0 and text[first - 1] in HIDDEN)
 
 
 def before_hidden(text: str) -> int:
     """Where the hidden characters at the end of a text begin: what they say is known once more text has come."""
     end = len(text)
-    while end and text[end - 1] in _HIDDEN:
+    while end and text[end - 1] in HIDDEN:
         end -= 1
     return end
 
@@ -173,11 +173,33 @@ def skeleton(word: str) -> str:
     """
     if word.isascii():
         return word.lower()
-    secrets = ("".join(_HIDDEN.get(char, "") for char in secret) for secret in _SECRET.findall(word))
+    secrets = ("".join(HIDDEN.get(char, "") for char in secret) for secret in _SECRET.findall(word))
     hidden = "".join(secret for secret in secrets if len(secret) > 1)  # one alone is padding between letters
     shown = unicodedata.normalize("NFKC", _SECRET.sub("", word)).translate(_SKELETON).casefold().translate(_SKELETON)
     shown = _ON_ASCII.sub("", shown)
     return f"{shown} {hidden.lower()}".strip() if hidden.strip() else shown
+
+
+def latin_letters(text: str) -> str:
+    """Each character as the one it looks like or stands for, one for one, so that no position moves: full-width and
+    bold forms, letters of other scripts that look Latin."""
+    if text.isascii():
+        return text
+    return text.translate(_ALIKE)
+
+
+class _Alike(dict[int, int]):
+    """Made as it is asked; it keeps what is common or changes."""
+
+    def __missing__(self, code: int) -> int:
+        plain = unicodedata.normalize("NFKC", chr(code))
+        found = _FOLD.get(ord(plain), plain) if len(plain) == 1 else chr(code)
+        if code < 0x3000 or ord(found) != code:
+            self[code] = ord(found)
+        return ord(found)
+
+
+_ALIKE = _Alike()
 
 
 def _pieces(text: str) -> list[tuple[int, int, bool]]:
@@ -207,7 +229,7 @@ def _pieces(text: str) -> list[tuple[int, int, bool]]:
 def _joins(char: str) -> bool:
     """Whether NFKC may join a character to the one before it: marks, and the later parts of Hangul syllables."""
     mark = unicodedata.combining(char) or unicodedata.category(char) == "Mn" or "\u1160" <= char <= "\u11ff"
-    return bool(mark) and char not in _HIDDEN
+    return bool(mark) and char not in HIDDEN
 
 
 def _takes_joiner(char: str) -> bool:

@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 from tutelage.core.records import Message, Status, Verdict
+from tutelage.guard.breaker import Breakers
 from tutelage.guard.policy import Direction
 from tutelage.guard.request import Answer, Finished
 from tutelage.guard.scan import Scanner
@@ -33,7 +34,7 @@ class Recorder:
 
     def __init__(self, writer: traces.Writer, collects: Callable[[str], bool]) -> None:
         self._writer, self._collects = writer, collects
-        self._jobs = ThreadPoolExecutor(2, "shadow")
+        self._jobs, self._breakers = ThreadPoolExecutor(2, "shadow"), Breakers()
         self._places = threading.BoundedSemaphore(SHADOWED)
         self._closing = False
 
@@ -62,7 +63,7 @@ class Recorder:
             try:
                 if self._closing:
                     raise TimeoutError
-                said = scanner.shadows(trace.messages, trace.answer.content if trace.answer else None)
+                said = scanner.shadows(trace.messages, trace.answer.content if trace.answer else None, self._breakers)
                 kept.append(_with_shadows(trace, said))
             except Exception as error:  # it decides nothing, and may cost no record
                 kept.append(_unheard(scanner, trace, "timeout" if isinstance(error, TimeoutError) else "error"))
@@ -73,6 +74,7 @@ class Recorder:
         """Hand over what waits for the guards in shadow, without asking them."""
         self._closing = True
         self._jobs.shutdown()
+        self._breakers.close()
 
 
 def _traces(done: Finished, collect: bool) -> list[traces.Trace]:
@@ -130,20 +132,21 @@ def _unheard(scanner: Scanner, trace: traces.Trace, status: Status) -> traces.Tr
 
 
 def _decided(answer: Answer) -> tuple[traces.Decided, ...]:
-    """The decision on an answer; none if nothing was generated."""
+    """The decisions on an answer, one a channel; none if nothing was generated."""
     if not answer.decision.policy:
         return ()
-    return (
+    return tuple(
         traces.Decided(
             direction="output",
-            channel="content",
-            action=answer.decision.action,
-            reasons=answer.decision.reasons,
-            redactions=answer.decision.redactions,
-            policy=answer.decision.policy,
-            latency_ms=round(sum(each.cost_ms for each in answer.verdicts), 3),
-            verdicts=answer.verdicts,
-        ),
+            channel=channel,
+            action=decision.action,
+            reasons=decision.reasons,
+            redactions=decision.redactions,
+            policy=decision.policy,
+            latency_ms=round(sum(each.cost_ms for each in verdicts), 3),
+            verdicts=verdicts,
+        )
+        for channel, decision, verdicts in (("content", answer.decision, answer.verdicts), *answer.beside)
     )
 
 

@@ -37,7 +37,7 @@ async def moderate(state: State, request: Request) -> Response:
             message = (Message(role="user", content=text),)
             found = await pipeline.examine(message, surface="moderations", tenant=who.tenant)
             scores = found.scores
-            fired = {reason.split()[1] for reason in found.input.decision.reasons if len(reason.split()) > 2}
+            fired = pipeline.policy.fired(found.input.decision, who.tenant)
             categories = {name: name in fired for name in scores}
             results.append({"flagged": found.action != "allow", "categories": categories, "category_scores": scores})
     return JSONResponse({"id": f"modr-{uuid7()}", "model": "tutelage", "results": results})

@@ -23,6 +23,8 @@ MOST_CHOICES = 16
 MOST_MESSAGES = 1000
 MOST_CALLS = 128
 """Tool calls of one message."""
+MOST_CALLS_IN_ALL = 1000
+"""Tool calls of one conversation: each is three texts to every guard."""
 LONGEST_NAME = 256
 """Characters of a name, or of the id of a tool call."""
 DEPTH = 64
@@ -298,6 +300,9 @@ def messages(body: Mapping[str, Any], most: int) -> tuple[Message, ...]:
     if not isinstance(given, list) or not given or len(given) > MOST_MESSAGES:
         refuse(f"'messages' must be a list of 1 to {MOST_MESSAGES} messages", "messages")
     found = tuple(_message(each, f"messages[{index}]") for index, each in enumerate(given))
+    calls = sum(len(each.tool_calls) for each in found)
+    if calls > MOST_CALLS_IN_ALL:
+        refuse(f"the conversation has {calls} tool calls, {MOST_CALLS_IN_ALL} are allowed", "messages")
     total = characters(found)
     if total > most:
         refuse(f"the conversation has {total} characters, {most} are allowed", "messages", "context_length_exceeded")

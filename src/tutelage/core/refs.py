@@ -38,6 +38,7 @@ SCHEMES: dict[str, str] = {
     "import": "tutelage.model.checkpoint:import_model",
     "adapter": "tutelage.model.peft:import_adapter",
     "weights": "tutelage.model.checkpoint:load",
+    "encoder": "tutelage.model.encoder:open_encoder",
 }
 
 EXTRA_OF = {"torch": "train", "transformers": "hf", "datasets": "hf", "huggingface_hub": "hf", "psycopg": "postgres"}

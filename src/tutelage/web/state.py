@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal, cast
 from urllib.parse import urlsplit
 
@@ -31,13 +31,15 @@ from tutelage.guard.limits import Limiter, Limits
 from tutelage.guard.opened import bundle_of, open_parts
 from tutelage.guard.pipeline import Pipeline
 from tutelage.guard.policy import Policy, PolicyFile, Rule, Taxonomy
+from tutelage.guard.pool import open_upstream
 from tutelage.guard.request import Ending
 from tutelage.guard.scan import Scanner
-from tutelage.guard.upstream import Upstream, open_upstream
+from tutelage.guard.upstream import Upstream
 from tutelage.guard.vault import Vault
 from tutelage.store import engine, releases, review, traces
 from tutelage.store.keys import now
 from tutelage.store.people import JUNIOR
+from tutelage.web.addresses import Addresses, Encoder, EncoderSettings, PatienceSettings, UpstreamSettings
 from tutelage.web.recorder import Recorder
 
 
@@ -48,21 +50,14 @@ class Tenant(Config):
     """What it may ask."""
     language: str = ""
     """Of the policy's messages."""
+    priority: int = Field(0, ge=-10, le=10)
+    """Whose answers begin first where they wait for the embedded model: the higher, the sooner."""
     keys: tuple[str, ...] = ()
     """API keys beside those of the store, each as `env:NAME` or `file:PATH`."""
     collect: bool = False
     """Whether people may be asked about its requests (stage `collect`, personal data masked). It is noted with each
     request, so it holds for those that come in from then on; set back, it holds for none. A request says no for itself
     with `metadata: {"collect": "no"}`."""
-
-
-class UpstreamSettings(Config):
-    """An OpenAI-compatible address that answers instead of the released model."""
-
-    url: str
-    model: str = "default"
-    key: str = ""
-    """`env:NAME` or `file:PATH`."""
 
 
 class Oidc(Config):
@@ -122,6 +117,12 @@ class Settings(Config):
     serve: str = "release:current"
     """What answers: `release:current`, or a bundle to try out."""
     upstream: UpstreamSettings | None = None
+    fallbacks: tuple[UpstreamSettings, ...] = ()
+    """Addresses that answer in place of `upstream` while it is not well, in this order."""
+    patience: PatienceSettings = PatienceSettings()
+    """How long an upstream is waited for."""
+    encoder: EncoderSettings | None = None
+    """What embeds texts; none: `/v1/embeddings` answers 501."""
     generators: dict[str, UpstreamSettings] = Field(default_factory=dict)
     """Names by which projects of kind dialogue may call generators at other addresses."""
     tenants: dict[str, Tenant] = Field(default_factory=lambda: {"default": Tenant()})
@@ -131,6 +132,10 @@ class Settings(Config):
     """Length of an answer when the request does not say."""
     workers: int = Field(64, ge=1)
     """Answers made at once by the embedded model."""
+    queue: int = Field(256, ge=0)
+    """Answers that may wait for it beside these; what comes then is told to come again."""
+    connections: int = Field(4096, ge=1)
+    """Connections open at once; one more is told to come again."""
     weights: Literal["float32", "int8"] = "float32"
     """`int8` rounds the embedded model's matrices: up to four times faster for a few answers at once, on a CPU with a C
     compiler. What was evaluated and released are the unrounded ones."""
@@ -208,6 +213,7 @@ class State:
         self._upstreams: dict[str, Upstream] = {}
         self._answered: frozenset[str] = frozenset()
         self._opening, self._counting = threading.Lock(), threading.Lock()
+        self._away = Addresses(self.root, self.environment)
         self._recorder = Recorder(self.writer, lambda tenant: self.tenant(tenant).collect)
         self.reload()
 
@@ -331,14 +337,23 @@ class State:
     def _upstream(self, source: str) -> Upstream:
         """The upstream of a model or an address; a release with the same model keeps the engine that runs."""
         if source not in self._upstreams:
-            given = self.settings.upstream
-            named = given.key if given and not self._upstream_url else ""
-            key = self.environment.get("OPENAI_API_KEY")
-            if named:
-                key = secret(named, self.environment, "upstream.key", self.root.path)
-            how: Any = {"max_batch": self.settings.workers, "int8": self.settings.weights == "int8"}
-            self._upstreams[source] = open_upstream(source, self.root, key=key, **how)
+            given = None if self._upstream_url else self.settings.upstream
+            others = () if self._upstream_url else self.settings.fallbacks
+            if source.startswith(("http://", "https://")):
+                self._upstreams[source] = self._away.upstream(source, given, others, self.settings.patience)
+            else:
+                self._upstreams[source] = self._local(source)
         return self._upstreams[source]
+
+    def _local(self, model: str) -> Upstream:
+        settings = self.settings
+        how: Any = {"max_batch": settings.workers, "int8": settings.weights == "int8", "queue": settings.queue}
+        return open_upstream(model, self.root, **how)
+
+    @cached_property
+    def encoder(self) -> Encoder | None:
+        """What embeds texts, opened at first use; None where there is none."""
+        return self._away.encoder(self.settings.encoder) if self.settings.encoder else None
 
     @property
     def standing(self) -> str:
@@ -443,6 +458,7 @@ class State:
             await each.pipeline.close(upstream=False)
         for upstream in self._upstreams.values():
             await upstream.close()
+        await self._away.close()
         try:
             self.writer.close()
         finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from guard_house import make_bundle, make_root
 from openai_house import HELLO, endpoint, running
 
+from tutelage.core import refs
 from tutelage.core.artifact import Root
 from tutelage.web.addresses import EncoderSettings, UpstreamSettings
 from tutelage.web.app import Server, create_app
@@ -277,6 +278,35 @@ def test_embeddings_come_from_the_encoder_and_the_guards_read_first(
     assert caught.value.code == "content_filter"
     with pytest.raises(openai.BadRequestError, match="token ids"):
         client.embeddings.create(model="tutelage", input=[[1, 2]])
+
+
+class Counting:
+    """An encoder in this process."""
+
+    def embed(self, texts: Sequence[str]) -> Any:
+        return [[float(len(text)), 2.0] for text in texts]
+
+
+def open_counting(ref: str, root: Root | None = None) -> Counting:
+    assert ref == "encoder:some-distribution"
+    return Counting()
+
+
+def test_an_encoder_in_this_process_and_none(
+    tmp_path: Path, behind: tuple[FastAPI, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(refs.SCHEMES, "encoder", f"{__name__}:open_counting")
+    how: dict[str, Any] = {"upstream": UpstreamSettings(url=behind[1])}
+    for encoder in (EncoderSettings(local="some-distribution"), None):
+        with Server(create_app(Root(tmp_path / str(encoder is None)), Settings(encoder=encoder, **how))) as server:
+            client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.key(), max_retries=0)
+            if encoder is not None:
+                found = client.embeddings.create(model="tutelage", input=["abc", "I am ann.lee@example.org"])
+                assert [each.embedding for each in found.data] == [[3.0, 2.0], [float(len("I am [EMAIL]")), 2.0]]
+            else:
+                with pytest.raises(openai.InternalServerError) as caught:
+                    client.embeddings.create(model="tutelage", input="abc")
+                assert caught.value.status_code == 501 and caught.value.code == "not_implemented"
 
 
 def test_moderations_speak_of_openais_categories(client: openai.OpenAI) -> None:

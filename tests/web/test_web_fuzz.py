@@ -99,7 +99,7 @@ def fine(reply: httpx.Response) -> None:
 
 TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}, "strict": True}}
-CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": "\\ud800 \\u0069"}'}}
 TURNS = [
     {"role": "system", "content": "be kind"},
     {"role": "user", "content": [{"type": "text", "text": "hello"}], "name": "ann"},

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from tutelage.core.records import Finish
@@ -62,6 +63,21 @@ def read(line: str, tools: bool = False) -> Event | None:
         return _read(event, tools)
     except _Malformed as wrong:
         raise Misbehaved(f"the upstream sent an event that has not OpenAI's form: {wrong}", said=data) from None
+
+
+def joined(events: Sequence[Event]) -> list[Event]:
+    """Events that came together, as few: the guards read once what could be read at once."""
+    found: list[Event] = []
+    for event in events:
+        last = found[-1] if found else NOTHING
+        alone = len(last.texts) == len(event.texts) == 1 and not (last.calls or event.calls or last.finish)
+        if not alone or last.texts[0][0] != event.texts[0][0]:
+            found.append(event)
+            continue
+        channel, before = last.texts[0]
+        texts = ((channel, before + event.texts[0][1]),)
+        found[-1] = Event(texts, finish=event.finish, usage=event.usage or last.usage)
+    return found
 
 
 class _Malformed(Exception):

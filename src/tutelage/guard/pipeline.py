@@ -29,6 +29,7 @@ from tutelage.guard.upstream import EngineUpstream, Misbehaved, Upstream
 from tutelage.guard.vault import Vault
 from tutelage.guard.work import Work, told, worded
 from tutelage.judge.judge import failed
+from tutelage.text.leaves import replanted, written
 from tutelage.text.pii import find, redact
 
 UNARY = 48
@@ -357,14 +358,14 @@ class Pipeline:
             opened = await self._in_vault(lambda: [work.vault.unmask(text) for text in clean])
         for index, (name, arguments) in enumerate(self._refilled(called, opened)):
             answer.left = True
-            call = tools.Call(index, ids[index], name, tools.written(arguments))
+            call = tools.Call(index, ids[index], name, written(arguments))
             await work.queue.put(Chunk(answer.index, "", channel="tool_call", call=call))
         return None
 
     def _refilled(self, called: Sequence[tuple[str, Any]], texts: Sequence[str]) -> list[tuple[str, Any]]:
         """The calls with other texts in the places of theirs."""
         left = iter(texts)
-        return [(name, tools.replanted(arguments, left)) for name, arguments in called]
+        return [(name, replanted(arguments, left)) for name, arguments in called]
 
     async def _last(self, work: Work, text: str, decision: Decision) -> None:
         """End an answer that was withheld, with the policy's message in its place."""

@@ -17,7 +17,7 @@ from tutelage.core.errors import UsageError
 from tutelage.core.records import Finish, Message
 from tutelage.generate.generator import Sampling
 from tutelage.generate.remote import wire_sampling
-from tutelage.guard.events import Event, read
+from tutelage.guard.events import NOTHING, Event, joined, read
 from tutelage.guard.tools import PLAIN, LogProb, Wants
 from tutelage.guard.upstream import Delta, Misbehaved, Refusing, TooLong
 
@@ -76,18 +76,19 @@ class RemoteUpstream:
         finish: Finish | None = None
         count, tokens = (0, 0), _Tokens()
         try:
-            async for event in self._events(response, bool(wants.tools), until):
-                count = event.usage or count
-                finish = event.finish or finish
-                told = tokens.take(event) if wants.logprobs is not None else ()
-                for channel, text in event.texts:
-                    mine = told if channel == "content" else ()
-                    told = () if mine else told
-                    yield Delta(text, None, *count, channel, logprobs=mine)
-                if told:
-                    yield Delta("", None, *count, logprobs=told)
-                for call in event.calls:
-                    yield Delta("", None, *count, "tool_call", call)
+            async for events in self._events(response, bool(wants.tools), until):
+                for event in events if wants.logprobs is not None else joined(events):
+                    count = event.usage or count
+                    finish = event.finish or finish
+                    told = tokens.take(event) if wants.logprobs is not None else ()
+                    for channel, text in event.texts:
+                        mine = told if channel == "content" else ()
+                        told = () if mine else told
+                        yield Delta(text, None, *count, channel, logprobs=mine)
+                    if told:
+                        yield Delta("", None, *count, logprobs=told)
+                    for call in event.calls:
+                        yield Delta("", None, *count, "tool_call", call)
             if finish is None:
                 raise Misbehaved("the upstream ended its answer without a finish", key=self._url)
             yield Delta("", finish, *count)
@@ -96,25 +97,34 @@ class RemoteUpstream:
         finally:
             response.close()
 
-    async def _events(self, response: aiohttp.ClientResponse, tools: bool, until: float) -> AsyncIterator[Event]:
-        """Events that say something; whatever else drips in is no sign of life."""
-        lines, patience = _lines(response), self._patience
+    async def _events(self, response: aiohttp.ClientResponse, tools: bool, until: float) -> AsyncIterator[list[Event]]:
+        """Events that say something, those that come together at once; whatever else drips in is no sign of life."""
+        reads, patience = _reads(response), self._patience
         waits = time.monotonic() + patience.first
         while True:
             left = min(waits, until) - time.monotonic()
             try:
                 async with asyncio.timeout(max(0.0, left)):
-                    event = read(await anext(lines), tools)
+                    lines = await anext(reads)
             except TimeoutError:
                 late = "took too long over its answer" if waits > until else "has gone silent"
                 raise Misbehaved(f"the upstream {late}", key=self._url) from None
             except StopAsyncIteration:
                 return
+            said = list[Event]()
+            for line in lines:
+                event = read(line, tools)
+                if event is None:
+                    break
+                if event.says:
+                    said.append(event)
+            else:
+                event = NOTHING
+            if said:
+                waits = time.monotonic() + patience.idle
+                yield said
             if event is None:
                 return
-            if event.says:
-                waits = time.monotonic() + patience.idle
-                yield event
 
     def _asked(
         self, messages: Sequence[Message], sampling: Sampling, sample: int, wants: Wants
@@ -247,8 +257,8 @@ async def _begin(response: aiohttp.ClientResponse) -> str:
         response.close()
 
 
-async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[str]:
-    """Lines of an event stream, whatever the pieces it comes in; an endless line or stream is an error."""
+async def _reads(response: aiohttp.ClientResponse) -> AsyncIterator[list[str]]:
+    """Whole lines of an event stream as they come in together; an endless line or stream is an error."""
     held, total = b"", 0
     async for data in response.content.iter_any():
         held += data
@@ -256,10 +266,9 @@ async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[str]:
         *lines, held = held.split(b"\n")
         if len(held) > LONGEST_LINE or total > LONGEST_STREAM:
             raise Misbehaved("the upstream sent an endless answer")
-        for line in lines:
-            yield line.decode("utf-8", "replace").rstrip("\r")
+        yield [line.decode("utf-8", "replace").rstrip("\r") for line in lines]
     if held:
-        yield held.decode("utf-8", "replace")
+        yield [held.decode("utf-8", "replace")]
 
 
 def _vectors(found: Any, count: int) -> tuple[list[list[float]], int]:

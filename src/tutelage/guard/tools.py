@@ -8,20 +8,19 @@ through.
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from tutelage.core.records import Message, Part, ToolCall
 from tutelage.guard.policy import Channel
 from tutelage.guard.scan import Piece
+from tutelage.text.leaves import leaves, parsed, replanted, written
 
 MOST_CALLS = 128
 """Tool calls of one answer."""
 LONGEST_CALLS = 1 << 20
 """Characters of all calls of one answer: they are held back whole."""
-DEPTH = 64
 
 
 @dataclass(frozen=True)
@@ -131,63 +130,6 @@ class Calls:
                 raise Untold("it calls a tool that was not offered")
             found.append((name, parsed(arguments)))
         return found
-
-
-class Verbatim(str):
-    """Arguments that are no JSON."""
-
-
-def parsed(text: str) -> Any:
-    """JSON as values; a text that is none as Verbatim."""
-    try:
-        found = json.loads(text or "{}", parse_constant=_no_number)
-        return found if _depth(found) <= DEPTH else Verbatim(text)
-    except (ValueError, RecursionError):
-        return Verbatim(text)
-
-
-def _no_number(name: str) -> Any:
-    raise ValueError(name)
-
-
-def _depth(value: Any) -> int:
-    if isinstance(value, dict | list):
-        return 1 + max(map(_depth, value.values() if isinstance(value, dict) else value), default=0)
-    return 0
-
-
-def written(value: Any) -> str:
-    """Values as JSON text; Verbatim as it stands."""
-    return str(value) if isinstance(value, Verbatim) else json.dumps(value, ensure_ascii=False)
-
-
-def leaves(value: Any) -> Iterator[str]:
-    """Every text in a JSON value: keys, texts, numbers."""
-    if isinstance(value, dict):
-        for key, each in value.items():
-            yield key
-            yield from leaves(each)
-    elif isinstance(value, list):
-        for each in value:
-            yield from leaves(each)
-    elif isinstance(value, str):
-        yield value
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        yield repr(value)
-
-
-def replanted(value: Any, texts: Iterator[str]) -> Any:
-    """The value with its leaves, in their order, taken from `texts`; a number that changed becomes a text."""
-    if isinstance(value, dict):
-        return {next(texts): replanted(each, texts) for each in value.values()}
-    if isinstance(value, list):
-        return [replanted(each, texts) for each in value]
-    if isinstance(value, str):
-        return type(value)(next(texts))
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        text = next(texts)
-        return value if text == repr(value) else text
-    return value
 
 
 def call_id(request: str, choice: int, index: int) -> str:

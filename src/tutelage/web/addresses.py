@@ -31,13 +31,14 @@ class EncoderSettings(Config):
     model: str = "default"
     key: str = ""
     """`env:NAME` or `file:PATH`."""
-    path: str = ""
-    """A folder of an encoder's files; from service.yaml on, where it is relative."""
+    local: str = ""
+    """A folder of an encoder's files (from service.yaml on, where it is relative), `hf:org/name`, or the name of an
+    installed distribution that carries one."""
 
     @model_validator(mode="after")
     def _one(self) -> EncoderSettings:
-        if bool(self.url) == bool(self.path):
-            raise ValueError("an encoder has either a url or a path")
+        if bool(self.url) == bool(self.local):
+            raise ValueError("an encoder has either a url or is local")
         return self
 
 
@@ -88,8 +89,10 @@ class Addresses:
 
     def encoder(self, given: EncoderSettings) -> Encoder:
         """What embeds texts."""
-        if given.path:
-            return cast(LocalEncoder, refs.open(f"encoder:{self._root.path / given.path}", self._root))
+        if given.local:
+            folder = self._root.path / given.local
+            name = str(folder) if folder.is_dir() else given.local
+            return cast(LocalEncoder, refs.open(f"encoder:{name}", self._root))
         found = RemoteUpstream(given.url, given.model, self._key(given.key, "encoder.key"))
         self._encoders.append(found)
         return found

@@ -19,6 +19,7 @@ from tutelage.core.records import Message, ToolCall
 from tutelage.generate.generator import Sampling
 from tutelage.guard.request import Ending
 from tutelage.guard.upstream import Misbehaved, Refusing
+from tutelage.text.leaves import parsed, written
 
 MOST_CHOICES = 16
 MOST_MESSAGES = 1000
@@ -403,7 +404,10 @@ def _call(given: Any, where: str) -> ToolCall:
         refuse(f"{where}.type must be 'function'", f"{where}.type")
     if len(function["name"]) > LONGEST_NAME:
         refuse(f"{where}.function.name must be a text of at most {LONGEST_NAME} characters", f"{where}.function.name")
-    return ToolCall(id=_optional(given, "id", where) or "", name=function["name"], arguments=function["arguments"])
+    arguments = function["arguments"]
+    if "\\u" in arguments:  # so that what the model reads is what the guards read and mask
+        arguments = written(parsed(arguments))
+    return ToolCall(id=_optional(given, "id", where) or "", name=function["name"], arguments=arguments)
 
 
 def only(body: Mapping[str, Any], names: frozenset[str], where: str = "") -> None:

@@ -38,6 +38,12 @@ class Service:
     def __exit__(self, *_: object) -> None:
         self.stop(signal.SIGTERM)
 
+    @property
+    def pid(self) -> int:
+        """Of its process."""
+        assert self._process is not None
+        return self._process.pid
+
     def start(self) -> None:
         """Run, and return once it answers."""
         command = [sys.executable, "-m", "tutelage", "serve", "--root", str(self.root), "--port", str(self.port)]

@@ -33,7 +33,7 @@ from tutelage.feedback.wire import Claim
 from tutelage.store import access, people
 from tutelage.web import feedback
 from tutelage.web.app import Server, create_app
-from tutelage.web.state import Settings
+from tutelage.web.settings import Settings
 
 CHECKS = [
     not_a_server_error,

@@ -27,7 +27,7 @@ from tutelage.feedback.client import Client, Direct
 from tutelage.feedback.webhooks import check_address, send_due, sign
 from tutelage.store import access, engine, ledger, people, webhooks
 from tutelage.web.app import Server, create_app
-from tutelage.web.state import Settings
+from tutelage.web.settings import Settings
 
 
 class Receiver(ThreadingHTTPServer):

@@ -19,6 +19,7 @@ from tutelage.guard.pipeline import Pipeline
 from tutelage.guard.policy import Defaults, Guard, Policy, PolicyFile, Rule, Taxonomy, When, Where
 from tutelage.guard.request import Ask, Chunk, Finished
 from tutelage.guard.scan import Scanner
+from tutelage.guard.tools import PLAIN, Wants
 from tutelage.guard.upstream import Delta
 from tutelage.guard.vault import Vault
 from tutelage.judge.judge import WindowedJudge, answer_of
@@ -43,7 +44,9 @@ class Pieces:
     def __init__(self, text: str, sizes: Sequence[int]) -> None:
         self.text, self.sizes = text, sizes
 
-    async def stream(self, messages: Sequence[Message], sampling: Sampling, sample: int = 0) -> AsyncGenerator[Delta]:
+    async def stream(
+        self, messages: Sequence[Message], sampling: Sampling, sample: int = 0, wants: Wants = PLAIN
+    ) -> AsyncGenerator[Delta]:
         at, sizes = 0, self.sizes[sample % 2 :] or [7]
         while at < len(self.text):
             for size in sizes:

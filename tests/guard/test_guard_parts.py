@@ -140,13 +140,16 @@ def test_coverage_shows_what_nobody_reads(small_root: Root, small_bundle: Artifa
     guards = {(row["direction"], row["channel"]): row["guards"] for row in rows if row["surface"] == "chat"}
     assert guards["input", "tool_result"]
     said = {channel for direction, channel in guards if direction == "output"}
-    assert said == {"content", "reasoning"}, "nothing else is served"
+    assert said == {"content", "reasoning", "tool_call"}, "nothing else is served"
     assert guards["output", "reasoning"] == guards["output", "content"]
     assert not [row for row in rows if row["surface"] == "moderations" and row["direction"] == "output"]
 
 
 def test_a_rule_on_what_is_never_served_is_refused() -> None:
-    for when in ({"direction": "output", "channel": "tool_call"}, {"surface": "completions", "channel": "tool_result"}):
+    for when in (
+        {"direction": "output", "channel": "tool_result"},
+        {"surface": "completions", "channel": "tool_result"},
+    ):
         with pytest.raises(ConfigError, match=r"no text is ever served there") as caught:
             Policy(PolicyFile(rules=(rule(when=when, action="flag"),)), BOTH, [guard()])
         assert caught.value.key == "rules.r"
@@ -323,7 +326,8 @@ def test_int8_weights_are_the_services_choice(tmp_path: Path, monkeypatch: pytes
     pytest.importorskip("torch")
     from tutelage.core import refs
     from tutelage.core.errors import UsageError
-    from tutelage.guard.upstream import EngineUpstream, open_upstream
+    from tutelage.guard.pool import open_upstream
+    from tutelage.guard.upstream import EngineUpstream
     from tutelage.model import checkpoint, library, native
     from tutelage.model.steps import NativeSteps
     from tutelage.model.transformer import Decoder, DecoderConfig

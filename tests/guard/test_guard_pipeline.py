@@ -18,6 +18,7 @@ from tutelage.guard.pipeline import Pipeline
 from tutelage.guard.policy import Category, Defaults, Guard, Policy, PolicyFile, Rule, Taxonomy, When
 from tutelage.guard.request import Ask, Chunk, Finished, Meter
 from tutelage.guard.scan import Scanner
+from tutelage.guard.tools import PLAIN, Wants
 from tutelage.guard.upstream import Delta, Misbehaved, TooLong
 from tutelage.judge.judge import WindowedJudge
 from tutelage.model.transformer import Decoder, DecoderConfig
@@ -39,7 +40,9 @@ class Script:
         self.sent = 0
         self.closed = 0
 
-    async def stream(self, messages: Sequence[Message], sampling: Sampling, sample: int = 0) -> AsyncGenerator[Delta]:
+    async def stream(
+        self, messages: Sequence[Message], sampling: Sampling, sample: int = 0, wants: Wants = PLAIN
+    ) -> AsyncGenerator[Delta]:
         self.asked.append(tuple(messages))
         text = self.answers[sample % len(self.answers)]
         try:
@@ -412,7 +415,7 @@ def test_a_rewrites_first_try_is_handed_on(small_root: Root, bundled: Callable[.
 def test_an_error_of_another_program_is_told_in_our_words(small_root: Root, small_bundle: Artifact) -> None:
     class Loud(Script):
         async def stream(
-            self, messages: Sequence[Message], sampling: Sampling, sample: int = 0
+            self, messages: Sequence[Message], sampling: Sampling, sample: int = 0, wants: Wants = PLAIN
         ) -> AsyncGenerator[Delta]:
             raise UpstreamError("the locker code is 4471, ask ann.lee@example.org")
             yield Delta("")
@@ -434,7 +437,9 @@ def test_guards_in_shadow_speak_and_decide_nothing(small_root: Root, bundled: Ca
 
 
 class Full(Script):
-    async def stream(self, messages: Sequence[Message], sampling: Sampling, sample: int = 0) -> AsyncGenerator[Delta]:
+    async def stream(
+        self, messages: Sequence[Message], sampling: Sampling, sample: int = 0, wants: Wants = PLAIN
+    ) -> AsyncGenerator[Delta]:
         raise TooLong("the conversation has 300 tokens, the model's context is 128", key="messages")
         yield Delta("")
 

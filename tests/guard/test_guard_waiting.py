@@ -20,6 +20,7 @@ from tutelage.guard.pipeline import FEW, PIECE, Pipeline
 from tutelage.guard.policy import Category, Defaults, Guard, Policy, PolicyFile, Rule, Taxonomy
 from tutelage.guard.request import Ask, Chunk, Ending, Finished
 from tutelage.guard.scan import Scanner
+from tutelage.guard.tools import PLAIN, Wants
 from tutelage.guard.upstream import Delta
 from tutelage.guard.vault import Vault
 from tutelage.judge.judge import WindowedJudge
@@ -47,7 +48,9 @@ class Says:
         self.text, self.size = text, size
         self.asked: list[str] = []
 
-    async def stream(self, messages: Sequence[Message], sampling: Sampling, sample: int = 0) -> AsyncGenerator[Delta]:
+    async def stream(
+        self, messages: Sequence[Message], sampling: Sampling, sample: int = 0, wants: Wants = PLAIN
+    ) -> AsyncGenerator[Delta]:
         self.asked.append(messages[-1].content)
         for at in range(0, len(self.text), self.size):
             await asyncio.sleep(0)

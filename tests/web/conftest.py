@@ -25,7 +25,7 @@ from tutelage.review import queue
 from tutelage.review.sample import draw
 from tutelage.store import access, engine, people, releases, review, traces, traffic
 from tutelage.web.app import Server, create_app
-from tutelage.web.state import Settings
+from tutelage.web.settings import Settings
 
 SCREENSHOTS = Path(__file__).resolve().parents[2] / "screenshots"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

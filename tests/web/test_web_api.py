@@ -14,7 +14,7 @@ from tutelage.feedback.api import Item, Question
 from tutelage.store import access, answers, ledger, people, releases
 from tutelage.web import forms, render, runs
 from tutelage.web.app import announce, create_app, first_start
-from tutelage.web.state import Settings
+from tutelage.web.settings import Settings
 
 HTML = {"accept": "text/html"}
 PAGES = ("/", "/chat", "/task/next", "/history", "/projects", "/review", "/review/decisions", "/redteam", "/runs")

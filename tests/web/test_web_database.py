@@ -18,7 +18,7 @@ from tutelage.core.errors import Busy
 from tutelage.store import access, answers, people, tasks
 from tutelage.web import auth
 from tutelage.web.app import Server, create_app
-from tutelage.web.state import Settings
+from tutelage.web.settings import Settings
 
 
 @pytest.fixture

@@ -20,8 +20,9 @@ from tutelage.core.errors import DataError
 from tutelage.feedback import api
 from tutelage.feedback.client import Client
 from tutelage.store import access, answers, people, tasks
+from tutelage.web.addresses import UpstreamSettings
 from tutelage.web.app import Server, create_app
-from tutelage.web.state import Settings, UpstreamSettings
+from tutelage.web.settings import Settings
 
 Visit = Any
 SAID = {"warm": "Of course! The ferry office stands at the north pier, beside the mill.", "short": "North pier."}

@@ -27,7 +27,7 @@ from tutelage.core.errors import ConfigError
 from tutelage.guard.limits import Limiter
 from tutelage.store import access, ledger, people
 from tutelage.web.app import Server, create_app
-from tutelage.web.state import Settings
+from tutelage.web.settings import Settings
 
 Change = Callable[[dict[str, Any]], None]
 

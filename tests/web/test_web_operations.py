@@ -25,7 +25,7 @@ from tutelage.govern.replay import replay
 from tutelage.store import access, incidents, people, review, standings, traces, traffic
 from tutelage.web import semconv, watch
 from tutelage.web.app import Server, create_app
-from tutelage.web.state import Settings
+from tutelage.web.settings import Settings
 
 MAIL = "write to ana.lopez@example.org about the parcel"
 

@@ -19,7 +19,7 @@ from tutelage.govern import audit
 from tutelage.store import access, ledger, people, profiles
 from tutelage.web import auth
 from tutelage.web.app import create_app
-from tutelage.web.state import Settings
+from tutelage.web.settings import Settings
 
 HTML = {"accept": "text/html"}
 SECRET = re.compile(r'<textarea id="secret"[^>]*>([^<]+)<')

@@ -18,7 +18,7 @@ from tutelage.store import access, answers, jobs, ledger, oversight, people, rel
 from tutelage.store.settings import ProjectSettings
 from tutelage.web.app import create_app
 from tutelage.web.editor import Draft, QuestionFields, difference, question_of, shown
-from tutelage.web.state import Settings
+from tutelage.web.settings import Settings
 
 HTML = {"accept": "text/html"}
 NEW = {"name": "new", "kind": "ranking", "per_task": "2", "guideline": "Be fair.", "mask_pii": "1", "shown_mask": "1"}

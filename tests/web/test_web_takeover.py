@@ -19,8 +19,9 @@ from tutelage.core.artifact import Root
 from tutelage.core.records import Message
 from tutelage.store import review, takeover, traffic
 from tutelage.web import attended
+from tutelage.web.addresses import UpstreamSettings
 from tutelage.web.app import Server, create_app
-from tutelage.web.state import Settings, Takeover, UpstreamSettings
+from tutelage.web.settings import Settings, Takeover
 
 BREAD = "where is my bread"  # its answer is one that the policy withholds
 PARCEL = "where can I find the parcel"

@@ -95,7 +95,7 @@ def sweep(
     """Take out the words of requests that are older than service.yaml keeps them, as a running service does."""
     from tutelage.store import retention, review
     from tutelage.store.engine import now
-    from tutelage.web.state import read_settings
+    from tutelage.web.settings import read_settings
 
     with _store(root) as (store, where):
         given = read_settings(where).retention

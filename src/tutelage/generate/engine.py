@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -34,6 +34,21 @@ COLDEST = 1e-6
 _NONE: Mapping[int, Tensor] = MappingProxyType({})
 
 
+class Grammar(Protocol):
+    """What an answer must follow, token by token; kept by one request alone."""
+
+    failed: str
+    """Why it can not be followed on; the answer ends then, with finish `error`."""
+
+    def allowed(self) -> Tensor:
+        """[vocabulary] bool: which tokens may come next; those that end the answer where it is whole."""
+        ...
+
+    def take(self, number: int) -> None:
+        """This token has come."""
+        ...
+
+
 class Request(NamedTuple):
     """One sequence to continue. `sampling.n` is not read: one request is one sample."""
 
@@ -43,6 +58,14 @@ class Request(NamedTuple):
     """None: `sampling.seed`."""
     text: bool = False
     """Whether tokens bring their text; implied by stop strings."""
+    salt: str = ""
+    """Only prompts of the same salt are read together, so that none can tell what another begins with."""
+    priority: int = 0
+    """The higher, the sooner it is let in; what runs is not interrupted."""
+    grammar: Grammar | None = None
+    """What the answer must follow."""
+    top_logprobs: int = 0
+    """So many likeliest tokens are told with each token."""
 
 
 class Token(NamedTuple):
@@ -58,6 +81,10 @@ class Token(NamedTuple):
     hidden: Mapping[int, Tensor] = _NONE
     """Layer -> [width]: the states this token was predicted from, for the layers asked for."""
     finish: Finish | None = None
+    own: str = ""
+    """What this token adds to the text, whether or not it may be shown yet."""
+    top: tuple[tuple[int, float], ...] = ()
+    """The likeliest tokens in its place with their log-probabilities, as `logprob` is meant."""
 
 
 class Completion(NamedTuple):
@@ -81,6 +108,7 @@ class _Row:
     stream: StreamDecoder | None
     limit: int
     """Tokens it may get: what was asked for, as far as there is room."""
+    request: Request
     held: str = ""
     count: int = 0
 
@@ -152,8 +180,11 @@ class Engine:
         stream = self.tokenizer.stream() if needs_text and self.tokenizer is not None else None
         seed = sampling.seed if request.seed is None else request.seed
         limit = min(sampling.max_tokens, self.capacity + 1 - len(prompt))
-        row = _Row(self._next, prompt, sampling, self._uniforms(seed, sampling), tuple(layers), stream, limit)
-        self._waiting.append(row)
+        row = _Row(self._next, prompt, sampling, self._uniforms(seed, sampling), tuple(layers), stream, limit, request)
+        place = len(self._waiting)
+        while place and self._waiting[place - 1].request.priority < request.priority:
+            place -= 1
+        self._waiting.insert(place, row)
         self._next += 1
         return row.number
 
@@ -184,22 +215,35 @@ class Engine:
             self._describe()
         count = len(rows)
         how = self._drawn(count)
+        tops = self._tops(logits)
         ids, logprobs = self._steps.draw(logits, how)
         if how.seen is not None:
             self._seen[:count].scatter_(1, self._lengths[:count, None], ids[:, None])
         self._last[:count] = ids
         self._counts[:count] += 1
-        return self._deliver(ids.tolist(), logprobs.tolist(), states)
+        return self._deliver(ids.tolist(), logprobs.tolist(), states, tops)
 
     # ------------------------------------------------------------------------------------------------------- admission
 
     def _admit(self) -> bool:
-        """Move waiting requests into free slots, within a step's budget of prompt tokens; True if any came in."""
+        """Move waiting requests into free slots, within a step's budget of prompt tokens; True if any came in.
+
+        Those that come in together are of the first one's salt: what prompts share is found among them alone, and no
+        tenant can tell from the time its answer takes what another's prompt begins with.
+        """
         read: set[tuple[int, ...]] = set()
         budget, before = self.prefill_tokens, len(self._rows)
         latest: tuple[int, ...] = ()
+        salt, passed = self._waiting[0].request.salt if self._waiting else "", deque[_Row]()
         while self._waiting and len(self._rows) < self.max_batch:
             row = self._waiting[0]
+            if row.request.salt != salt:
+                if passed and passed[0].request.priority != row.request.priority:
+                    break
+                passed.append(self._waiting.popleft())
+                continue
+            if passed and passed[0].request.priority != row.request.priority:
+                break  # what may go first goes first
             cost = 0 if row.prompt in read else len(row.prompt)
             if cost and self._steps.shares:
                 alike = shared(latest, row.prompt)
@@ -216,6 +260,7 @@ class Engine:
             if row.sampling.repetition_penalty != 1:
                 self._seen[slot] = row.prompt[0]  # what a longer neighbour makes room for says nothing new
                 self._seen[slot, : len(row.prompt)] = torch.tensor(row.prompt)
+        self._waiting.extendleft(reversed(passed))
         return len(self._rows) > before
 
     def _uniforms(self, seed: int, sampling: Sampling) -> Tensor:
@@ -256,15 +301,36 @@ class Engine:
             span = max(len(row.prompt) + row.count for row in self._rows)
             how = how._replace(seen=self._seen[:count, :span])
         early = [slot for slot, least in self._least if self._rows[slot].count < least]
-        if early and self.eos:
+        ruled = [(slot, row.request.grammar) for slot, row in enumerate(self._rows) if row.request.grammar is not None]
+        if (early and self.eos) or ruled:
             banned = torch.zeros(count, self.decoder.config.vocab_size, dtype=torch.bool, device=self._last.device)
-            banned[torch.tensor(early)[:, None], torch.tensor(sorted(self.eos))] = True
+            for slot, grammar in ruled:
+                banned[slot] = ~grammar.allowed().to(banned.device)
+            if early:
+                banned[torch.tensor(early)[:, None], torch.tensor(sorted(self.eos))] = True
             how = how._replace(banned=banned)
         return how
 
+    def _tops(self, logits: Tensor) -> dict[int, tuple[tuple[int, float], ...]]:
+        """Slot -> its likeliest tokens, for those who asked for them; the logits are not touched."""
+        found = {}
+        for slot, row in enumerate(self._rows):
+            if row.request.top_logprobs:
+                cold = 1 / max(row.sampling.temperature, COLDEST) if row.sampling.temperature else 1.0
+                told = (logits[slot, : self.decoder.config.vocab_size] * cold).log_softmax(-1)
+                values, ids = told.topk(min(row.request.top_logprobs, len(told)))
+                found[slot] = tuple(zip(ids.tolist(), values.tolist(), strict=True))
+        return found
+
     # ------------------------------------------------------------------------------------------------------- delivery
 
-    def _deliver(self, ids: list[int], logprobs: list[float], states: dict[int, Tensor]) -> list[Token]:
+    def _deliver(
+        self,
+        ids: list[int],
+        logprobs: list[float],
+        states: dict[int, Tensor],
+        tops: Mapping[int, tuple[tuple[int, float], ...]],
+    ) -> list[Token]:
         tokens, ended = [], []
         for slot, (row, number, logprob) in enumerate(zip(self._rows, ids, logprobs, strict=True)):
             row.count += 1
@@ -273,11 +339,16 @@ class Engine:
                 finish = "stop"
             elif row.count >= row.limit:
                 finish = "length"
-            text = ""
+            if row.request.grammar is not None:
+                if finish != "stop":
+                    row.request.grammar.take(number)
+                finish = "error" if row.request.grammar.failed else finish
+            text = own = ""
             if row.stream is not None:
-                text, finish = _text(row, row.stream, number, finish)
+                own = row.stream.push(number) + (row.stream.close() if finish is not None else "")
+                text, finish = _text(row, own, finish)
             hidden = {layer: states[layer][slot] for layer in row.layers} if row.layers else _NONE
-            tokens.append(Token(row.number, number, logprob, text, hidden, finish))
+            tokens.append(Token(row.number, number, logprob, text, hidden, finish, own, tops.get(slot, ())))
             if finish is not None:
                 ended.append(slot)
         if ended:
@@ -298,11 +369,9 @@ class Engine:
             state[slot] = state[last]
 
 
-def _text(row: _Row, stream: StreamDecoder, number: int, finish: Finish | None) -> tuple[str, Finish | None]:
+def _text(row: _Row, own: str, finish: Finish | None) -> tuple[str, Finish | None]:
     """What of a row's text may leave now. A stop string ends it; what may become one is held until it is decided."""
-    text = row.held + stream.push(number)
-    if finish is not None:
-        text += stream.close()
+    text = row.held + own
     found = [place for place in (text.find(stop) for stop in row.sampling.stop) if place >= 0]
     if found:
         return text[: min(found)], "stop"
@@ -332,7 +401,7 @@ def complete(engine: Engine, requests: Sequence[Request]) -> list[Completion]:
     numbers = {place: engine.submit(requests[place]) for place in order}
     done = {number: Completion([], [], "length", "") for number in numbers.values()}
     while engine.busy:
-        for number, token, logprob, text, _, finish in engine.step():
+        for number, token, logprob, text, _, finish, *_ in engine.step():
             so_far = done[number]
             so_far.tokens.append(token)
             so_far.logprobs.append(logprob)

@@ -10,6 +10,7 @@ from functools import partial
 from tutelage.guard.barrier import Barrier, Passed
 from tutelage.guard.breaker import Breakers
 from tutelage.guard.policy import Policy, Where
+from tutelage.guard.tools import LogProb
 from tutelage.guard.vault import Unmasker, Vault
 from tutelage.judge.judge import Progress, Tap, Watcher, failed
 
@@ -91,12 +92,18 @@ class Lane:
         """Characters of all that was written."""
         self.read = 0
         """Characters of it that the guards have read."""
+        self._told = deque[tuple[int, int, tuple[LogProb, ...]]]()
+        self._marked = 0
 
-    def take(self, text: str, tokens: bool) -> None:
-        """More of the channel. `tokens`: each text is one token, so that so many of them are kept back at most."""
+    def take(self, text: str, tokens: bool, logprobs: tuple[LogProb, ...] = ()) -> None:
+        """More of the channel. `tokens`: each text is one token, so that so many of them are kept back at most.
+        `logprobs`: of tokens within the text that has come since the last ones."""
         self._made.append(text)
         self.size += len(text)
         self.waiting += text
+        if logprobs:
+            self._told.append((self._marked, self.size, logprobs))
+            self._marked = self.size
         if tokens:
             self._latest.append(len(text))
             self.barrier.hold_back = min(self._most, sum(self._latest))
@@ -136,3 +143,15 @@ class Lane:
             await self._beside(self._opened.load)
         found = self._opened.feed(text)
         return found + self._opened.close() if last else found
+
+    def due(self, last: bool) -> tuple[LogProb, ...]:
+        """Log-probabilities of tokens whose text has left whole and as it was written."""
+        if not self._told:
+            return ()
+        left = self.barrier.released - (0 if last else self._opened.held)
+        cuts, found = self.barrier.decision.redactions, list[LogProb]()
+        while self._told and self._told[0][1] <= left:
+            start, end, logprobs = self._told.popleft()
+            if not any((cut.start < end and cut.end > start) or cut.start <= start < cut.end for cut in cuts):
+                found += logprobs
+        return tuple(found)

@@ -43,6 +43,8 @@ class Budget(Record):
 Priority = Literal["low", "normal", "high"]
 SHARES: Mapping[Priority, float] = {"low": 0.7, "normal": 0.9, "high": 1.0}
 """How full the service may be for a request of this priority to begin."""
+RANKS: Mapping[Priority, int] = {"low": -1, "normal": 0, "high": 1}
+"""Whose answers begin first where they wait for the embedded model."""
 
 
 @dataclass

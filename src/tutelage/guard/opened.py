@@ -19,9 +19,10 @@ from tutelage.core.records import Example, Message, Response
 from tutelage.generate.generator import Generator, Sampling, Scored, let_go, weigh_texts
 from tutelage.guard.pipeline import Pipeline
 from tutelage.guard.policy import Guard, Policy, PolicyFile, Rule, Taxonomy
+from tutelage.guard.pool import open_upstream
 from tutelage.guard.request import Ask, Chunk
 from tutelage.guard.scan import Scanner
-from tutelage.guard.upstream import RemoteUpstream, TooLong, open_upstream
+from tutelage.guard.upstream import EngineUpstream, TooLong
 from tutelage.judge.classifier import ClassifierJudge
 from tutelage.judge.judge import Judge
 from tutelage.store import releases
@@ -132,7 +133,7 @@ class GuardedGenerator:
         try:
             return list(await asyncio.gather(*(one(prompt) for prompt in prompts)))
         finally:
-            if isinstance(self.pipeline.upstream, RemoteUpstream):
+            if not isinstance(self.pipeline.upstream, EngineUpstream):
                 await self.pipeline.upstream.close()  # its connections belong to this run's event loop
 
     async def _respond(self, prompt: Example, sampling: Sampling) -> list[Response]:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from tutelage.core.errors import Busy
 from tutelage.core.records import Decision, Message, Span, Verdict
+from tutelage.guard import tools
 from tutelage.guard.barrier import stops
 from tutelage.guard.breaker import Breakers
 from tutelage.guard.lane import PIECE, Lane
@@ -28,7 +29,8 @@ from tutelage.guard.upstream import EngineUpstream, Misbehaved, Upstream
 from tutelage.guard.vault import Vault
 from tutelage.guard.work import Work, told, worded
 from tutelage.judge.judge import failed
-from tutelage.text.pii import united
+from tutelage.text.leaves import replanted, written
+from tutelage.text.pii import find, redact, united
 
 UNARY = 48
 """Characters gathered before the guards look again when nobody watches the stream."""
@@ -123,22 +125,25 @@ class Pipeline:
         meter = Meter() if meter is None else meter
         at = Where("input", "content", ask.surface, ask.tenant)
         vault = self._vaults(self.conversation(ask))
-        found = pieces(ask.messages)
+        beside = tools.told(ask.wants)
+        found = pieces((*ask.messages, *beside))
         personal = await self._personal(ask, found)
         verdict = asyncio.ensure_future(self._read(found, at, personal))
         verdict.add_done_callback(_heard)
         try:
             early = self._spans(at, found, personal) or await verdict  # unread, it goes to no model
-            masked = ask.messages
+            shown = (*ask.messages, *beside)
             if early.redactions:
-                masked = await self._in_vault(partial(redacted, ask.messages, early.redactions, vault.mask))
+                shown = await self._in_vault(partial(redacted, shown, early.redactions, vault.mask))
+            masked, beside = shown[: len(ask.messages)], shown[len(ask.messages) :]
+            wants, trace = tools.retold(ask.wants, beside), (*tools.transcript(beside), *masked)
         except BaseException:
             verdict.cancel()
             raise
         answers = [Answer(index) for index in range(ask.sampling.n)]
         made = list(answers)
         queue: asyncio.Queue[Chunk | BaseException] = asyncio.Queue(64)
-        work = [Work(ask, masked, vault, verdict, each, made, queue, meter) for each in answers]
+        work = [Work(ask, wants, masked, vault, verdict, each, made, queue, meter) for each in answers]
         self._open.add(queue)
         tasks = [asyncio.ensure_future(self._answer(each)) for each in work]
         open_answers, error = len(tasks), ""
@@ -155,7 +160,7 @@ class Pipeline:
                         promises.append(chunk)
                         continue
                     if not open_answers:
-                        kept = self._finish(ask, masked, await verdict, made, started, "")
+                        kept = self._finish(ask, trace, await verdict, made, started, "")
                         if kept is not None:
                             await _promised(kept)
                         for each in promises:
@@ -174,7 +179,7 @@ class Pipeline:
                 done = verdict.done() and not verdict.cancelled() and not verdict.exception()
                 seen = verdict.result() if done else early
                 with suppress(Busy):  # nobody hears it any more; the writer counts what it has no room for
-                    self._finish(ask, masked, seen, made, started, error or "the client went away")
+                    self._finish(ask, trace, seen, made, started, error or "the client went away")
 
     async def _personal(self, ask: Ask, found: Sequence[Piece]) -> list[Verdict]:
         """Personal data alone, first: the model begins on the masked conversation, while other guards still read."""
@@ -323,30 +328,80 @@ class Pipeline:
         lanes = work.lanes = {"content": self._lane(conversation, at, work.vault)}
         least, tokens = 1 if ask.stream else UNARY, isinstance(self.upstream, EngineUpstream)
         count = 0
-        async with aclosing(
-            self.upstream.stream(conversation, ask.sampling, answer.index + attempt * ask.sampling.n)
-        ) as (deltas):
+        sample = answer.index + attempt * ask.sampling.n
+        async with aclosing(self.upstream.stream(conversation, ask.sampling, sample, work.wants)) as deltas:
             async for delta in deltas:
+                last = delta.finish is not None
+                if delta.call is not None:
+                    count += 1
+                    self._take(work, delta.call)
+                    work.count(delta, max(count, work.calls.size // 4))
+                    continue
                 if delta.channel not in lanes:
                     lanes[delta.channel] = self._lane(conversation, at._replace(channel=delta.channel), work.vault)
                 lane = lanes[delta.channel]
-                lane.take(delta.text, tokens)
+                lane.take(delta.text, tokens, delta.logprobs)
                 count += 1
                 work.count(delta, max(count, sum(each.size for each in lanes.values()) // 4))
-                last = delta.finish is not None
                 if not last and len(lane.waiting) < least:
                     continue
                 # what was thought before what was said, where both end here
                 for each in sorted(lanes.values(), key=lambda one: one is lanes["content"]) if last else [lane]:
                     passed = await each.show(last)
                     if (passed.text or last) and not stops((await asyncio.shield(work.verdict)).decision):
-                        await work.send(each.barrier.at.channel, await each.open(passed.text, last))
+                        text = await each.open(passed.text, last)
+                        due = () if passed.stop is not None else each.due(last)
+                        await work.send(each.barrier.at.channel, text, due)
                     if passed.stop is not None:
                         return passed.stop
                 if delta.finish is not None:
+                    if work.calls.parts and (stop := await self._call(work, at)) is not None:
+                        return stop
                     answer.finish = delta.finish
+                    if delta.finish in ("stop", "tool"):  # some say the one, some the other
+                        answer.finish = "tool" if work.calls.parts else "stop"
                     return None
         raise Misbehaved("the upstream ended its answer without a finish")
+
+    def _take(self, work: Work, part: tools.CallPart) -> None:
+        try:
+            work.calls.take(part)
+        except tools.Untold as wrong:
+            raise Misbehaved(f"the upstream's answer can not be used: {wrong}") from None
+
+    async def _call(self, work: Work, at: Where) -> Decision | None:
+        """Bring the calls of an answer before the guards, all at once, and send what may leave of them; the decision
+        that stops them, if one does."""
+        ask, answer = work.ask, work.answer
+        try:
+            called = work.calls.read(work.wants.tools)
+        except tools.Untold as wrong:
+            raise Misbehaved(f"the upstream's answer can not be used: {wrong}") from None
+        texts, found = tools.said(called)
+        seen = work.called = await self._read(found, at._replace(channel="tool_call")) if found else None
+        cuts = {field: spans for (_, field), spans in seen.redactions.items()} if seen else {}
+        personal = [redact(text, find(text)) for text in texts]  # for the trace, whatever the policy says
+        clean = [redact(text, cuts.get(f"parts.{index}.text", ())) for index, text in enumerate(texts)]
+        ids = [tools.call_id(ask.id, answer.index, index) for index in range(len(called))]
+        answer.calls = tools.kept(self._refilled(called, personal), ids)
+        if seen is not None and stops(seen.decision):
+            return seen.decision
+        if stops((await asyncio.shield(work.verdict)).decision):
+            return None
+        if all(map(work.vault.ready, clean)):
+            opened = [work.vault.unmask(text) for text in clean]
+        else:
+            opened = await self._in_vault(lambda: [work.vault.unmask(text) for text in clean])
+        for index, (name, arguments) in enumerate(self._refilled(called, opened)):
+            answer.left = True
+            call = tools.Call(index, ids[index], name, written(arguments))
+            await work.queue.put(Chunk(answer.index, "", channel="tool_call", call=call))
+        return None
+
+    def _refilled(self, called: Sequence[tuple[str, Any]], texts: Sequence[str]) -> list[tuple[str, Any]]:
+        """The calls with other texts in the places of theirs."""
+        left = iter(texts)
+        return [(name, replanted(arguments, left)) for name, arguments in called]
 
     async def _last(self, work: Work, text: str, decision: Decision) -> None:
         """End an answer that was withheld, with the policy's message in its place."""

@@ -20,17 +20,19 @@ from tutelage.text.pii import TYPES
 
 Direction = Literal["input", "output"]
 Channel = Literal["content", "reasoning", "tool_call", "tool_result", "system"]
-Surface = Literal["chat", "completions", "moderations", "scan"]
+Surface = Literal["chat", "completions", "responses", "embeddings", "moderations", "scan"]
 DIRECTIONS: tuple[Direction, ...] = ("input", "output")
 CHANNELS: tuple[Channel, ...] = ("content", "reasoning", "tool_call", "tool_result", "system")
-SURFACES: tuple[Surface, ...] = ("chat", "completions", "moderations", "scan")
+SURFACES: tuple[Surface, ...] = ("chat", "completions", "responses", "embeddings", "moderations", "scan")
 SERVED: Mapping[Surface, Mapping[Direction, tuple[Channel, ...]]] = {
-    "chat": {"input": CHANNELS, "output": ("content", "reasoning")},
-    "completions": {"input": ("content",), "output": ("content",)},
+    "chat": {"input": CHANNELS, "output": ("content", "reasoning", "tool_call")},
+    "completions": {"input": ("content",), "output": ("content", "reasoning")},
+    "responses": {"input": CHANNELS, "output": ("content", "reasoning", "tool_call")},
+    "embeddings": {"input": ("content",)},
     "moderations": {"input": ("content",)},
     "scan": {"input": CHANNELS, "output": ("content",)},
 }
-"""What a surface carries: of an answer the text and the thinking, whatever else a model makes of it never leaves."""
+"""What a surface carries: of an answer the text, the thinking and calls of tools; whatever else never leaves."""
 PII = "pii"
 """Name of the judge whose spans are personal data."""
 STOPPING: frozenset[Action] = frozenset({"block", "review", "rewrite"})

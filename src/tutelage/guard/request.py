@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from tutelage.core.errors import Busy
-from tutelage.core.records import Decision, Finish, Message, Verdict
+from tutelage.core.records import Decision, Finish, Message, ToolCall, Verdict
 from tutelage.generate.generator import Sampling
 from tutelage.guard.policy import Channel, Surface
 from tutelage.guard.scan import Seen
+from tutelage.guard.tools import PLAIN, Call, LogProb, Wants
 from tutelage.store.keys import uuid7
 
 
@@ -20,6 +21,8 @@ class Ask:
 
     messages: tuple[Message, ...]
     sampling: Sampling = field(default_factory=Sampling)
+    wants: Wants = PLAIN
+    """Tools, a shape for the answer, log-probabilities."""
     surface: Surface = "chat"
     tenant: str = ""
     conversation: str = ""
@@ -49,6 +52,10 @@ class Chunk(NamedTuple):
     usage: tuple[int, int] = (0, 0)
     """Tokens of the prompt and of this answer with all its tries, known at the end."""
     channel: Channel = "content"
+    call: Call | None = None
+    """A whole call of a tool."""
+    logprobs: tuple[LogProb, ...] = ()
+    """Of tokens that have left by now, none of whose text was redacted."""
 
 
 WAITING = Chunk(-1, "")
@@ -79,6 +86,8 @@ class Answer:
     """What the model wrote, also what was withheld."""
     reasoning: str = ""
     """What the model thought, also what was withheld, with personal data out of it."""
+    calls: tuple[ToolCall, ...] = ()
+    """The tools it calls, also what was withheld, with personal data out of it."""
     left: bool = False
     """Whether anything of it was sent."""
     finish: Finish = "error"

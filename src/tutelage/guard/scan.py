@@ -24,6 +24,7 @@ from tutelage.guard.policy import PII, Channel, Direction, Policy, Surface, Wher
 from tutelage.judge.classifier import ClassifierJudge
 from tutelage.judge.judge import Judge, Watcher, failed, highest, judged
 from tutelage.judge.rules import PiiJudge
+from tutelage.text.leaves import unescaped
 from tutelage.text.pii import united
 
 EDGE = 80
@@ -75,6 +76,8 @@ def pieces(messages: Sequence[Message]) -> list[Piece]:
         elif message.role == "tool":
             channel = "tool_result"
         found.append(Piece(channel, message.content, index))
+        if message.role == "tool":
+            found.append(Piece(channel, unescaped(message.content)))
         found.append(Piece("reasoning", message.reasoning, index, "reasoning"))
         found.append(Piece(channel, message.name or "", index, "name"))
         found.append(Piece(channel, message.tool_call_id or "", index, "tool_call_id"))
@@ -84,6 +87,7 @@ def pieces(messages: Sequence[Message]) -> list[Piece]:
             found.append(Piece("tool_call", call.id, index, f"tool_calls.{number}.id"))
             found.append(Piece("tool_call", call.name, index, f"tool_calls.{number}.name"))
             found.append(Piece("tool_call", call.arguments, index, f"tool_calls.{number}.arguments"))
+            found.append(Piece("tool_call", unescaped(call.arguments)))
         if message.role == "user" and message.content:
             turns.append((index, message.content))
     return [piece for piece in found + _joined(turns) if piece.text]

@@ -1,7 +1,7 @@
-"""Where answers come from: the engine in this process, any OpenAI-compatible address, or a generator.
+"""Where answers come from: the engine in this process, a generator, an address (remote.py). All give the same pieces.
 
-All give the same stream of pieces. The engine is stepped by one thread, which hands its tokens to the asyncio loops
-that wait for them; everything else of serving is asyncio.
+The engine is stepped by one thread, which hands its tokens to the asyncio loops that wait for them; everything else of
+serving is asyncio.
 """
 
 from __future__ import annotations
@@ -9,19 +9,17 @@ from __future__ import annotations
 import asyncio
 import atexit
 import json
-import re
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-import aiohttp
-
-from tutelage.core.errors import MissingExtra, UpstreamError, UsageError
+from tutelage.core.errors import Busy, UpstreamError, UsageError
 from tutelage.core.records import Example, Finish, Message
 from tutelage.generate.generator import Generator, Sampling, seed_of, too_long
-from tutelage.generate.remote import wire_sampling
 from tutelage.guard.policy import Channel
+from tutelage.guard.tools import PLAIN, CallPart, LogProb, Tool, Wants
 
 if TYPE_CHECKING:
     from tutelage.generate.engine import Engine, Token
@@ -36,8 +34,15 @@ class Delta(NamedTuple):
     prompt: int = 0
     completion: int = 0
     channel: Channel = "content"
+    call: CallPart | None = None
+    logprobs: tuple[LogProb, ...] = ()
+    """Of tokens whose text has come by now."""
 
 
+QUEUE = 256
+"""Answers that may wait for a place in the engine before more are refused."""
+CALL = 'Answer with one call of a function, as {"name": ..., "arguments": ...}. The functions:'
+"""What the embedded model is told where it must call one."""
 SAID = 300
 """Characters kept of what an upstream said instead of an answer."""
 
@@ -61,13 +66,19 @@ class Misbehaved(UpstreamError):
         self.said = said[:SAID]
 
 
+class Refusing(Misbehaved):
+    """What answers will not have this request; another address, or another try, would not either."""
+
+
 class Upstream(Protocol):
     """Answers one conversation at a time, in pieces; closing the iterator stops the generation."""
 
     name: str
 
-    def stream(self, messages: Sequence[Message], sampling: Sampling, sample: int = 0) -> AsyncGenerator[Delta]:
-        """Pieces of sample number `sample`; the last one has a finish."""
+    def stream(
+        self, messages: Sequence[Message], sampling: Sampling, sample: int = 0, wants: Wants = PLAIN
+    ) -> AsyncGenerator[Delta]:
+        """Pieces of sample number `sample`; the last one has a finish. Raises UsageError for what it can not give."""
         ...
 
     async def close(self) -> None:
@@ -181,253 +192,146 @@ def _put(pairs: Sequence[tuple[asyncio.Queue[Token | BaseException], Token | Bas
 class EngineUpstream:
     """The embedded model. Conversations longer than its context are refused, never cut in silence."""
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, name: str) -> None:
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, name: str, *, queue: int = QUEUE) -> None:
         self.name, self._tokenizer, self._engine = name, tokenizer, engine
+        self._most, self._running = engine.max_batch + queue, 0
         self._thread = EngineThread(engine)
 
-    async def stream(self, messages: Sequence[Message], sampling: Sampling, sample: int = 0) -> AsyncGenerator[Delta]:
-        """Pieces as the engine draws tokens."""
+    async def stream(
+        self, messages: Sequence[Message], sampling: Sampling, sample: int = 0, wants: Wants = PLAIN
+    ) -> AsyncGenerator[Delta]:
+        """Pieces as the engine draws tokens. Raises Busy when too many answers wait already."""
         from tutelage.generate.engine import Request
         from tutelage.tokens.chat import render
 
+        schema = _called(wants)
+        if schema is not None:
+            messages = _instructed(messages, _offered(wants))
         prompt = tuple(render(list(messages), self._tokenizer))
         room = self._engine.capacity - len(prompt)
         if room < 1:
             todo = "Shorten it or begin a new one"
             raise TooLong(too_long(len(prompt), self._engine.capacity), key="messages", todo=todo)
+        if self._running >= self._most:
+            raise Busy("too many answers wait for the model", todo="Ask again in a moment")
         sampling = sampling.model_copy(update={"max_tokens": min(sampling.max_tokens, room), "n": 1})
         queue: asyncio.Queue[Token | BaseException] = asyncio.Queue()
-        request = Request(prompt, sampling, seed=seed_of(sampling.seed, prompt, sample), text=True)
-        ticket = self._thread.submit(request, Waiter(asyncio.get_running_loop(), queue))
-        count = 0
+        request = Request(
+            prompt,
+            sampling,
+            seed=seed_of(sampling.seed, prompt, sample),
+            text=True,
+            salt=wants.salt,
+            priority=wants.priority,
+            top_logprobs=wants.logprobs or 0,
+        )
+        self._running += 1
+        ticket: list[int] = []
         try:
+            if schema is not None or wants.shape is not None:
+                rules = schema if schema is not None or wants.shape is None else wants.shape.schema
+                request = request._replace(grammar=await asyncio.to_thread(self._grammar, rules))
+            ticket = self._thread.submit(request, Waiter(asyncio.get_running_loop(), queue))
+            count, told, written = 0, _Told(self._tokenizer, self._engine.eos), ""
             while True:
                 token = await queue.get()
                 if isinstance(token, BaseException):
                     raise Misbehaved("the engine failed", said=str(token)) from token
+                if token.finish == "error" and request.grammar is not None:
+                    raise Misbehaved("the answer could not follow the schema", said=request.grammar.failed)
                 count += 1
-                yield Delta(token.text, token.finish, len(prompt), count)
+                if schema is not None:
+                    written += token.text
+                    if token.finish == "stop":
+                        yield Delta("", None, len(prompt), count, "tool_call", _call(written))
+                    yield Delta("", token.finish, len(prompt), count)
+                    if token.finish is not None:
+                        return
+                    continue
+                logprobs = told.take(token) if wants.logprobs is not None else ()
+                yield Delta(token.text, token.finish, len(prompt), count, logprobs=logprobs)
                 if token.finish is not None:
                     return
         finally:
+            self._running -= 1
             self._thread.cancel(ticket)
+
+    def _grammar(self, schema: dict[str, Any] | None) -> Any:
+        from tutelage.generate.grammar import grammar_for
+
+        size = self._engine.decoder.config.vocab_size
+        return grammar_for(self._tokenizer, self._engine.eos, schema, size)
 
     async def close(self) -> None:
         """End the engine's thread."""
         await asyncio.to_thread(self._thread.close)
 
 
-# any OpenAI-compatible address
+def _offered(wants: Wants) -> list[Tool]:
+    """The tools that may be called."""
+    return [tool for tool in wants.tools if wants.choice in ("required", f":{tool.name}")]
 
 
-class RemoteUpstream:
-    """An OpenAI-compatible address. Tries again only before the first byte of an answer."""
-
-    def __init__(
-        self, url: str, model: str, key: str | None = None, *, tries: int = 3, connect: float = 5.0, idle: float = 60.0
-    ) -> None:
-        self.name = model
-        self._url, self._key, self._tries = url.rstrip("/"), key, max(1, tries)
-        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect, sock_read=idle)
-        self._sessions: dict[asyncio.AbstractEventLoop, aiohttp.ClientSession] = {}
-
-    def _session(self) -> aiohttp.ClientSession:
-        loop = asyncio.get_running_loop()
-        session = self._sessions.get(loop)
-        if session is None or session.closed:
-            self._sessions = {each: s for each, s in self._sessions.items() if not each.is_closed()}
-            session = self._sessions[loop] = aiohttp.ClientSession(
-                timeout=self._timeout, connector=aiohttp.TCPConnector(limit=1024), trust_env=False
-            )
-        return session
-
-    async def stream(self, messages: Sequence[Message], sampling: Sampling, sample: int = 0) -> AsyncGenerator[Delta]:
-        """Pieces as the other side sends them. Raises Misbehaved for anything it should not have sent."""
-        if any(message.role == "text" for message in messages):
-            raise UsageError("an upstream answers conversations; completions need the embedded model", key="prompt")
-        body: dict[str, Any] = {
-            "model": self.name,
-            "messages": [_wire(message) for message in messages],
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            **wire_sampling(sampling, (sampling.seed + sample) % 2**31),
-        }
-        response = await self._open(body)
-        finish: Finish | None = None
-        count = (0, 0)
-        try:
-            async for line in _lines(response):
-                event = _event(line)
-                if event is None:
-                    break
-                count = event.usage or count
-                finish = event.finish or finish
-                for channel, text in event.texts:
-                    yield Delta(text, None, *count, channel)
-            if finish is None:
-                raise Misbehaved("the upstream ended its answer without a finish", key=self._url)
-            yield Delta("", finish, *count)
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise Misbehaved(f"the upstream broke off ({type(error).__name__})", key=self._url) from None
-        finally:
-            response.close()
-
-    async def _open(self, body: dict[str, Any]) -> aiohttp.ClientResponse:
-        headers = {"authorization": f"Bearer {self._key}"} if self._key else {}
-        url, why = f"{self._url}/chat/completions", ""
-        for attempt in range(self._tries):
-            if attempt:
-                await asyncio.sleep(min(2.0, 0.1 * 2**attempt))
-            try:
-                # a redirection would carry the conversation to an address that nobody named
-                response = await self._session().post(url, json=body, headers=headers, allow_redirects=False)
-            except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                why = type(error).__name__
-                continue
-            if response.status == 200:
-                return response
-            why = f"status {response.status}"
-            said = await _begin(response)
-            if response.status < 500 and response.status != 429:
-                if "context_length_exceeded" in said:
-                    raise TooLong("the conversation does not fit the upstream's context", key="messages")
-                denied = response.status in (401, 403)
-                todo = "Set OPENAI_API_KEY, or upstream.key in service.yaml" if denied else None
-                raise Misbehaved(f"the upstream refused the request ({why})", said=said, key=self._url, todo=todo)
-        raise Misbehaved(f"the upstream does not answer ({why}, {self._tries} tries)", key=self._url)
-
-    async def close(self) -> None:
-        """Close this loop's connections."""
-        session = self._sessions.pop(asyncio.get_running_loop(), None)
-        if session:
-            await session.close()
-
-
-_FINISH: dict[str, Finish] = {"stop": "stop", "length": "length", "content_filter": "blocked"}
-LONGEST_LINE = 1 << 20
-LONGEST_STREAM = 1 << 26
-"""Bytes of the longest answer, with everything around its text."""
-
-
-async def _begin(response: aiohttp.ClientResponse) -> str:
-    """How the body of an error begins; what is left of it is not read."""
-    try:
-        return (await response.content.read(4096)).decode("utf-8", "replace")
-    except (aiohttp.ClientError, TimeoutError, OSError):
-        return ""
-    finally:
-        response.close()
-
-
-async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[str]:
-    """Lines of an event stream, whatever the pieces it comes in; an endless line or stream is an error."""
-    held, total = b"", 0
-    async for data in response.content.iter_any():
-        held += data
-        total += len(data)
-        *lines, held = held.split(b"\n")
-        if len(held) > LONGEST_LINE or total > LONGEST_STREAM:
-            raise Misbehaved("the upstream sent an endless answer")
-        for line in lines:
-            yield line.decode("utf-8", "replace").rstrip("\r")
-    if held:
-        yield held.decode("utf-8", "replace")
-
-
-class Event(NamedTuple):
-    """What one event of an upstream says."""
-
-    texts: tuple[tuple[Channel, str], ...] = ()
-    finish: Finish | None = None
-    usage: tuple[int, int] | None = None
-
-
-def _event(line: str) -> Event | None:
-    """What a line of an event stream says; None at the end. Raises Misbehaved for whatever has not OpenAI's form."""
-    if not line.startswith("data:"):
-        return Event()
-    data = line[5:].strip()
-    if data == "[DONE]":
+def _called(wants: Wants) -> dict[str, Any] | None:
+    """The schema of a call, where the answer must be one. Raises UsageError where the model would have to choose."""
+    if not wants.tools or wants.choice == "none":
         return None
-    try:
-        event = json.loads(data)
-    except (ValueError, RecursionError):
-        raise Misbehaved("the upstream sent an event that is no JSON", said=data) from None
-    if isinstance(event, dict) and event.get("error") is not None:
-        raise Misbehaved("the upstream sent an error in place of an answer", said=data)
-    try:
-        return _read(event)
-    except _Malformed as wrong:
-        raise Misbehaved(f"the upstream sent an event that has not OpenAI's form: {wrong}", said=data) from None
+    if wants.choice == "auto":
+        must = "the embedded model calls a tool only where it must: give 'required', or a function's name"
+        raise UsageError(must, key="tool_choice")
+    if wants.shape is not None:
+        raise UsageError("an answer that must be a call has no other shape", key="response_format")
+    calls = [
+        {
+            "type": "object",
+            "properties": {"name": {"const": tool.name}, "arguments": tool.parameters or {"type": "object"}},
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+        }
+        for tool in _offered(wants)
+    ]
+    return calls[0] if len(calls) == 1 else {"anyOf": calls}
 
 
-class _Malformed(Exception):
-    """Which part of an event is not as it must be, in our words."""
+def _instructed(messages: Sequence[Message], offered: Sequence[Tool]) -> tuple[Message, ...]:
+    """The conversation with the tools in its system prompt."""
+    plain = [{"name": each.name, "description": each.description, "parameters": each.parameters} for each in offered]
+    text = f"{CALL} {json.dumps(plain, ensure_ascii=False)}"
+    if messages and messages[0].role == "system":
+        first = messages[0].model_copy(update={"content": f"{messages[0].content}\n\n{text}"})
+        return (first, *messages[1:])
+    return (Message(role="system", content=text), *messages)
 
 
-def _read(event: Any) -> Event:
-    _must(isinstance(event, dict), "an object was expected")
-    choices, usage = event.get("choices"), event.get("usage")
-    _must(choices is None or isinstance(choices, list), "'choices' is no list")
-    _must(usage is None or isinstance(usage, dict), "'usage' is no object")
-    _must(len(choices or ()) <= 1, "it has several choices, one was asked for")
-    found = Event(usage=_usage(usage) if usage else None)
-    for choice in choices or ():
-        _must(isinstance(choice, dict), "a choice is no object")
-        _must(choice.get("index") in (None, 0), "it is of a choice that was not asked for")
-        delta, finish = choice.get("delta"), choice.get("finish_reason")
-        _must(delta is None or isinstance(delta, dict), "'delta' is no object")
-        _must(finish is None or isinstance(finish, str), "'finish_reason' is no text")
-        _must(finish not in ("tool_calls", "function_call"), "it ended for a tool, and none was offered")
-        found = found._replace(texts=_texts(delta or {}), finish=_FINISH.get(finish or ""))
-    return found
+def _call(written: str) -> CallPart:
+    found = json.loads(written)
+    return CallPart(0, found["name"], json.dumps(found["arguments"], ensure_ascii=False))
 
 
-def _texts(delta: dict[str, Any]) -> tuple[tuple[Channel, str], ...]:
-    """The texts of a delta, each with the channel under which it is guarded; a refusal is what is said."""
-    if delta.get("tool_calls") or delta.get("function_call"):
-        raise _Malformed("it calls a tool, and none was offered")
-    if delta.get("audio"):
-        raise _Malformed("it holds sound, which nobody can guard")
-    for name in ("content", "refusal", "reasoning_content", "reasoning"):
-        text = delta.get(name)
-        _must(text is None or isinstance(text, str), f"{name!r} is no text")
-        _must(not _HALF.search(text or ""), f"{name!r} holds half a surrogate pair, which is no text")
-    thought = delta.get("reasoning_content") or delta.get("reasoning")  # some send it under both names
-    found: tuple[tuple[Channel, str | None], ...] = (
-        ("reasoning", thought),
-        ("content", delta.get("content")),
-        ("content", delta.get("refusal")),
-    )
-    return tuple((channel, text) for channel, text in found if text)
+class _Told:
+    """Tokens of the engine with their log-probabilities, once all their text has come."""
 
+    def __init__(self, tokenizer: Tokenizer, ends: frozenset[int]) -> None:
+        self._tokenizer, self._ends = tokenizer, ends
+        self._made = self._shown = 0
+        self._waiting = deque[tuple[int, LogProb]]()
 
-_HALF = re.compile("[\ud800-\udfff]")
+    def take(self, token: Token) -> tuple[LogProb, ...]:
+        """One more token; those whose text has come. The token that ends an answer has none."""
+        self._made += len(token.own)
+        self._shown += len(token.text)
+        if token.id not in self._ends:
+            top = tuple((self._text(number), value) for number, value in token.top)
+            raw = self._tokenizer.bytes_of(token.id)
+            found = LogProb(self._text(token.id), token.logprob, top, raw)
+            self._waiting.append((self._made, found))
+        found_now = []
+        while self._waiting and self._waiting[0][0] <= self._shown:
+            found_now.append(self._waiting.popleft()[1])
+        return tuple(found_now)
 
-
-def _usage(usage: dict[str, Any]) -> tuple[int, int]:
-    counts = [usage.get(name) or 0 for name in ("prompt_tokens", "completion_tokens")]
-    _must(all(isinstance(each, int) and 0 <= each < 1 << 40 for each in counts), "'usage' holds no numbers of tokens")
-    return int(counts[0]), int(counts[1])
-
-
-def _must(fine: bool, wrong: str) -> None:
-    if not fine:
-        raise _Malformed(wrong)
-
-
-def _wire(message: Message) -> dict[str, Any]:
-    found: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.name:
-        found["name"] = message.name
-    if message.tool_call_id:
-        found["tool_call_id"] = message.tool_call_id
-    if message.tool_calls:
-        found["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-            for call in message.tool_calls
-        ]
-    return found
+    def _text(self, number: int) -> str:
+        return self._tokenizer.decode([number], skip_special=False)
 
 
 # a generator
@@ -439,8 +343,17 @@ class GeneratorUpstream:
     def __init__(self, generator: Generator) -> None:
         self.name, self._generator = generator.name, generator
 
-    async def stream(self, messages: Sequence[Message], sampling: Sampling, sample: int = 0) -> AsyncGenerator[Delta]:
+    async def stream(
+        self, messages: Sequence[Message], sampling: Sampling, sample: int = 0, wants: Wants = PLAIN
+    ) -> AsyncGenerator[Delta]:
         """One piece: the whole answer."""
+        for name, asked in (
+            ("tools", wants.tools),
+            ("response_format", wants.shape),
+            ("logprobs", wants.logprobs is not None),
+        ):
+            if asked:
+                raise UsageError(f"what answers here does not know {name!r}", key=name)
         one = sampling.model_copy(update={"n": 1, "seed": sampling.seed + sample})
         try:
             said = await asyncio.to_thread(self._generator.generate, [Example(messages=tuple(messages))], one)
@@ -457,27 +370,3 @@ class GeneratorUpstream:
 
     async def close(self) -> None:
         """Nothing to let go of."""
-
-
-def open_upstream(
-    ref: str, root: Any = None, *, key: str | None = None, max_batch: int = 64, int8: bool = False
-) -> Upstream:
-    """Open `model:<id>` as an embedded engine, `https://host/v1#model` as a remote one, `fake:...` as a generator.
-
-    `int8`: the embedded engine rounds its matrices; UsageError where it cannot.
-    """
-    if ref.startswith(("http://", "https://")):
-        url, _, model = ref.partition("#")
-        return RemoteUpstream(url, model or "default", key)
-    from tutelage.core import refs
-
-    generator = refs.open(ref, root)
-    if not ref.startswith("model:"):
-        return GeneratorUpstream(generator)
-    try:
-        from tutelage.generate.engine import Engine
-    except ModuleNotFoundError as error:
-        raise MissingExtra(error.name or "torch", "train") from None
-    more: Any = {"max_batch": max_batch, "tokenizer": generator.tokenizer, "int8": int8}
-    engine = Engine(generator.decoder, eos=generator.eos, **more)
-    return EngineUpstream(engine, generator.tokenizer, generator.name)

@@ -95,6 +95,11 @@ class Unmasker:
     def __init__(self, vault: Vault) -> None:
         self._vault, self._held = vault, ""
 
+    @property
+    def held(self) -> int:
+        """Characters that wait, for they may be the beginning of a placeholder."""
+        return len(self._held)
+
     def ready(self, delta: str) -> bool:
         """Whether `feed` can take this without asking a store; `load` makes it so."""
         return self._vault.ready(self._held + delta)

@@ -142,6 +142,12 @@ class Tokenizer:
                 found.append(bytes(table[char] for char in self._marked.id_to_token(number) or ""))
         return found
 
+    def bytes_of(self, number: int) -> bytes | None:
+        """The bytes of an id, which may be no whole characters; None when the tokenizer is not byte-level."""
+        if self.pieces is None:
+            return None
+        return self.pieces[number] if number < len(self.pieces) else b""
+
     def save(self, path: Path) -> None:
         """Write `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json` into a folder."""
         path.mkdir(parents=True, exist_ok=True)

@@ -32,6 +32,7 @@ from tutelage.web import (
     account,
     adjudication,
     auth,
+    described,
     dialogue,
     feedback,
     gateway,
@@ -51,6 +52,7 @@ from tutelage.web import (
     wire,
 )
 from tutelage.web import people as people_pages
+from tutelage.web.patience import patient
 from tutelage.web.settings import Settings, read_settings
 from tutelage.web.state import State
 from tutelage.web.wire import Fault
@@ -106,10 +108,10 @@ def create_app(
 
 
 def _described(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document: the gateway's routes as FastAPI sees them, the feedback API's as it describes itself."""
+    """The OpenAPI document: the gateway and the feedback API as they describe themselves."""
     if not app.openapi_schema:
         found, own = FastAPI.openapi(app), openapi.document()
-        found["paths"] |= own["paths"]
+        found["paths"] |= own["paths"] | described.paths()
         for kind, known in own["components"].items():
             found.setdefault("components", {}).setdefault(kind, {}).update(known)
         app.openapi_schema = found
@@ -182,7 +184,8 @@ class Server:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self._socket.bind(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        config = uvicorn.Config(app, log_level="error", access_log=False, lifespan="on", loop="asyncio")
+        how: Any = {"http": patient(self.state.settings.connections), "ws": "none", "loop": "asyncio"}
+        config = uvicorn.Config(app, log_level="error", access_log=False, lifespan="on", **how)
         self._server = Draining(config, self.state)
         self._thread = threading.Thread(target=self._server.run, args=([self._socket],), name="service", daemon=True)
         self._thread.start()
@@ -281,9 +284,8 @@ def serve(
     announce(state, say, address)
     loop = "uvloop" if find_spec("uvloop") else "asyncio"
     sys.setswitchinterval(0.0005)  # every query gives the interpreter away, and would wait 5 ms to have it back
-    config = uvicorn.Config(
-        app, log_level="warning", access_log=False, loop=loop, timeout_graceful_shutdown=5, timeout_keep_alive=75
-    )
+    how: Any = {"http": patient(settings.connections), "ws": "none", "loop": loop, "timeout_keep_alive": 75}
+    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5, **how)
     with suppress(KeyboardInterrupt):
         Draining(config, state).run([listening])
 

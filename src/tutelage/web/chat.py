@@ -12,6 +12,7 @@ from tutelage.core.records import Decision, Finish
 from tutelage.guard.pipeline import Pipeline
 from tutelage.guard.policy import Channel
 from tutelage.guard.request import Ask, Chunk
+from tutelage.guard.tools import Call, LogProb
 from tutelage.web.wire import fault_of
 
 FINISH: Mapping[Finish, str] = {
@@ -42,7 +43,9 @@ class Chat:
     def part(self, chunk: Chunk, opening: bool) -> dict[str, Any]:
         """One event of a stream."""
         delta: dict[str, Any] = {"role": "assistant"} if opening else {}
-        if chunk.channel == "reasoning":
+        if chunk.call is not None:
+            delta["tool_calls"] = [{"index": chunk.call.number, **called(chunk.call)}]
+        elif chunk.channel == "reasoning":
             delta["reasoning_content"] = chunk.text
         elif chunk.text or opening:
             delta["content"] = chunk.text
@@ -53,15 +56,19 @@ class Chat:
         choices = []
         for index in sorted(answers):
             message: dict[str, Any] = {"role": "assistant", "content": joined(answers[index]), "refusal": None}
+            if calls := [called(chunk.call) for chunk in answers[index] if chunk.call is not None]:
+                message |= {"tool_calls": calls, "content": message["content"] or None}
             if thought := joined(answers[index], "reasoning"):
                 message["reasoning_content"] = thought
-            choices.append(self._choice(answers[index][-1], {"message": message}))
+            told = tuple(each for chunk in answers[index] for each in chunk.logprobs)
+            choices.append(self._choice(answers[index][-1]._replace(logprobs=told), {"message": message}))
         ends = [chunks[-1] for chunks in answers.values()]
         return {**self.base, "object": self.name, "choices": choices, "usage": usage_of(ends)}
 
     def _choice(self, chunk: Chunk, said: dict[str, Any]) -> dict[str, Any]:
         finish = FINISH[chunk.finish] if chunk.finish is not None else None
-        choice = {"index": chunk.choice, **said, "logprobs": None, "finish_reason": finish}
+        told = logprobs(chunk.logprobs) if chunk.logprobs else None
+        choice = {"index": chunk.choice, **said, "logprobs": told, "finish_reason": finish}
         return choice if finish is None else {**choice, "guard": guard(self.pipeline, chunk.decision)}
 
 
@@ -79,6 +86,25 @@ class Text(Chat):
         choices = [self._choice(answers[index][-1], {"text": joined(answers[index])}) for index in sorted(answers)]
         ends = [chunks[-1] for chunks in answers.values()]
         return {**self.base, "object": self.name, "choices": choices, "usage": usage_of(ends)}
+
+
+def called(call: Call) -> dict[str, Any]:
+    """A call of a tool."""
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
+def logprobs(told: Sequence[LogProb]) -> dict[str, Any]:
+    """Tokens that have left, with their log-probabilities."""
+
+    def one(text: str, value: float, raw: bytes) -> dict[str, Any]:
+        return {"token": text, "logprob": value, "bytes": list(raw)}
+
+    content = [
+        one(each.token, each.logprob, each.bytes)
+        | {"top_logprobs": [one(text, value, text.encode()) for text, value in each.top]}
+        for each in told
+    ]
+    return {"content": content, "refusal": None}
 
 
 def joined(chunks: Sequence[Chunk], channel: Channel = "content") -> str:

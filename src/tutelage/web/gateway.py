@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import ExitStack, aclosing
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
@@ -20,14 +21,19 @@ from starlette.types import Receive, Scope, Send
 
 from tutelage.core.errors import NotFound
 from tutelage.core.records import Message
+from tutelage.guard.limits import RANKS
 from tutelage.guard.pipeline import Pipeline
 from tutelage.guard.policy import SURFACES, Surface
+from tutelage.guard.pool import Pool
 from tutelage.guard.request import Ask, Chunk, Meter
+from tutelage.guard.tools import PLAIN
 from tutelage.store import traffic
 from tutelage.store.keys import uuid7
-from tutelage.web import attended, auth, scanning, wire
+from tutelage.web import attended, auth, responses, scanning, wanted, wire
 from tutelage.web.admission import Admission
 from tutelage.web.chat import Chat, Text, events
+from tutelage.web.embeddings import embed
+from tutelage.web.responses import Responses
 from tutelage.web.state import State
 from tutelage.web.wire import Fault
 
@@ -62,6 +68,10 @@ def router(state: State) -> APIRouter:
     async def chat(request: Request) -> Response:
         return await _complete(state, metrics, underway, request, "chat")
 
+    @routes.post("/v1/responses")
+    async def response(request: Request) -> Response:
+        return await _complete(state, metrics, underway, request, "responses")
+
     @routes.post("/v1/completions")
     async def completions(request: Request) -> Response:
         return await _complete(state, metrics, underway, request, "completions")
@@ -84,8 +94,7 @@ def router(state: State) -> APIRouter:
 
     @routes.post("/v1/embeddings")
     async def embeddings(request: Request) -> Response:
-        auth.asker(request, "embeddings")
-        raise Fault("no encoder is configured", status=501, code="not_implemented", kind="not_implemented_error")
+        return await embed(state, request)
 
     @routes.post("/v1/feedback")
     async def feedback(request: Request) -> Response:
@@ -111,6 +120,7 @@ def router(state: State) -> APIRouter:
             "release": state.pipeline.release if state.pipeline else None,
             "guards": state.standing,
             "problem": state.problem or None,
+            "upstreams": _health(state.pipeline),
             "traces_waiting": state.writer.lag,
             "traces_refused": state.writer.refused,
             "traces_lost": state.writer.lost,
@@ -130,6 +140,12 @@ def _model(state: State) -> dict[str, Any]:
     return {"id": "tutelage", "object": "model", "created": int(state.started), "owned_by": "tutelage"}
 
 
+def _health(pipeline: Pipeline | None) -> list[str] | None:
+    """How each of several addresses does; None where there is one, or the model is here."""
+    upstream = pipeline.upstream if pipeline else None
+    return [*upstream.health] if isinstance(upstream, Pool) else None
+
+
 def _named(pipeline: Pipeline, name: str) -> None:
     """Refuse a model that does not answer here."""
     if name not in NAMES | {pipeline.release, pipeline.upstream.name, pipeline.model}:
@@ -147,18 +163,27 @@ async def _ask(
     who = auth.asker(request, "answers")
     tenant = state.tenant(who.tenant)
     body = await wire.read_json(request, tenant.limits.body_bytes)
-    wire.known(body, wire.SAMPLING | {"messages" if surface == "chat" else "prompt"})
+    if surface == "responses":
+        wire.known(body, responses.READ, responses.NEUTRAL)
+    else:
+        wire.known(body, wire.SAMPLING | ({"messages"} | wanted.CHAT if surface == "chat" else {"prompt"}))
     pipeline = lent.enter_context(state.lease())
     _named(pipeline, wire.text(body, "model", 256, "tutelage"))
+    wants, most, lengths = PLAIN, tenant.limits.characters, (state.settings.default_tokens, state.settings.max_tokens)
     if surface == "chat":
-        messages = wire.messages(body, tenant.limits.characters)
+        wants = wanted.of_chat(body)
+        messages = wire.messages(body, most - wanted.characters(wants))
+    elif surface == "responses":
+        wants = wanted.of_responses(body)
+        messages = responses.messages(body, most - wanted.characters(wants))
     else:
-        messages = (Message(role="text", content=wire.prompts(body, tenant.limits.characters)),)
+        messages = (Message(role="text", content=wire.prompts(body, most)),)
     person = who.person
     return (
         Ask(
             messages=messages,
-            sampling=wire.sampling(body, state.settings.default_tokens, state.settings.max_tokens),
+            sampling=responses.sampling(body, *lengths) if surface == "responses" else wire.sampling(body, *lengths),
+            wants=replace(wants, salt=who.tenant, priority=RANKS[tenant.priority]),
             surface=surface,
             tenant=who.tenant,
             conversation=request.headers.get("x-conversation-id", "")[:200],
@@ -190,21 +215,22 @@ async def _begun(
     started = time.perf_counter()
     try:
         ask, body, pipeline = await _ask(state, request, surface, lent)
-        usage = wire.stream_usage(body)
+        usage = surface != "responses" and wire.stream_usage(body)
         if not state.writer.healthy:
             raise Fault("the service can not keep traces now", status=503, code="overloaded", retry_after=1.0)
-        read = wire.tokens(wire.characters(ask.messages))
+        read = wire.tokens(wire.characters(ask.messages) + wanted.characters(ask.wants))
         admission = Admission(state, ask.tenant, read + ask.sampling.max_tokens * ask.sampling.n)
     except Exception as error:
         metrics.requests.labels(surface, _outcome(error)).inc()
         raise
     serving = _Serving(state, metrics, underway, request, pipeline, ask, admission, read, started, lent.pop_all())
     chunks = serving.chunks()
-    shape = Chat(ask, pipeline) if surface == "chat" else Text(ask, pipeline)
+    shape = _shape(ask, pipeline, body)
     headers = _headers(pipeline, ask)
     try:
         if ask.stream:  # what is wrong before the first byte has its status
-            told = events(shape, await _unless_gone(request, _next(chunks)), chunks, usage)
+            first = await _unless_gone(request, _next(chunks))
+            told = shape.events(first, chunks) if isinstance(shape, Responses) else events(shape, first, chunks, usage)
             return StreamingResponse(told, media_type="text/event-stream", headers=headers)
         answers = await _unless_gone(request, _gathered(chunks))
     except BaseException:
@@ -212,6 +238,13 @@ async def _begun(
         serving.end("gone")
         raise
     return _Whole(serving, shape.whole(answers), headers)
+
+
+def _shape(ask: Ask, pipeline: Pipeline, body: dict[str, Any]) -> Chat | Responses:
+    """How an answer on this surface is written."""
+    if ask.surface == "responses":
+        return Responses(ask, pipeline, body)
+    return Chat(ask, pipeline) if ask.surface == "chat" else Text(ask, pipeline)
 
 
 async def _next(chunks: AsyncGenerator[Chunk]) -> Chunk:

@@ -29,7 +29,8 @@ from tutelage.core.errors import MissingExtra, TutelageError
 from tutelage.store import access, people
 from tutelage.store.people import Person
 from tutelage.web import auth
-from tutelage.web.state import Oidc, State
+from tutelage.web.settings import Oidc
+from tutelage.web.state import State
 
 COOKIE = "tutelage-oidc"
 LASTS = 600.0

@@ -152,7 +152,7 @@ def _decided(answer: Answer) -> tuple[traces.Decided, ...]:
 
 def _kept(answer: Answer) -> Message | None:
     """What the model wrote, also what was withheld, with personal data out of it."""
-    if not answer.made and not answer.reasoning:
+    if not answer.made and not answer.reasoning and not answer.calls:
         return None
     said = redact(answer.made, answer.decision.redactions)
-    return Message(role="assistant", content=said, reasoning=answer.reasoning)
+    return Message(role="assistant", content=said, reasoning=answer.reasoning, tool_calls=answer.calls)

@@ -18,7 +18,11 @@ ROW = frozenset(("id", "text", "messages", "answer"))
 
 
 async def moderate(state: State, request: Request) -> Response:
-    """OpenAI's moderation: every category with its calibrated probability, flagged where a rule would fire."""
+    """OpenAI's moderation, under OpenAI's names of categories as the taxonomy gives them.
+
+    A category has the highest calibrated probability of ours that stand for it, and is flagged where a rule would fire.
+    What of ours OpenAI has no name for goes by its own; what of OpenAI's no guard scores is left out, not called 0.
+    """
     who = auth.asker(request, "guard")
     limits = state.tenant(who.tenant).limits
     body = await wire.read_json(request, limits.body_bytes)
@@ -26,8 +30,9 @@ async def moderate(state: State, request: Request) -> Response:
     wire.text(body, "model", 256)  # there is one
     given = body.get("input")
     texts = [given] if isinstance(given, str) else given
-    if not isinstance(texts, list) or not 0 < len(texts) <= MOST_SCANS or not all(isinstance(t, str) for t in texts):
+    if not isinstance(texts, list) or not 0 < len(texts) <= MOST_SCANS:
         wire.refuse(f"'input' must be a text or a list of 1 to {MOST_SCANS} texts", "input")
+    texts = [_text(each, f"input[{index}]") for index, each in enumerate(texts)]
     total = sum(map(len, texts))
     if total > limits.characters:
         wire.refuse(f"'input' has {total} characters, {limits.characters} are allowed", "input")
@@ -36,11 +41,32 @@ async def moderate(state: State, request: Request) -> Response:
         for text in texts:
             message = (Message(role="user", content=text),)
             found = await pipeline.examine(message, surface="moderations", tenant=who.tenant)
-            scores = found.scores
             fired = pipeline.policy.fired(found.input.decision, who.tenant)
-            categories = {name: name in fired for name in scores}
-            results.append({"flagged": found.action != "allow", "categories": categories, "category_scores": scores})
+            scores: dict[str, float] = {}
+            flagged: dict[str, bool] = {}
+            for own, score in found.scores.items():
+                for name in pipeline.policy.taxonomy.categories[own].openai or (own,):
+                    scores[name] = max(score, scores.get(name, 0.0))
+                    flagged[name] = flagged.get(name, False) or own in fired
+            results.append(
+                {
+                    "flagged": found.action != "allow",
+                    "categories": flagged,
+                    "category_scores": scores,
+                    "category_applied_input_types": {name: ["text"] for name in scores},
+                }
+            )
     return JSONResponse({"id": f"modr-{uuid7()}", "model": "tutelage", "results": results})
+
+
+def _text(given: Any, where: str) -> str:
+    if isinstance(given, str):
+        return given
+    kind = given.get("type") if isinstance(given, dict) else None
+    if kind != "text" or not isinstance(given.get("text"), str):
+        wire.refuse(f"{where} must be a text; nothing else can be guarded", where, "unsupported_part")
+    wire.only(given, frozenset(("type", "text")), where)
+    return str(given["text"])
 
 
 async def scan(state: State, request: Request) -> Response:

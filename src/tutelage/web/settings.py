@@ -13,6 +13,7 @@ from tutelage.core.config import Config, build, load_yaml
 from tutelage.guard.limits import Budget, Limits, Priority
 from tutelage.store.access import SCOPES
 from tutelage.store.people import JUNIOR
+from tutelage.web.addresses import EncoderSettings, PatienceSettings, UpstreamSettings
 
 
 class Key(Config):
@@ -60,20 +61,12 @@ class Tenant(Config):
     budget: Budget = Budget()
     """What it may use in a day and in a month."""
     priority: Priority = "normal"
-    """Who goes first when the service has more to do than it can: `low` is refused first, `high` last."""
+    """Who goes first when the service has more to do than it can: `low` is refused first and waits longest for the
+    embedded model."""
     collect: bool = False
     """Whether people may be asked about its requests (stage `collect`, personal data masked). It is noted with each
     request, so it holds for those that come in from then on; set back, it holds for none. A request says no for itself
     with `metadata: {"collect": "no"}`."""
-
-
-class UpstreamSettings(Config):
-    """An OpenAI-compatible address that answers instead of the released model."""
-
-    url: str
-    model: str = "default"
-    key: str = ""
-    """`env:NAME` or `file:PATH`."""
 
 
 class Oidc(Config):
@@ -159,6 +152,12 @@ class Settings(Config):
     serve: str = "release:current"
     """What answers: `release:current`, or a bundle to try out."""
     upstream: UpstreamSettings | None = None
+    fallbacks: tuple[UpstreamSettings, ...] = ()
+    """Addresses that answer in place of `upstream` while it is not well, in this order."""
+    patience: PatienceSettings = PatienceSettings()
+    """How long an upstream is waited for."""
+    encoder: EncoderSettings | None = None
+    """What embeds texts; none: `/v1/embeddings` answers 501."""
     generators: dict[str, UpstreamSettings] = Field(default_factory=dict)
     """Names by which projects of kind dialogue may call generators at other addresses."""
     tenants: dict[str, Tenant] = Field(default_factory=lambda: {"default": Tenant()})
@@ -174,6 +173,10 @@ class Settings(Config):
     """Length of an answer when the request does not say."""
     workers: int = Field(64, ge=1)
     """Answers made at once by the embedded model."""
+    queue: int = Field(256, ge=0)
+    """Answers that may wait for it beside these; what comes then is told to come again."""
+    connections: int = Field(4096, ge=1)
+    """Connections open at once; one more is told to come again."""
     weights: Literal["float32", "int8"] = "float32"
     """`int8` rounds the embedded model's matrices: up to four times faster for a few answers at once, on a CPU with a C
     compiler. What was evaluated and released are the unrounded ones."""

@@ -14,12 +14,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, cast
 
 from tutelage.core import refs
 from tutelage.core.artifact import Root
-from tutelage.core.config import secret
 from tutelage.core.errors import NotFound, TutelageError
 from tutelage.core.records import Message
 from tutelage.feedback.desk import Kept
@@ -27,21 +26,20 @@ from tutelage.generate.generator import Generator
 from tutelage.guard.opened import bare, bundle_of, open_parts, stand
 from tutelage.guard.pipeline import Pipeline
 from tutelage.guard.policy import Policy
+from tutelage.guard.pool import open_upstream
 from tutelage.guard.request import Ending, Finished
 from tutelage.guard.scan import Scanner
-from tutelage.guard.upstream import Upstream, open_upstream
+from tutelage.guard.upstream import Upstream
 from tutelage.guard.vault import Vault
 from tutelage.review import queue
 from tutelage.store import engine, incidents, releases, retention, review, standings, takeover, traces
 from tutelage.store.keys import now
 from tutelage.web import watch
+from tutelage.web.addresses import Addresses, Encoder
 from tutelage.web.recorder import Recorder
-from tutelage.web.settings import Oidc, Settings, Takeover, Tenant, UpstreamSettings, open_settings, read_settings
+from tutelage.web.settings import Settings, Tenant
 from tutelage.web.telemetry import Telemetry
 from tutelage.web.tenancy import Tenancy
-
-__all__ = ["Oidc", "Settings", "State", "Takeover", "Tenant", "UpstreamSettings", "open_settings", "read_settings"]
-
 
 SYNC_S = 5.0
 """How often what tenants used is kept, and the rules for incidents are looked at."""
@@ -88,6 +86,7 @@ class State:
         self._fresh: dict[str, float] = {}
         """Conversations that went to a person since the store was last looked at, and when that was on disk."""
         self._opening, self._counting = threading.Lock(), threading.Lock()
+        self._away = Addresses(self.root, self.environment)
         self._recorder = Recorder(self.writer, lambda tenant: self.tenant(tenant).collect)
         self.telemetry = Telemetry(self.settings.telemetry, root.path, taxonomy=self._categories)
         self._looked, self._synced, self._lost = now(), 0.0, 0
@@ -204,14 +203,23 @@ class State:
     def _upstream(self, source: str) -> Upstream:
         """The upstream of a model or an address; a release with the same model keeps the engine that runs."""
         if source not in self._upstreams:
-            given = self.settings.upstream
-            named = given.key if given and not self._upstream_url else ""
-            key = self.environment.get("OPENAI_API_KEY")
-            if named:
-                key = secret(named, self.environment, "upstream.key", self.root.path)
-            how: Any = {"max_batch": self.settings.workers, "int8": self.settings.weights == "int8"}
-            self._upstreams[source] = open_upstream(source, self.root, key=key, **how)
+            given = None if self._upstream_url else self.settings.upstream
+            others = () if self._upstream_url else self.settings.fallbacks
+            if source.startswith(("http://", "https://")):
+                self._upstreams[source] = self._away.upstream(source, given, others, self.settings.patience)
+            else:
+                self._upstreams[source] = self._local(source)
         return self._upstreams[source]
+
+    def _local(self, model: str) -> Upstream:
+        settings = self.settings
+        how: Any = {"max_batch": settings.workers, "int8": settings.weights == "int8", "queue": settings.queue}
+        return open_upstream(model, self.root, **how)
+
+    @cached_property
+    def encoder(self) -> Encoder | None:
+        """What embeds texts, opened at first use; None where there is none."""
+        return self._away.encoder(self.settings.encoder) if self.settings.encoder else None
 
     @property
     def standing(self) -> str:
@@ -396,6 +404,7 @@ class State:
             await each.pipeline.close(upstream=False)
         for upstream in self._upstreams.values():
             await upstream.close()
+        await self._away.close()
         try:
             self.writer.close()
         finally:

@@ -127,7 +127,7 @@ class Telemetry:
         }
         if self._content:
             told["asked"] = [{"role": each.role, "content": _masked(each.content)} for each in done.masked]
-            told["answered"] = [_masked(each.shown) for each in done.answers]
+            told["answered"] = ["" if each.finish == "blocked" else _masked(each.made) for each in done.answers]
         return told
 
     def _category(self, *verdicts: Verdict) -> str:

@@ -5,19 +5,21 @@ A parameter that is known but not supported may be there with the value that mea
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from tutelage.core.errors import Busy, NoSpace, NotFound, UpstreamError, UsageError
 from tutelage.core.records import Message, ToolCall
 from tutelage.generate.generator import Sampling
 from tutelage.guard.request import Ending
-from tutelage.guard.upstream import Misbehaved
+from tutelage.guard.upstream import Misbehaved, Refusing
+from tutelage.text.leaves import parsed, written
 
 MOST_CHOICES = 16
 MOST_MESSAGES = 1000
@@ -28,6 +30,8 @@ MOST_CALLS_IN_ALL = 1000
 LONGEST_NAME = 256
 """Characters of a name, or of the id of a tool call."""
 DEPTH = 64
+BODY_S = 30.0
+"""Seconds for the whole body of a request."""
 
 
 class Fault(Exception):
@@ -64,6 +68,8 @@ def fault_of(error: Exception) -> Fault:
     if isinstance(error, UsageError):
         code = "context_length_exceeded" if error.key == "messages" else None
         return Fault(error.message, param=error.key, code=code)
+    if isinstance(error, Refusing):
+        return Fault(error.message, code="upstream_refused")
     if isinstance(error, UpstreamError):  # only these words are our own; any other's may hold what no guard has read
         message = error.message if isinstance(error, Misbehaved) else "the upstream failed"
         return Fault(message, status=502, code="upstream_error", kind="server_error")
@@ -96,10 +102,16 @@ async def read_json(request: Request, most: int) -> dict[str, Any]:
     if length.isdigit() and int(length) > most:
         raise Fault(f"the body has {length} bytes, {most} are allowed", status=413)
     data = bytearray()
-    async for part in request.stream():
-        data += part
-        if len(data) > most:
-            raise Fault(f"the body has more than {most} bytes", status=413)
+    try:
+        async with asyncio.timeout(BODY_S):
+            async for part in request.stream():
+                data += part
+                if len(data) > most:
+                    raise Fault(f"the body has more than {most} bytes", status=413)
+    except TimeoutError:
+        raise Fault(f"the body did not come within {BODY_S:g} seconds", status=408, code="request_timeout") from None
+    except ClientDisconnect:
+        raise Fault("the client went away", status=499, code="client_closed_request") from None
     return parse(bytes(data))
 
 
@@ -167,20 +179,15 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "logit_bias": (None, {}),
     "logprobs": (None, False),
     "modalities": (None, ["text"]),
-    "parallel_tool_calls": (None, True, False),
     "prediction": (None,),
     "presence_penalty": (None, 0),
     "prompt_cache_key": (None,),
     "reasoning_effort": (None,),
     "repeat_last_n": (None, -1),
-    "response_format": (None, {"type": "text"}),
     "safety_identifier": (None,),
     "service_tier": (None, "auto", "default"),
     "store": (None, False),
     "suffix": (None, ""),
-    "tool_choice": (None, "none", "auto"),
-    "tools": (None, []),
-    "top_logprobs": (None, 0),
     "verbosity": (None,),
     "web_search_options": (None,),
 }
@@ -190,14 +197,14 @@ SAMPLING = frozenset(
 ) | {"metadata", "max_completion_tokens", "min_p", "repetition_penalty", "repeat_penalty"}
 
 
-def known(body: Mapping[str, Any], own: frozenset[str]) -> None:
+def known(body: Mapping[str, Any], own: frozenset[str], neutral: Mapping[str, tuple[Any, ...]] = NEUTRAL) -> None:
     """Refuse by name what is not supported, and what nobody knows."""
     for name, value in body.items():
         if name in own:
             continue
-        if name not in NEUTRAL:
-            refuse(f"unknown parameter {name!r}", name, "unknown_parameter")
-        if not any(value == fine and isinstance(value, bool) == isinstance(fine, bool) for fine in NEUTRAL[name]):
+        if name not in neutral:
+            refuse(f"unknown parameter {name!r}"[:300], name[:300], "unknown_parameter")
+        if not any(value == fine and isinstance(value, bool) == isinstance(fine, bool) for fine in neutral[name]):
             refuse(f"{name!r} is not supported by this service", name, "unsupported_parameter")
 
 
@@ -299,7 +306,7 @@ def messages(body: Mapping[str, Any], most: int) -> tuple[Message, ...]:
     given = body.get("messages")
     if not isinstance(given, list) or not given or len(given) > MOST_MESSAGES:
         refuse(f"'messages' must be a list of 1 to {MOST_MESSAGES} messages", "messages")
-    found = tuple(_message(each, f"messages[{index}]") for index, each in enumerate(given))
+    found = tuple(message(each, f"messages[{index}]") for index, each in enumerate(given))
     calls = sum(len(each.tool_calls) for each in found)
     if calls > MOST_CALLS_IN_ALL:
         refuse(f"the conversation has {calls} tool calls, {MOST_CALLS_IN_ALL} are allowed", "messages")
@@ -323,7 +330,8 @@ def tokens(characters: int) -> int:
     return characters // 3 + 1
 
 
-def _message(given: Any, where: str) -> Message:
+def message(given: Any, where: str) -> Message:
+    """One turn in OpenAI's form."""
     if not isinstance(given, dict):
         refuse(f"{where} must be an object", where)
     role = given.get("role")
@@ -369,7 +377,7 @@ def _content(given: Any, where: str) -> str:
     parts = []
     for index, part in enumerate(given):
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in ("text", "input_text", "refusal"):
+        if kind not in ("text", "input_text", "output_text", "refusal"):
             refuse(
                 f"{where}[{index}] is of type {kind!r}; only text can be guarded",
                 f"{where}[{index}]",
@@ -401,7 +409,10 @@ def _call(given: Any, where: str) -> ToolCall:
         refuse(f"{where}.type must be 'function'", f"{where}.type")
     if len(function["name"]) > LONGEST_NAME:
         refuse(f"{where}.function.name must be a text of at most {LONGEST_NAME} characters", f"{where}.function.name")
-    return ToolCall(id=_optional(given, "id", where) or "", name=function["name"], arguments=function["arguments"])
+    arguments = function["arguments"]
+    if "\\u" in arguments:  # so that what the model reads is what the guards read and mask
+        arguments = written(parsed(arguments))
+    return ToolCall(id=_optional(given, "id", where) or "", name=function["name"], arguments=arguments)
 
 
 def only(body: Mapping[str, Any], names: frozenset[str], where: str = "") -> None:

@@ -132,9 +132,11 @@ def test_what_was_withheld_or_broken_off_keeps_no_secret_in_the_record(action: s
 class Thinks(Pieces):
     """Thinks what it then says."""
 
-    async def stream(self, messages: Sequence[Message], sampling: Sampling, sample: int = 0) -> AsyncGenerator[Delta]:
+    async def stream(
+        self, messages: Sequence[Message], sampling: Sampling, sample: int = 0, wants: Wants = PLAIN
+    ) -> AsyncGenerator[Delta]:
         yield Delta("To ask: cy.dix@example.org, I think.", channel="reasoning")
-        async for delta in super().stream(messages, sampling, sample):
+        async for delta in super().stream(messages, sampling, sample, wants):
             yield delta
 
 
@@ -242,7 +244,9 @@ class Chunked:
         self.texts = texts
         self.pieces = [[_cut(text, dice) for text in pair] for pair in texts]
 
-    async def stream(self, messages: Sequence[Message], sampling: Sampling, sample: int = 0) -> AsyncGenerator[Delta]:
+    async def stream(
+        self, messages: Sequence[Message], sampling: Sampling, sample: int = 0, wants: Wants = PLAIN
+    ) -> AsyncGenerator[Delta]:
         thought, told = self.pieces[sample]
         for piece in thought:
             yield Delta(piece, channel="reasoning")

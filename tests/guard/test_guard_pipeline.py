@@ -66,7 +66,7 @@ def pipeline(root: Root, made: Artifact, upstream: Script, seen: list[Finished] 
 
 
 def ask(text: str, stream: bool = True, tenant: str = "", n: int = 1) -> Ask:
-    return Ask((Message(role="user", content=text),), Sampling(n=n), stream=stream, tenant=tenant)
+    return Ask((Message(role="user", content=text),), Sampling(n=n), stream=stream, tenant=tenant, subject="ann")
 
 
 def collect(pipe: Pipeline, request: Ask) -> list[Chunk]:

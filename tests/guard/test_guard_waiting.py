@@ -62,7 +62,7 @@ class Says:
 
 
 def ask(text: str, n: int = 1) -> Ask:
-    return Ask((Message(role="user", content=text),), Sampling(n=n), stream=True)
+    return Ask((Message(role="user", content=text),), Sampling(n=n), stream=True, subject="ann")
 
 
 async def collect(pipe: Pipeline, request: Ask) -> list[Chunk]:

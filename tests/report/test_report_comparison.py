@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from tutelage.core.records import Example
 from tutelage.evaluate.compare import Compared, compare
@@ -40,24 +35,6 @@ def compared(count: int = 60, names: str = "old new") -> Compared:
         for shift, name in enumerate(names.split())
     ]
     return compare(sides, [(0, place) for place in range(1, len(sides))], margin=0.02, resamples=100)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        sync_playwright = None  # type: ignore[assignment]
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None or sync_playwright is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("CI needs Chromium and Playwright for the comparison's page")
-        pytest.skip("no Chromium on this machine: apt-get install chromium")
-    with sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        found = playwright.chromium.launch(executable_path=program, args=flags)
-        yield found
-        found.close()
 
 
 class Opened:

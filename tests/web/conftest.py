@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import shutil
-import signal
 import threading
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,6 +14,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from tests.browser import Browsers
 from tutelage.core.artifact import Root
 from tutelage.core.records import Message, Verdict
 from tutelage.feedback import api
@@ -28,7 +25,6 @@ from tutelage.web.app import Server, create_app
 from tutelage.web.settings import Settings
 
 SCREENSHOTS = Path(__file__).resolve().parents[2] / "screenshots"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @dataclass
@@ -196,61 +192,6 @@ def site(tmp_path: Path, filled: Any, upstream: str) -> Iterator[Any]:
 
         sign_in.store, sign_in.people, sign_in.root = store, filled.people, app.state.house.root  # type: ignore[attr-defined]
         yield sign_in
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """System Chromium, driven by Playwright. Without it these tests are skipped, except in CI, where they fail."""
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        sync_playwright = None  # type: ignore[assignment]
-    if CHROMIUM is None or sync_playwright is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("CI needs Chromium and Playwright for the console's tests")
-        pytest.skip("no Chromium on this machine: apt-get install chromium")
-    with sync_playwright() as playwright:
-        made = Browsers(playwright.chromium)
-        yield made
-        made.close()
-
-
-class Browsers:
-    """One Chromium for a worker's tests. If it hangs while a window closes it is killed; the next test gets another."""
-
-    PATIENCE_S = 30.0
-
-    def __init__(self, kind: Any) -> None:
-        self.kind, self.browser, self.mark = kind, None, ""  # type: Any, Any, str
-
-    def new_context(self, **options: Any) -> Any:
-        if self.browser is None or not self.browser.is_connected():
-            self.mark = f"--tests={uuid.uuid4().hex}"  # Chromium passes over switches that it does not know
-            flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", self.mark]
-            self.browser = self.kind.launch(executable_path=CHROMIUM, args=flags)
-        return self.browser.new_context(**options)
-
-    def close(self, window: Any = None) -> None:
-        """Close a window, or the browser."""
-        closing = self.browser if window is None else window
-        if closing is None:
-            return
-        killer = threading.Timer(self.PATIENCE_S, self.signal, (signal.SIGKILL,))
-        killer.start()
-        try:
-            closing.close()
-        except Exception:  # a playwright Error of its own kind, when its browser was killed
-            if self.browser.is_connected():
-                raise
-        finally:
-            killer.cancel()
-
-    def signal(self, number: int) -> None:
-        """To every process of the browser."""
-        for each in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if self.mark.encode() in (each / "cmdline").read_bytes():
-                    os.kill(int(each.name), number)
 
 
 class Visitor:

@@ -48,7 +48,7 @@ FORMS = (
     ("/operate/rollback", {"reason": "x"}),
     ("/operate/promote", {"release": "r", "reason": "x"}),
     ("/review/draw", {"budget": "5"}),
-    ("/review/answer", {"hold": "h", "text": "x"}),
+    ("/review/conversations/c/say", {"text": "x"}),
     ("/reports", {}),
     ("/projects", {"name": "x"}),
     ("/projects/-/preview", {"name": "x"}),

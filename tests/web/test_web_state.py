@@ -5,8 +5,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, TypeVar
@@ -96,12 +95,6 @@ def test_what_was_delivered_opens_no_release(source: Root, monkeypatch: pytest.M
 T = TypeVar("T")
 
 
-def finished(work: Coroutine[Any, Any, T]) -> T:
-    """What the work comes to, on a loop of its own: a browser of another test may keep one open on this thread."""
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, work).result()
-
-
 async def collect(state: State, request: Ask) -> list[Chunk]:
     with state.lease() as pipeline:
         return [chunk async for chunk in pipeline.serve(request)]
@@ -163,11 +156,11 @@ def test_a_queue_that_is_full_refuses_before_the_promise(
     state = State(source, Settings(serve=bundled(input="review").ref), upstream=f"{endless}#m")
     state.writer.reserve(state.writer.capacity)
     with pytest.raises(traces.Full):
-        finished(collect(state, ask(ATTACK)))
+        asyncio.run(collect(state, ask(ATTACK)))
     assert state.writer.refused == 1 and not state.writer.healthy
     state.writer.fill([])
     state.writer._reserved = 0  # nothing comes into the places that this test kept
-    finished(state.close())
+    asyncio.run(state.close())
 
 
 # guards in shadow
@@ -189,12 +182,12 @@ def test_what_the_guards_in_shadow_did_not_say_is_in_the_record(
 
         monkeypatch.setattr(state.pipeline.scanner, "shadows", broken)  # type: ignore[union-attr]
     request = ask()
-    finished(collect(state, request))
+    asyncio.run(collect(state, request))
     state.flush()
     (kept,) = traffic.requests(state.store, ids=[request.id])
     shadows = [verdict for each in kept.decisions if each.shadow for verdict in each.verdicts]
     assert [(each.judge, each.status) for each in shadows] == [(name, "timeout" if way == "crowded" else "error")]
-    finished(state.close())
+    asyncio.run(state.close())
 
 
 def test_a_request_is_recorded_by_the_release_that_served_it(
@@ -217,11 +210,11 @@ def test_a_request_is_recorded_by_the_release_that_served_it(
                     assert state.reload() and state.pipeline is not pipeline
                     await state.tidy()
 
-    finished(run())
+    asyncio.run(run())
     state.flush()
     (kept,) = traffic.requests(state.store, ids=[request.id])
     assert kept.release == one and any(each.shadow for each in kept.decisions)
-    finished(state.close())
+    asyncio.run(state.close())
 
 
 # earlier releases
@@ -274,8 +267,8 @@ def test_an_earlier_releases_engine_ends_with_its_last_request(
         assert engines() == before + 1 and state.pipeline is not earlier
         assert [chunk async for chunk in state.pipeline.serve(ask())][-1].finish in ("stop", "length")  # type: ignore[union-attr]
 
-    finished(run())
-    finished(state.close())
+    asyncio.run(run())
+    asyncio.run(state.close())
     assert engines() == before
 
 
@@ -289,9 +282,9 @@ def test_two_releases_of_one_model_share_their_engine(
     kept, before = state.pipeline.upstream, engines()  # type: ignore[union-attr]
     state.settings = state.settings.model_copy(update={"serve": second.ref})
     assert state.reload()
-    finished(state.tidy())
+    asyncio.run(state.tidy())
     assert state.pipeline.upstream is kept and engines() == before  # type: ignore[union-attr]
-    finished(state.close())
+    asyncio.run(state.close())
 
 
 # the end
@@ -338,14 +331,14 @@ def test_an_answer_under_way_ends_whole_before_the_service_does(tmp_path: Path, 
         await state.close()
         return "".join(chunk.text for chunk in await got)
 
-    assert finished(run()) == "the parcel is here "
+    assert asyncio.run(run()) == "the parcel is here "
 
 
 def test_personal_data_of_a_conversation_that_ended_is_forgotten(
     tmp_path: Path, endless: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = State(Root(tmp_path / "bare"), Settings(retention={"vault_hours": 2}), upstream=f"{endless}#m")
-    finished(collect(state, ask("I am ann.lee@example.org")))
+    asyncio.run(collect(state, ask("I am ann.lee@example.org")))
     with state.store.read() as connection:
         (conversation,) = connection.exec_driver_sql("SELECT conversation_id FROM vault").scalars()
     assert state.sweep() == 0 and review.vault_get(state.store, conversation)
@@ -354,7 +347,7 @@ def test_personal_data_of_a_conversation_that_ended_is_forgotten(
     assert state.sweep() == 0
     state.settings = Settings(retention={"vault_hours": 2})
     assert state.sweep() == 1 and review.vault_get(state.store, conversation) == {}
-    finished(state.close())
+    asyncio.run(state.close())
 
 
 def test_nothing_to_lease_is_said(tmp_path: Path) -> None:
@@ -362,4 +355,4 @@ def test_nothing_to_lease_is_said(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="nothing has been released"), state.lease():
         pass
     assert state.busy == 0
-    finished(state.close())
+    asyncio.run(state.close())

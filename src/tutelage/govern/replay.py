@@ -93,7 +93,8 @@ def replay(store: Reader, root: Root, decision: str) -> Replayed:
     if row.direction == "output" and row.redactions:
         notes.append("the answer is kept without its personal data: what was redacted in it is not compared")
     personal = bool(left or (row.direction == "output" and row.redactions))
-    differs, more = _differences(row.action, row.reasons, row.verdicts, seen, personal)
+    cut = row.direction == "output" and request.finish in ("blocked", "error")
+    differs, more = _differences(row.action, row.reasons, row.verdicts, seen, personal, cut)
     return found.model_copy(
         update={
             "outcome": "differs" if differs else "same",
@@ -131,9 +132,10 @@ def _with(message: Message, known: Mapping[str, str]) -> Message:
 
 
 def _differences(
-    action: Action, reasons: Sequence[str], verdicts: Sequence[Verdict], seen: Seen, personal: bool
+    action: Action, reasons: Sequence[str], verdicts: Sequence[Verdict], seen: Seen, personal: bool, cut: bool
 ) -> tuple[list[str], list[str]]:
-    """(what differs, what could not be compared). `personal`: not all that was personal data can be read any more."""
+    """(what differs, what could not be compared). `personal`: not all that was personal data can be read any more.
+    `cut`: the answer was ended before the guards were done with it, so that by now they may have heard more."""
     differs, notes = [], []
     now = {each.judge: each for each in seen.verdicts}
     failed = False
@@ -148,7 +150,10 @@ def _differences(
             for name in sorted({*was.scores, *after.scores}):
                 one, two = was.scores.get(name), after.scores.get(name)
                 if one is None or two is None or abs(one - two) > CLOSE:
-                    differs.append(f"{was.judge}: {name} was {_number(one)} and is {_number(two)}")
+                    heard_more = cut and two is not None and (one or 0.0) < two
+                    (notes if heard_more else differs).append(
+                        f"{was.judge}: {name} was {_number(one)} and is {_number(two)}"
+                    )
     rules_then, rules_now = ({each.partition(":")[0] for each in some} for some in (reasons, seen.decision.reasons))
     loose = personal or failed
     if action != seen.decision.action and not (loose and not differs):

@@ -13,7 +13,7 @@ from torch import nn
 
 from tutelage.adapt.gate import ReleasePolicy, decide
 from tutelage.core.records import Example
-from tutelage.evaluate import contamination, robustness
+from tutelage.evaluate import contamination, reliability, robustness
 from tutelage.evaluate.ask import examine
 from tutelage.evaluate.compare import Compared, change, compare
 from tutelage.evaluate.flips import between
@@ -136,6 +136,11 @@ def test_a_figure_is_the_same_wherever_it_is_stated(kind: str, monkeypatch: pyte
             here = [row for row in rows["new"] if row.slices["gender"] == each["group"]]
             assert each["value"] == pytest.approx(metric.figure(here, ground)[0].value, abs=1e-9)
         forms = [row.model_copy(update={"slices": {"perturbation": "typos"}, "target": "new"}) for row in rows["old"]]
+        as_old = [row.model_copy(update={"target": "old"}) for row in rows["new"]]
+        again = reliability.consistency("seeds", [rows["old"], rows["old"]], as_old, ground)[0]
+        assert (again["greedy"]["value"], again["majority"]["value"]) == (
+            pytest.approx(cell["value"], abs=1e-9), pytest.approx(told["old"][name]["value"], abs=1e-9),
+        )  # fmt: skip
         given = robustness.Forms((), tuple(items), {})
         form = next(row for row in robustness.table(rows["new"], forms, given) if row["suite"])
         assert form["before"] == pytest.approx(cell["value"], abs=1e-9)

@@ -10,6 +10,7 @@ from tutelage.core.records import Example, Message, Response
 from tutelage.evaluate import reliability as r
 from tutelage.evaluate.ask import AnswerLog
 from tutelage.evaluate.suite import Result, Suite
+from tutelage.evaluate.suites.kinds import Ground
 from tutelage.evaluate.ways import Way
 from tutelage.generate.fake import FakeGenerator
 from tutelage.generate.generator import Scored
@@ -89,6 +90,9 @@ def test_who_answers_only_when_sure_is_right_more_often():
     assert found["aurc"]["value"] < 1 - whole["value"], "below what choosing by chance would leave"
 
 
+NOTHING = Ground({})
+
+
 def result(item, value, output="x", suite="s", outcome="answered", **more):
     return Result(target="m", suite=suite, item=str(item), cluster=f"c{item}", kind="generate", metric="exact",
                   value=value, outcome=outcome, output=output, **more)  # fmt: skip
@@ -133,7 +137,7 @@ def test_agreement_and_the_commonest_answer():
     runs = [[result(0, 1.0, "The gate"), result(1, 0.0, "a")], [result(0, 1.0, "gate."), result(1, 1.0, "b")],
             [result(0, 0.0, "mill"), result(1, 0.0, "c")]]  # fmt: skip
     greedy = [result(0, 0.0, "mill"), result(1, 1.0, "b")]
-    found = row(r.consistency("seeds", runs, greedy), "s")
+    found = row(r.consistency("seeds", runs, greedy, NOTHING), "s")
     assert found["agreement"]["value"] == pytest.approx((1 / 3 + 0) / 2)
     assert found["majority"]["value"] == pytest.approx((1.0 + 1 / 3) / 2), "equally common answers share the place"
     assert found["majority_minus_greedy"]["value"] == pytest.approx(2 / 3 - 0.5)
@@ -143,20 +147,25 @@ def test_agreement_and_the_commonest_answer():
 def test_all_suites_together_are_shares_alone():
     """Bits per byte have no mean with shares of right answers."""
     runs = [[result(n, 1.0) for n in range(4)] + [bits_of(n) for n in range(4)] for _ in range(2)]
-    table = r.consistency("seeds", runs, runs[0])
+    table = r.consistency("seeds", runs, runs[0], NOTHING)
     assert {each["suite"] for each in table} == {"s", "letters", None}
     assert row(table, None)["majority"]["value"] == 1.0 and row(table, None)["asked"] == 4
     assert row(table, "letters")["majority"]["value"] == 2.5
 
 
 def bits_of(number):
-    more = {"suite": "letters", "metric": "bits_per_byte", "item": f"text{number}"}
+    more = {
+        "suite": "letters",
+        "metric": "bits_per_byte",
+        "item": f"text{number}",
+        "scores": {"bits": 20.0, "bytes": 8.0},
+    }
     return result(number, 2.5).model_copy(update=more)
 
 
 def test_an_answer_that_failed_lowers_coverage():
     runs = [[result(0, None, outcome="unknown"), result(1, 1.0)], [result(0, 1.0), result(1, 1.0)]]
-    found = row(r.consistency("seeds", runs, [result(1, 1.0)]), "s")
+    found = row(r.consistency("seeds", runs, [result(1, 1.0)], NOTHING), "s")
     assert found["coverage"] == 0.5
     assert found["agreement"]["n"] == 1
     assert found["agreement"]["low"] is None, "one item has no interval"

@@ -68,6 +68,50 @@ def test_the_page_is_one_file_under_a_strict_policy() -> None:
         assert said in html, said
 
 
+def graded(name: str, kind: str, metric: str, values: list[float], said: list[dict[str, float]]) -> System:
+    rows = [
+        Result(target=name, suite=kind, item=f"{kind}{n}", cluster=f"{n}", kind=kind, metric=metric, value=value,
+               outcome="answered", scores=scores)
+        for n, (value, scores) in enumerate(zip(values, said, strict=True))
+    ]  # fmt: skip
+    return system(name, f"evaluation:{'ab' * 32}#{name}", rows, {})
+
+
+def test_colours_are_the_metrics_own() -> None:
+    """An attack that failed is good, bits per byte are neither right nor wrong, what only describes has no verdict."""
+    sides = [
+        graded(name, "goal", "attack_success", [value] * 20, [{}] * 20) for name, value in (("old", 1.0), ("new", 0.0))
+    ]
+    found = comparison_page(compare(sides, [(0, 1)]))
+    data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', found, re.DOTALL)[1])
+    assert [[each[4] for each in item[6]] for item in data["items"]] == [[False, True]] * 20
+    assert "said[4]" in found and "said[0] ===" not in found
+    bits = [
+        graded(n, "perplexity", "bits_per_byte", [v] * 20, [{"bits": 8 * v, "bytes": 8.0}] * 20)
+        for n, v in (("old", 1.0), ("new", 0.7))
+    ]
+    data = json.loads(re.search(r'id="data">(.*?)</script>', comparison_page(compare(bits, [(0, 1)])), re.DOTALL)[1])
+    assert {each[4] for item in data["items"] for each in item[6]} == {None}
+    said = [
+        graded(
+            name, "summarise", "rouge_l", [0.5] * 20, [{"rouge_l": 0.5, "copied": share + n / 100} for n in range(20)]
+        )
+        for name, share in (("old", 0.1), ("new", 0.6))
+    ]
+    page = comparison_page(compare(said, [(0, 1)], margin=0.02))
+    assert "copied, it only describes" in page and "no verdict" in page and 'class="dot none"' not in page
+
+
+def test_counts_are_said_as_people_say_them() -> None:
+    sides = [
+        graded(name, "generate", "exact", [0.0] * 9 + [last], [{}] * 10) for name, last in (("old", 0.0), ("new", 1.0))
+    ]
+    lines = list(lines_of(compare(sides, [(0, 1)])))
+    assert "1 comparison: 0 better, 0 worse, 1 without a shown difference. 1 answer fixed, 0 broken." in lines[-1]
+    assert lines[0].endswith("p adjusted by Holm over its test alone")
+    assert "over all 2 headline tests told here" in next(iter(lines_of(compared())))
+
+
 def test_the_terminal_says_what_can_be_detected() -> None:
     found = compared()
     lines = list(lines_of(found))

@@ -7,6 +7,7 @@ from tests.evaluate.test_evaluate_robustness import given, luck
 from tests.report.test_report_pages import check
 from tutelage.core.artifact import Root
 from tutelage.evaluate import reliability, robustness
+from tutelage.evaluate.suites.kinds import Ground
 from tutelage.govern.standing import Line
 from tutelage.report import markdown, pages, trust
 
@@ -30,7 +31,7 @@ def summary():
         "robustness": robustness.table(before, after, forms),
         "reliability": {
             "calibration": reliability.calibration(points(400, 3.0), {("m", "s"): 400}),
-            "consistency": reliability.consistency("seeds", [before, before], before),
+            "consistency": reliability.consistency("seeds", [before, before], before, Ground({})),
             "determinism": [same | {"reason": None, "largest": 0.0}],
         },
     }

@@ -86,9 +86,10 @@ class Further:
         for each in results:
             asked[each.target, each.suite] = asked.get((each.target, each.suite), 0) + 1
         more: dict[str, Any] = {"resamples": self.config.resamples, "seed": self.config.seed}
-        consistency = reliability.consistency("seeds", self.runs, results)
-        consistency += reliability.consistency("wordings", reliability.wordings(results, self.changed), results)
         ground = Ground({item_id(item): item for suite in self.chosen for item in suite.items})
+        consistency = reliability.consistency("seeds", self.runs, results, ground)
+        others = reliability.wordings(results, self.changed)
+        consistency += reliability.consistency("wordings", others, results, ground)
         answers = [*groups.of_slices(results, ground), *groups.of_forms(results, self.changed)]
         return {
             "reliability": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,7 +32,8 @@ def keep(
     made, asked = made_as(ref, root), {row.item for row in found["results"]}
     folder = root.work / f"{STAGE}-{digest([ref, name, config.resolved()])[:16]}"
     with root.lock(folder.name, f"the examination of {ref}"):
-        folder.mkdir(exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)  # what a killed one left
+        folder.mkdir()
         items = [item for suite in chosen for item in suite.items if item_id(item) in asked]
         write_jsonl(folder / "items.jsonl", items)
         for part in (each for each in ROWS if found[each]):

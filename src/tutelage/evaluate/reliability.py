@@ -22,7 +22,7 @@ from tutelage.evaluate.ask import GREEDY, AnswerLog, likelihoods, sampling_of
 from tutelage.evaluate.robustness import WEIGHED
 from tutelage.evaluate.suite import Result, Suite, cluster_of, golds_of, item_id, sample
 from tutelage.evaluate.suites import choice
-from tutelage.evaluate.suites.kinds import named
+from tutelage.evaluate.suites.kinds import Ground, Metric, metric_of, value_of
 from tutelage.evaluate.ways import Way
 from tutelage.generate.generator import Generator
 from tutelage.measure.calibration import brier, ece, reliability, scaled, temperature_out_of_fold
@@ -249,8 +249,24 @@ def wordings(results: Iterable[Result], changed: Iterable[Result]) -> list[list[
     return [[each for each in results if (each.target, each.item) in asked], *forms.values()] if forms else []
 
 
+class _Several(NamedTuple):
+    """Several answers to one item: how they agree, the commonest (of several equally common ones the first, and what
+    all of these are worth in the mean, as if one were drawn), and the greedy one."""
+
+    agreement: float
+    worth: float
+    commonest: Result
+    greedy: Result | None
+    cluster: str
+
+
 def consistency(
-    how: str, runs: Sequence[Sequence[Result]], greedy: Iterable[Result], fewest: int = 2
+    how: str,
+    runs: Sequence[Sequence[Result]],
+    greedy: Iterable[Result],
+    ground: Ground,
+    *,
+    fewest: int = 2,
 ) -> list[dict[str, Any]]:
     """Target x suite (and all suites): how often two answers to one item agree, and what the commonest answer is worth
     beside the greedy one (paired). Items with fewer than `fewest` answers are left out and lower `coverage`."""
@@ -258,26 +274,31 @@ def consistency(
     for rows in runs:
         for each in rows:
             told.setdefault((each.target, each.item), []).append(each)
-    plainly = {(each.target, each.item): each for each in greedy}
-    groups: dict[tuple[str, str | None], list[tuple[float, float, float | None, str]]] = {}
+    plainly = {(each.target, each.item): each for each in greedy if each.value is not None}
+    groups: dict[tuple[str, str | None], list[_Several]] = {}
     asked: Counter[tuple[str, str | None]] = Counter()
-    bounds: dict[tuple[str, str | None], tuple[float, float] | None] = {}
+    metrics: dict[tuple[str, str | None], Metric] = {}
     for key, rows in told.items():
-        known = [each for each in rows if each.value is not None]
-        for suite in (rows[0].suite, None) if named(rows[0].metric).share else (rows[0].suite,):
-            asked[rows[0].target, suite] += 1
-            bounds[rows[0].target, suite] = named(rows[0].metric).bounds
+        known, first = [each for each in rows if each.value is not None], rows[0]
+        metric = metric_of(first.kind, first.metric)
+        for suite in (first.suite, None) if metric.share else (first.suite,):
+            asked[first.target, suite] += 1
+            metrics[first.target, suite] = metric if suite else Metric("value", score=value_of)
             if len(known) >= fewest:
-                own = plainly[key].value if key in plainly else None
-                place = groups.setdefault((rows[0].target, suite), [])
-                place.append((_agreement(known), _commonest(known), own, f"{rows[0].suite}/{rows[0].cluster}"))
+                worth, commonest = _commonest(known)
+                cluster = f"{first.suite}/{first.cluster}"
+                found = _Several(_agreement(known), worth, commonest, plainly.get(key), cluster)
+                groups.setdefault((first.target, suite), []).append(found)
     table: list[dict[str, Any]] = []
     for name, count in asked.items():
-        members = groups.get(name, [])
-        both = [(value, own, cluster) for _, value, own, cluster in members if own is not None]
-        greedily, near = [own for _, own, _ in both], [cluster for _, _, cluster in both]
-        compared = paired([value for value, _, _ in both], greedily, near, bounds=bounds[name])
-        clusters = [cluster for *_, cluster in members]
+        members, metric = groups.get(name, []), metrics[name]
+        both = [each for each in members if each.greedy is not None]
+        majority, drawn = _worths(members, metric, ground), _worths(both, metric, ground)
+        greedily = metric.per_item([each.greedy for each in both if each.greedy is not None], ground)
+        if len(drawn) != len(greedily):  # there is no such figure of one side
+            drawn, greedily = [], []
+        clusters, near = [each.cluster for each in members], [each.cluster for each in both][: len(drawn)]
+        compared = paired(drawn, greedily, near, bounds=metric.bounds)
         table.append(
             {
                 "target": name[0],
@@ -286,14 +307,21 @@ def consistency(
                 "asked": count,
                 "coverage": len(members) / count,
                 "answers": len(runs),
-                "agreement": plain(mean([each[0] for each in members], clusters, bounds=(0.0, 1.0))),
-                "majority": plain(mean([each[1] for each in members], clusters, bounds=bounds[name])),
-                "greedy": plain(mean(greedily, near, bounds=bounds[name])),
+                "agreement": plain(mean([each.agreement for each in members], clusters, bounds=(0.0, 1.0))),
+                "majority": plain(mean(majority, clusters[: len(majority)], bounds=metric.bounds)),
+                "greedy": plain(mean(greedily, near, bounds=metric.bounds)),
                 "majority_minus_greedy": plain(compared.difference),
                 "p": compared.p,
             }
         )
     return table
+
+
+def _worths(members: Sequence[_Several], metric: Metric, ground: Ground) -> list[float]:
+    """What each item's commonest answer is worth; of a corpus figure one value each, whose mean it is."""
+    if metric.sums is None:
+        return [each.worth for each in members]
+    return metric.per_item([each.commonest for each in members], ground)
 
 
 def _said(row: Result) -> str:
@@ -306,14 +334,15 @@ def _agreement(rows: Sequence[Result]) -> float:
     return sum(count * (count - 1) for count in counts) / (len(rows) * (len(rows) - 1))
 
 
-def _commonest(rows: Sequence[Result]) -> float:
-    """The value of the commonest answer; of several equally common ones the mean, as if one were drawn."""
-    by_answer: dict[str, list[float]] = {}
+def _commonest(rows: Sequence[Result]) -> tuple[float, Result]:
+    """What the commonest answer is worth, of several equally common ones the mean; and the first of them."""
+    by_answer: dict[str, list[Result]] = {}
     for each in rows:
-        by_answer.setdefault(_said(each), []).append(float(each.value or 0.0))
-    most = max(len(values) for values in by_answer.values())
-    tops = [sum(values) / len(values) for values in by_answer.values() if len(values) == most]
-    return sum(tops) / len(tops)
+        by_answer.setdefault(_said(each), []).append(each)
+    most = max(len(same) for same in by_answer.values())
+    tops = [same for same in by_answer.values() if len(same) == most]
+    worths = [sum(float(each.value or 0.0) for each in same) / most for same in tops]
+    return sum(worths) / len(worths), tops[0][0]
 
 
 def same(chosen: Sequence[Suite], config: Reliability, seed: int = 0) -> list[Example]:

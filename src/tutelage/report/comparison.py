@@ -89,12 +89,12 @@ def forest(row: Row, span: float, margin: float | None) -> str:
     if margin is not None and row.higher_is_better is not None:
         worse = -margin if row.higher_is_better else margin
         out.append(f'<line class="mark" x1="{px(worse)}" x2="{px(worse)}" y1="0" y2="22"/>')
-    kind = row.verdict
+    kind = "undecided" if row.verdict == "none" else row.verdict
     if gap.value is not None:
         if gap.low is not None and gap.high is not None:
             out.append(f'<line class="whisker {kind}" x1="{px(gap.low)}" x2="{px(gap.high)}" y1="11" y2="11"/>')
         out.append(f'<circle class="dot {kind}" cx="{px(gap.value)}" cy="11" r="4.5"/>')
-    label = escape(f"{name_of(row)}: {difference(row)}, {VERDICTS[kind][1]}")
+    label = escape(f"{name_of(row)}: {difference(row)}, {VERDICTS[row.verdict][1]}")
     return f'<svg class="forest" viewBox="0 0 240 22" role="img" aria-label="{label}">{"".join(out)}</svg>'
 
 

@@ -203,7 +203,8 @@ class Metric:
         if self.sums is None:
             return [self.scored(each) or 0.0 for each in rows]
         built = self.sums(rows, ground) if rows else ""
-        return [] if isinstance(built, str) else per_item(built[0]).tolist()
+        values = [] if isinstance(built, str) else per_item(built[0]).tolist()
+        return values if all(map(math.isfinite, values)) else []
 
     def difference(
         self,

@@ -34,7 +34,7 @@ SCHEMES: dict[str, str] = {
     # places that a room above may need opened
     "store": "tutelage.store.engine:open_store",
     "app": "tutelage.web.app:background",
-    "settings": "tutelage.web.state:open_settings",
+    "settings": "tutelage.web.settings:open_settings",
     "import": "tutelage.model.checkpoint:import_model",
     "adapter": "tutelage.model.peft:import_adapter",
     "weights": "tutelage.model.checkpoint:load",

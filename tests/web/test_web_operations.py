@@ -142,6 +142,8 @@ def test_budgets_keys_with_an_end_scopes_and_load(kept_root: Root, behind: str) 
         with pytest.raises(openai.PermissionDeniedError, match="scope"):
             chat(caller(server, "guard-key"), HELLO)
         wait_for(lambda: server.state.tenancy.budgets.used("small", _day()) > 0)
+        (row,) = server.state.tenancy.spending()
+        assert row[:2] == ("small", "day") and 0 < row[2] <= row[3] == 60
         assert caller(server, "guard-key").moderations.create(input=ATTACK).results[0].flagged
         server.state.tenancy.shedder._capacity = 1
         server.state.tenancy.shedder.running = 1
@@ -386,3 +388,37 @@ def test_who_may_switch_a_guard_and_close_an_incident(site: Any) -> None:
     assert rio.get(f"/incidents/{id}").status_code == 200
     assert rio.post(f"/incidents/{id}", data={"text": "x", "csrf": rio.headers["x-csrf-token"]}).status_code == 403
     assert site("ana").get("/incidents").status_code == 403
+
+
+def test_a_lead_switches_a_guard_by_keyboard(
+    kept_root: Root,
+    behind: str,  # noqa: F811
+    browser: Any,
+    shots: Path,
+    tmp_path: Path,
+) -> None:
+    shutil.copytree(kept_root.path, tmp_path / "life", ignore=shutil.ignore_patterns("store.db*"))
+    root = Root(tmp_path / "life")
+    tenants = {"default": {"budget": {"day_tokens": 100000, "month_tokens": 2000000}}}
+    with Server(create_app(root, settings(root, behind, tenants=tenants))) as server:
+        client, store = caller(server), server.state.store
+        for text in (ATTACK, HELLO, HELLO):
+            chat(client, text)
+        server.state.flush()
+        lea = people.create(store, "lea", roles=("lead", "safety"))
+        cookie, _ = access.open_session(store, lea.id)
+        window = browser.new_context(viewport={"width": 1280, "height": 900})
+        window.add_cookies([{"name": "tutelage", "value": cookie, "url": server.url}])
+        page = window.new_page()
+        page.goto(f"{server.url}/operate?span=hour")
+        page.get_by_text("decides").first.wait_for()
+        page.locator("summary", has_text="Switch a guard").focus()
+        page.keyboard.press("Enter")
+        page.get_by_label("Reason, kept for good").fill("too many false alarms")
+        page.screenshot(path=shots / "operate-guards-light-1280.png", full_page=True)
+        page.keyboard.press("Enter")
+        page.get_by_text("The guard is in shadow from now on").wait_for()
+        page.get_by_text("shadow").nth(1).wait_for()
+        assert chat(client, ATTACK).choices[0].finish_reason == "stop"
+        page.close()
+        window.close()

@@ -187,7 +187,7 @@ def test_a_shown_figure_is_read_at_a_glance(tutelage: Any, little: Root) -> None
 
 def test_doctor_says_what_there_is_and_what_an_extra_would_give(tutelage: Any) -> None:
     found = tutelage("doctor", "--json").json
-    assert set(found["extras"]) == {"train", "hf", "gguf", "postgres"} and found["extras"]["train"]
+    assert set(found["extras"]) == {"train", "hf", "gguf", "otel", "postgres"} and found["extras"]["train"]
     assert {"memory", "gpu", "engine", "TUTELAGE_DATA"} <= set(found)
     assert "[postgres]" in tutelage("doctor").out
 

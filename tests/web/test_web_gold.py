@@ -368,3 +368,20 @@ def test_a_lead_who_may_answer_is_not_given_what_the_page_told(site: Any) -> Non
         answer = api.Answer(slot=found[0].slot, epoch=found[0].epoch, key=f"k-{found[0].slot}", tiers=((0, 1, 2),))
         api.submit(store, lead, api.Answers(answers=(answer,)))
     assert other in given and shown_ not in given
+
+
+def test_gold_tasks_and_people_come_page_by_page(visit: Visit, house: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tutelage.web.gold.LISTED", 4)
+    chosen = golden(house)
+    lead = Client(Direct(house.store, house.people["lea"]))
+    found = lead.gold("ranking", start=4, limit=4)
+    assert [each.task for each in found.tasks] == chosen[4:] and found.tasks_total == 6
+    assert found.people == [] and found.people_total == 0
+    page = visit("lea").go("/projects/ranking/gold")
+    rows = page.locator("section[aria-labelledby=tasks] tbody tr")
+    assert rows.count() == 4 and page.get_by_text("1 to 4 of 6").count() == 1
+    page.get_by_role("link", name="Further").click()
+    page.get_by_text("5 to 6 of 6").wait_for()
+    assert rows.count() == 2
+    page.get_by_role("link", name="Before").click()
+    page.get_by_text("1 to 4 of 6").wait_for()

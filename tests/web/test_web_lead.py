@@ -169,7 +169,7 @@ def test_from_a_file_to_an_export(visit: Any, tmp_path: Path, shots: Path, schem
 def test_a_stuck_task_waits_for_the_lead(visit: Any, shots: Path) -> None:
     lead, store = visit("lea"), None
     store = lead.house.store
-    crew = [people.create(store, f"crew{at}", roles=("annotator",)) for at in range(6)]
+    crew = [people.create(store, f"crew{at}", roles=("annotator",)) for at in range(26)]
     from tutelage.feedback import api
 
     new = api.NewTask.model_validate(
@@ -188,6 +188,12 @@ def test_a_stuck_task_waits_for_the_lead(visit: Any, shots: Path) -> None:
     assert "1 task is stuck" in page.locator("main").inner_text()
     assert page.locator("article li").count() == 4 and page.get_by_role("row", name="It is broken").count() == 1
     shown(page, "lead-stuck", "light", 1280, shots)
+    assert "The first 20 of 2" in page.locator("#stuck").locator("..").inner_text(), "nobody scrolls through a team"
+    page.get_by_label("Whom to ask").fill("nobody")
+    page.keyboard.press("Enter")
+    page.get_by_text("Nobody's name here holds “nobody”").wait_for()
+    page.get_by_label("Whom to ask").fill("CREW5")
+    page.keyboard.press("Enter")
     page.get_by_label("Somebody who may answer").select_option(label="crew5")
     page.get_by_role("button", name="Ask this person").click()
     page.get_by_text("It waits for crew5").wait_for()

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -141,6 +142,8 @@ def test_budgets_keys_with_an_end_scopes_and_load(kept_root: Root, behind: str) 
         with pytest.raises(openai.PermissionDeniedError, match="scope"):
             chat(caller(server, "guard-key"), HELLO)
         wait_for(lambda: server.state.tenancy.budgets.used("small", _day()) > 0)
+        (row,) = server.state.tenancy.spending()
+        assert row[:2] == ("small", "day") and 0 < row[2] <= row[3] == 60
         assert caller(server, "guard-key").moderations.create(input=ATTACK).results[0].flagged
         server.state.tenancy.shedder._capacity = 1
         server.state.tenancy.shedder.running = 1
@@ -238,11 +241,21 @@ def test_rules_open_incidents_and_quiet_opens_none(store: Any) -> None:
     assert len(found) == 5 and watch.look(store, None, Told(40, 60), {"g1": "open"}, lost=2) == found
 
 
-def test_drift_expires_certificates_and_a_guard_then_only_flags(kept_root: Root, behind: str) -> None:  # noqa: F811
-    with Server(create_app(kept_root, settings(kept_root, behind))) as server:
+def test_drift_expires_certificates_and_a_guard_then_only_flags(
+    kept_root: Root,
+    behind: str,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    shutil.copytree(kept_root.path, tmp_path / "life", ignore=shutil.ignore_patterns("store.db*"))
+    root = Root(tmp_path / "life")
+    with Server(create_app(root, settings(root, behind))) as server:
         state = server.state
         client = caller(server)
         assert chat(client, ATTACK).choices[0].finish_reason == "content_filter"
+        tried = review.Drift("false_positive_rate", "w0", 0.3, 0.1, True, {"people": "simulated"})
+        review.save_drift(state.store, [tried])
+        state.watch()
+        assert standings.expired(state.store) == set(), "simulated people say nothing of users"
         review.save_drift(state.store, [review.Drift("false_positive_rate", "w1", 0.3, 0.1, True)])
         state.watch()
         (found,) = [each for each in incidents.every(state.store) if each.kind == "drift"]
@@ -265,7 +278,7 @@ def test_drift_expires_certificates_and_a_guard_then_only_flags(kept_root: Root,
         state.flush()
         (kept,) = traffic.requests(state.store, ids=[shadowed.id])
         assert kept.decisions[0].action == "allow" and kept.decisions[0].verdicts, "heard, and decides nothing"
-        again = replay(state.store, kept_root, kept.decisions[0].id)
+        again = replay(state.store, root, kept.decisions[0].id)
         assert again.outcome == "same", "as its guards stood then"
         standings.switch(state.store, guards[0].name, "on", reason="done", by="lea")
 
@@ -281,7 +294,7 @@ def test_a_decision_is_made_again_offline(observed: Server, kept_root: Root) -> 
         for decision in request.decisions:
             found = replay(store, kept_root, decision.id)
             assert found.outcome == "same" and found.after == decision.action, found
-            assert found.policy == decision.policy and (found.heads or found.notes)
+            assert found.policy == decision.policy and (found.heads or not decision.verdicts)
     with pytest.raises(NotFound):
         replay(store, kept_root, "nothing")
 
@@ -345,7 +358,8 @@ def test_incidents_are_noted_and_closed_from_the_console(visit: Any, house: Any)
     page.get_by_role("button", name="Close the incident").click()
     page.get_by_text("It is closed").wait_for()
     assert incidents.counts(house.store) == {}
-    page.goto(f"{house.url}/incidents")
+    page.goto(f"{house.url}/operate")
+    page.get_by_role("link", name="Incidents").click()
     page.get_by_text("Nothing is open.").wait_for()
 
 
@@ -374,3 +388,37 @@ def test_who_may_switch_a_guard_and_close_an_incident(site: Any) -> None:
     assert rio.get(f"/incidents/{id}").status_code == 200
     assert rio.post(f"/incidents/{id}", data={"text": "x", "csrf": rio.headers["x-csrf-token"]}).status_code == 403
     assert site("ana").get("/incidents").status_code == 403
+
+
+def test_a_lead_switches_a_guard_by_keyboard(
+    kept_root: Root,
+    behind: str,  # noqa: F811
+    browser: Any,
+    shots: Path,
+    tmp_path: Path,
+) -> None:
+    shutil.copytree(kept_root.path, tmp_path / "life", ignore=shutil.ignore_patterns("store.db*"))
+    root = Root(tmp_path / "life")
+    tenants = {"default": {"budget": {"day_tokens": 100000, "month_tokens": 2000000}}}
+    with Server(create_app(root, settings(root, behind, tenants=tenants))) as server:
+        client, store = caller(server), server.state.store
+        for text in (ATTACK, HELLO, HELLO):
+            chat(client, text)
+        server.state.flush()
+        lea = people.create(store, "lea", roles=("lead", "safety"))
+        cookie, _ = access.open_session(store, lea.id)
+        window = browser.new_context(viewport={"width": 1280, "height": 900})
+        window.add_cookies([{"name": "tutelage", "value": cookie, "url": server.url}])
+        page = window.new_page()
+        page.goto(f"{server.url}/operate?span=hour")
+        page.get_by_text("decides").first.wait_for()
+        page.locator("summary", has_text="Switch a guard").focus()
+        page.keyboard.press("Enter")
+        page.get_by_label("Reason, kept for good").fill("too many false alarms")
+        page.screenshot(path=shots / "operate-guards-light-1280.png", full_page=True)
+        page.keyboard.press("Enter")
+        page.get_by_text("The guard is in shadow from now on").wait_for()
+        page.get_by_text("shadow").nth(1).wait_for()
+        assert chat(client, ATTACK).choices[0].finish_reason == "stop"
+        page.close()
+        window.close()

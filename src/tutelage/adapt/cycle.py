@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -398,7 +399,8 @@ def cycle(config: Cycle, inputs: Inputs, out: Path, context: Context) -> dict[st
         for name, requests in weeks.later:
             turn = wheel.week(name, requests)
             found = triggers(first.week, turn.week, turn.estimates, config.limits, first.estimates)
-            save_drift(context.store, _signals(turn, found, config.limits), context.key)
+            signals = [replace(each, detail={"people": source.people}) for each in _signals(turn, found, config.limits)]
+            save_drift(context.store, signals, context.key)
             story[name] = _told(turn, found)
             acted += found
             for each in found:

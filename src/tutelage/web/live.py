@@ -132,6 +132,7 @@ def values(state: Any, span: str) -> dict[str, Any]:
         "more_incidents": len(opened) > 5,
         "taken": takeover.opened(store),
         "drifts": list(reversed(review.drifts(store)))[:12],
+        "spending": state.tenancy.spending(),
         "lag": state.writer.lag,
         "lost": state.writer.lost,
         "running": state.tenancy.shedder.running,

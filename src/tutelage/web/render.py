@@ -51,7 +51,6 @@ LINKS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
     ("/runs", "Runs", ("lead", "operator", "safety", "auditor")),
     ("/reports", "Reports", ("lead", "operator", "safety", "auditor", "reviewer")),
     ("/operate", "Operate", ("lead", "operator", "safety", "auditor")),
-    ("/incidents", "Incidents", ("lead", "operator", "safety", "auditor", "reviewer")),
     ("/people", "People", ("lead", "auditor")),
 )
 """The pages and the roles that see them; none = everybody."""

@@ -85,7 +85,7 @@ class State:
         self._taken: frozenset[str] = frozenset()
         self._fresh: dict[str, float] = {}
         """Conversations that went to a person since the store was last looked at, and when that was on disk."""
-        self._opening, self._counting = threading.Lock(), threading.Lock()
+        self._opening, self._counting, self._looking = threading.Lock(), threading.Lock(), threading.Lock()
         self._away = Addresses(self.root, self.environment)
         self._recorder = Recorder(self.writer, lambda tenant: self.tenant(tenant).collect)
         self.telemetry = Telemetry(self.settings.telemetry, root.path, taxonomy=self._categories)
@@ -282,11 +282,11 @@ class State:
         """What the service looks at again and again: the release that is live, and answers that people have given."""
         self.reload()
         self.look()
-        queue.open_held(self.store)
         if time.monotonic() - self._synced >= SYNC_S:
             self._synced = time.monotonic()
             self.tenancy.sync()
             self.watch()
+        queue.open_held(self.store)
 
     def watch(self) -> None:
         """Open incidents for what the rules find, and let guards stand as people and drift have decided."""
@@ -332,12 +332,13 @@ class State:
 
     def look(self) -> None:
         """Which conversations are with a person, and in which of them there is something to deliver."""
-        begun = time.monotonic()
-        taken = takeover.conversations(self.store)  # first: who answers and gives back in one is not missed between
-        self._answered, self._taken = review.undelivered(self.store), taken
-        for name, at in [*self._fresh.items()]:
-            if at < begun:
-                self._fresh.pop(name, None)
+        with self._looking:  # one after the other: what was read earlier is never kept later
+            begun = time.monotonic()
+            taken = takeover.conversations(self.store)  # first: who answers and gives back in one is not missed between
+            self._answered, self._taken = review.undelivered(self.store), taken
+            for name, at in [*self._fresh.items()]:
+                if at < begun:
+                    self._fresh.pop(name, None)
 
     def sweep(self) -> int:
         """Forget words, and what placeholders stand for, that are older than the settings keep them, but for those

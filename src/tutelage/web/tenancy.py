@@ -67,6 +67,17 @@ class Tenancy:
         self.budgets.settle(grant.tenant, grant.tokens, spent, time.time())
         self.shedder.release()
 
+    def spending(self) -> list[tuple[str, str, int, int]]:
+        """(tenant, day or month, tokens used, tokens allowed) of every budget there is."""
+        day, month = periods(time.time())
+        found = []
+        for name, tenant in sorted(self._settings.tenants.items()):
+            given = tenant.budget
+            for word, period, most in (("day", day, given.day_tokens), ("month", month, given.month_tokens)):
+                if most:
+                    found.append((name, word, self.budgets.used(name, period), most))
+        return found
+
     def sync(self) -> None:
         """Keep what was used, and see what others used. Raises Busy; what could not be kept is kept the next time."""
         new = self.budgets.take()

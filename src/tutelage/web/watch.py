@@ -85,6 +85,8 @@ def _breakers(store: Store, breakers: Mapping[str, str]) -> Iterable[str]:
 
 def _drifts(store: Store, policy: Policy | None, since: int) -> Iterable[str]:
     for each in review.drifts(store, triggered=True, since=since):
+        if each.detail.get("people", "live") != "live":  # what simulated people do says nothing of users
+            continue
         value = "" if each.value is None else f": {each.value:.3f}"
         title = f"{each.signal.replace('_', ' ')} in {each.period}{value}"
         detail = {"period": each.period, "value": each.value, "threshold": each.threshold}

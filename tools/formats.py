@@ -27,6 +27,7 @@ from tutelage.generate.endpoint import Endpoint
 from tutelage.guard.bundle import Bundle
 from tutelage.guard.policy import PolicyFile, Taxonomy
 from tutelage.guard.scan import ScanLine
+from tutelage.guard.switch import Switched
 from tutelage.judge.certificate import Certificate
 from tutelage.plan import Plan
 from tutelage.recipe import LIFE, WatchConfig, stage_of
@@ -84,7 +85,8 @@ FORMATS: tuple[tuple[str, str, Any], ...] = (
         "In `classifier.json`: from which score a guard may act, and how often it would be wrong.",
         Certificate,
     ),
-    ("Scan output", "A line of `tutelage guard scan --json`.", ScanLine),
+    ("Scan output", "A line of `tutelage guard scan`.", ScanLine),
+    ("Switches", "A line of `switches.jsonl`: whether the guards of a bundle decide before an upstream.", Switched),
     ("Bundle", "`bundle.json`.", Bundle),
     ("Release policy", "`release.policy` of a recipe: what a candidate must show.", ReleasePolicy),
     ("Verdict of the gate", "`verdict.json`.", GateVerdict),

@@ -32,6 +32,11 @@ class Ask:
     id: str = field(default_factory=uuid7)
     meta: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def text(self) -> str:
+        """What was said last by whoever asks, whose language is answered in."""
+        return next((each.content for each in reversed(self.messages) if each.role in ("user", "text")), "")
+
 
 class Chunk(NamedTuple):
     """A part of answer number `choice` that may be sent. The last one of an answer has its finish."""

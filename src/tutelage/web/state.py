@@ -23,16 +23,17 @@ from pydantic import Field, field_validator
 from tutelage.core import refs
 from tutelage.core.artifact import Root
 from tutelage.core.config import Config, build, load_yaml, secret
-from tutelage.core.errors import NotFound, TutelageError
-from tutelage.core.records import Message
+from tutelage.core.errors import NotFound, TutelageError, UsageError
+from tutelage.core.records import Message, digest
 from tutelage.feedback.desk import Kept
 from tutelage.generate.generator import Generator
 from tutelage.guard.limits import Limiter, Limits
-from tutelage.guard.opened import bundle_of, open_parts
+from tutelage.guard.opened import bundle_of, open_parts, watching
 from tutelage.guard.pipeline import Pipeline
 from tutelage.guard.policy import Policy, PolicyFile, Rule, Taxonomy
 from tutelage.guard.request import Ending
 from tutelage.guard.scan import Scanner
+from tutelage.guard.switch import is_on, switches
 from tutelage.guard.upstream import Upstream, open_upstream
 from tutelage.guard.vault import Vault
 from tutelage.store import engine, releases, review, traces
@@ -120,7 +121,12 @@ class Settings(Config):
     """Where the store lies: "" is ROOT/store.db; for a team, the address of a PostgreSQL database as `env:NAME` or
     `file:PATH`, or in clear text without a password."""
     serve: str = "release:current"
-    """What answers: `release:current`, or a bundle to try out."""
+    """What answers: `release:current`, or a bundle to try out; `rules` before an upstream: no classifier."""
+    guards: Literal["on", "switch"] = "on"
+    """`switch`: trained guards watch and decide nothing until `tutelage guard switch on`; `guard up` says so."""
+    policy: str = ""
+    """A policy file (beside service.yaml) in force instead of the bundle's. A change of it is followed while the
+    service runs: all at once, or not at all where the guards cannot keep it."""
     upstream: UpstreamSettings | None = None
     generators: dict[str, UpstreamSettings] = Field(default_factory=dict)
     """Names by which projects of kind dialogue may call generators at other addresses."""
@@ -181,6 +187,8 @@ class Serving:
     """What it was opened for: `release id|bundle`."""
     source: str
     """Its upstream."""
+    law: str
+    """Content of the policy file that the settings name, as a hash; empty where they name none."""
     users: int = 0
 
 
@@ -232,10 +240,10 @@ class State:
         """Follow the release that is live; True if another one answers now. What cannot be opened changes nothing."""
         with self._opening:
             try:
-                wanted = self._wanted()
-                if self._now is not None and wanted == self._now.wanted:
+                wanted, law = self._wanted(), self._law()
+                if self._now is not None and (wanted, law) == (self._now.wanted, self._now.law):
                     return False
-                made = self._open(wanted)
+                made = self._open(wanted, law)
             except TutelageError as error:
                 self.problem = str(error)
                 return False
@@ -277,6 +285,8 @@ class State:
 
     def _wanted(self) -> str:
         """What should answer: `release id|bundle`, or a bundle, or the bare rules before an upstream."""
+        if self.settings.serve == "rules":
+            return "|"
         try:
             if self.settings.serve == "release:current":
                 live = releases.current(self.store)
@@ -293,14 +303,35 @@ class State:
         given = self.settings.upstream
         return self._upstream_url or (f"{given.url}#{given.model}" if given else "")
 
-    def _open(self, wanted: str) -> Serving:
+    def _law(self) -> str:
+        """What holds beside the bundle: the policy file that the settings name, by its content and that of its
+        taxonomy, and which guards are switched on. Raises ConfigError."""
+        switched = [each.model_dump() for each in switches(self.root)] if self.settings.guards == "switch" else []
+        if not self.settings.policy:
+            return digest(switched) if switched else ""
+        path = self.root.path / self.settings.policy
+        values = load_yaml(path)
+        return digest([values, load_yaml(path.parent / str(values.get("taxonomy", "taxonomy.yaml"))), switched])
+
+    def _open(self, wanted: str, law: str) -> Serving:
+        file = self.root.path / self.settings.policy if self.settings.policy else None
+        standing = "rules"
         release, _, bundle = wanted.partition("|")
         if bundle:
             ref = bundle if ":" in bundle else f"bundle:{bundle}"
-            parts = open_parts(self.root.find(ref), self.root)
+            artifact = self.root.find(ref)
+            standing = "demo" if artifact.manifest.simulated else "trained"
+            if standing == "demo" and self._url() and self.settings.serve == "release:current":
+                raise UsageError(
+                    "these guards are a demonstration, learned from simulated people, and stand before no other model",
+                    todo=f"Ask for them by name (`--guard {artifact.ref[:19]}`), or for `--guard rules`",
+                )
+            parts = open_parts(artifact, self.root, file)
             scanner, system, model = parts.scanner, parts.system, parts.model
+            if standing == "trained" and self.settings.guards == "switch" and not is_on(self.root, artifact.id):
+                scanner, standing = watching(scanner), "shadow"
         else:
-            policy = Policy(BARE, Taxonomy(categories={}))
+            policy = Policy.load(file) if file else Policy(BARE, Taxonomy(categories={}))
             scanner, system, model = Scanner(policy, {}), "", ""
         source = self._url() or model
         if not source:
@@ -312,10 +343,11 @@ class State:
             system=system,
             release=release or bundle,
             model="tutelage",
+            standing=standing,
             vaults=self._vault,
             record=partial(self._recorder.record, scanner),
         )
-        return Serving(made, wanted, source)
+        return Serving(made, wanted, source, law)
 
     def speaker(self, name: str) -> Generator:
         """A generator for dialogues: an artifact or fake by reference, or an address that the settings name."""
@@ -342,12 +374,9 @@ class State:
 
     @property
     def standing(self) -> str:
-        """What the guards rest on: `rules` alone, `demo` (learned from simulated people), or `trained`."""
-        bundle = self._now.wanted.partition("|")[2] if self._now is not None else ""
-        if not bundle:
-            return "rules"
-        artifact = self.root.find(bundle if ":" in bundle else f"bundle:{bundle}")
-        return "demo" if artifact.manifest.simulated else "trained"
+        """What the guards rest on: `rules` alone, `demo` (learned from simulated people), `trained`, or `shadow`:
+        trained, and not switched on, so that rules alone decide."""
+        return self.pipeline.standing if self.pipeline is not None else "rules"
 
     @property
     def answering(self) -> str:

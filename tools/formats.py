@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
+from tutelage.guard.switch import Switched
 
 from tutelage.adapt.gate import GateVerdict, ReleasePolicy
 from tutelage.core.artifact import Manifest
@@ -84,7 +85,8 @@ FORMATS: tuple[tuple[str, str, Any], ...] = (
         "In `classifier.json`: from which score a guard may act, and how often it would be wrong.",
         Certificate,
     ),
-    ("Scan output", "A line of `tutelage guard scan --json`.", ScanLine),
+    ("Scan output", "A line of `tutelage guard scan`.", ScanLine),
+    ("Switches", "A line of `switches.jsonl`: whether the guards of a bundle decide before an upstream.", Switched),
     ("Bundle", "`bundle.json`.", Bundle),
     ("Release policy", "`release.policy` of a recipe: what a candidate must show.", ReleasePolicy),
     ("Verdict of the gate", "`verdict.json`.", GateVerdict),

@@ -16,6 +16,7 @@ from tutelage.core.artifact import Artifact, Root
 from tutelage.core.errors import ConfigError
 from tutelage.core.records import Message, Span, ToolCall, Verdict
 from tutelage.guard.bundle import BundleConfig, fit
+from tutelage.guard.coverage import coverage
 from tutelage.guard.limits import Denied, Grant, Limiter, Limits
 from tutelage.guard.opened import open_parts
 from tutelage.guard.policy import Category, Guard, Policy, PolicyFile, Rule, Taxonomy, Where
@@ -136,7 +137,7 @@ def test_a_guard_that_is_sure_of_rows_but_not_of_clusters_may_only_flag() -> Non
 
 
 def test_coverage_shows_what_nobody_reads(small_root: Root, small_bundle: Artifact) -> None:
-    rows = open_parts(small_bundle, small_root).scanner.policy.coverage()
+    rows = coverage(open_parts(small_bundle, small_root).scanner.policy)
     guards = {(row["direction"], row["channel"]): row["guards"] for row in rows if row["surface"] == "chat"}
     assert guards["input", "tool_result"]
     said = {channel for direction, channel in guards if direction == "output"}

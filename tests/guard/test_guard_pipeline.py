@@ -1,6 +1,7 @@
 """The serving path: block, redact, flag, review, rewrite; cancel; nothing leaves before the guards have said so."""
 
 import asyncio
+import base64
 import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 
@@ -107,9 +108,13 @@ def test_a_blocked_request_says_the_policys_message_and_cancels_the_generation(
     assert seen[0].input.decision.action == "block"
 
 
-def test_the_language_of_the_message_follows_the_request(small_root: Root, small_bundle: Artifact) -> None:
-    request = Ask((Message(role="user", content=ATTACK),), language="de")
-    assert said(collect(pipeline(small_root, small_bundle, Script("x")), request)) == "Das tue ich nicht."
+def test_the_message_is_in_the_texts_language_else_in_the_one_asked_for(
+    small_root: Root, small_bundle: Artifact
+) -> None:
+    coded = base64.b64encode(ATTACK.encode()).decode()
+    for text, message in ((ATTACK, "That I will not do."), (coded, "Das tue ich nicht.")):
+        request = Ask((Message(role="user", content=text),), language="de")
+        assert said(collect(pipeline(small_root, small_bundle, Script("x")), request)) == message
 
 
 @pytest.mark.parametrize("stream", [True, False])

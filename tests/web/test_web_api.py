@@ -271,7 +271,7 @@ def test_a_start_names_what_answers_and_keeps_the_key_to_itself(tmp_path: Path, 
     announce(house, said.append, "http://here")
     text = "\n".join(said)
     assert upstream in text and "the policy's rules alone" in text and key not in text
-    typed = shlex.split(said[-1].split("First request:")[1])
+    typed = shlex.split(next(line for line in said if "First request:" in line).split("First request:")[1])
     assert typed[:2] == ["curl", "http://here/v1/chat/completions"]
     assert json.loads(typed[-1])["temperature"] == 0, "the starter's small model strays at 1"
 

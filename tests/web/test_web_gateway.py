@@ -433,7 +433,7 @@ class Absent:
         if name.partition(".")[0] in ("torch", "transformers", "sklearn"):
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Absent())
-sys.argv = ["tutelage", "serve", "--root", sys.argv[1], "--port", "0", "--upstream", sys.argv[2]]
+sys.argv = ["tutelage", "guard", "up", "--root", sys.argv[1], "--port", "0", "--upstream", sys.argv[2]]
 from tutelage.cli import main
 main()
 """
@@ -444,9 +444,13 @@ def test_guarding_an_upstream_needs_no_torch(behind: str, tmp_path: Path) -> Non
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         try:
-            told = [process.stdout.readline() for _ in range(6)]
-            link, console, _, _, guards, example = told
-            assert "/welcome/" in link and "rules alone" in guards and "api.key" in example, told
+            told = [process.stdout.readline()]
+            while told[-1] and "/welcome/" not in told[-1]:
+                told.append(process.stdout.readline())
+            guards, console, _, _, request, block, *matrix, link = told
+            assert "/welcome/" in link and "rules alone" in guards and "api.key" in request, told
+            assert block.startswith("First block:") and "redact: personal-data-in" in block
+            assert matrix[0] == "Guarded:\n" and "personal-data-out (redact)" in "".join(matrix)
             address = console.split()[-1]
             key = (tmp_path / "bare" / "api.key").read_text().strip()
             caller = openai.OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=2)

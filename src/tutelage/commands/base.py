@@ -42,6 +42,11 @@ def say(text: str = "") -> None:
     typer.echo(text)
 
 
+def say_error(error: TutelageError) -> None:
+    """Name on stderr what could not be used, where the rest goes on."""
+    typer.echo(f"error: {error}", err=True)
+
+
 def emit(value: Any) -> None:
     """Print for a program."""
     typer.echo(json.dumps(value, ensure_ascii=False, sort_keys=True))

@@ -36,15 +36,16 @@ from tutelage.recipe import LIFE, Recipe
 from tutelage.report.timing import Timed, how_near, predictions, timed
 
 
-def _run(
+def run_recipe(
     recipe_source: Path,
     overrides: list[str],
     root: Path,
-    only: str | None,
-    until: str | None,
-    wait: bool,
-    as_json: bool,
+    only: str | None = None,
+    until: str | None = None,
+    wait: bool = False,
+    as_json: bool = False,
 ) -> dict[str, Artifact]:
+    """Run a recipe, with its progress on stderr; what each section made."""
     from tutelage import life
     from tutelage.plan import LifeClock, plan
     from tutelage.recipe import read_recipe
@@ -110,7 +111,7 @@ def run(
         raise SystemExit(start(ranks, sys.argv[1:], environment()))
     refused: Refused | None = None
     try:
-        made = _run(recipe, [*(overrides or []), *extra], root, only, until, wait, as_json)
+        made = run_recipe(recipe, [*(overrides or []), *extra], root, only, until, wait, as_json)
     except Refused as error:  # what was made is sealed and shown; the exit code tells
         from tutelage.life import last
 

@@ -10,7 +10,7 @@ personal data that may have begun, the first 64 characters of an answer, the str
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from tutelage.core.records import Decision, Span, Verdict
@@ -41,6 +41,8 @@ class Barrier:
         at: which text this is.
         hold_back: characters kept back behind the point that all guards have scored.
         replace: what a redaction leaves; `[TYPE]` by default.
+        asleep: names of watchers that are asked only where others are not sure; then nothing leaves until whoever
+            feeds has shown them the text so far and calls `wake`.
     """
 
     def __init__(
@@ -51,11 +53,16 @@ class Barrier:
         *,
         hold_back: int = HOLD_BACK,
         replace: Replace | None = None,
+        asleep: Collection[str] = (),
     ) -> None:
         self._policy, self._watchers, self.at = policy, dict(watchers), at
         self.hold_back, self._replace = hold_back, replace or (lambda span, text: f"[{span.type.upper()}]")
         self._needed = policy.needed(at)
         """Guards without whose verdict nothing leaves."""
+        self._asleep = frozenset(asleep)
+        self.unsure: frozenset[str] = frozenset()
+        """Those asleep whose word is needed now."""
+        self._ended: dict[str, Progress] = {}
         self._text = ""
         self._offset = 0
         self._cuts: dict[tuple[int, str], Span] = {}
@@ -95,13 +102,24 @@ class Barrier:
         if self._closed:
             return self._shut()
         self._text += delta
-        return self._pass([_try(name, w.feed, delta) for name, w in self._watchers.items()], last=False)
+        return self._pass([_try(name, w.feed, delta) for name, w in self._awake], last=False)
 
     def close(self) -> Passed:
         """The answer has ended; what is left may leave if all of it was scored and nothing stops it."""
         if self._closed:
             return self._shut()
-        return self._pass([_try(name, w.close) for name, w in self._watchers.items()], last=True)
+        for name, watcher in self._awake:
+            if name not in self._ended:
+                self._ended[name] = _try(name, watcher.close)[1]
+        return self._pass(list(self._ended.items()), last=True)
+
+    def wake(self, names: frozenset[str]) -> None:
+        """These have seen the text so far; from now on nothing leaves without them. Feed or close again."""
+        self._asleep, self._needed, self.unsure = self._asleep - names, self._needed | names, frozenset()
+
+    @property
+    def _awake(self) -> list[tuple[str, Watcher]]:
+        return [(name, watcher) for name, watcher in self._watchers.items() if name not in self._asleep]
 
     def _shut(self) -> Passed:
         return Passed("", self.decision if stops(self._decision) else None)
@@ -120,7 +138,7 @@ class Barrier:
             # a failed guard holds nothing back by itself: the policy decides whether it stops the answer
             scored[name] = scored_to if verdict.status == "ok" else end
             verdicts.append(verdict)
-        pending = () if last else self._needed - {verdict.judge for verdict in verdicts}
+        pending = self._asleep | (self._needed - {verdict.judge for verdict in verdicts} if not last else frozenset())
         for verdict in verdicts:
             self._heard.setdefault(verdict.judge, _Heard()).add(verdict)
         now = self._policy.decide(self.at, verdicts, pending)
@@ -133,6 +151,9 @@ class Barrier:
             self._closed, self._text = True, ""
             return Passed("", self.decision)
         self._cuts |= told
+        self.unsure = self._policy.unsure(self.at, verdicts) & self._asleep if self._asleep else frozenset()
+        if self.unsure:
+            return Passed("")
         until = end
         if not last:
             behind = min((scored[name] for name in self._needed), default=end)

@@ -20,6 +20,7 @@ from tutelage.core.errors import ConfigError
 from tutelage.core.price import Cost, Machine
 from tutelage.core.records import Record, digest
 from tutelage.core.stage import Context, Input, Inputs, stage
+from tutelage.guard.coverage import coverage
 from tutelage.guard.opened import guard_of
 from tutelage.guard.policy import Guard, Policy, PolicyFile, Rule, Taxonomy
 from tutelage.judge.classifier import ClassifierJudge
@@ -91,6 +92,7 @@ def fit(
     rules: list[Rule] = []
     changed: list[str] = []
     lesser: set[str] = set()
+    Policy(file.model_copy(update={"rules": (), "tenants": {}}), taxonomy, guards)  # what is wrong beside the rules
     for rule in file.rules:
         kept: Rule | None = rule
         alone = file.model_copy(update={"rules": (rule,), "tenants": {}})
@@ -124,7 +126,8 @@ def _lesser(
     )
     if rule.category not in taxonomy.categories or not covered:
         return None
-    flags = rule.model_copy(update={"action": "flag", "when": rule.when.model_copy(update={"direction": covered})})
+    when = rule.when.model_copy(update={"direction": covered})
+    flags = rule.model_copy(update={"action": "flag", "unsure": "flag", "when": when})
     try:
         Policy(alone.model_copy(update={"rules": (flags,)}), taxonomy, guards)
     except ConfigError:
@@ -179,5 +182,5 @@ def bundle(config: BundleConfig, inputs: Inputs, out: Path, context: Context) ->
         "guards": sorted(judge.name for judge in judges),
         "changed": changed,
         "policy": policy.hash,
-        "coverage": sum(bool(row["guards"]) for row in policy.coverage()),
+        "coverage": sum(bool(row["guards"]) for row in coverage(policy)),
     }

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from tutelage.core.records import ACTIONS, Action, Message, Record
+from tutelage.guard.coverage import FAILURES
 from tutelage.guard.policy import PolicyFile, Surface, Taxonomy
-from tutelage.guard.scan import Scanner
+from tutelage.guard.scan import Scan, Scanner
 from tutelage.measure.statistics import wilson
 
 Way = Literal["stricter", "milder", "other"]
@@ -82,7 +83,7 @@ def _way(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Way:
     old, new = before.get(name), after.get(name)
     key = name.rpartition(".")[2]
     more: bool | None = None
-    if key in ("action", "on_error") and old in ACTIONS and new in ACTIONS:
+    if key in ("action", "on_error", "unsure", *FAILURES) and old in ACTIONS and new in ACTIONS:
         more = ACTIONS.index(new) > ACTIONS.index(old)
     elif key == "off" and old is not new:
         more = not new
@@ -112,6 +113,15 @@ class Moved(Record):
     reasons: tuple[str, ...] = ()
 
 
+class Fired(Record):
+    """On how many requests the rules on one category fired."""
+
+    before: int = 0
+    after: int = 0
+    gone: int = 0
+    new: int = 0
+
+
 class Replay(Record):
     """What a policy would have decided on recorded requests, beside another."""
 
@@ -121,6 +131,8 @@ class Replay(Record):
     """The share that would be decided otherwise, with its 95% interval."""
     table: dict[str, int]
     """`allow -> block` -> how many."""
+    categories: dict[str, Fired]
+    """Category -> on how many requests a rule on it fired."""
     moved: tuple[Moved, ...]
 
 
@@ -128,12 +140,18 @@ def replay(old: Scanner, new: Scanner, spoken: Iterable[Spoken]) -> Replay:
     """Decide on the same texts under both policies; nothing is generated and nothing recorded."""
     table: Counter[str] = Counter()
     moved: list[Moved] = []
+    counts: dict[str, Counter[str]] = {}
     total = 0
     for each in spoken:
         total += 1
         one = old.scan(each.messages, each.answer, surface=each.surface, tenant=each.tenant)
         two = new.scan(each.messages, each.answer, surface=each.surface, tenant=each.tenant)
         table[f"{one.action} -> {two.action}"] += 1
+        was, now = _fired(old, one, each.tenant), _fired(new, two, each.tenant)
+        sides = (("before", was), ("after", now), ("gone", was - now), ("new", now - was))
+        for side, names in sides:
+            for name in names:
+                counts.setdefault(name, Counter())[side] += 1
         if one.action != two.action:
             reasons = dict.fromkeys(reason for seen in two.seen for reason in seen.decision.reasons)
             moved.append(Moved(id=each.id, before=one.action, after=two.action, reasons=tuple(reasons)))
@@ -142,5 +160,13 @@ def replay(old: Scanner, new: Scanner, spoken: Iterable[Spoken]) -> Replay:
         changed=len(moved),
         share=wilson(len(moved), total),
         table=dict(sorted(table.items())),
+        categories={name: Fired(**counts[name]) for name in sorted(counts)},
         moved=tuple(moved),
     )
+
+
+def _fired(scanner: Scanner, scan: Scan, tenant: str) -> frozenset[str]:
+    """The categories that rules fired on, and `personal data`."""
+    named = frozenset(name for seen in scan.seen for name in scanner.policy.fired(seen.decision, tenant))
+    reasons = [reason for seen in scan.seen for reason in seen.decision.reasons]
+    return named | ({"personal data"} if any(": personal data (" in reason for reason in reasons) else frozenset())

@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 
 from tutelage.guard.barrier import Barrier, Passed
 from tutelage.guard.breaker import Breakers
@@ -68,6 +69,7 @@ class Lane:
         slow: names of those that need a thread and a time limit.
         vault: opens the conversation's placeholders in what may leave.
         beside: runs what may have to wait for the vault's store, beside the event loop.
+        further: guards that are asked only where those are not sure, from the begin of the text on.
     """
 
     def __init__(
@@ -79,10 +81,13 @@ class Lane:
         breakers: Breakers,
         vault: Vault,
         beside: Callable[[Callable[[], None]], Awaitable[None]],
+        further: Mapping[str, Watcher] = MappingProxyType({}),
     ) -> None:
         defaults = policy.file.defaults
-        self._slow = {n: Aside(n, watchers[n], breakers, defaults.budget_ms) for n in watchers if n in slow}
-        self.barrier = Barrier(policy, {**watchers, **self._slow}, at, hold_back=defaults.hold_back)
+        self._slow = {n: Aside(n, watchers[n], breakers, policy.budget(n)) for n in watchers if n in slow}
+        self._further = {n: Aside(n, each, breakers, policy.budget(n)) for n, each in further.items()}
+        known = {**watchers, **self._slow, **self._further}
+        self.barrier = Barrier(policy, known, at, hold_back=defaults.hold_back, asleep=self._further)
         self._most, self._latest = defaults.hold_back, deque[int](maxlen=HELD_TOKENS)
         self._opened, self._beside = Unmasker(vault), beside
         self.waiting = ""
@@ -128,6 +133,8 @@ class Lane:
             await asyncio.gather(*(each.ask(piece) for each in self._slow.values()))
             passed = self.barrier.feed(piece)
             self.read = before + start + len(piece)
+            while await self._woken(False):
+                passed = self.barrier.feed("")
             if passed.stop is not None:
                 return Passed("" if out else passed.text, passed.stop)
             out.append(passed.text)
@@ -135,7 +142,20 @@ class Lane:
             return Passed("".join(out))
         await asyncio.gather(*(each.ask(None) for each in self._slow.values()))
         end = self.barrier.close()
+        while await self._woken(True):
+            end = self.barrier.close()
         return Passed("".join(out) + end.text, end.stop)
+
+    async def _woken(self, last: bool) -> bool:
+        """Ask the guards of a further tier, if the others are not sure; False where they are."""
+        names = self.barrier.unsure
+        for name in names:
+            self._slow[name] = self._further[name]
+            await self._slow[name].ask(self.made[: self.read])
+            if last:
+                await self._slow[name].ask(None)
+        self.barrier.wake(names)
+        return bool(names)
 
     async def open(self, text: str, last: bool) -> str:
         """Text that may leave, with the placeholders of its conversation opened; the vault may have to be read."""

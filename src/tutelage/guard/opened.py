@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from tutelage.core import refs
@@ -18,7 +19,7 @@ from tutelage.core.errors import NotFound
 from tutelage.core.records import Example, Message, Response
 from tutelage.generate.generator import Generator, Sampling, Scored, let_go, weigh_texts
 from tutelage.guard.pipeline import Pipeline
-from tutelage.guard.policy import Guard, Policy, PolicyFile, Rule, Taxonomy
+from tutelage.guard.policy import Category, Guard, Policy, PolicyFile, Rule, Taxonomy, When
 from tutelage.guard.pool import open_upstream
 from tutelage.guard.request import Ask, Chunk
 from tutelage.guard.scan import Scanner
@@ -26,6 +27,7 @@ from tutelage.guard.upstream import EngineUpstream, TooLong
 from tutelage.judge.classifier import ClassifierJudge
 from tutelage.judge.judge import Judge
 from tutelage.store import releases
+from tutelage.text.pii import TYPES
 
 T = TypeVar("T")
 
@@ -66,15 +68,15 @@ class Parts:
     name: str
 
 
-def open_parts(artifact: Artifact, root: Root) -> Parts:
-    """Open a bundle's classifiers and policy. Raises ConfigError where the policy names what cannot be guarded,
-    CorruptArtifact where a sealed file is no longer what was sealed."""
+def open_parts(artifact: Artifact, root: Root, policy_file: Path | None = None) -> Parts:
+    """Open a bundle's classifiers and policy, or another policy with its guards. Raises ConfigError where the policy
+    names what cannot be guarded, CorruptArtifact where a sealed file is no longer what was sealed."""
     spec = json.loads(artifact.verified().file("bundle.json").read_text(encoding="utf-8"))
     judges: dict[str, Judge] = {}
     for id_ in spec["classifiers"]:
         judge = ClassifierJudge(root.find(f"classifier:{id_}").verified().path)
         judges[judge.name] = judge
-    path = artifact.file("policy.yaml")
+    path = policy_file or artifact.file("policy.yaml")
     policy = Policy.load(path, [guard_of(judge) for judge in judges.values() if isinstance(judge, ClassifierJudge)])
     shadow = {ref: refs.open(ref, root) for ref in policy.file.shadow}
     return Parts(
@@ -85,10 +87,27 @@ def open_parts(artifact: Artifact, root: Root) -> Parts:
     )
 
 
+def alone(judge: ClassifierJudge) -> Scanner:
+    """A classifier without a bundle: it flags from its certified thresholds on, and personal data is named."""
+    rules = [Rule(id="personal", pii=TYPES, action="flag")]
+    for rank in judge.certificates:
+        target = min((c.target for c in judge.certificates if c.threshold is not None and (c.category, c.direction) ==
+                      (rank.category, rank.direction)), key=lambda rate: abs(rate - 0.01), default=None)  # fmt: skip
+        if target == rank.target:
+            when = When.model_validate({"direction": rank.direction})
+            name = f"{rank.direction}/{rank.category}"
+            rules.append(Rule(id=name, when=when, category=rank.category, target_fpr=target, action="flag"))
+    taxonomy = Taxonomy(categories={each.category: Category() for each in judge.certificates})
+    policy = Policy(PolicyFile(rules=tuple(rules)), taxonomy, [guard_of(judge)])
+    return Scanner(policy, {judge.name: judge})
+
+
 def guard_of(judge: ClassifierJudge) -> Guard:
     """What a classifier covers, as the policy sees it."""
     directions = ("input", "output")
-    return Guard(judge.name, {each: judge.categories(each) for each in directions}, judge.certificates)
+    categories = {each: judge.categories(each) for each in directions}
+    more: Any = {name: getattr(judge, name) for name in ("tier", "bands") if hasattr(judge, name)}
+    return Guard(judge.name, categories, judge.certificates, **more)
 
 
 class GuardedGenerator:

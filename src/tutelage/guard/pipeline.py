@@ -21,6 +21,7 @@ from tutelage.core.records import Decision, Message, Span, Verdict
 from tutelage.guard import tools
 from tutelage.guard.barrier import stops
 from tutelage.guard.breaker import Breakers
+from tutelage.guard.cascade import Said, doubts, note
 from tutelage.guard.lane import PIECE, Lane
 from tutelage.guard.policy import PII, Direction, Policy, Surface, Where
 from tutelage.guard.request import Answer, Ask, Chunk, Ending, Finished, Meter
@@ -56,6 +57,7 @@ class Pipeline:
         record: called with every finished request; may raise Full, then the request fails. Where a person is to answer
             it gives a future, and nobody is told so before that is done.
         model: the name clients call it by.
+        standing: what its guards rest on, as clients are told.
     """
 
     def __init__(
@@ -67,11 +69,12 @@ class Pipeline:
         system: str = "",
         release: str = "",
         model: str = "tutelage",
+        standing: str = "",
         vaults: Callable[[str], Vault] | None = None,
         record: Callable[[Finished], Future[None] | None] | None = None,
     ) -> None:
         self.scanner, self.upstream, self.system = scanner, upstream, system
-        self.release, self.model = release, model
+        self.release, self.model, self.standing = release, model, standing
         self._key = key
         self._vaults = vaults or (lambda conversation: Vault(key, conversation))
         self._record = record
@@ -205,20 +208,25 @@ class Pipeline:
         names = sorted(self.scanner.needed(found, at))
         asked = [name for name in names if name in self.scanner.judges and not (name == PII and personal)]
         heard = await asyncio.gather(*(self._ask(name, found, at.direction) for name in asked))
-        said = dict(zip(asked, heard, strict=True))
+        said: Said = {name: [*verdicts] for name, verdicts in zip(asked, heard, strict=True)}
         if PII in names and personal:
-            said[PII] = list(personal)
-        heard_of = {name: said[name] for name in names if name in said}
+            said[PII] = [*personal]
+        places = [at._replace(channel=piece.channel) for piece in found]
+        while unsure := doubts(self.policy, places, said):
+            for name, indexes in unsure.items():
+                told = await self._ask(name, [found[index] for index in indexes], at.direction)
+                note(said, name, indexes, told, len(found))
+        said = {name: said[name] for name in sorted(said)}
         if len(found) <= FEW:
-            return self.scanner.decide(found, at, heard_of)
-        return await asyncio.to_thread(self.scanner.decide, found, at, heard_of)
+            return self.scanner.decide(found, at, said)
+        return await asyncio.to_thread(self.scanner.decide, found, at, said)
 
     async def _ask(self, name: str, found: Sequence[Piece], direction: Direction) -> list[Verdict]:
         """A guard's word on texts. One of bounded cost reads a few short ones at once; each has its budget for every
         PIECE of long ones, and for every FEW of many."""
         judge, budget, quick = (
             self.scanner.judges[name],
-            self.policy.file.defaults.budget_ms,
+            self.policy.budget(name),
             self.scanner.quick([name]),
         )
         parts = 1 + sum(len(piece.text) for piece in found) // PIECE + len(found) // FEW
@@ -290,7 +298,7 @@ class Pipeline:
         """What the user reads instead. A person's answer is promised only where it can be delivered."""
         if decision.action == "review" and not ask.deliverable:
             decision = decision.model_copy(update={"action": "block"})
-        return self.policy.message(decision, ask.language, ask.tenant)
+        return self.policy.message(decision, ask.language, ask.tenant, ask.text)
 
     async def receive(self, ask: Ask) -> Decision:
         """Take a message that a person is to answer: it is read by the guards, masked and kept like any other, and
@@ -316,7 +324,8 @@ class Pipeline:
     def _lane(self, conversation: Sequence[Message], at: Where, vault: Vault) -> Lane:
         watchers = self.scanner.watchers(conversation, at)
         slow = frozenset(name for name in watchers if not self.scanner.quick([name]))
-        return Lane(self.policy, watchers, slow, at, self._breakers, vault, self._in_vault)
+        further = self.scanner.further(conversation, at)
+        return Lane(self.policy, watchers, slow, at, self._breakers, vault, self._in_vault, further)
 
     async def _pump(self, work: Work, conversation: Sequence[Message], attempt: int) -> Decision | None:
         """Bring an answer through the barriers of its channels; the decision that stopped it, if one did.

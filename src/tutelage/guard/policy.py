@@ -8,177 +8,71 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
-
-from pydantic import Field, field_validator, model_validator
+from types import MappingProxyType
+from typing import NamedTuple
 
 from tutelage.core.config import build, load_yaml, nearest
 from tutelage.core.errors import ConfigError
-from tutelage.core.records import ACTIONS, Action, Decision, Record, Span, Verdict, digest
+from tutelage.core.records import ACTIONS, Action, Decision, Span, Status, Verdict, digest
+from tutelage.guard.written import (
+    CHANNELS as CHANNELS,
+)
+from tutelage.guard.written import (
+    DIRECTIONS as DIRECTIONS,
+)
+from tutelage.guard.written import (
+    PII as PII,
+)
+from tutelage.guard.written import (
+    SERVED as SERVED,
+)
+from tutelage.guard.written import (
+    STOPPING as STOPPING,
+)
+from tutelage.guard.written import (
+    SURFACES as SURFACES,
+)
+from tutelage.guard.written import (
+    Category as Category,
+)
+from tutelage.guard.written import (
+    Channel as Channel,
+)
+from tutelage.guard.written import (
+    Defaults as Defaults,
+)
+from tutelage.guard.written import (
+    Direction as Direction,
+)
+from tutelage.guard.written import (
+    GuardSettings as GuardSettings,
+)
+from tutelage.guard.written import (
+    OnError as OnError,
+)
+from tutelage.guard.written import (
+    Override as Override,
+)
+from tutelage.guard.written import (
+    PolicyFile as PolicyFile,
+)
+from tutelage.guard.written import (
+    Rule as Rule,
+)
+from tutelage.guard.written import (
+    Surface as Surface,
+)
+from tutelage.guard.written import (
+    Taxonomy as Taxonomy,
+)
+from tutelage.guard.written import (
+    When as When,
+)
+from tutelage.guard.written import (
+    Where as Where,
+)
 from tutelage.judge.certificate import Certificate
-from tutelage.text.pii import TYPES
-
-Direction = Literal["input", "output"]
-Channel = Literal["content", "reasoning", "tool_call", "tool_result", "system"]
-Surface = Literal["chat", "completions", "responses", "embeddings", "moderations", "scan"]
-DIRECTIONS: tuple[Direction, ...] = ("input", "output")
-CHANNELS: tuple[Channel, ...] = ("content", "reasoning", "tool_call", "tool_result", "system")
-SURFACES: tuple[Surface, ...] = ("chat", "completions", "responses", "embeddings", "moderations", "scan")
-SERVED: Mapping[Surface, Mapping[Direction, tuple[Channel, ...]]] = {
-    "chat": {"input": CHANNELS, "output": ("content", "reasoning", "tool_call")},
-    "completions": {"input": ("content",), "output": ("content", "reasoning")},
-    "responses": {"input": CHANNELS, "output": ("content", "reasoning", "tool_call")},
-    "embeddings": {"input": ("content",)},
-    "moderations": {"input": ("content",)},
-    "scan": {"input": CHANNELS, "output": ("content",)},
-}
-"""What a surface carries: of an answer the text, the thinking and calls of tools; whatever else never leaves."""
-PII = "pii"
-"""Name of the judge whose spans are personal data."""
-STOPPING: frozenset[Action] = frozenset({"block", "review", "rewrite"})
-"""Actions that keep the text from being delivered: their guard needs a certificate."""
-
-
-class Where(NamedTuple):
-    """Which text is being decided on."""
-
-    direction: Direction = "input"
-    channel: Channel = "content"
-    surface: Surface = "chat"
-    tenant: str = ""
-
-
-class When(Record):
-    """Where a rule applies; what is left out means everywhere."""
-
-    direction: tuple[Direction, ...] = DIRECTIONS
-    channel: tuple[Channel, ...] = CHANNELS
-    surface: tuple[Surface, ...] = SURFACES
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
-
-    def covers(self, at: Where) -> bool:
-        """True if the rule applies there."""
-        return at.direction in self.direction and at.channel in self.channel and at.surface in self.surface
-
-
-class Rule(Record):
-    """One line of the policy: where, what, from which score on, and what then."""
-
-    id: str
-    when: When = When()
-    category: str = ""
-    """A category of the taxonomy; or leave it out and name `pii`."""
-    pii: tuple[str, ...] = ()
-    """Types of personal data, or `all`."""
-    target_fpr: float | None = Field(None, gt=0, lt=1)
-    """False-positive rate to take the certified threshold for."""
-    threshold: float | None = Field(None, ge=0, le=1)
-    """Calibrated probability, instead of a target rate. To stop a text it must be at least a certified threshold."""
-    action: Action = "block"
-    message: str = ""
-    """Key of `messages`; by the action when empty: `refuse.default`, `hold.review`."""
-    on_error: Action | None = None
-    """What a guard's failure means for this rule; `defaults.on_error` when left out."""
-    off: bool = False
-
-    @field_validator("pii", mode="before")
-    @classmethod
-    def _types(cls, value: Any) -> Any:
-        if value == "all":
-            return TYPES
-        return [value] if isinstance(value, str) else value
-
-    @model_validator(mode="after")
-    def _one_thing(self) -> Rule:
-        if bool(self.category) == bool(self.pii):
-            raise ValueError("a rule names either a category or pii")
-        unknown = [each for each in self.pii if each not in TYPES]
-        if unknown:
-            raise ValueError(f"unknown type of personal data {unknown[0]!r}, known: {', '.join(TYPES)}")
-        if self.category and (self.target_fpr is None) == (self.threshold is None):
-            raise ValueError("a rule on a category gives either target_fpr or threshold")
-        if self.category and self.action == "redact":
-            raise ValueError("only personal data can be redacted: a category has no place in the text to cut out")
-        if self.action == "rewrite" and self.when.direction != ("output",):
-            raise ValueError("only an answer can be rewritten: a rule that rewrites needs `when: {direction: output}`")
-        return self
-
-
-class Override(Record):
-    """What a tenant changes of a rule."""
-
-    action: Action | None = None
-    target_fpr: float | None = Field(None, gt=0, lt=1)
-    threshold: float | None = Field(None, ge=0, le=1)
-    message: str | None = None
-    on_error: Action | None = None
-    off: bool | None = None
-
-
-class Defaults(Record):
-    """What holds unless a rule says otherwise."""
-
-    on_error: Action = "block"
-    budget_ms: float = Field(50.0, gt=0)
-    """Milliseconds a guard may take before its verdict counts as `timeout`."""
-    max_bound: float = Field(0.05, gt=0, le=1)
-    """Upper bound of the false-positive rate with which a guard may still stop a text; a worse one may only flag.
-    Held against the bound that counts clusters of texts alike, where that is weaker than the one that counts texts."""
-    hold_back: int = Field(64, ge=0, le=4096)
-    """Characters of a stream kept back behind what all guards have scored; of the embedded engine 16 tokens at most."""
-    language: str = "en"
-    """Of messages, when a text's own language has none."""
-
-
-class Category(Record):
-    """A category of the taxonomy and what others call it."""
-
-    severity: int = Field(2, ge=1, le=3)
-    """1 low, 2 serious, 3 grave."""
-    description: str = ""
-    mlcommons: tuple[str, ...] = ()
-    openai: tuple[str, ...] = ()
-    qwen: tuple[str, ...] = ()
-
-
-class Taxonomy(Record):
-    """`taxonomy.yaml`."""
-
-    version: int = 1
-    categories: dict[str, Category]
-
-
-class PolicyFile(Record):
-    """`policy.yaml`, as it is written."""
-
-    taxonomy: str = "taxonomy.yaml"
-    defaults: Defaults = Defaults()
-    rules: tuple[Rule, ...] = ()
-    messages: dict[str, dict[str, str]] = Field(default_factory=dict)
-    """Key -> language -> text."""
-    tenants: dict[str, dict[str, Override]] = Field(default_factory=dict)
-    """Tenant -> rule id -> what changes."""
-    shadow: tuple[str, ...] = ()
-    """References of classifiers that run and are recorded, and decide nothing."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> PolicyFile:
-        ids = [rule.id for rule in self.rules]
-        twice = sorted({each for each in ids if ids.count(each) > 1})
-        if twice:
-            raise ValueError(f"the rule id {twice[0]!r} stands twice")
-        for tenant, changes in self.tenants.items():
-            for name in changes:
-                if name not in ids:
-                    raise ValueError(f"tenant {tenant!r} changes rule {name!r}, which does not exist")
-        for rule in self.rules:
-            if rule.message and rule.message not in self.messages:
-                raise ValueError(f"rule {rule.id!r} names the message {rule.message!r}, which does not exist")
-        return self
+from tutelage.text.language import identify
 
 
 class Guard(NamedTuple):
@@ -187,6 +81,9 @@ class Guard(NamedTuple):
     name: str
     categories: Mapping[str, Sequence[str]]
     certificates: Sequence[Certificate] = ()
+    tier: int = 0
+    bands: Mapping[tuple[str, str], tuple[float, float]] = MappingProxyType({})
+    """(category, direction) -> probabilities between which it is not sure."""
 
 
 class Bound(NamedTuple):
@@ -195,8 +92,22 @@ class Bound(NamedTuple):
     rule: Rule
     thresholds: dict[tuple[str, str], float]
     """(guard, direction) -> probability above which the rule fires."""
-    expected: dict[str, frozenset[str]]
-    """Direction -> guards whose verdict the rule cannot do without."""
+    tiers: dict[str, tuple[frozenset[str], ...]]
+    """Direction -> guards that score its category, those first without whose verdict the rule can not do."""
+    bands: dict[tuple[str, str], tuple[float, float]]
+    """(guard, direction) -> probabilities between which it is not sure."""
+
+    def first(self, direction: str) -> frozenset[str]:
+        """The guards whose verdict the rule cannot do without."""
+        return self.tiers.get(direction, (frozenset(),))[0]
+
+
+class _Read(NamedTuple):
+    """What a rule makes of verdicts: actions with their reasons, redactions, and whom to ask because nobody is sure."""
+
+    found: list[tuple[Action, str]]
+    spans: list[Span]
+    ask: frozenset[str] = frozenset()
 
 
 _MESSAGES: dict[str, str] = {
@@ -229,10 +140,25 @@ class Policy:
                 near = nearest(rule.category, taxonomy.categories)
                 todo = f"Did you mean {near!r}?" if near else f"Known: {', '.join(sorted(taxonomy.categories))}"
                 raise self._wrong(f"the taxonomy has no category {rule.category!r}", rule.id, todo)
+        named = [("max_bound", name) for name in file.max_bound]
+        named += [(f"guards.{guard}.band", name) for guard, each in file.guards.items() for name in each.band]
+        for key, name in named:
+            if name not in taxonomy.categories:
+                where = path or "policy.yaml"
+                raise ConfigError(f"the taxonomy has no category {name!r}", file=where, key=f"{key}.{name}")
+        there = [*(guard.name for guard in self.guards), PII]
+        for name in file.guards:
+            if name not in there and name not in {each.partition(":")[0] for each in there}:
+                todo = f"There are {', '.join(sorted(there))}"
+                raise ConfigError(f"there is no guard {name!r}", file=path or "policy.yaml", key="guards", todo=todo)
         self._rules = {"": [self._bind(rule) for rule in file.rules if not rule.off]}
         for tenant, changes in file.tenants.items():
             changed = [self._change(rule, changes.get(rule.id)) for rule in file.rules]
             self._rules[tenant] = [self._bind(rule) for rule in changed if not rule.off]
+
+        every = (bound for rules in self._rules.values() for bound in rules)
+        self.tiered = any(len(tiers) > 1 for bound in every for tiers in bound.tiers.values())
+        """Whether any guard is asked only where another is not sure."""
 
     @classmethod
     def load(cls, path: Path, guards: Sequence[Guard] = ()) -> Policy:
@@ -256,12 +182,21 @@ class Policy:
 
     def _bind(self, rule: Rule) -> Bound:
         places = (Where(d, c, s) for s, served in SERVED.items() for d, channels in served.items() for c in channels)
-        if not any(map(rule.when.covers, places)):
-            raise self._wrong("no text is ever served there", rule.id, "`tutelage policy check` shows what is")
+        covered = [place for place in places if rule.when.covers(place)]
+        named: list[tuple[str, Sequence[str], set[str], int]] = [
+            ("channel", rule.when.channel, {at.channel for at in covered}, len(CHANNELS)),
+            ("surface", rule.when.surface, {at.surface for at in covered}, len(SURFACES)),
+        ]
+        for what, asked, served, every in named:
+            lost = [each for each in asked if each not in served]
+            if not covered or (lost and len(set(asked)) < every):
+                of = f"{what} {lost[0]!r}: " if covered else ""
+                raise self._wrong(f"{of}no text is ever served there", rule.id, "`tutelage policy check` shows what is")
         if rule.pii:
-            return Bound(rule, {}, {direction: frozenset({PII}) for direction in rule.when.direction})
+            return Bound(rule, {}, {direction: (frozenset({PII}),) for direction in rule.when.direction}, {})
         thresholds: dict[tuple[str, str], float] = {}
-        expected: dict[str, set[str]] = {}
+        tiers: dict[str, tuple[frozenset[str], ...]] = {}
+        bands: dict[tuple[str, str], tuple[float, float]] = {}
         for direction in rule.when.direction:
             scoring = [g for g in self.guards if rule.category in g.categories.get(direction, ())]
             if not scoring:
@@ -270,14 +205,53 @@ class Policy:
                 raise self._wrong(f"no guard scores {rule.category!r} on {direction}", rule.id, todo)
             for guard in scoring:
                 thresholds[guard.name, direction] = self._threshold(rule, guard, direction)
-                expected.setdefault(direction, set()).add(guard.name)
-        return Bound(rule, thresholds, {direction: frozenset(names) for direction, names in expected.items()})
+                band = self.settings(guard.name).band.get(rule.category) or guard.bands.get((rule.category, direction))
+                if band is not None:
+                    bands[guard.name, direction] = self._band(rule, guard, direction, band)
+            by_tier: dict[int, set[str]] = {}
+            for guard in scoring:
+                by_tier.setdefault(self.tier(guard), set()).add(guard.name)
+            tiers[direction] = tuple(frozenset(by_tier[tier]) for tier in sorted(by_tier))
+        return Bound(rule, thresholds, tiers, bands)
+
+    def settings(self, guard: str) -> GuardSettings:
+        """What the policy says of a guard by its name, else by its kind."""
+        given = self.file.guards
+        return given.get(guard) or given.get(guard.partition(":")[0]) or GuardSettings()
+
+    def tier(self, guard: Guard) -> int:
+        """After how many others a guard is asked."""
+        told = self.settings(guard.name).tier
+        return guard.tier if told is None else told
+
+    def budget(self, guard: str) -> float:
+        """Milliseconds a guard may take."""
+        return self.settings(guard).budget_ms or self.file.defaults.budget_ms
+
+    def max_bound(self, category: str) -> float:
+        """The false-positive rate with which a guard may still stop a text of a category."""
+        return self.file.max_bound.get(category, self.file.defaults.max_bound)
+
+    def on_error(self, rule: Rule, guard: str, status: Status) -> Action:
+        """What it means for a rule that a guard failed so."""
+        for told in (rule.on_error, self.settings(guard).on_error, self.file.defaults.on_error):
+            action = getattr(told, status, None) if isinstance(told, OnError) else told
+            if action is not None:
+                return action
+        return "block"
+
+    def _band(self, rule: Rule, guard: Guard, direction: str, band: tuple[float, float]) -> tuple[float, float]:
+        """The band, if what is unsure may be withheld from its lower end on. Raises ConfigError otherwise."""
+        if rule.unsure in STOPPING:
+            mine = [c for c in guard.certificates if c.category == rule.category and c.direction == direction]
+            self._certified(rule, guard, direction, mine, band[0], rule.unsure)
+        return band
 
     def _threshold(self, rule: Rule, guard: Guard, direction: str) -> float:
         mine = [c for c in guard.certificates if c.category == rule.category and c.direction == direction]
         if rule.threshold is not None:
             if rule.action in STOPPING:
-                self._certified(rule, guard, direction, mine)
+                self._certified(rule, guard, direction, mine, rule.threshold, rule.action)
             return rule.threshold
         assert rule.target_fpr is not None
         found = next((c for c in mine if abs(c.target - rule.target_fpr) < 1e-12), None)
@@ -287,25 +261,26 @@ class Policy:
             todo = f"Certified rates: {rates}; or give a threshold"
             message = f"{guard.name} has no threshold for a rate of {rule.target_fpr:g} on {direction} ({reason})"
             raise self._wrong(message, rule.id, todo)
-        if rule.action in STOPPING and (found.sure is None or found.sure > self.file.defaults.max_bound):
+        if rule.action in STOPPING and (found.sure is None or found.sure > self.max_bound(rule.category)):
             known = "not known" if found.sure is None else f"only known to be below {found.sure:.3f}"
             message = (
                 f"{guard.name} may not {rule.action} on {direction}: its false-positive rate is {known} "
-                f"(n={found.n} in {found.clusters} clusters), max_bound is {self.file.defaults.max_bound:g}"
+                f"(n={found.n} in {found.clusters} clusters), max_bound is {self.max_bound(rule.category):g}"
             )
             raise self._wrong(message, rule.id, "Label more benign texts, raise max_bound, or let the rule flag")
         return found.threshold
 
-    def _certified(self, rule: Rule, guard: Guard, direction: str, mine: Sequence[Certificate]) -> None:
+    def _certified(
+        self, rule: Rule, guard: Guard, direction: str, mine: Sequence[Certificate], threshold: float, action: Action
+    ) -> None:
         """A threshold of one's own may stop a text where one that is no higher has a bound: above it, the rate is no
         greater. Raises ConfigError otherwise."""
-        assert rule.threshold is not None
-        most = self.file.defaults.max_bound
+        most = self.max_bound(rule.category)
         good = [c.threshold for c in mine if c.threshold is not None and c.sure is not None and c.sure <= most]
         good += [0.0] if most >= 1 else []  # every rate is at most one
-        if not any(threshold <= rule.threshold for threshold in good):
+        if not any(each <= threshold for each in good):
             message = (
-                f"{guard.name} may not {rule.action} on {direction} from {rule.threshold:g} on: no certificate says "
+                f"{guard.name} may not {action} on {direction} from {threshold:g} on: no certificate says "
                 f"how many harmless texts that stops (max_bound is {most:g})"
             )
             known = f"a threshold of at least {min(good):g}, " if good else ""
@@ -318,11 +293,19 @@ class Policy:
     def needed(self, at: Where) -> frozenset[str]:
         """Names of the guards whose verdicts decide there; without them nothing may pass."""
         return frozenset(
-            name
-            for bound in self.rules(at.tenant)
-            if bound.rule.when.covers(at)
-            for name in bound.expected.get(at.direction, ())
+            name for bound in self.rules(at.tenant) if bound.rule.when.covers(at) for name in bound.first(at.direction)
         )
+
+    def further(self, at: Where) -> frozenset[str]:
+        """Names of the guards that may be asked there when those before them are not sure."""
+        tiers = (b.tiers.get(at.direction, ())[1:] for b in self.rules(at.tenant) if b.rule.when.covers(at))
+        return frozenset(name for each in tiers for names in each for name in names) - self.needed(at)
+
+    def unsure(self, at: Where, verdicts: Sequence[Verdict]) -> frozenset[str]:
+        """Names of the guards to be asked next, because those that spoke are not sure."""
+        by_name = _by_name(verdicts)
+        reads = (self._read(b, at, by_name, self.further(at)) for b in self.rules(at.tenant) if b.rule.when.covers(at))
+        return frozenset(name for read in reads for name in read.ask) if self.further(at) else frozenset()
 
     def decide(self, at: Where, verdicts: Sequence[Verdict], pending: Collection[str] = ()) -> Decision:
         """The strictest action of all rules that fire, all reasons, all redactions. Pure.
@@ -333,21 +316,16 @@ class Policy:
         action: Action = "allow"
         reasons: list[str] = []
         redactions: dict[tuple[int, int, str], Span] = {}
-        by_name: dict[str, list[Verdict]] = {}
-        for verdict in verdicts:
-            by_name.setdefault(verdict.judge, []).append(verdict)
+        by_name = _by_name(verdicts)
         for bound in self.rules(at.tenant):
             if not bound.rule.when.covers(at):
                 continue
-            for name in sorted(bound.expected.get(at.direction, ())):
-                missing = [] if name in pending else [Verdict(judge=name, status="error")]
-                for verdict in by_name.get(name, missing):
-                    taken, reason, spans = self._apply(bound, at, verdict)
-                    if reason:
-                        reasons.append(reason)
-                        action = strictest((action, taken))
-                    for span in spans:
-                        redactions.setdefault((span.start, span.end, span.type), span)
+            read = self._read(bound, at, by_name, pending)
+            for taken, reason in read.found:
+                reasons.append(reason)
+                action = strictest((action, taken))
+            for span in read.spans:
+                redactions.setdefault((span.start, span.end, span.type), span)
         return Decision(
             action=action,
             reasons=tuple(dict.fromkeys(reasons)),
@@ -355,12 +333,49 @@ class Policy:
             policy=self.hash,
         )
 
+    def _read(
+        self, bound: Bound, at: Where, by_name: Mapping[str, Sequence[Verdict]], pending: Collection[str]
+    ) -> _Read:
+        """Tier by tier: a further one is heard where the one before is not sure, and then its word counts."""
+        spans: list[Span] = []
+        for number, tier in enumerate(bound.tiers.get(at.direction, ())):
+            found: list[tuple[Action, str]] = []
+            doubts: list[str] = []
+            for name in sorted(tier):
+                missing = [] if name in pending else [Verdict(judge=name, status="error")]
+                for verdict in by_name.get(name, missing):
+                    taken, reason, cut = self._apply(bound, at, verdict)
+                    spans += cut
+                    if not reason and (doubt := self._doubt(bound, at, verdict)):
+                        doubts.append(doubt)
+                    if reason:
+                        found.append((taken, reason))
+            if found or not doubts:
+                return _Read(found, spans)
+            if number + 1 == len(bound.tiers[at.direction]):
+                return _Read([(bound.rule.unsure, doubt) for doubt in doubts], spans)
+            if not any(name in by_name for name in bound.tiers[at.direction][number + 1]):
+                further = bound.tiers[at.direction][number + 1]
+                lost = sorted(further - set(pending))
+                errors = [Verdict(judge=name, status="error") for name in lost]
+                return _Read([self._apply(bound, at, each)[:2] for each in errors], spans, further)
+        return _Read([], spans)
+
+    def _doubt(self, bound: Bound, at: Where, verdict: Verdict) -> str:
+        """The reason, where a guard that did not fire is not sure that it need not."""
+        band, score = bound.bands.get((verdict.judge, at.direction)), verdict.scores.get(bound.rule.category)
+        if band is None or score is None or verdict.status != "ok" or not band[0] < score <= band[1]:
+            return ""
+        if verdict.judge in self.shadowed:
+            return ""
+        return f"{bound.rule.id}: {bound.rule.category} {score:.3f}, not sure from {band[0]:.3f} to {band[1]:.3f}"
+
     def _apply(self, bound: Bound, at: Where, verdict: Verdict) -> tuple[Action, str, tuple[Span, ...]]:
         rule = bound.rule
         if verdict.judge in self.shadowed:
             return "allow", "", ()
-        on_error = rule.on_error or self.file.defaults.on_error
         if verdict.status != "ok":
+            on_error = self.on_error(rule, verdict.judge, verdict.status)
             return on_error, f"{rule.id}: {verdict.judge} {verdict.status}", ()
         if rule.pii:
             spans = tuple(span for span in verdict.spans if span.type in rule.pii)
@@ -369,6 +384,7 @@ class Policy:
             return rule.action, f"{rule.id}: personal data ({kinds})" if spans else "", cut
         score = verdict.scores.get(rule.category)
         if score is None or not 0.0 <= score <= 1.0:  # also NaN: a guard that gives no number gives no leave
+            on_error = self.on_error(rule, verdict.judge, "malformed")
             return on_error, f"{rule.id}: {verdict.judge} gave no score for {rule.category}", ()
         threshold = bound.thresholds[verdict.judge, at.direction]
         if score > threshold and (verdict.judge, rule.category, at.direction) in self.expired:
@@ -399,10 +415,10 @@ class Policy:
             and any(reason.startswith(f"{bound.rule.id}: {bound.rule.category} ") for reason in decision.reasons)
         )
 
-    def message(self, decision: Decision, language: str = "", tenant: str = "") -> str:
-        """What the user reads instead, in their language where there is one."""
+    def message(self, decision: Decision, language: str = "", tenant: str = "", text: str = "") -> str:
+        """What the user reads instead: in the language of their own text, else in the one the request asks for."""
         fallback = "hold.review" if decision.action == "review" else "refuse.default"
-        return self._text(self._key(decision, tenant, decision.action) or fallback, language)
+        return self._text(self._key(decision, tenant, decision.action) or fallback, language, text)
 
     def instruction(self, decision: Decision, language: str = "", tenant: str = "") -> str:
         """What the model is told before it answers again, where a rule says `rewrite`."""
@@ -418,22 +434,22 @@ class Policy:
                 return bound.rule.message
         return ""
 
-    def _text(self, key: str, language: str) -> str:
+    def _text(self, key: str, language: str, text: str = "") -> str:
         texts = self.file.messages.get(key) or {"": _MESSAGES.get(key, _MESSAGES["refuse.default"])}
-        return texts.get(language) or texts.get(self.file.defaults.language) or next(iter(texts.values()))
+        own = identify(text).code if text and len(texts) > 1 else ""
+        return (
+            texts.get(own)
+            or texts.get(language)
+            or texts.get(self.file.defaults.language)
+            or next(iter(texts.values()))
+        )
 
-    def coverage(self, surfaces: Sequence[Surface] = SURFACES, tenant: str = "") -> list[dict[str, Any]]:
-        """Surface x direction x channel that is served -> rules with guards: what is guarded, and what is not."""
-        found = []
-        for surface in surfaces:
-            for direction, channels in SERVED[surface].items():
-                for channel in channels:
-                    at = Where(direction, channel, surface, tenant)
-                    rules = [b.rule for b in self.rules(tenant) if b.rule.when.covers(at)]
-                    row = {"surface": surface, "direction": direction, "channel": channel}
-                    guards = sorted(self.needed(at))
-                    found.append({**row, "rules": [rule.id for rule in rules], "guards": guards})
-        return found
+
+def _by_name(verdicts: Sequence[Verdict]) -> dict[str, list[Verdict]]:
+    found: dict[str, list[Verdict]] = {}
+    for verdict in verdicts:
+        found.setdefault(verdict.judge, []).append(verdict)
+    return found
 
 
 def strictest(actions: Iterable[Action]) -> Action:

@@ -41,6 +41,11 @@ class Ask:
         or of the user, another who begins with the same words would be taken for them."""
         return bool(self.conversation or self.subject)
 
+    @property
+    def text(self) -> str:
+        """What was said last by whoever asks, whose language is answered in."""
+        return next((each.content for each in reversed(self.messages) if each.role in ("user", "text")), "")
+
 
 class Chunk(NamedTuple):
     """A part of answer number `choice` that may be sent. The last one of an answer has its finish."""

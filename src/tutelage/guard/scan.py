@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from tutelage.core.records import Action, Decision, Example, Message, Record, Role, Span, Status, Verdict
 from tutelage.guard.breaker import Breakers
+from tutelage.guard.cascade import Said, doubts, note
 from tutelage.guard.decoded import Decoding, ask_twice
 from tutelage.guard.policy import PII, Channel, Direction, Policy, Surface, Where, strictest
 from tutelage.judge.classifier import ClassifierJudge
@@ -239,17 +240,23 @@ class Scanner:
         channels = {piece.channel for piece in found}
         return frozenset(name for channel in channels for name in self.policy.needed(at._replace(channel=channel)))
 
-    def judge(self, found: Sequence[Piece], at: Where) -> dict[str, list[Verdict]]:
-        """Every guard that decides on these texts, one verdict per text."""
-        names = sorted(self.needed(found, at))
-        return {n: self.verdicts(n, self.judges[n], at.direction, found) for n in names if n in self.judges}
+    def judge(self, found: Sequence[Piece], at: Where) -> Said:
+        """Every guard that decides on these texts, one verdict per text that it was asked about."""
+        names = [name for name in sorted(self.needed(found, at)) if name in self.judges]
+        said: Said = {n: [*self.verdicts(n, self.judges[n], at.direction, found)] for n in names}
+        places = [at._replace(channel=piece.channel) for piece in found]
+        while asked := doubts(self.policy, places, said):
+            for name, indexes in asked.items():
+                texts = [found[index] for index in indexes]
+                note(said, name, indexes, self.verdicts(name, self.judges[name], at.direction, texts), len(found))
+        return said
 
-    def decide(self, found: Sequence[Piece], at: Where, said: Mapping[str, Sequence[Verdict]]) -> Seen:
+    def decide(self, found: Sequence[Piece], at: Where, said: Said) -> Seen:
         """What the policy makes of the guards' verdicts on these texts."""
         decisions: list[tuple[Piece, Decision]] = []
         redactions: dict[tuple[int, str], list[Span]] = {}
         for index, piece in enumerate(found):
-            mine = [verdicts[index] for verdicts in said.values()]
+            mine = [verdict for verdicts in said.values() if (verdict := verdicts[index]) is not None]
             decision = self.policy.decide(at._replace(channel=piece.channel), mine)
             decisions.append((piece, decision))
             for where, span in piece.placed(decision.redactions):
@@ -257,7 +264,8 @@ class Scanner:
         action = strictest(decision.action for _, decision in decisions)
         channel = next((piece.channel for piece, decision in decisions if decision.action == action), at.channel)
         reasons = dict.fromkeys(reason for _, decision in decisions for reason in decision.reasons)
-        merged = tuple(highest(list(verdicts)) for verdicts in said.values() if verdicts)
+        heard = ([verdict for verdict in verdicts if verdict is not None] for verdicts in said.values())
+        merged = tuple(highest(verdicts) for verdicts in heard if verdicts)
         merged = tuple(verdict.model_copy(update={"spans": ()}) if len(found) > 1 else verdict for verdict in merged)
         whole = Decision(action=action, reasons=tuple(reasons), policy=self.policy.hash)
         if len(decisions) == 1:
@@ -279,8 +287,15 @@ class Scanner:
 
     def watchers(self, conversation: Sequence[Message], at: Where) -> dict[str, Watcher]:
         """A watcher per guard that decides on the answer to come."""
+        return self._watch(conversation, at, self.policy.needed(at))
+
+    def further(self, conversation: Sequence[Message], at: Where) -> dict[str, Watcher]:
+        """A watcher per guard that is asked where those are not sure."""
+        return self._watch(conversation, at, self.policy.further(at) if self.policy.tiered else ())
+
+    def _watch(self, conversation: Sequence[Message], at: Where, names: Iterable[str]) -> dict[str, Watcher]:
         example = Example(messages=tuple(conversation), tags={"direction": at.direction, "channel": at.channel})
-        return {n: _watch(self.judges[n], example) for n in sorted(self.policy.needed(at)) if n in self.judges}
+        return {name: _watch(self.judges[name], example) for name in sorted(names) if name in self.judges}
 
     def shadows(
         self, messages: Sequence[Message], answer: str | None, breakers: Breakers

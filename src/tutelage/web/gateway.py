@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from tutelage.core.errors import NotFound
 from tutelage.core.records import Message
+from tutelage.guard.coverage import coverage
 from tutelage.guard.limits import RANKS
 from tutelage.guard.pipeline import Pipeline
 from tutelage.guard.policy import SURFACES, Surface
@@ -105,11 +106,11 @@ def router(state: State) -> APIRouter:
         return await scanning.scan(state, request)
 
     @routes.get("/guard/coverage")
-    async def coverage(request: Request) -> Response:
+    async def covered(request: Request) -> Response:
         asker = auth.asker(request, "guard")
         with state.lease() as pipeline:
             policy = pipeline.policy
-            rows = policy.coverage(SURFACES, asker.tenant)
+            rows = coverage(policy, SURFACES, asker.tenant)
         return JSONResponse({"policy": policy.hash, "standing": state.standing, "coverage": rows})
 
     @routes.get("/health")
@@ -407,6 +408,7 @@ def _headers(pipeline: Pipeline, ask: Ask) -> dict[str, str]:
         "x-conversation-id": ask.conversation or pipeline.conversation(ask),
         "x-tutelage-release": pipeline.release,
         "x-tutelage-policy": pipeline.policy.hash[:16],
+        "x-tutelage-guards": pipeline.standing,
         "cache-control": "no-store",
     }
 

@@ -150,7 +150,10 @@ class Settings(Config):
     """Where the store lies: "" is ROOT/store.db; for a team, the address of a PostgreSQL database as `env:NAME` or
     `file:PATH`, or in clear text without a password."""
     serve: str = "release:current"
-    """What answers: `release:current`, or a bundle to try out."""
+    """What answers: `release:current`, or a bundle to try out; `rules` before an upstream: no classifier."""
+    policy: str = ""
+    """A policy file (beside service.yaml) in force instead of the bundle's. A change of it is followed while the
+    service runs: all at once, or not at all where the guards cannot keep it."""
     upstream: UpstreamSettings | None = None
     fallbacks: tuple[UpstreamSettings, ...] = ()
     """Addresses that answer in place of `upstream` while it is not well, in this order."""

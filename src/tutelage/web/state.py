@@ -19,8 +19,9 @@ from typing import Any, cast
 
 from tutelage.core import refs
 from tutelage.core.artifact import Root
-from tutelage.core.errors import NotFound, TutelageError
-from tutelage.core.records import Message
+from tutelage.core.config import load_yaml
+from tutelage.core.errors import NotFound, TutelageError, UsageError
+from tutelage.core.records import Message, digest
 from tutelage.feedback.desk import Kept
 from tutelage.generate.generator import Generator
 from tutelage.guard.opened import bare, bundle_of, open_parts, stand
@@ -56,6 +57,10 @@ class Serving:
     """What it was opened for: `release id|bundle`."""
     source: str
     """Its upstream."""
+    law: str
+    """Content of the policy file that the settings name, as a hash; empty where they name none."""
+    standing: str
+    """What its guards rest on: `rules`, `demo` or `trained`."""
     users: int = 0
 
 
@@ -104,14 +109,14 @@ class State:
         """Follow the release that is live; True if another one answers now. What cannot be opened changes nothing."""
         with self._opening:
             try:
-                wanted = self._wanted()
-                if self._now is not None and wanted == self._now.wanted:
+                wanted, law = self._wanted(), self._law()
+                if self._now is not None and (wanted, law) == (self._now.wanted, self._now.law):
                     return False
-                made = self._open(wanted)
+                made = self._open(wanted, law)
             except TutelageError as error:
                 self.problem = str(error)
                 return False
-            self._stand(made.pipeline.policy, self._standing(made))
+            self._stand(made)
             with self._counting:
                 self._earlier += [self._now] if self._now is not None else []
                 self._now, self.problem = made, ""
@@ -150,6 +155,8 @@ class State:
 
     def _wanted(self) -> str:
         """What should answer: `release id|bundle`, or a bundle, or the bare rules before an upstream."""
+        if self.settings.serve == "rules":
+            return "|"
         try:
             if self.settings.serve == "release:current":
                 live = releases.current(self.store)
@@ -166,14 +173,32 @@ class State:
         given = self.settings.upstream
         return self._upstream_url or (f"{given.url}#{given.model}" if given else "")
 
-    def _open(self, wanted: str) -> Serving:
+    def _law(self) -> str:
+        """What holds beside the bundle: the policy file that the settings name, by its content and that of its
+        taxonomy. Raises ConfigError."""
+        if not self.settings.policy:
+            return ""
+        path = self.root.path / self.settings.policy
+        values = load_yaml(path)
+        return digest([values, load_yaml(path.parent / str(values.get("taxonomy", "taxonomy.yaml")))])
+
+    def _open(self, wanted: str, law: str) -> Serving:
+        file = self.root.path / self.settings.policy if self.settings.policy else None
+        standing = "rules"
         release, _, bundle = wanted.partition("|")
         if bundle:
             ref = bundle if ":" in bundle else f"bundle:{bundle}"
-            parts = open_parts(self.root.find(ref), self.root)
+            artifact = self.root.find(ref)
+            standing = "demo" if artifact.manifest.simulated else "trained"
+            if standing == "demo" and self._url() and self.settings.serve == "release:current":
+                raise UsageError(
+                    "these guards are a demonstration, learned from simulated people, and stand before no other model",
+                    todo=f"Ask for them by name (`--guard {artifact.ref[:19]}`), or for `--guard rules`",
+                )
+            parts = open_parts(artifact, self.root, file)
             scanner, system, model = parts.scanner, parts.system, parts.model
         else:
-            scanner, system, model = bare(), "", ""
+            scanner, system, model = Scanner(Policy.load(file), {}) if file else bare(), "", ""
         source = self._url() or model
         if not source:
             raise NotFound(f"{bundle[:24]} has guards and no model", todo="Put it before one: `tutelage guard up URL`")
@@ -184,10 +209,11 @@ class State:
             system=system,
             release=release or bundle,
             model="tutelage",
+            standing=standing,
             vaults=self._vault,
             record=partial(self._record, scanner),
         )
-        return Serving(made, wanted, source)
+        return Serving(made, wanted, source, law, standing)
 
     def speaker(self, name: str) -> Generator:
         """A generator for dialogues: an artifact or fake by reference, or an address that the settings name."""
@@ -223,15 +249,9 @@ class State:
 
     @property
     def standing(self) -> str:
-        """What the guards rest on: `rules` alone, `demo` (learned from simulated people), or `trained`."""
-        return self._standing(self._now) if self._now is not None else "rules"
-
-    def _standing(self, serving: Serving) -> str:
-        bundle = serving.wanted.partition("|")[2]
-        if not bundle:
-            return "rules"
-        artifact = self.root.find(bundle if ":" in bundle else f"bundle:{bundle}")
-        return "demo" if artifact.manifest.simulated else "trained"
+        """What the guards rest on: `rules` alone, `demo` (learned from simulated people), `trained`, or `shadow`:
+        trained, and not switched on, so that rules alone decide."""
+        return self.pipeline.standing if self.pipeline is not None else "rules"
 
     @property
     def answering(self) -> str:
@@ -281,6 +301,7 @@ class State:
     def follow(self) -> None:
         """What the service looks at again and again: the release that is live, and answers that people have given."""
         self.reload()
+        self.stand()
         self.look()
         if time.monotonic() - self._synced >= SYNC_S:
             self._synced = time.monotonic()
@@ -306,13 +327,15 @@ class State:
     def stand(self) -> None:
         """Tell the policy that answers which guards are in shadow and which certificates have expired."""
         if self._now is not None:
-            self._stand(self._now.pipeline.policy, self.standing)
+            self._stand(self._now)
 
-    def _stand(self, policy: Policy, standing: str) -> None:
-        switched = standings.switches(self.store)
-        if standing == "trained" and self.settings.new_guards == "shadow":
+    def _stand(self, serving: Serving) -> None:
+        policy, switched = serving.pipeline.policy, standings.switches(self.store)
+        if serving.standing == "trained" and self.settings.new_guards == "shadow":
             switched = {guard.name: "shadow" for guard in policy.guards} | switched
         stand(policy, switched, standings.expired(self.store))
+        only_watch = serving.standing == "trained" and policy.shadowed >= {guard.name for guard in policy.guards}
+        serving.pipeline.standing = "shadow" if only_watch else serving.standing
 
     @property
     def breakers(self) -> dict[str, str]:

@@ -306,10 +306,11 @@ def messages(body: Mapping[str, Any], most: int) -> tuple[Message, ...]:
     given = body.get("messages")
     if not isinstance(given, list) or not given or len(given) > MOST_MESSAGES:
         refuse(f"'messages' must be a list of 1 to {MOST_MESSAGES} messages", "messages")
-    found = tuple(message(each, f"messages[{index}]") for index, each in enumerate(given))
-    calls = sum(len(each.tool_calls) for each in found)
+    called = (each.get("tool_calls") for each in given if isinstance(each, dict))
+    calls = sum(len(each) for each in called if isinstance(each, list))
     if calls > MOST_CALLS_IN_ALL:
         refuse(f"the conversation has {calls} tool calls, {MOST_CALLS_IN_ALL} are allowed", "messages")
+    found = tuple(message(each, f"messages[{index}]") for index, each in enumerate(given))
     total = characters(found)
     if total > most:
         refuse(f"the conversation has {total} characters, {most} are allowed", "messages", "context_length_exceeded")

@@ -17,7 +17,7 @@ from bench.environments import HOME, python_of
 
 NAMES = (
     *("pretrain", "step", "finetune", "reward", "dpo", "grpo"),
-    *("generate", "decode", "evaluate", "plan", "annotate", "consensus"),
+    *("generate", "decode", "evaluate", "plan", "annotate", "consensus", "guards"),
 )
 RESULTS = HOME / "bench" / "results.md"
 

@@ -106,7 +106,7 @@ ROOMS: dict[str, str] = {
     "httpx": r"$^",
     "datasets": r"corpus/read\.py",
     "huggingface_hub": r"corpus/read\.py|model/checkpoint\.py",
-    "transformers": r"model/foreign\.py",
+    "transformers": r"model/(foreign|encoder)\.py",
     "lm_eval": r"evaluate/harness\.py",
     "gguf": r"model/gguf\.py",
     "subprocess": r"scale/|adapt/cycle\.py|model/library\.py",

@@ -124,7 +124,9 @@ def _lesser(
     )
     if rule.category not in taxonomy.categories or not covered:
         return None
-    flags = rule.model_copy(update={"action": "flag", "when": rule.when.model_copy(update={"direction": covered})})
+    flags = rule.model_copy(
+        update={"action": "flag", "abstain": None, "when": rule.when.model_copy(update={"direction": covered})}
+    )
     try:
         Policy(alone.model_copy(update={"rules": (flags,)}), taxonomy, guards)
     except ConfigError:

@@ -82,7 +82,9 @@ def _way(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Way:
     old, new = before.get(name), after.get(name)
     key = name.rpartition(".")[2]
     more: bool | None = None
-    if key in ("action", "on_error") and old in ACTIONS and new in ACTIONS:
+    if key == "abstain":
+        old, new = old or "allow", new or "allow"
+    if key in ("action", "on_error", "abstain") and old in ACTIONS and new in ACTIONS:
         more = ACTIONS.index(new) > ACTIONS.index(old)
     elif key == "off" and old is not new:
         more = not new

@@ -47,6 +47,7 @@ def open_parts(artifact: Artifact, root: Root) -> Parts:
     judges: dict[str, Judge] = {}
     for id_ in spec["classifiers"]:
         judge = ClassifierJudge(root.find(f"classifier:{id_}").verified().path)
+        judge.warm()
         judges[judge.name] = judge
     path = artifact.file("policy.yaml")
     policy = Policy.load(path, [guard_of(judge) for judge in judges.values() if isinstance(judge, ClassifierJudge)])

@@ -15,7 +15,8 @@ from pydantic import Field, field_validator, model_validator
 from tutelage.core.config import build, load_yaml, nearest
 from tutelage.core.errors import ConfigError
 from tutelage.core.records import ACTIONS, Action, Decision, Record, Span, Verdict, digest
-from tutelage.judge.certificate import Certificate
+from tutelage.judge.certificate import Certificate, band, joint
+from tutelage.measure.statistics import Interval
 from tutelage.text.pii import TYPES
 
 Direction = Literal["input", "output"]
@@ -77,6 +78,9 @@ class Rule(Record):
     threshold: float | None = Field(None, ge=0, le=1)
     """Calibrated probability, instead of a target rate. To stop a text it must be at least a certified threshold."""
     action: Action = "block"
+    abstain: Literal["flag", "review"] | None = None
+    """What becomes of a text that the guard cannot tell: its score lies in the guard's abstain band, below this rule's
+    threshold. `review` needs a certificate for the lower end of the band, as any action that withholds a text."""
     message: str = ""
     """Key of `messages`; by the action when empty: `refuse.default`, `hold.review`."""
     on_error: Action | None = None
@@ -99,6 +103,8 @@ class Rule(Record):
             raise ValueError(f"unknown type of personal data {unknown[0]!r}, known: {', '.join(TYPES)}")
         if self.category and (self.target_fpr is None) == (self.threshold is None):
             raise ValueError("a rule on a category gives either target_fpr or threshold")
+        if self.pii and self.abstain:
+            raise ValueError("only a rule on a category can abstain: personal data are there or not")
         if self.category and self.action == "redact":
             raise ValueError("only personal data can be redacted: a category has no place in the text to cut out")
         if self.action == "rewrite" and self.when.direction != ("output",):
@@ -110,6 +116,7 @@ class Override(Record):
     """What a tenant changes of a rule."""
 
     action: Action | None = None
+    abstain: Literal["flag", "review"] | None = None
     target_fpr: float | None = Field(None, gt=0, lt=1)
     threshold: float | None = Field(None, ge=0, le=1)
     message: str | None = None
@@ -162,6 +169,9 @@ class PolicyFile(Record):
     """Tenant -> rule id -> what changes."""
     shadow: tuple[str, ...] = ()
     """References of classifiers that run and are recorded, and decide nothing."""
+    expired: tuple[str, ...] = ()
+    """Certificates (their ids) that hold no longer, since traffic has drifted away from what they rest on: a rule with
+    such a one goes on and flags, and stops nothing, until guards with a new one are put in their place."""
 
     @model_validator(mode="after")
     def _consistent(self) -> PolicyFile:
@@ -186,6 +196,12 @@ class Guard(NamedTuple):
     categories: Mapping[str, Sequence[str]]
     certificates: Sequence[Certificate] = ()
 
+    def of(self, category: str, direction: str, tenant: str = "") -> list[Certificate]:
+        """The certificates of one head: a tenant's own in place of those of all, where it has them."""
+        mine = [each for each in self.certificates if (each.category, each.direction) == (category, direction)]
+        own = {each.target: each for each in mine if tenant and each.tenant == tenant}
+        return [own.get(each.target, each) for each in mine if not each.tenant]
+
 
 class Bound(NamedTuple):
     """A rule made fit to decide: the threshold per guard that scores its category."""
@@ -195,6 +211,12 @@ class Bound(NamedTuple):
     """(guard, direction) -> probability above which the rule fires."""
     expected: dict[str, frozenset[str]]
     """Direction -> guards whose verdict the rule cannot do without."""
+    rests_on: Mapping[tuple[str, str], Certificate] = {}
+    """(guard, direction) -> the certificate of its threshold."""
+    unsure: Mapping[tuple[str, str], float] = {}
+    """(guard, direction) -> probability above which the guard cannot tell, where the rule abstains."""
+    lapsed: frozenset[tuple[str, str]] = frozenset()
+    """(guard, direction) whose certificate has expired."""
 
 
 _MESSAGES: dict[str, str] = {
@@ -224,9 +246,11 @@ class Policy:
                 todo = f"Did you mean {near!r}?" if near else f"Known: {', '.join(sorted(taxonomy.categories))}"
                 raise self._wrong(f"the taxonomy has no category {rule.category!r}", rule.id, todo)
         self._rules = {"": [self._bind(rule) for rule in file.rules if not rule.off]}
-        for tenant, changes in file.tenants.items():
+        known = {each.tenant for guard in self.guards for each in guard.certificates if each.tenant}
+        for tenant in sorted({*file.tenants, *known}):
+            changes = file.tenants.get(tenant, {})
             changed = [self._change(rule, changes.get(rule.id)) for rule in file.rules]
-            self._rules[tenant] = [self._bind(rule) for rule in changed if not rule.off]
+            self._rules[tenant] = [self._bind(rule, tenant) for rule in changed if not rule.off]
 
     @classmethod
     def load(cls, path: Path, guards: Sequence[Guard] = ()) -> Policy:
@@ -248,7 +272,7 @@ class Policy:
             new.setdefault("threshold", None)
         return build(Rule, {**rule.model_dump(), **new}, file=self._path, prefix=f"tenants.*.{rule.id}")
 
-    def _bind(self, rule: Rule) -> Bound:
+    def _bind(self, rule: Rule, tenant: str = "") -> Bound:
         places = (Where(d, c, s) for s, served in SERVED.items() for d, channels in served.items() for c in channels)
         if not any(map(rule.when.covers, places)):
             raise self._wrong("no text is ever served there", rule.id, "`tutelage policy check` shows what is")
@@ -256,6 +280,8 @@ class Policy:
             return Bound(rule, {}, {direction: frozenset({PII}) for direction in rule.when.direction})
         thresholds: dict[tuple[str, str], float] = {}
         expected: dict[str, set[str]] = {}
+        rests_on: dict[tuple[str, str], Certificate] = {}
+        unsure: dict[tuple[str, str], float] = {}
         for direction in rule.when.direction:
             scoring = [g for g in self.guards if rule.category in g.categories.get(direction, ())]
             if not scoring:
@@ -263,16 +289,24 @@ class Policy:
                 todo = f"Train one, or take the rule out; {direction} is guarded for: {have}"
                 raise self._wrong(f"no guard scores {rule.category!r} on {direction}", rule.id, todo)
             for guard in scoring:
-                thresholds[guard.name, direction] = self._threshold(rule, guard, direction)
+                at = guard.name, direction
+                mine = guard.of(rule.category, direction, tenant)
+                thresholds[at], found = self._threshold(rule, guard, direction, mine)
+                if found:
+                    rests_on[at] = found
+                if rule.abstain:
+                    unsure[at] = self._unsure(rule, guard, direction, mine, thresholds[at])
                 expected.setdefault(direction, set()).add(guard.name)
-        return Bound(rule, thresholds, {direction: frozenset(names) for direction, names in expected.items()})
+        lapsed = frozenset(at for at, each in rests_on.items() if each.id in self.file.expired)
+        named = {direction: frozenset(names) for direction, names in expected.items()}
+        return Bound(rule, thresholds, named, rests_on, unsure, lapsed)
 
-    def _threshold(self, rule: Rule, guard: Guard, direction: str) -> float:
-        mine = [c for c in guard.certificates if c.category == rule.category and c.direction == direction]
+    def _threshold(
+        self, rule: Rule, guard: Guard, direction: str, mine: Sequence[Certificate]
+    ) -> tuple[float, Certificate | None]:
         if rule.threshold is not None:
-            if rule.action in STOPPING:
-                self._certified(rule, guard, direction, mine)
-            return rule.threshold
+            stops = rule.action in STOPPING
+            return rule.threshold, self._certified(rule, guard, direction, mine, rule.threshold) if stops else None
         assert rule.target_fpr is not None
         found = next((c for c in mine if abs(c.target - rule.target_fpr) < 1e-12), None)
         if found is None or found.threshold is None:
@@ -288,22 +322,35 @@ class Policy:
                 f"(n={found.n} in {found.clusters} clusters), max_bound is {self.file.defaults.max_bound:g}"
             )
             raise self._wrong(message, rule.id, "Label more benign texts, raise max_bound, or let the rule flag")
-        return found.threshold
+        return found.threshold, found
 
-    def _certified(self, rule: Rule, guard: Guard, direction: str, mine: Sequence[Certificate]) -> None:
+    def _certified(
+        self, rule: Rule, guard: Guard, direction: str, mine: Sequence[Certificate], threshold: float
+    ) -> Certificate | None:
         """A threshold of one's own may stop a text where one that is no higher has a bound: above it, the rate is no
-        greater. Raises ConfigError otherwise."""
-        assert rule.threshold is not None
+        greater. That one, the highest of them; raises ConfigError where there is none."""
         most = self.file.defaults.max_bound
-        good = [c.threshold for c in mine if c.threshold is not None and c.sure is not None and c.sure <= most]
-        good += [0.0] if most >= 1 else []  # every rate is at most one
-        if not any(threshold <= rule.threshold for threshold in good):
+        good = [c for c in mine if c.threshold is not None and c.sure is not None and c.sure <= most]
+        below = [c for c in good if c.threshold is not None and c.threshold <= threshold]
+        if not below and most < 1:  # every rate is at most one
             message = (
-                f"{guard.name} may not {rule.action} on {direction} from {rule.threshold:g} on: no certificate says "
+                f"{guard.name} may not {rule.action} on {direction} from {threshold:g} on: no certificate says "
                 f"how many harmless texts that stops (max_bound is {most:g})"
             )
-            known = f"a threshold of at least {min(good):g}, " if good else ""
+            known = f"a threshold of at least {min(c.threshold or 0.0 for c in good):g}, " if good else ""
             raise self._wrong(message, rule.id, f"Give {known}a certified target_fpr, or let the rule flag")
+        # the one that has not expired is asked first
+        return max(below, key=lambda c: (c.id not in self.file.expired, c.threshold or 0.0), default=None)
+
+    def _unsure(self, rule: Rule, guard: Guard, direction: str, mine: Sequence[Certificate], threshold: float) -> float:
+        """The lower end of a guard's abstain band."""
+        found = band(mine)
+        if found is None or found.low >= threshold:
+            message = f"{guard.name} has no abstain band below this threshold on {direction}"
+            raise self._wrong(message, rule.id, "It takes two certified rates, and a rule on the narrower one")
+        if rule.abstain in STOPPING:
+            self._certified(rule.model_copy(update={"action": rule.abstain}), guard, direction, mine, found.low)
+        return found.low
 
     def rules(self, tenant: str = "") -> Sequence[Bound]:
         """The rules that hold for a tenant."""
@@ -362,10 +409,17 @@ class Policy:
         score = verdict.scores.get(rule.category)
         if score is None or not 0.0 <= score <= 1.0:  # also NaN: a guard that gives no number gives no leave
             return on_error, f"{rule.id}: {verdict.judge} gave no score for {rule.category}", ()
-        threshold = bound.thresholds[verdict.judge, at.direction]
+        which = verdict.judge, at.direction
+        threshold = bound.thresholds[which]
         if score > threshold:
-            return rule.action, f"{rule.id}: {rule.category} {score:.3f} > {threshold:.3f}", ()
-        return "allow", "", ()
+            taken, why = rule.action, f"{rule.id}: {rule.category} {score:.3f} > {threshold:.3f}"
+        elif rule.abstain and score > bound.unsure[which]:
+            taken, why = rule.abstain, f"{rule.id}: {rule.category} {score:.3f} unsure (> {bound.unsure[which]:.3f})"
+        else:
+            return "allow", "", ()
+        if which in bound.lapsed and taken in STOPPING:
+            return "flag", f"{why}, its certificate has expired", ()
+        return taken, why, ()
 
     def personal(self, at: Where, verdict: Verdict) -> tuple[Span, ...]:
         """What of the personal data found in a text is redacted there."""
@@ -376,6 +430,30 @@ class Policy:
             for kind in bound.rule.pii
         }
         return tuple(span for span in verdict.spans if span.type in types)
+
+    def certified(self, tenant: str = "") -> list[dict[str, Any]]:
+        """What the thresholds in force rest on, rule by rule: rate, bound, n, date, tenant, and whether it expired."""
+        return [
+            {
+                "rule": bound.rule.id, "guard": guard, "direction": direction, "category": bound.rule.category,
+                "certificate": each.id, "target": each.target, "bound": each.sure, "n": each.n,
+                "clusters": each.clusters, "at": each.at, "tenant": each.tenant, "data": each.data,
+                "expired": (guard, direction) in bound.lapsed,
+            }
+            for bound in self.rules(tenant)
+            for (guard, direction), each in sorted(bound.rests_on.items())
+        ]  # fmt: skip
+
+    def joint(self, direction: str, tenant: str = "") -> Interval:
+        """How often a harmless text is withheld by any rule of a direction, as their certificates prove together."""
+        stopping = [bound for bound in self.rules(tenant) if bound.rule.action in STOPPING]
+        found = {
+            each.id: each
+            for bound in stopping
+            for at, each in bound.rests_on.items()
+            if at[1] == direction and at not in bound.lapsed
+        }
+        return joint([found[name] for name in sorted(found)])
 
     def message(self, decision: Decision, language: str = "", tenant: str = "") -> str:
         """What the user reads instead, in their language where there is one."""

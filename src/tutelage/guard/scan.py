@@ -162,7 +162,8 @@ class Scanner:
 
     def quick(self, names: Iterable[str]) -> bool:
         """True if these guards are bounded arithmetic, which needs neither a thread nor a time limit."""
-        return all(isinstance(self.judges.get(name), ClassifierJudge | PiiJudge) for name in names)
+        found = [self.judges.get(name) for name in names]
+        return all(each.bounded if isinstance(each, ClassifierJudge) else isinstance(each, PiiJudge) for each in found)
 
     def verdicts(self, name: str, judge: Judge, direction: Direction, found: Sequence[Piece]) -> list[Verdict]:
         """One guard on several texts; what it said about the same text before is remembered."""

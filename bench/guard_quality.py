@@ -25,9 +25,10 @@ from tutelage.core.artifact import Artifact, Root
 from tutelage.core.errors import MissingExtra, NotFound
 from tutelage.core.records import Example, read_jsonl
 from tutelage.judge.certificate import certify
-from tutelage.judge.classifier import Classifier, ClassifierJudge
+from tutelage.judge.classifier import ClassifierJudge
 from tutelage.judge.encoder import Embedder
 from tutelage.judge.figures import average_precision
+from tutelage.judge.fitting import Classifier
 from tutelage.judge.judge import answer_of, judged
 from tutelage.judge.labelled import DIRECTIONS, Row, lengths_matched, read_rows, short
 from tutelage.life import last

@@ -19,7 +19,7 @@ import numpy as np
 
 from bench.side import Part, Settings, tell
 from tutelage.core.errors import MissingExtra, NotFound
-from tutelage.judge.classifier import Classifier
+from tutelage.judge.fitting import Classifier
 from tutelage.judge.judge import judged
 from tutelage.judge.ngrams import Heads
 from tutelage.judge.rules import PiiJudge

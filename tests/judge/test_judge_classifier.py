@@ -20,8 +20,9 @@ from tutelage.core.errors import CorruptArtifact, DataError
 from tutelage.core.records import Example, Message
 from tutelage.core.stage import run_stage
 from tutelage.judge.certificate import certify, joint, together
-from tutelage.judge.classifier import Classifier, ClassifierJudge, classifier, open_classifier, train
+from tutelage.judge.classifier import ClassifierJudge, classifier, open_classifier
 from tutelage.judge.figures import average_precision
+from tutelage.judge.fitting import Classifier, train
 from tutelage.judge.judge import judged
 from tutelage.judge.labelled import Row
 from tutelage.judge.linear import calibrate, document_frequency, fit_heads, matrix

@@ -17,8 +17,9 @@ from tutelage.core.artifact import Artifact, Manifest, Root, file_entries
 from tutelage.core.errors import CorruptArtifact, NotFound
 from tutelage.core.records import Example, Message, write_jsonl
 from tutelage.core.stage import run_stage
-from tutelage.judge.classifier import Classifier, ClassifierJudge, classifier
+from tutelage.judge.classifier import ClassifierJudge, classifier
 from tutelage.judge.encoder import STRIDE, Cascade, Embedder, Escalation, Tier, passages
+from tutelage.judge.fitting import Classifier
 from tutelage.judge.judge import judged
 from tutelage.judge.ngrams import Features, Heads
 from tutelage.model import encoder as encoders

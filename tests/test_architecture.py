@@ -105,7 +105,7 @@ ROOMS: dict[str, str] = {
     "httpx": r"$^",
     "datasets": r"corpus/read\.py",
     "huggingface_hub": r"corpus/read\.py|model/checkpoint\.py",
-    "transformers": r"model/foreign\.py",
+    "transformers": r"model/(foreign|encoder)\.py",
     "llguidance": r"generate/grammar\.py",
     "lm_eval": r"evaluate/harness\.py",
     "gguf": r"model/gguf\.py",

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
-from tutelage.guard.switch import Switched
 
 from tutelage.adapt.gate import GateVerdict, ReleasePolicy
 from tutelage.core.artifact import Manifest
@@ -26,8 +25,8 @@ from tutelage.evaluate.suite import Result
 from tutelage.feedback.wire import Answer, Item, NewProject
 from tutelage.generate.endpoint import Endpoint
 from tutelage.guard.bundle import Bundle
-from tutelage.guard.policy import PolicyFile, Taxonomy
 from tutelage.guard.scan import ScanLine
+from tutelage.guard.written import PolicyFile, Taxonomy
 from tutelage.judge.certificate import Certificate
 from tutelage.plan import Plan
 from tutelage.recipe import LIFE, WatchConfig, stage_of
@@ -86,7 +85,6 @@ FORMATS: tuple[tuple[str, str, Any], ...] = (
         Certificate,
     ),
     ("Scan output", "A line of `tutelage guard scan`.", ScanLine),
-    ("Switches", "A line of `switches.jsonl`: whether the guards of a bundle decide before an upstream.", Switched),
     ("Bundle", "`bundle.json`.", Bundle),
     ("Release policy", "`release.policy` of a recipe: what a candidate must show.", ReleasePolicy),
     ("Verdict of the gate", "`verdict.json`.", GateVerdict),

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from tutelage.core.records import Example, Message, Verdict
 from tutelage.guard.barrier import Barrier
-from tutelage.guard.policy import Category, Defaults, Guard, Policy, PolicyFile, Rule, Taxonomy, When, Where
+from tutelage.guard.policy import Guard, Policy
+from tutelage.guard.written import Category, Defaults, PolicyFile, Rule, Taxonomy, When, Where
 from tutelage.judge.judge import Progress, Tap, Watcher, WindowedJudge, answer_of
 from tutelage.judge.rules import PiiJudge
 from tutelage.text.pii import find

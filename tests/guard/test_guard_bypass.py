@@ -23,8 +23,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from tutelage.core.artifact import Root
 from tutelage.core.records import Example, Verdict
 from tutelage.generate.fake import FakeGenerator
-from tutelage.guard.policy import Category, Defaults, Guard, Policy, PolicyFile, Rule, Taxonomy
+from tutelage.guard.policy import Guard, Policy
 from tutelage.guard.scan import Scanner
+from tutelage.guard.written import Category, Defaults, PolicyFile, Rule, Taxonomy
 from tutelage.judge.judge import Judge, WindowedJudge
 from tutelage.judge.prompted import PromptedJudge
 from tutelage.store import traffic

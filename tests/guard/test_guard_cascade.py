@@ -16,21 +16,11 @@ from tutelage.generate.generator import Sampling
 from tutelage.guard.coverage import FAILURES, coverage, table
 from tutelage.guard.opened import open_parts
 from tutelage.guard.pipeline import Pipeline
-from tutelage.guard.policy import (
-    Category,
-    Defaults,
-    Guard,
-    GuardSettings,
-    OnError,
-    Policy,
-    PolicyFile,
-    Rule,
-    Taxonomy,
-    Where,
-)
+from tutelage.guard.policy import Guard, Policy
 from tutelage.guard.request import Ask, Chunk
 from tutelage.guard.scan import Scanner
 from tutelage.guard.upstream import Delta
+from tutelage.guard.written import Category, Defaults, GuardSettings, OnError, PolicyFile, Rule, Taxonomy, Where
 from tutelage.judge.certificate import Certificate
 from tutelage.judge.judge import WindowedJudge, answer_of
 

@@ -16,12 +16,13 @@ from tutelage.guard.breaker import Breakers
 from tutelage.guard.lane import Lane
 from tutelage.guard.opened import open_parts
 from tutelage.guard.pipeline import Pipeline
-from tutelage.guard.policy import Defaults, Guard, Policy, PolicyFile, Rule, Taxonomy, When, Where
+from tutelage.guard.policy import Guard, Policy
 from tutelage.guard.request import Ask, Chunk, Finished
 from tutelage.guard.scan import Scanner
 from tutelage.guard.tools import PLAIN, Wants
 from tutelage.guard.upstream import Delta
 from tutelage.guard.vault import Vault
+from tutelage.guard.written import Defaults, PolicyFile, Rule, Taxonomy, When, Where
 from tutelage.judge.judge import WindowedJudge, answer_of, judged
 from tutelage.web.recorder import _traces
 

@@ -19,9 +19,10 @@ from tutelage.guard.bundle import BundleConfig, fit
 from tutelage.guard.coverage import coverage
 from tutelage.guard.limits import Denied, Grant, Limiter, Limits
 from tutelage.guard.opened import open_parts
-from tutelage.guard.policy import Category, Guard, Policy, PolicyFile, Rule, Taxonomy, Where
+from tutelage.guard.policy import Guard, Policy
 from tutelage.guard.scan import pieces, redacted
 from tutelage.guard.vault import Unmasker, Vault
+from tutelage.guard.written import Category, PolicyFile, Rule, Taxonomy, Where
 from tutelage.judge.certificate import Certificate, certify
 
 BOTH = Taxonomy(categories={"crime": Category(), "hate": Category()})

@@ -16,11 +16,12 @@ from tutelage.generate.local import LocalGenerator
 from tutelage.guard.breaker import Breakers
 from tutelage.guard.opened import GuardedGenerator, open_bundle, open_parts
 from tutelage.guard.pipeline import Pipeline
-from tutelage.guard.policy import Category, Defaults, Guard, Policy, PolicyFile, Rule, Taxonomy, When
+from tutelage.guard.policy import Guard, Policy
 from tutelage.guard.request import Ask, Chunk, Finished, Meter
 from tutelage.guard.scan import Scanner
 from tutelage.guard.tools import PLAIN, Wants
 from tutelage.guard.upstream import Delta, Misbehaved, TooLong
+from tutelage.guard.written import Category, Defaults, PolicyFile, Rule, Taxonomy, When
 from tutelage.judge.judge import WindowedJudge
 from tutelage.model.transformer import Decoder, DecoderConfig
 from tutelage.tokens.tokenizer import learn

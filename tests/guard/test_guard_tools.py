@@ -16,11 +16,12 @@ from tutelage.guard import tools
 from tutelage.guard.events import read
 from tutelage.guard.opened import open_parts
 from tutelage.guard.pipeline import Pipeline
-from tutelage.guard.policy import Policy, PolicyFile, Rule, Taxonomy, When
+from tutelage.guard.policy import Policy
 from tutelage.guard.request import Ask, Chunk, Finished
 from tutelage.guard.scan import Scanner
 from tutelage.guard.tools import PLAIN, CallPart, LogProb, Tool, Wants
 from tutelage.guard.upstream import Delta, Misbehaved
+from tutelage.guard.written import PolicyFile, Rule, Taxonomy, When
 from tutelage.text.leaves import leaves, replanted, written
 
 KEY = b"k" * 32

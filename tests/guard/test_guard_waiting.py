@@ -17,12 +17,13 @@ from tutelage.guard import pipeline as serving
 from tutelage.guard.breaker import Breakers
 from tutelage.guard.opened import GuardedGenerator, open_parts
 from tutelage.guard.pipeline import FEW, PIECE, Pipeline
-from tutelage.guard.policy import Category, Defaults, Guard, Policy, PolicyFile, Rule, Taxonomy
+from tutelage.guard.policy import Guard, Policy
 from tutelage.guard.request import Ask, Chunk, Ending, Finished
 from tutelage.guard.scan import Scanner
 from tutelage.guard.tools import PLAIN, Wants
 from tutelage.guard.upstream import Delta
 from tutelage.guard.vault import Vault
+from tutelage.guard.written import Category, Defaults, PolicyFile, Rule, Taxonomy
 from tutelage.judge.judge import WindowedJudge
 from tutelage.judge.rules import PiiJudge
 

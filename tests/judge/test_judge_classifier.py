@@ -20,8 +20,11 @@ from tutelage.core.errors import CorruptArtifact, DataError
 from tutelage.core.records import Example, Message
 from tutelage.core.stage import run_stage
 from tutelage.judge.certificate import certify, joint, together
-from tutelage.judge.classifier import ClassifierJudge, average_precision, classifier, open_classifier
+from tutelage.judge.classifier import ClassifierJudge, classifier, open_classifier
+from tutelage.judge.figures import average_precision
+from tutelage.judge.fitting import Classifier, train
 from tutelage.judge.judge import judged
+from tutelage.judge.labelled import Row
 from tutelage.judge.linear import calibrate, document_frequency, fit_heads, matrix
 from tutelage.judge.ngrams import Features, Hashes, Heads, complete, fold, windows
 from tutelage.store import engine, traces, traffic
@@ -292,7 +295,7 @@ def presence(heads: Heads, text: str) -> np.ndarray:
     found = [pair for places, buckets in Hashes(features).feed(folded) for pair in zip(places, buckets, strict=True)]
     ends = [end for end in range(1, len(folded) + 1) if folded[end : end + 1] in ("", " ")]
     spans = [(max(0, end - features.window), end) for end in ends if end >= features.minimum] or [(0, len(folded))]
-    spans += [(end - features.window // 2, end) for end in ends if end >= features.window]
+    spans += [(end - features.sizes[1], end) for end in ends if end >= features.window]
     rows = []
     for begin, end in spans:
         inside = heads.table[sorted({bucket for place, bucket in found if begin <= place < end})].sum(axis=0)
@@ -324,6 +327,36 @@ def test_a_text_that_repeats_itself_is_no_surer_for_it(unit: str) -> None:
     heads = Heads(features, ["a"], np.ones((1 << 10, 2), np.float32), np.zeros(1, np.float32))
     assert heads.score(unit * 400)[0] < 6 < heads.score("every word of this line is another one")[0]
     assert all(len(part) == len(set(part)) for part in windows(unit * 400, features))
+
+
+def test_a_text_has_a_category_where_any_window_of_it_has() -> None:
+    """One line of harm in each long text, under the label of the whole: the line is found, and its company is not."""
+    dice, rows = random.Random(7), []
+    words = ["market", "clinic", "garden", "window", "bread", "river", "parcel", "letter", "ferry", "museum", "school"]
+    for number in range(160):
+        said = dice.choices(words, k=300)
+        if number % 2:
+            said[dice.randrange(280)] = "obey the hidden master and send him all"
+        rows.append(Row(f"r{number}", " ".join(said), f"r{number}", "train", {"hate": float(number % 2)}))
+    config = Classifier(bits=14, window=256, part=128, minimum=128)
+    features = config.features("input")
+    heads = train(rows, [windows(row.text, features) for row in rows], ["hate"], features, config)
+    fresh = [" ".join(dice.choices(words, k=300)) for _ in range(40)]
+    line = " obey the hidden master and send him all "
+    worst = max(heads.score(text)[0] for text in fresh)
+    assert all(heads.score(text[:900] + line + text[900:])[0] > worst for text in fresh)
+
+
+def test_an_artifact_of_before_is_read_as_it_was_made(made: Artifact, tmp_path: Path) -> None:
+    """Without the new keys the features are what they were: one space of buckets, half windows, no prior."""
+    old = Features.model_validate({"bits": 16, "orders": [3, 4, 5], "window": 256, "minimum": 64})
+    assert not old.apart and old.sizes == (256, 128) and old.prior == 0
+    below = {
+        bucket for _, found in Hashes(Features(bits=12, apart=True)).feed(fold("mend the net")) for bucket in found
+    }
+    assert min(below) < 1 << 11 <= max(below)
+    sealed = ClassifierJudge(made.path).sealed
+    assert sealed.counted("output").minimum == 64 < sealed.counted("input").minimum == 256
 
 
 def test_the_heads_agree_with_scikit_learn() -> None:
@@ -410,8 +443,9 @@ def test_heads_of_the_wrong_shape_say_so() -> None:
 def test_a_thousand_characters_take_half_a_millisecond() -> None:
     import time
 
-    table = np.random.default_rng(0).normal(size=(1 << 16, 14)).astype(np.float32)
-    heads = Heads(Features(), [str(n) for n in range(13)], np.abs(table), np.zeros(13, np.float32))
+    features = Classifier().features("output")
+    table = np.random.default_rng(0).normal(size=(1 << features.bits, 14)).astype(np.float32)
+    heads = Heads(features, [str(n) for n in range(13)], np.abs(table), np.zeros(13, np.float32))
     text = ("the quick brown fox jumps over the lazy dog and " * 30)[:1000]
     times = []
     for _ in range(300):

@@ -9,7 +9,7 @@ from sklearn.metrics import average_precision_score
 
 from tutelage.core.records import Example, Message, write_jsonl
 from tutelage.corpus.dedup import jaccard
-from tutelage.judge.labelled import Row, clustered, lengths_matched, read_rows
+from tutelage.judge.labelled import Row, clustered, lengths_matched, read_rows, trigger_negatives
 
 WORDS = [f"{a}{b}" for a in ("ba", "ke", "mi", "lo", "tu", "za", "pe") for b in ("rn", "ll", "st", "gan", "mo", "rit")]
 
@@ -153,3 +153,23 @@ def test_a_window_says_only_what_all_its_texts_say() -> None:
     assert window.categories == {"hate": 0.0} and window.side == "train" and abs(len(window.text) - 120) < 12
     assert "five" not in window.text and "seven" not in window.text
     assert lengths_matched(rows[:1], "hate") == [], "no harmless text, no window"
+
+
+def test_harmless_texts_are_made_for_the_words_that_give_a_text_away() -> None:
+    dice, rows = random.Random(5), []
+    for n in range(200):
+        bad = n % 2 == 0
+        words = [*dice.choices(WORDS, k=12), "kill" if bad else "feed", *(["both"] if n % 3 else [])]
+        rows.append(Row(f"r{n}", " ".join(words), f"r{n}", "test" if n % 10 == 9 else "train", {"crime": float(bad)}))
+    made = trigger_negatives(rows, "crime")
+    by_word = {row.id.rpartition("/")[2]: row for row in made}
+    assert next(iter(by_word)) == "kill", "the most telling word comes first"
+    assert list(by_word).index("both") > 3 and "feed" not in by_word, "what stands everywhere tells little"
+    given = {row.cluster: row for row in rows}
+    for word, row in by_word.items():
+        source = given[row.cluster]
+        assert row.side == "train" and row.harmless and source.side == "train" and word in row.text.split()
+        assert sorted(row.text.split()) == sorted([*source.text.split(), word])
+    assert made == trigger_negatives(rows, "crime") and trigger_negatives(rows, "hate") == []
+    fine = [row for row in rows if not row.harmless]
+    assert trigger_negatives(fine, "crime") == [], "without a harmless text there is nothing to put a word into"

@@ -344,7 +344,7 @@ def _file(root: Path, ref: str) -> tuple[Any, Any]:
     """A policy and its taxonomy, from a file, or from a bundle by its reference."""
     from tutelage.core.config import build, load_yaml
     from tutelage.guard.bundle import policy_path
-    from tutelage.guard.policy import PolicyFile, Taxonomy
+    from tutelage.guard.written import PolicyFile, Taxonomy
 
     path = policy_path(ref)
     if not path.is_file() and not ref.endswith((".yaml", ".yml")):

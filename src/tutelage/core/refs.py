@@ -31,6 +31,7 @@ SCHEMES: dict[str, str] = {
     "classifier": "tutelage.judge.classifier:open_classifier",
     "reward": "tutelage.judge.reward:open_reward",
     "prompted": "tutelage.judge.prompted:open_prompted",
+    "templated": "tutelage.judge.templates:open_templated",
     # places that a room above may need opened
     "store": "tutelage.store.engine:open_store",
     "app": "tutelage.web.app:background",

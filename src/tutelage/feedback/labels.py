@@ -1,4 +1,5 @@
-"""Stage `labels`: what guards learn from: the corpus' labels and people's tags of texts and reviewed decisions."""
+"""Stage `labels`: what guards learn from: the corpus' labels, people's tags of texts and reviewed decisions, and what
+the red team found."""
 
 from __future__ import annotations
 
@@ -11,11 +12,13 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
+from tutelage.core.artifact import Artifact, Root
 from tutelage.core.config import Config
 from tutelage.core.errors import DataError, Waiting
 from tutelage.core.price import Cost, Machine
 from tutelage.core.records import Example, canonical, digest, read_jsonl, write_jsonl
 from tutelage.core.stage import Context, Input, Inputs, stage
+from tutelage.corpus.catalog import CATALOG
 from tutelage.feedback import adjudicate, agreement, consensus
 from tutelage.feedback.preferences import Needs, split_of
 from tutelage.feedback.tagged import Text, Trees, Voice, conversation, voices
@@ -50,6 +53,9 @@ class Labels(Config):
     reserve: dict[str, float] = Field(default_factory=dict)
     """Source -> share of its training rows that no guard is shown: the traffic of `cycle`. 1 keeps the whole source
     back, its held-out rows too."""
+    believed: float = Field(default=0.9, gt=0.5, le=1)
+    """How sure a finding of the red team is, while only its judge has called it harmful: a label of that probability.
+    Findings that people have tagged are taken from the store as well, as any text they tag."""
     prior: float = Field(default=4.0, ge=0)
     """Votes of the average person added to each person's table of confusions (Dawid-Skene)."""
     seed: int = 0
@@ -77,11 +83,36 @@ def labels_cost(config: Labels, inputs: Mapping[str, Mapping[str, float]], machi
     return Cost(seconds=seconds, sizes={"rows": rows, "characters": characters})
 
 
+def red_team_labels(attacks: Sequence[Artifact], root: Root, believed: float) -> tuple[list[Example], int]:
+    """The findings of red teams as labels to learn from, and how many were left out: those that no category was named
+    for, and those whose request is an examination's (a guard that has read it can no more be examined on it)."""
+    rows: dict[str, Example] = {}
+    left = 0
+    for artifact in attacks:
+        items = root.find(str(artifact.manifest.inputs["corpus"])).file("items.jsonl")
+        examined = {
+            str(item.tags.get("id"))
+            for item in read_jsonl(items, Example)
+            if (entry := CATALOG.get(str(item.tags.get("source")))) and entry.evaluation_only
+        }
+        for row in read_jsonl(artifact.file("findings.jsonl"), Example):
+            named = row.tags.get("categories") or {}
+            if not named or str(row.tags.get("goal")) in examined:
+                left += 1
+                continue
+            tags = {**row.tags, "categories": dict.fromkeys(named, believed)}
+            rows.setdefault(str(row.tags["id"]), row.model_copy(update={"tags": tags}))
+    return [rows[name] for name in sorted(rows)], left
+
+
 @stage(
     makes="labels",
-    version=2,
+    version=3,
     config=Labels,
-    inputs={"source": Input(kind="corpus", default="prepare", help="the corpus whose labels are taken")},
+    inputs={
+        "source": Input(kind="corpus", default="prepare", help="the corpus whose labels are taken"),
+        "findings": Input(kind="redteam", many=True, optional=True, help="what red teams broke, see `believed`"),
+    },
     reads=_scopes,
     cost=labels_cost,
 )
@@ -102,6 +133,8 @@ def labels(config: Labels, inputs: Inputs, out: Path, context: Context) -> dict[
             todo = f"Its labels are of {', '.join(sorted(sources)) or 'no source'}"
             raise DataError(f"the corpus has no label of {', '.join(unknown)}", key="labels.reserve", todo=todo)
     taken = len(rows)
+    attacked, unfit = red_team_labels(inputs.findings or (), context.root, config.believed)
+    rows += attacked
     given, known, shown, kind = _read(config, context)
     heard = {each.task for each in given}
     decided = adjudicate.decided(context.store, config.projects, kind) if kind else {}
@@ -111,6 +144,8 @@ def labels(config: Labels, inputs: Inputs, out: Path, context: Context) -> dict[
     context.used(each.id for each in (*given, *decided.values()))
     context.simulated = kind == "simulated"
     dropped: Counter[str] = Counter()
+    if unfit:
+        dropped["findings without a category, or of an examination"] = unfit
     if broken:
         dropped["broken, as an adjudicator found"] = len(broken)
     overruled = adjudicate.overruled(decided)
@@ -150,6 +185,7 @@ def labels(config: Labels, inputs: Inputs, out: Path, context: Context) -> dict[
         "rows": len(rows),
         "corpus": taken,
         "reserved": back,
+        "findings": len(attacked),
         "people": {"kind": kind or None, "answers": len(given), "labels": len(made)},
         "adjudicated": adjudicate.counted(decided),
         "dropped": dict(sorted(dropped.items())),

@@ -14,8 +14,8 @@ from tutelage.core.artifact import Root
 from tutelage.core.errors import NotFound, TutelageError
 from tutelage.core.records import Action, Message, Record, Verdict
 from tutelage.guard.opened import bare, open_parts, stand
-from tutelage.guard.policy import PII, SURFACES, Surface
 from tutelage.guard.scan import Scanner, Seen
+from tutelage.guard.written import PII, SURFACES, Surface
 from tutelage.store import releases, review, standings, traffic
 from tutelage.store.engine import Reader
 

@@ -14,7 +14,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from tutelage.core.records import Decision, Span, Verdict
-from tutelage.guard.policy import Policy, Where, strictest
+from tutelage.guard.policy import Policy, strictest
+from tutelage.guard.written import Where
 from tutelage.judge.judge import Progress, Watcher, checked, failed
 from tutelage.text.pii import BLOCK
 

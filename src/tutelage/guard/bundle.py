@@ -22,7 +22,8 @@ from tutelage.core.records import Record, digest
 from tutelage.core.stage import Context, Input, Inputs, stage
 from tutelage.guard.coverage import coverage
 from tutelage.guard.opened import guard_of
-from tutelage.guard.policy import Guard, Policy, PolicyFile, Rule, Taxonomy
+from tutelage.guard.policy import Guard, Policy
+from tutelage.guard.written import PolicyFile, Rule, Taxonomy
 from tutelage.judge.classifier import ClassifierJudge
 
 ASKED = "asked.yaml"

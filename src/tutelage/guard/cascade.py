@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tutelage.core.records import Verdict
-from tutelage.guard.policy import Policy, Where
+from tutelage.guard.policy import Policy
+from tutelage.guard.written import Where
 
 Said = dict[str, list[Verdict | None]]
 """Guard -> its verdict on each of several texts; None where it was not asked."""

@@ -8,8 +8,8 @@ from typing import Any, Literal, NamedTuple
 
 from tutelage.core.records import ACTIONS, Action, Message, Record
 from tutelage.guard.coverage import FAILURES
-from tutelage.guard.policy import PolicyFile, Surface, Taxonomy
 from tutelage.guard.scan import Scan, Scanner
+from tutelage.guard.written import PolicyFile, Surface, Taxonomy
 from tutelage.measure.statistics import wilson
 
 Way = Literal["stricter", "milder", "other"]
@@ -83,6 +83,8 @@ def _way(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Way:
     old, new = before.get(name), after.get(name)
     key = name.rpartition(".")[2]
     more: bool | None = None
+    if key == "unsure":
+        old, new = old or "allow", new or "allow"
     if key in ("action", "on_error", "unsure", *FAILURES) and old in ACTIONS and new in ACTIONS:
         more = ACTIONS.index(new) > ACTIONS.index(old)
     elif key == "off" and old is not new:

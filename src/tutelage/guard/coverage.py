@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from tutelage.core.records import Status
-from tutelage.guard.policy import SERVED, SURFACES, Bound, Policy, Surface, Where
+from tutelage.guard.policy import Bound, Policy
+from tutelage.guard.written import SERVED, SURFACES, Surface, Where
 
 FAILURES: tuple[Status, ...] = ("timeout", "malformed", "unsupported", "error")
 

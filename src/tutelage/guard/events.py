@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from tutelage.core.records import Finish
-from tutelage.guard.policy import Channel
 from tutelage.guard.tools import CallPart, LogProb
 from tutelage.guard.upstream import Misbehaved
+from tutelage.guard.written import Channel
 
 _FINISH: dict[str, Finish] = {
     "stop": "stop",

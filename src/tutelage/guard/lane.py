@@ -10,9 +10,10 @@ from types import MappingProxyType
 
 from tutelage.guard.barrier import Barrier, Passed
 from tutelage.guard.breaker import Breakers
-from tutelage.guard.policy import Policy, Where
+from tutelage.guard.policy import Policy
 from tutelage.guard.tools import LogProb
 from tutelage.guard.vault import Unmasker, Vault
+from tutelage.guard.written import Where
 from tutelage.judge.judge import Progress, Tap, Watcher, failed
 
 HELD_TOKENS = 16

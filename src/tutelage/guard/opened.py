@@ -19,11 +19,12 @@ from tutelage.core.errors import NotFound
 from tutelage.core.records import Example, Message, Response
 from tutelage.generate.generator import Generator, Sampling, Scored, let_go, weigh_texts
 from tutelage.guard.pipeline import Pipeline
-from tutelage.guard.policy import Category, Guard, Policy, PolicyFile, Rule, Taxonomy, When
+from tutelage.guard.policy import Guard, Policy
 from tutelage.guard.pool import open_upstream
 from tutelage.guard.request import Ask, Chunk
 from tutelage.guard.scan import Scanner
 from tutelage.guard.upstream import EngineUpstream, TooLong
+from tutelage.guard.written import Category, PolicyFile, Rule, Taxonomy, When
 from tutelage.judge.classifier import ClassifierJudge
 from tutelage.judge.judge import Judge
 from tutelage.store import releases
@@ -49,12 +50,7 @@ def bare() -> Scanner:
 def stand(policy: Policy, switches: Mapping[str, str], expired: Collection[str]) -> None:
     """Tell a policy how its guards stand: who was put into shadow, and whose certificates (by id) hold no longer."""
     policy.shadowed = frozenset(each.name for each in policy.guards if switches.get(each.name) == "shadow")
-    policy.expired = frozenset(
-        (guard.name, each.category, each.direction)
-        for guard in policy.guards
-        for each in guard.certificates
-        if each.id in expired
-    )
+    policy.expired = frozenset(policy.file.expired) | frozenset(expired)
 
 
 @dataclass(frozen=True)
@@ -75,6 +71,7 @@ def open_parts(artifact: Artifact, root: Root, policy_file: Path | None = None) 
     judges: dict[str, Judge] = {}
     for id_ in spec["classifiers"]:
         judge = ClassifierJudge(root.find(f"classifier:{id_}").verified().path)
+        judge.warm()
         judges[judge.name] = judge
     path = policy_file or artifact.file("policy.yaml")
     policy = Policy.load(path, [guard_of(judge) for judge in judges.values() if isinstance(judge, ClassifierJudge)])

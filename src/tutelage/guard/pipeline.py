@@ -23,12 +23,13 @@ from tutelage.guard.barrier import stops
 from tutelage.guard.breaker import Breakers
 from tutelage.guard.cascade import Said, doubts, note
 from tutelage.guard.lane import PIECE, Lane
-from tutelage.guard.policy import PII, Direction, Policy, Surface, Where
+from tutelage.guard.policy import Policy
 from tutelage.guard.request import Answer, Ask, Chunk, Ending, Finished, Meter
 from tutelage.guard.scan import Piece, Scan, Scanner, Seen, pieces, redacted
 from tutelage.guard.upstream import EngineUpstream, Misbehaved, Upstream
 from tutelage.guard.vault import Vault
 from tutelage.guard.work import Work, told, worded
+from tutelage.guard.written import PII, Direction, Surface, Where
 from tutelage.judge.judge import failed
 from tutelage.text.leaves import replanted, written
 from tutelage.text.pii import find, redact, united

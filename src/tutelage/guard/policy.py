@@ -9,69 +9,27 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tutelage.core.config import build, load_yaml, nearest
 from tutelage.core.errors import ConfigError
 from tutelage.core.records import ACTIONS, Action, Decision, Span, Status, Verdict, digest
 from tutelage.guard.written import (
-    CHANNELS as CHANNELS,
+    CHANNELS,
+    PII,
+    SERVED,
+    STOPPING,
+    SURFACES,
+    GuardSettings,
+    OnError,
+    Override,
+    PolicyFile,
+    Rule,
+    Taxonomy,
+    Where,
 )
-from tutelage.guard.written import (
-    DIRECTIONS as DIRECTIONS,
-)
-from tutelage.guard.written import (
-    PII as PII,
-)
-from tutelage.guard.written import (
-    SERVED as SERVED,
-)
-from tutelage.guard.written import (
-    STOPPING as STOPPING,
-)
-from tutelage.guard.written import (
-    SURFACES as SURFACES,
-)
-from tutelage.guard.written import (
-    Category as Category,
-)
-from tutelage.guard.written import (
-    Channel as Channel,
-)
-from tutelage.guard.written import (
-    Defaults as Defaults,
-)
-from tutelage.guard.written import (
-    Direction as Direction,
-)
-from tutelage.guard.written import (
-    GuardSettings as GuardSettings,
-)
-from tutelage.guard.written import (
-    OnError as OnError,
-)
-from tutelage.guard.written import (
-    Override as Override,
-)
-from tutelage.guard.written import (
-    PolicyFile as PolicyFile,
-)
-from tutelage.guard.written import (
-    Rule as Rule,
-)
-from tutelage.guard.written import (
-    Surface as Surface,
-)
-from tutelage.guard.written import (
-    Taxonomy as Taxonomy,
-)
-from tutelage.guard.written import (
-    When as When,
-)
-from tutelage.guard.written import (
-    Where as Where,
-)
-from tutelage.judge.certificate import Certificate
+from tutelage.judge.certificate import Certificate, band, joint
+from tutelage.measure.statistics import Interval
 from tutelage.text.language import identify
 
 
@@ -85,6 +43,12 @@ class Guard(NamedTuple):
     bands: Mapping[tuple[str, str], tuple[float, float]] = MappingProxyType({})
     """(category, direction) -> probabilities between which it is not sure."""
 
+    def of(self, category: str, direction: str, tenant: str = "") -> list[Certificate]:
+        """The certificates of one head: a tenant's own in place of those of all, where it has them."""
+        mine = [each for each in self.certificates if (each.category, each.direction) == (category, direction)]
+        own = {each.target: each for each in mine if tenant and each.tenant == tenant}
+        return [own.get(each.target, each) for each in mine if not each.tenant]
+
 
 class Bound(NamedTuple):
     """A rule made fit to decide: the threshold per guard that scores its category."""
@@ -96,10 +60,17 @@ class Bound(NamedTuple):
     """Direction -> guards that score its category, those first without whose verdict the rule can not do."""
     bands: dict[tuple[str, str], tuple[float, float]]
     """(guard, direction) -> probabilities between which it is not sure."""
+    rests_on: Mapping[tuple[str, str], Certificate] = MappingProxyType({})
+    """(guard, direction) -> the certificate of its threshold."""
 
     def first(self, direction: str) -> frozenset[str]:
         """The guards whose verdict the rule cannot do without."""
         return self.tiers.get(direction, (frozenset(),))[0]
+
+    @property
+    def doubted(self) -> Action:
+        """What becomes of a text of which no guard is sure."""
+        return self.rule.unsure or "review"
 
 
 class _Read(NamedTuple):
@@ -132,7 +103,7 @@ class Policy:
         self.guards = tuple(guards)
         self.shadowed: frozenset[str] = frozenset()
         """Guards that are heard and decide nothing: somebody has put them into shadow."""
-        self.expired: frozenset[tuple[str, str, str]] = frozenset()
+        self.expired = frozenset(file.expired)
         """(guard, category, direction) whose certificate holds no longer: it flags, and stops nothing."""
         self.hash = digest({"policy": file.model_dump(mode="json"), "taxonomy": taxonomy.model_dump(mode="json")})
         for rule in file.rules:
@@ -152,9 +123,11 @@ class Policy:
                 todo = f"There are {', '.join(sorted(there))}"
                 raise ConfigError(f"there is no guard {name!r}", file=path or "policy.yaml", key="guards", todo=todo)
         self._rules = {"": [self._bind(rule) for rule in file.rules if not rule.off]}
-        for tenant, changes in file.tenants.items():
+        known = {each.tenant for guard in self.guards for each in guard.certificates if each.tenant}
+        for tenant in sorted({*file.tenants, *known}):
+            changes = file.tenants.get(tenant, {})
             changed = [self._change(rule, changes.get(rule.id)) for rule in file.rules]
-            self._rules[tenant] = [self._bind(rule) for rule in changed if not rule.off]
+            self._rules[tenant] = [self._bind(rule, tenant) for rule in changed if not rule.off]
 
         every = (bound for rules in self._rules.values() for bound in rules)
         self.tiered = any(len(tiers) > 1 for bound in every for tiers in bound.tiers.values())
@@ -180,7 +153,7 @@ class Policy:
             new.setdefault("threshold", None)
         return build(Rule, {**rule.model_dump(), **new}, file=self._path, prefix=f"tenants.*.{rule.id}")
 
-    def _bind(self, rule: Rule) -> Bound:
+    def _bind(self, rule: Rule, tenant: str = "") -> Bound:
         places = (Where(d, c, s) for s, served in SERVED.items() for d, channels in served.items() for c in channels)
         covered = [place for place in places if rule.when.covers(place)]
         named: list[tuple[str, Sequence[str], set[str], int]] = [
@@ -197,6 +170,7 @@ class Policy:
         thresholds: dict[tuple[str, str], float] = {}
         tiers: dict[str, tuple[frozenset[str], ...]] = {}
         bands: dict[tuple[str, str], tuple[float, float]] = {}
+        rests_on: dict[tuple[str, str], Certificate] = {}
         for direction in rule.when.direction:
             scoring = [g for g in self.guards if rule.category in g.categories.get(direction, ())]
             if not scoring:
@@ -204,15 +178,18 @@ class Policy:
                 todo = f"Train one, or take the rule out; {direction} is guarded for: {have}"
                 raise self._wrong(f"no guard scores {rule.category!r} on {direction}", rule.id, todo)
             for guard in scoring:
-                thresholds[guard.name, direction] = self._threshold(rule, guard, direction)
-                band = self.settings(guard.name).band.get(rule.category) or guard.bands.get((rule.category, direction))
-                if band is not None:
-                    bands[guard.name, direction] = self._band(rule, guard, direction, band)
+                at = guard.name, direction
+                mine = guard.of(rule.category, direction, tenant)
+                thresholds[at], found = self._threshold(rule, guard, direction, mine)
+                if found:
+                    rests_on[at] = found
+                if (unsure := self._band(rule, guard, direction, mine, thresholds[at])) is not None:
+                    bands[at] = unsure
             by_tier: dict[int, set[str]] = {}
             for guard in scoring:
                 by_tier.setdefault(self.tier(guard), set()).add(guard.name)
             tiers[direction] = tuple(frozenset(by_tier[tier]) for tier in sorted(by_tier))
-        return Bound(rule, thresholds, tiers, bands)
+        return Bound(rule, thresholds, tiers, bands, rests_on)
 
     def settings(self, guard: str) -> GuardSettings:
         """What the policy says of a guard by its name, else by its kind."""
@@ -240,19 +217,30 @@ class Policy:
                 return action
         return "block"
 
-    def _band(self, rule: Rule, guard: Guard, direction: str, band: tuple[float, float]) -> tuple[float, float]:
-        """The band, if what is unsure may be withheld from its lower end on. Raises ConfigError otherwise."""
-        if rule.unsure in STOPPING:
-            mine = [c for c in guard.certificates if c.category == rule.category and c.direction == direction]
-            self._certified(rule, guard, direction, mine, band[0], rule.unsure)
-        return band
+    def _band(
+        self, rule: Rule, guard: Guard, direction: str, mine: Sequence[Certificate], threshold: float
+    ) -> tuple[float, float] | None:
+        """Where a guard is not sure: as the policy says, as the guard says, or, where the rule asks for it, between the
+        thresholds of its widest and its narrowest certified rate. Raises ConfigError where what is unsure would be
+        withheld without a certificate for the lower end."""
+        found = self.settings(guard.name).band.get(rule.category) or guard.bands.get((rule.category, direction))
+        if found is None and rule.unsure is not None:
+            certified = band(mine)
+            if certified is None or certified.low >= threshold:
+                message = f"{guard.name} has no abstain band below this threshold on {direction}"
+                raise self._wrong(message, rule.id, "It takes two certified rates, and a rule on the narrower one")
+            found = (certified.low, threshold)
+        if found is not None and (rule.unsure or "review") in STOPPING:
+            self._certified(rule, guard, direction, mine, found[0], rule.unsure or "review")
+        return found
 
-    def _threshold(self, rule: Rule, guard: Guard, direction: str) -> float:
-        mine = [c for c in guard.certificates if c.category == rule.category and c.direction == direction]
+    def _threshold(
+        self, rule: Rule, guard: Guard, direction: str, mine: Sequence[Certificate]
+    ) -> tuple[float, Certificate | None]:
         if rule.threshold is not None:
-            if rule.action in STOPPING:
-                self._certified(rule, guard, direction, mine, rule.threshold, rule.action)
-            return rule.threshold
+            stops = rule.action in STOPPING
+            found = self._certified(rule, guard, direction, mine, rule.threshold, rule.action) if stops else None
+            return rule.threshold, found
         assert rule.target_fpr is not None
         found = next((c for c in mine if abs(c.target - rule.target_fpr) < 1e-12), None)
         if found is None or found.threshold is None:
@@ -268,23 +256,25 @@ class Policy:
                 f"(n={found.n} in {found.clusters} clusters), max_bound is {self.max_bound(rule.category):g}"
             )
             raise self._wrong(message, rule.id, "Label more benign texts, raise max_bound, or let the rule flag")
-        return found.threshold
+        return found.threshold, found
 
     def _certified(
         self, rule: Rule, guard: Guard, direction: str, mine: Sequence[Certificate], threshold: float, action: Action
-    ) -> None:
+    ) -> Certificate | None:
         """A threshold of one's own may stop a text where one that is no higher has a bound: above it, the rate is no
-        greater. Raises ConfigError otherwise."""
+        greater. That one, the highest of them; raises ConfigError where there is none."""
         most = self.max_bound(rule.category)
-        good = [c.threshold for c in mine if c.threshold is not None and c.sure is not None and c.sure <= most]
-        good += [0.0] if most >= 1 else []  # every rate is at most one
-        if not any(each <= threshold for each in good):
+        good = [c for c in mine if c.threshold is not None and c.sure is not None and c.sure <= most]
+        below = [c for c in good if c.threshold is not None and c.threshold <= threshold]
+        if not below and most < 1:  # every rate is at most one
             message = (
                 f"{guard.name} may not {action} on {direction} from {threshold:g} on: no certificate says "
                 f"how many harmless texts that stops (max_bound is {most:g})"
             )
-            known = f"a threshold of at least {min(good):g}, " if good else ""
+            known = f"a threshold of at least {min(c.threshold or 0.0 for c in good):g}, " if good else ""
             raise self._wrong(message, rule.id, f"Give {known}a certified target_fpr, or let the rule flag")
+        # the one that has not expired is asked first
+        return max(below, key=lambda c: (c.id not in self.file.expired, c.threshold or 0.0), default=None)
 
     def rules(self, tenant: str = "") -> Sequence[Bound]:
         """The rules that hold for a tenant."""
@@ -340,20 +330,20 @@ class Policy:
         spans: list[Span] = []
         for number, tier in enumerate(bound.tiers.get(at.direction, ())):
             found: list[tuple[Action, str]] = []
-            doubts: list[str] = []
+            doubts: list[tuple[Action, str]] = []
             for name in sorted(tier):
                 missing = [] if name in pending else [Verdict(judge=name, status="error")]
                 for verdict in by_name.get(name, missing):
                     taken, reason, cut = self._apply(bound, at, verdict)
                     spans += cut
                     if not reason and (doubt := self._doubt(bound, at, verdict)):
-                        doubts.append(doubt)
+                        doubts.append(self._held(bound, (verdict.judge, at.direction), bound.doubted, doubt))
                     if reason:
                         found.append((taken, reason))
             if found or not doubts:
                 return _Read(found, spans)
             if number + 1 == len(bound.tiers[at.direction]):
-                return _Read([(bound.rule.unsure, doubt) for doubt in doubts], spans)
+                return _Read(doubts, spans)
             if not any(name in by_name for name in bound.tiers[at.direction][number + 1]):
                 further = bound.tiers[at.direction][number + 1]
                 lost = sorted(further - set(pending))
@@ -386,13 +376,18 @@ class Policy:
         if score is None or not 0.0 <= score <= 1.0:  # also NaN: a guard that gives no number gives no leave
             on_error = self.on_error(rule, verdict.judge, "malformed")
             return on_error, f"{rule.id}: {verdict.judge} gave no score for {rule.category}", ()
-        threshold = bound.thresholds[verdict.judge, at.direction]
-        if score > threshold and (verdict.judge, rule.category, at.direction) in self.expired:
-            weak: Action = rule.action if ACTIONS.index(rule.action) < ACTIONS.index("flag") else "flag"
-            return weak, f"{rule.id}: {rule.category} {score:.3f} > {threshold:.3f} (certificate expired)", ()
+        which = verdict.judge, at.direction
+        threshold = bound.thresholds[which]
         if score > threshold:
-            return rule.action, f"{rule.id}: {rule.category} {score:.3f} > {threshold:.3f}", ()
+            why = f"{rule.id}: {rule.category} {score:.3f} > {threshold:.3f}"
+            return *self._held(bound, which, rule.action, why), ()
         return "allow", "", ()
+
+    def _held(self, bound: Bound, which: tuple[str, str], action: Action, why: str) -> tuple[Action, str]:
+        """An action and its reason; what rests on a certificate that has expired stops nothing."""
+        if action in STOPPING and self.lapsed(bound, which):
+            return "flag", f"{why} (certificate expired)"
+        return action, why
 
     def personal(self, at: Where, verdict: Verdict) -> tuple[Span, ...]:
         """What of the personal data found in a text is redacted there."""
@@ -414,6 +409,35 @@ class Policy:
             if bound.rule.category
             and any(reason.startswith(f"{bound.rule.id}: {bound.rule.category} ") for reason in decision.reasons)
         )
+
+    def lapsed(self, bound: Bound, which: tuple[str, str]) -> bool:
+        """Whether the certificate of a rule's threshold, by guard and direction, holds no longer."""
+        found = bound.rests_on.get(which)
+        return found is not None and found.id in self.expired
+
+    def certified(self, tenant: str = "") -> list[dict[str, Any]]:
+        """What the thresholds in force rest on, rule by rule: rate, bound, n, date, tenant, and whether it expired."""
+        return [
+            {
+                "rule": bound.rule.id, "guard": guard, "direction": direction, "category": bound.rule.category,
+                "certificate": each.id, "target": each.target, "bound": each.sure, "n": each.n,
+                "clusters": each.clusters, "at": each.at, "tenant": each.tenant, "data": each.data,
+                "expired": self.lapsed(bound, (guard, direction)),
+            }
+            for bound in self.rules(tenant)
+            for (guard, direction), each in sorted(bound.rests_on.items())
+        ]  # fmt: skip
+
+    def joint(self, direction: str, tenant: str = "") -> Interval:
+        """How often a harmless text is withheld by any rule of a direction, as their certificates prove together."""
+        stopping = [bound for bound in self.rules(tenant) if bound.rule.action in STOPPING]
+        found = {
+            each.id: each
+            for bound in stopping
+            for at, each in bound.rests_on.items()
+            if at[1] == direction and not self.lapsed(bound, at)
+        }
+        return joint([found[name] for name in sorted(found)])
 
     def message(self, decision: Decision, language: str = "", tenant: str = "", text: str = "") -> str:
         """What the user reads instead: in the language of their own text, else in the one the request asks for."""

@@ -9,9 +9,9 @@ from typing import Any, Literal, NamedTuple
 from tutelage.core.errors import Busy
 from tutelage.core.records import Decision, Finish, Message, ToolCall, Verdict
 from tutelage.generate.generator import Sampling
-from tutelage.guard.policy import Channel, Surface
 from tutelage.guard.scan import Seen
 from tutelage.guard.tools import PLAIN, Call, LogProb, Wants
+from tutelage.guard.written import Channel, Surface
 from tutelage.store.keys import uuid7
 
 

@@ -21,7 +21,8 @@ from tutelage.core.records import Action, Decision, Example, Message, Record, Ro
 from tutelage.guard.breaker import Breakers
 from tutelage.guard.cascade import Said, doubts, note
 from tutelage.guard.decoded import Decoding, ask_twice
-from tutelage.guard.policy import PII, Channel, Direction, Policy, Surface, Where, strictest
+from tutelage.guard.policy import Policy, strictest
+from tutelage.guard.written import PII, Channel, Direction, Surface, Where
 from tutelage.judge.classifier import ClassifierJudge
 from tutelage.judge.judge import Judge, Watcher, failed, highest, judged
 from tutelage.judge.rules import PiiJudge
@@ -213,7 +214,8 @@ class Scanner:
 
     def quick(self, names: Iterable[str]) -> bool:
         """True if these guards are bounded arithmetic, which needs neither a thread nor a time limit."""
-        return all(isinstance(self.judges.get(name), ClassifierJudge | PiiJudge) for name in names)
+        found = [self.judges.get(name) for name in names]
+        return all(each.bounded if isinstance(each, ClassifierJudge) else isinstance(each, PiiJudge) for each in found)
 
     def verdicts(self, name: str, judge: Judge, direction: Direction, found: Sequence[Piece]) -> list[Verdict]:
         """One guard on several texts; what it said about the same text before is remembered."""

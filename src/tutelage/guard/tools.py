@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from tutelage.core.records import Message, Part, ToolCall
-from tutelage.guard.policy import Channel
 from tutelage.guard.scan import Piece
+from tutelage.guard.written import Channel
 from tutelage.text.leaves import leaves, parsed, replanted, written
 
 MOST_CALLS = 128

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from tutelage.core.errors import Busy, UpstreamError, UsageError
 from tutelage.core.records import Example, Finish, Message
 from tutelage.generate.generator import Generator, Sampling, seed_of, too_long
-from tutelage.guard.policy import Channel
 from tutelage.guard.tools import PLAIN, CallPart, LogProb, Tool, Wants
+from tutelage.guard.written import Channel
 
 if TYPE_CHECKING:
     from tutelage.generate.engine import Engine, Token

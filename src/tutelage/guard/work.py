@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from tutelage.core.errors import UpstreamError
 from tutelage.core.records import Decision, Message
 from tutelage.guard.lane import Lane
-from tutelage.guard.policy import Channel, strictest
+from tutelage.guard.policy import strictest
 from tutelage.guard.request import Answer, Ask, Chunk, Meter
 from tutelage.guard.scan import Seen
 from tutelage.guard.tools import Calls, LogProb, Wants
 from tutelage.guard.upstream import Delta, Misbehaved
 from tutelage.guard.vault import Vault
+from tutelage.guard.written import Channel
 from tutelage.text.pii import find, redact, united
 
 

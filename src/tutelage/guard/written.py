@@ -93,8 +93,9 @@ class Rule(Record):
     """Key of `messages`; by the action when empty: `refuse.default`, `hold.review`."""
     on_error: Action | OnError | None = None
     """What a guard's failure means for this rule; as the guard's settings, then `defaults` say, when left out."""
-    unsure: Action = "review"
-    """What becomes of a text of which no guard is sure, the last tier included."""
+    unsure: Action | None = None
+    """What becomes of a text of which no guard is sure, the last tier included: `review` when left out. Given, it also
+    lets a guard without a band of its own be unsure: between its widest and its narrowest certified rate."""
     off: bool = False
 
     @field_validator("pii", mode="before")
@@ -115,6 +116,8 @@ class Rule(Record):
             raise ValueError("a rule on a category gives either target_fpr or threshold")
         if self.category and self.action == "redact":
             raise ValueError("only personal data can be redacted: a category has no place in the text to cut out")
+        if self.pii and self.unsure:
+            raise ValueError("only a rule on a category can be unsure: personal data are there or not")
         if self.unsure in ("redact", "rewrite"):
             raise ValueError("`unsure` is allow, flag, review or block")
         if self.action == "rewrite" and self.when.direction != ("output",):
@@ -206,6 +209,9 @@ class PolicyFile(Record):
     """Tenant -> rule id -> what changes."""
     shadow: tuple[str, ...] = ()
     """References of classifiers that run and are recorded, and decide nothing."""
+    expired: tuple[str, ...] = ()
+    """Certificates (their ids) that hold no longer, since traffic has drifted away from what they rest on: a rule with
+    such a one goes on and flags, and stops nothing, until guards with a new one are put in their place."""
 
     @model_validator(mode="after")
     def _consistent(self) -> PolicyFile:

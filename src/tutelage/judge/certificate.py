@@ -8,6 +8,7 @@ holds although it was chosen on the same data (Wilks 1941, distribution-free tol
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy import special
@@ -39,11 +40,16 @@ class Certificate(Record):
     """sha256 of the held-out benign texts' ids and scores."""
     reason: str | None = None
     """Why the target could not be certified: `not enough data (n=...)`."""
+    tenant: str = ""
+    """Whose harmless texts it rests on; empty: all there were."""
+    at: str = ""
+    """When it was made (UTC), as the artifact that holds it says: two equal artifacts may differ in this alone."""
 
     @property
     def id(self) -> str:
-        """Short name by content."""
-        return digest(self)[:12]
+        """Short name by content, whenever it was made."""
+        apart = {"at"} if self.tenant else {"at", "tenant"}
+        return digest(self.model_dump(mode="json", exclude=apart))[:12]
 
     @property
     def sure(self) -> float | None:
@@ -60,6 +66,34 @@ class Certificate(Record):
     def certified(self) -> bool:
         """True when the bound over rows is at most the target."""
         return self.bound is not None and self.bound <= self.target
+
+
+class Band(NamedTuple):
+    """Where a head abstains: probabilities above `low` and up to `high`."""
+
+    low: float
+    high: float
+
+
+def band(certificates: Sequence[Certificate]) -> Band | None:
+    """The abstain band of one head: from the threshold of the widest rate that is certified to that of the narrowest.
+
+    A text in it is more suspicious than nearly all harmless ones, and less than what the strictest threshold asks for.
+    None where fewer than two rates are certified.
+    """
+    found = sorted(each.threshold for each in certificates if each.certified and each.threshold is not None)
+    return Band(found[0], found[-1]) if found and found[0] < found[-1] else None
+
+
+def drifted(certificate: Certificate, struck: int, n: int, confidence: float = 0.95) -> bool:
+    """Whether later harmless texts say that the certificate holds no longer: of `n` of them (drawn by chance, found
+    harmless by people) `struck` lay above the threshold, and the exact lower bound of that rate is above what the
+    certificate promised. One test: who looks again and again must lower 1 - confidence (see measure/corrections.py)."""
+    if not 0 <= struck <= n:
+        raise ValueError(f"struck must be between 0 and n, got {struck} of {n}")
+    if certificate.sure is None or not struck:
+        return False
+    return float(special.betaincinv(struck, n - struck + 1, 1 - confidence)) > certificate.sure
 
 
 def together(certificates: Sequence[Certificate]) -> str | None:
@@ -113,6 +147,7 @@ def certify(
     ids: Sequence[str] | None = None,
     harmful: Sequence[float] = (),
     confidence: float = 0.95,
+    tenant: str = "",
 ) -> Certificate:
     """Choose a threshold whose bound is at most `target`, as low as that allows.
 
@@ -139,6 +174,7 @@ def certify(
         "n": n,
         "clusters": len(set(groups)),
         "confidence": confidence,
+        "tenant": tenant,
         "data": digest([list(row) for row in rows]),
     }
     if n == 0:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -28,6 +29,9 @@ from tutelage.judge.ngrams import fold
 Direction = Literal["input", "output"]
 DIRECTIONS: tuple[Direction, ...] = ("input", "output")
 Side = Literal["train", "calibration", "test"]
+TRIGGERS = 200
+"""Words for which harmless texts are made."""
+_WORDS = re.compile(r"[^\W\d_]{3,}")
 SIDES: dict[str, Side] = {"train": "train", "validation": "calibration", "test": "test"}
 """Where the rows of a data set's own splits stand."""
 
@@ -41,6 +45,7 @@ class Row(NamedTuple):
     side: Side
     categories: dict[str, float]
     source: str = ""
+    tenant: str = ""
 
     @property
     def harmless(self) -> bool:
@@ -113,7 +118,7 @@ def _row(example: Example, labels: Mapping[str, object], file: Path, number: int
         checked[str(category)] = float(value)
     text = answer_of(example)
     cluster, name = str(tags.get("cluster") or short(fold(text))), str(tags.get("id") or short(text))
-    row = Row(name, text, cluster, "train", checked, str(tags.get("source") or ""))
+    row = Row(name, text, cluster, "train", checked, str(tags.get("source") or ""), str(tags.get("tenant") or ""))
     for known in DIRECTIONS:
         if direction == known:
             return known, row, str(tags.get("split") or "")
@@ -217,6 +222,28 @@ def _window(parts: Sequence[Row], length: int, name: str, side: Side, seed: int)
     known = {category: max(part.categories[category] for part in parts) for category in sorted(common)}
     cut = text[begin : end if end >= 0 else len(text)]
     return Row(f"window/{name}", cut, parts[0].cluster, side, known, parts[0].source)
+
+
+def trigger_negatives(rows: Sequence[Row], category: str, seed: int = 0) -> list[Row]:
+    """Harmless texts of the training side that hold a word which alone would give a text away: for each of the
+    `TRIGGERS` words that stand in the most texts with the category for each without it, one harmless text with the word
+    put into it. A guard that has seen them cannot go by the word (Li and Liu 2024, arXiv 2410.22770).
+    """
+    mine = [row for row in rows if row.side == "train" and category in row.categories]
+    fine = sorted((row for row in mine if row.harmless), key=lambda row: short(f"{seed}/{row.id}"))
+    counts: list[Counter[str]] = [Counter(), Counter()]
+    for row in mine:
+        counts[row.categories[category] >= 0.5].update(set(_WORDS.findall(fold(row.text))))
+    without, with_it = counts
+    telling = [word for word, count in with_it.items() if count >= 3]
+    telling.sort(key=lambda word: (-with_it[word] / (without[word] + 1), word))
+    made: list[Row] = []
+    for place, word in enumerate(telling[:TRIGGERS] if fine else []):
+        row, name = fine[place % len(fine)], f"trigger/{category}/{word}"
+        words = row.text.split(" ")[:40]
+        words.insert(random.Random(f"{seed}/{name}").randint(0, len(words)), word)
+        made.append(row._replace(id=name, text=" ".join(words)))
+    return made
 
 
 def short(text: str) -> str:

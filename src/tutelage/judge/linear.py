@@ -27,14 +27,15 @@ def document_frequency(rows: Sequence[NDArray[np.int64]], buckets: int) -> Float
     return np.log((1 + len(rows)) / (1 + seen)) + 1.0
 
 
-def matrix(rows: Sequence[NDArray[np.int64]], idf: Floats) -> Any:
-    """[N, B] sparse float32: counts times idf, over the root of the sum of idf squared over all occurrences; with each
-    feature once in its row, as windows() gives them, TF-IDF of presence in rows of length 1.
+def matrix(rows: Sequence[NDArray[np.int64]], idf: Floats, prior: float = 0.0) -> Any:
+    """[N, B] sparse float32: counts times idf, over the root of the sum of idf squared over all occurrences + `prior`.
+
+    With each feature once in its row, as windows() gives them, and no prior: TF-IDF of presence in rows of length 1.
     """
     lengths = np.array([len(row) for row in rows])
     columns = np.concatenate(rows) if len(rows) else np.zeros(0, dtype=np.int64)
     index = np.repeat(np.arange(len(rows)), lengths)
-    norms = np.sqrt(np.bincount(index, weights=idf[columns] ** 2, minlength=len(rows)))
+    norms = np.sqrt(np.bincount(index, weights=idf[columns] ** 2, minlength=len(rows)) + prior)
     values = idf[columns] / np.maximum(norms[index], 1e-6)
     counted = sparse.coo_matrix((values.astype(np.float32), (index, columns)), shape=(len(rows), len(idf)))
     return counted.tocsr()
@@ -50,7 +51,7 @@ def fit_heads(
     Args:
         features: [N, B] sparse.
         labels: [N, K] probabilities, NaN where not labelled.
-        weights: [N] how much a row counts.
+        weights: [N] how much a row counts, or [N, K] for each head.
         strength: inverse of the L2 penalty, as scikit-learn's C, per labelled row.
 
     Returns:
@@ -61,7 +62,7 @@ def fit_heads(
     turned = small.T.tocsr()
     known = ~np.isnan(labels)
     target = np.where(known, labels, 0.0)
-    mass = known * weights[:, None]
+    mass = known * (weights if weights.ndim == 2 else weights[:, None])
     positive, total = (mass * target).sum(0), mass.sum(0)
     up = 0.5 / np.maximum(positive / np.maximum(total, 1e-9), 1e-3)
     down = 0.5 / np.maximum(1 - positive / np.maximum(total, 1e-9), 1e-3)

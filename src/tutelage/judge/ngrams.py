@@ -50,9 +50,20 @@ class Features(Record):
     """Lengths of character n-grams."""
     window: int = 256
     """Characters a score looks at; a longer text has the highest score of its windows."""
+    part: int = 0
+    """Characters of the shorter windows, which are scored past the first whole one, so that a line of harm is not lost
+    in a long harmless text; half a window when 0."""
     minimum: int = 64
-    """A window shorter than this is scored only where the text ends. Past the first whole window, half windows are
-    scored as well, so that a line of harm is not lost in a long harmless text."""
+    """A window shorter than this is scored only where the text ends."""
+    apart: bool = False
+    """Words and their pairs have the upper half of the buckets to themselves."""
+    prior: float = 0.0
+    """Added to a window's sum of squares: the fewer n-grams it has, the less far from the border it can be."""
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Characters of the whole windows and of the shorter ones."""
+        return self.window, self.part or self.window // 2
 
 
 def fold(text: str) -> str:
@@ -101,7 +112,8 @@ class Hashes:
     """Turns folded text, part by part, into buckets: [P] per character order, and those of words where they end."""
 
     def __init__(self, features: Features) -> None:
-        self._shift = np.uint64(64 - features.bits)
+        self._half = 1 << (features.bits - 1) if features.apart else 0
+        self._shift = np.uint64(64 - features.bits + features.apart)
         self._orders = features.orders
         self._keep = max(features.orders, default=1) - 1
         self._before = np.zeros(0, dtype=np.uint64)
@@ -109,7 +121,8 @@ class Hashes:
 
     def _bucket(self, hashes: NDArray[np.uint64], salt: int) -> Buckets:
         salted = (hashes + np.uint64((salt * _BASE) & _MASK)) * _MIX
-        return ((salted ^ (salted >> np.uint64(29))) * _MIX >> self._shift).astype(np.int64)
+        found = ((salted ^ (salted >> np.uint64(29))) * _MIX >> self._shift).astype(np.int64)
+        return found + self._half if salt >= _WORDS else found
 
     def feed(self, text: str) -> list[tuple[Buckets, Buckets]]:
         """Pairs (positions in this part, their buckets); a part must end where a token ends."""
@@ -149,16 +162,15 @@ class Hashes:
         return found
 
 
-def windows(text: str, features: Features, most: int = 3) -> list[Buckets]:
-    """Buckets, each once, of up to `most` windows spread evenly over a text, to train on; one if it fits a window."""
+def windows(text: str, features: Features, most: int = 8) -> list[Buckets]:
+    """Buckets, each once, of windows to train on, up to `most` of each size spread evenly over a text; one if it fits a
+    window."""
     folded = fold(text)
-    size = features.window
-    if len(folded) <= size:
-        parts = [folded]
-    else:
-        count = min(most, -(-len(folded) // size))
-        starts = np.linspace(0, len(folded) - size, count).astype(int)
-        parts = [folded[start : start + size] for start in starts]
+    parts: list[str] = []
+    for size in features.sizes if len(folded) > features.window else (len(folded),):
+        count = min(most, -(-len(folded) // max(1, size)))
+        starts = np.linspace(0, len(folded) - size, max(1, count)).astype(int)
+        parts += [folded[start : start + size] for start in starts]
     return [
         np.unique(np.concatenate([b for _, b in Hashes(features).feed(part)] or [np.zeros(0, np.int64)]))
         for part in parts
@@ -172,7 +184,6 @@ class Met:
 
     def __init__(self, features: Features, reach: int) -> None:
         self._hashes, self._reach = Hashes(features), reach
-        self._small = np.uint16 if features.bits <= 16 else np.int32  # numpy sorts sixteen bits ten times as fast
         self.begin = 0
         """How many n-grams were forgotten: the number of the first one here."""
         self.length = 0
@@ -188,7 +199,7 @@ class Met:
         self.at = at = np.concatenate([self.at[gone:], places[order] + self.length])
         buckets = np.concatenate([_NONE, *(buckets for _, buckets in found)])[order]
         self.buckets = np.concatenate([self.buckets[gone:], buckets])
-        alike = self.buckets.astype(self._small).argsort(kind="stable")  # the same side by side, as they follow in text
+        alike = _side_by_side(self.buckets)
         gaps = np.full(len(at) + 1, _FAR)
         names, places = self.buckets[alike], at[alike]
         np.subtract(places[1:], places[:-1], out=gaps[1:-1], where=names[1:] == names[:-1])
@@ -196,6 +207,14 @@ class Met:
         self.back[alike], self.ahead[alike] = gaps[:-1], gaps[1:]
         self.begin += gone
         self.length += len(folded)
+
+
+def _side_by_side(buckets: Buckets) -> Buckets:
+    """An order in which the same buckets stand side by side, as they follow in the text. By two digits, since numpy
+    sorts sixteen bits ten times as fast as more."""
+    low = buckets.astype(np.uint16).argsort(kind="stable")
+    high = (buckets >> 16).astype(np.uint8)[low]
+    return low[high.argsort(kind="stable")] if high.any() else low
 
 
 class Sums:
@@ -270,7 +289,7 @@ class HeadStream:
         features = heads.features
         self._heads = heads
         self._met = Met(features, features.window)
-        self._full, self._half = Sums(heads.table, features.window), Sums(heads.table, features.window // 2)
+        self._full, self._half = Sums(heads.table, features.window), Sums(heads.table, features.sizes[1])
         self._pending = ""
         """The token that is being written, without what has no ink."""
         self._highest: Floats | None = None
@@ -323,7 +342,9 @@ class HeadStream:
         """Raise the highest scores by those of some windows."""
         if not len(sums):
             return
-        best = (sums[:, :-1] / np.sqrt(np.maximum(sums[:, -1:], 1e-12)) + self._heads.bias).max(axis=0)
+        best = (
+            sums[:, :-1] / np.sqrt(np.maximum(sums[:, -1:] + self._heads.features.prior, 1e-12)) + self._heads.bias
+        ).max(axis=0)
         self._highest = best if self._highest is None else np.maximum(self._highest, best)
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from tutelage.core.records import Decision, Finish
 from tutelage.guard.pipeline import Pipeline
-from tutelage.guard.policy import Channel
 from tutelage.guard.request import Ask, Chunk
 from tutelage.guard.tools import Call, LogProb
+from tutelage.guard.written import Channel
 from tutelage.web.wire import fault_of
 
 FINISH: Mapping[Finish, str] = {

@@ -24,10 +24,10 @@ from tutelage.core.records import Message
 from tutelage.guard.coverage import coverage
 from tutelage.guard.limits import RANKS
 from tutelage.guard.pipeline import Pipeline
-from tutelage.guard.policy import SURFACES, Surface
 from tutelage.guard.pool import Pool
 from tutelage.guard.request import Ask, Chunk, Meter
 from tutelage.guard.tools import PLAIN
+from tutelage.guard.written import SURFACES, Surface
 from tutelage.store import traffic
 from tutelage.store.keys import uuid7
 from tutelage.web import attended, auth, responses, scanning, wanted, wire

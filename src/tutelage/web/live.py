@@ -99,7 +99,7 @@ def guards(state: Any, at: int) -> list[GuardRow]:
     named = {each.name: each for each in policy.guards}
     for name in sorted({*named, *pipeline.scanner.judges, *pipeline.scanner.shadow}):
         guard = named.get(name)
-        expired = sorted(category for judge, category, _ in policy.expired if judge == name)
+        expired = any(each.id in policy.expired for each in guard.certificates) if guard else False
         shadow = name in policy.shadowed or name in pipeline.scanner.shadow
         said = heard.get(name, {})
         covers = sorted({each for some in guard.categories.values() for each in some}) if guard else ["personal data"]

@@ -13,9 +13,9 @@ from dataclasses import replace
 
 from tutelage.core.records import Message, Status, Verdict
 from tutelage.guard.breaker import Breakers
-from tutelage.guard.policy import Direction
 from tutelage.guard.request import Answer, Finished
 from tutelage.guard.scan import Scanner
+from tutelage.guard.written import Direction
 from tutelage.judge.judge import failed
 from tutelage.store import traces
 from tutelage.store.keys import derived_id

@@ -110,6 +110,7 @@ ROOMS: dict[str, str] = {
     "lm_eval": r"evaluate/harness\.py",
     "gguf": r"model/gguf\.py",
     "subprocess": r"scale/|adapt/cycle\.py|model/library\.py",
+    "opentelemetry": r"web/telemetry\.py",
     "pickle": r"$^",
     "marshal": r"$^",
     "shelve": r"$^",

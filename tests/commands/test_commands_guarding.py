@@ -325,14 +325,18 @@ def test_a_policy_file_in_service_is_followed_whole_or_not_at_all(guarded: Root,
 
 
 def test_a_recipe_of_guards_is_trained(tutelage: Any, tmp_path: Path) -> None:
+    said = {0: "you fool", 1: "my parcel", 2: "the bread"}
+    rows = [{"text": f"{said[n % 3]} {n} {n * n}", "harassment": int(n % 3 == 0)} for n in range(120)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(
-        "prepare: {sources: [{source: 'starter:', kinds: [labels]}]}\nlabels:\n"
-        "classifier: {bits: 12, iterations: 5}\nbundle: {policy: starter, uncertified: flag, unguarded: drop}\n"
-    )
-    done = tutelage("guard", "train", recipe, "--root", tmp_path / "life")
+    form = {"kind": "labels", "direction": "input", "categories": {"harassment": "{harassment}"}}
+    source = {"source": f"file:{tmp_path / 'rows.jsonl'}", "licence": "permissive", "form": form}
+    sections: dict[str, Any] = {"prepare": {"sources": [source]}}
+    trained = {"labels": None, "classifier": {"bits": 10, "iterations": 5, "near": 0}}
+    recipe.write_text(json.dumps(sections | trained))
+    done = tutelage("guard", "train", recipe, "classifier.folds=2", "--root", tmp_path / "life")
     assert done.code == 0, done.err
-    assert "certified: at most" in done.out and "classifier:" in done.out and "guard up --upstream" in done.out
-    recipe.write_text("prepare: {sources: [{source: 'starter:', kinds: [labels]}]}\n")
+    assert "certified: at most" in done.out and "input/harassment" in done.out and "classifier:" in done.out
+    recipe.write_text(json.dumps(sections))
     done = tutelage("guard", "train", recipe, "--root", tmp_path / "life")
     assert done.code == 2 and "no classifier" in done.err

@@ -271,7 +271,7 @@ async def _reads(response: aiohttp.ClientResponse) -> AsyncIterator[list[str]]:
         *lines, held = held.split(b"\n")
         if len(held) > LONGEST_LINE or total > LONGEST_STREAM:
             raise Misbehaved("the upstream sent an endless answer")
-        yield [line.decode("utf-8", "replace").rstrip("\r") for line in lines]
+        yield [line.decode("utf-8", "replace").rstrip("\r") for line in lines if len(line) > 1]
     if held:
         yield [held.decode("utf-8", "replace")]
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import socket
 import subprocess
@@ -53,7 +54,9 @@ def measure(settings: Settings) -> list[Part]:
         for name, full, median, worst in (("bare", False, 1.0, 5.0), ("full path", True, 2.0, 10.0)):
             with served(settings.work / name.replace(" ", "-"), port, full) as service:
                 asyncio.run(load(*_where(service), 50.0, 2.0))  # a first request opens what is opened late
+                before = busy(service.pid)
                 found = asyncio.run(load(*_where(service), RATE, seconds))
+                spent = 1000 * (busy(service.pid) - before) / len(found)
                 side.tell(f"{name}: {_told(found)}")
                 told = f"added latency, {name}, 200 requests/s"
                 added = [_at(found, q) - _at(alone, q) for q in (50, 99)]
@@ -61,6 +64,7 @@ def measure(settings: Settings) -> list[Part]:
                     Part(f"{told}: p50", "ms", "lower", added[0], None, median, "ours"),
                     Part(f"{told}: p99", "ms", "lower", added[1], None, worst, "ours"),
                     Part(f"{told}: errors", "", "lower", float(found.count(None)), None, 0.0, "ours"),
+                    Part(f"the service's processor time for a request, {name}", "ms", "lower", spent),
                 ]
                 if full:
                     parts += streams(service)
@@ -277,6 +281,12 @@ def resident(pid: int) -> float:
     """MiB of a process that are in memory."""
     status = Path(f"/proc/{pid}/status").read_text("utf-8")
     return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
+
+def busy(pid: int) -> float:
+    """Seconds of processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def _answering(port: int) -> None:

@@ -237,3 +237,15 @@ def test_malformed_calls_and_tokens_are_errors_in_our_words(event: dict[str, obj
     line = "data: " + json.dumps({"choices": [{"index": 0, **event}]})
     with pytest.raises(Misbehaved, match="form"):
         read(line, tools=True)
+
+
+def test_the_short_way_reads_as_the_long_one() -> None:
+    """A plain piece of text is read without looking at what can not be there."""
+    for delta in ({"content": "hi"}, {"role": "assistant", "content": "é"}, {"content": ""}, {"content": None}):
+        for more in ({}, {"finish_reason": None}, {"logprobs": None}, {"finish_reason": "stop"}):
+            short = read("data: " + json.dumps({"id": "x", "choices": [{"index": 0, "delta": delta, **more}]}))
+            long = read("data: " + json.dumps({"choices": [{"index": 0, "delta": delta, **more, "other": 1}]}))
+            assert short == long
+    for wrong in ({"index": 1, "delta": {"content": "x"}}, {"index": 0, "delta": {"content": "\ud800"}}):
+        with pytest.raises(Misbehaved):
+            read("data: " + json.dumps({"choices": [wrong]}))

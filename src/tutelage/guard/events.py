@@ -57,12 +57,33 @@ def read(line: str, tools: bool = False) -> Event | None:
         event = json.loads(data)
     except (ValueError, RecursionError):
         raise Misbehaved("the upstream sent an event that is no JSON", said=data) from None
+    if (text := _plain(event)) is not None:
+        return Event((("content", text),))
     if isinstance(event, dict) and event.get("error") is not None:
         raise Misbehaved("the upstream sent an error in place of an answer", said=data)
     try:
         return _read(event, tools)
     except _Malformed as wrong:
         raise Misbehaved(f"the upstream sent an event that has not OpenAI's form: {wrong}", said=data) from None
+
+
+_SAID, _ONE = frozenset(("role", "content")), frozenset(("index", "delta", "finish_reason", "logprobs"))
+
+
+def _plain(event: Any) -> str | None:
+    """The text of the commonest event, a piece of what is said and nothing else; None of any other."""
+    if type(event) is not dict or event.get("error") is not None or event.get("usage"):
+        return None
+    choices = event.get("choices")
+    if type(choices) is not list or len(choices) != 1 or type(choice := choices[0]) is not dict:
+        return None
+    if not choice.keys() <= _ONE or choice.get("finish_reason") is not None or choice.get("logprobs"):
+        return None
+    delta, index = choice.get("delta"), choice.get("index", 0)
+    if type(delta) is not dict or not delta.keys() <= _SAID or type(index) is not int or index:
+        return None
+    text = delta.get("content")
+    return text if type(text) is str and text and (text.isascii() or not _HALF.search(text)) else None
 
 
 def joined(events: Sequence[Event]) -> list[Event]:

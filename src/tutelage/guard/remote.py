@@ -17,7 +17,7 @@ from tutelage.core.errors import UsageError
 from tutelage.core.records import Finish, Message
 from tutelage.generate.generator import Sampling
 from tutelage.generate.remote import wire_sampling
-from tutelage.guard.events import NOTHING, Event, joined, read
+from tutelage.guard.events import Event, joined, read
 from tutelage.guard.tools import PLAIN, LogProb, Wants
 from tutelage.guard.upstream import Delta, Misbehaved, Refusing, TooLong
 
@@ -111,19 +111,24 @@ class RemoteUpstream:
                 raise Misbehaved(f"the upstream {late}", key=self._url) from None
             except StopAsyncIteration:
                 return
-            said = list[Event]()
+            said, wrong, ended = list[Event](), None, False
             for line in lines:
-                event = read(line, tools)
+                try:
+                    event = read(line, tools)
+                except Misbehaved as error:  # what came before it was well-formed
+                    wrong = error
+                    break
                 if event is None:
+                    ended = True
                     break
                 if event.says:
                     said.append(event)
-            else:
-                event = NOTHING
             if said:
                 waits = time.monotonic() + patience.idle
                 yield said
-            if event is None:
+            if wrong is not None:
+                raise wrong
+            if ended:
                 return
 
     def _asked(
@@ -266,7 +271,7 @@ async def _reads(response: aiohttp.ClientResponse) -> AsyncIterator[list[str]]:
         *lines, held = held.split(b"\n")
         if len(held) > LONGEST_LINE or total > LONGEST_STREAM:
             raise Misbehaved("the upstream sent an endless answer")
-        yield [line.decode("utf-8", "replace").rstrip("\r") for line in lines]
+        yield [line.decode("utf-8", "replace").rstrip("\r") for line in lines if len(line) > 1]
     if held:
         yield [held.decode("utf-8", "replace")]
 

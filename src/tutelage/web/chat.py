@@ -136,14 +136,20 @@ async def events(shape: Chat, first: Chunk, rest: AsyncGenerator[Chunk], usage: 
             ends.append(chunk)
         return event({**made, "usage": None} if usage else made)
 
+    last = b""  # the last finish goes out with what ends the stream
     async with aclosing(rest):
         try:
-            yield part(first)
-            async for chunk in rest:
-                yield part(chunk)
+            chunk: Chunk | None = first
+            while chunk is not None:
+                made = part(chunk)
+                if len(ends) == shape.ask.sampling.n:
+                    last += made
+                else:
+                    yield made
+                chunk = await anext(rest, None)
         except Exception as error:  # also what nobody thought of: a stream that ends bare looks like one cut by the net
             yield event(fault_of(error).body)
             return
     if usage:
-        yield event({**shape.base, "object": shape.piece, "choices": [], "usage": usage_of(ends)})
-    yield b"data: [DONE]\n\n"
+        last += event({**shape.base, "object": shape.piece, "choices": [], "usage": usage_of(ends)})
+    yield last + b"data: [DONE]\n\n"

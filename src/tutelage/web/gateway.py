@@ -27,6 +27,7 @@ from tutelage.guard.pipeline import Pipeline
 from tutelage.guard.pool import Pool
 from tutelage.guard.request import Ask, Chunk, Meter
 from tutelage.guard.tools import PLAIN
+from tutelage.guard.upstream import Refusing
 from tutelage.guard.written import SURFACES, Surface
 from tutelage.store import traffic
 from tutelage.store.keys import uuid7
@@ -397,6 +398,8 @@ class _Whole(JSONResponse):
 
 def _outcome(error: Exception) -> str:
     """How a request ended that was not answered."""
+    if isinstance(error, Refusing):
+        return "upstream"
     status = wire.fault_of(error).status
     known = {429: "limited", 499: "gone", 502: "upstream", 503: "overloaded"}
     return known.get(status, "refused" if status < 500 else "error")

@@ -372,6 +372,8 @@ def test_the_heads_agree_with_scikit_learn() -> None:
     ours = table @ found + bias
     theirs = oracle.decision_function(sparse.csr_matrix(table[:, used], dtype=np.float64))
     assert np.corrcoef(ours[:, 0], theirs)[0, 1] > 0.999
+    dense, _ = fit_heads(table[:, used].toarray(), labels, np.ones(len(rows)), iterations=300)
+    assert np.corrcoef(dense[:, 0], found[used, 0])[0, 1] > 0.999
 
 
 def test_missing_labels_do_not_count_and_soft_ones_pull_half() -> None:

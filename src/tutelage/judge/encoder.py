@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
-from scipy import optimize, sparse, special
+from scipy import optimize, special
 
 from tutelage.core.records import Record
 from tutelage.judge.linear import fit_heads
@@ -305,27 +305,20 @@ def learn_tier(
         known = ~np.isnan(labels[:, column])
         unsure[:, column] = known & (outside[:, column] > low) & (outside[:, column] <= high)
     rows = np.flatnonzero(unsure.any(axis=1) | chosen)
-    asked = [passages(heads, texts[row], np.full(count, -np.inf), np.full(count, np.inf))[1] for row in rows.tolist()]
-    check()
-    vectors = embed([text for found in asked for text in found])
-    ends = np.cumsum([len(found) for found in asked])
-    owner = np.repeat(np.arange(len(rows)), [len(found) for found in asked])
-    last = vectors[ends - 1].astype(np.float32)  # where the n-grams were surest
+    wide = np.full(count, np.inf)
+    # the last passage that would be asked about if every score were unsure: where the n-grams are surest
+    vectors = embed([passages(heads, texts[row], -wide, wide)[1][-1] for row in rows.tolist()]).astype(np.float32)
     said = np.full(labels.shape, np.nan)
 
     def fit(mine: NDArray[np.int64]) -> tuple[Floats, Floats]:
         check()
-        table = sparse.csr_matrix(last[mine])
-        return fit_heads(table, labels[rows[mine]], np.ones(len(mine)), strength=strength, iterations=200)
+        return fit_heads(vectors[mine], labels[rows[mine]], np.ones(len(mine)), strength=strength, iterations=200)
 
     for fold in np.unique(folds[rows]):
         mine, others = np.flatnonzero(folds[rows] == fold), np.flatnonzero(folds[rows] != fold)
         if len(others):
             table, bias = fit(others)
-            every = np.flatnonzero(np.isin(owner, mine))
-            found = np.full((len(rows), count), -np.inf)
-            np.maximum.at(found, owner[every], vectors[every].astype(np.float64) @ table + bias)
-            said[rows[mine]] = found[mine]
+            said[rows[mine]] = vectors[mine].astype(np.float64) @ table + bias
     table, bias = fit(np.arange(len(rows)))
     escalations = tuple(
         _mix(*bands[column], outside[:, column], said[:, column], labels[:, column], unsure[:, column])

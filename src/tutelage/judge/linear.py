@@ -49,7 +49,7 @@ def fit_heads(
     Each head's loss is the mean over its own labelled rows, positives and negatives weighing the same in all.
 
     Args:
-        features: [N, B] sparse.
+        features: [N, B], sparse or dense.
         labels: [N, K] probabilities, NaN where not labelled.
         weights: [N] how much a row counts, or [N, K] for each head.
         strength: inverse of the L2 penalty, as scikit-learn's C, per labelled row.
@@ -57,9 +57,12 @@ def fit_heads(
     Returns:
         Weights [B, K] and bias [K]. A feature of fewer than two rows stays 0: it could only be learned by heart.
     """
-    used = np.flatnonzero(np.asarray(features.getnnz(axis=0)) > 1)
-    small = features[:, used].tocsr()
-    turned = small.T.tocsr()
+    if isinstance(features, np.ndarray):
+        used, small, turned = np.arange(features.shape[1]), features, features.T
+    else:
+        used = np.flatnonzero(np.asarray(features.getnnz(axis=0)) > 1)
+        small = features[:, used].tocsr()
+        turned = small.T.tocsr()
     known = ~np.isnan(labels)
     target = np.where(known, labels, 0.0)
     mass = known * (weights if weights.ndim == 2 else weights[:, None])

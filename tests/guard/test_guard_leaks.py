@@ -272,7 +272,8 @@ def _text(dice: random.Random) -> str:
 
 
 def _fires(scanner: Scanner, text: str) -> int:
-    """The character at which the n-gram guard is sure, fed one by one; behind the text if it never is."""
+    """How many characters the n-gram guard must have read before the one that makes it sure; more than there are if it
+    never is."""
     name = next(name for name in scanner.judges if name.startswith("classifier"))
     threshold = next(
         t for bound in scanner.policy.rules() for (g, _), t in bound.thresholds.items() if bound.rule.id == "crime"
@@ -286,7 +287,7 @@ def _fires(scanner: Scanner, text: str) -> int:
         verdict = watcher.feed(char).verdict
         if verdict is not None and verdict.scores["crime"] > threshold:
             return at
-    return len(text) - 1
+    return len(text)  # when the end has come
 
 
 @pytest.mark.parametrize("count", [25, pytest.param(25_000, marks=[pytest.mark.slow, pytest.mark.timeout(7200)])])

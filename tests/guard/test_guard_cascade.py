@@ -19,6 +19,7 @@ from tutelage.guard.pipeline import Pipeline
 from tutelage.guard.policy import Guard, Policy
 from tutelage.guard.request import Ask, Chunk
 from tutelage.guard.scan import Scanner
+from tutelage.guard.tools import PLAIN, Wants
 from tutelage.guard.upstream import Delta
 from tutelage.guard.written import Category, Defaults, GuardSettings, OnError, PolicyFile, Rule, Taxonomy, Where
 from tutelage.judge.certificate import Certificate
@@ -56,7 +57,9 @@ class Pieces:
     def __init__(self, text: str, size: int = 3) -> None:
         self.text, self.size = text, size
 
-    async def stream(self, messages: Sequence[Message], sampling: Sampling, sample: int = 0) -> AsyncGenerator[Delta]:
+    async def stream(
+        self, messages: Sequence[Message], sampling: Sampling, sample: int = 0, wants: Wants = PLAIN
+    ) -> AsyncGenerator[Delta]:
         for at in range(0, len(self.text), self.size):
             yield Delta(self.text[at : at + self.size])
         yield Delta("", "stop", 1, 1)

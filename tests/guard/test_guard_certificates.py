@@ -73,7 +73,7 @@ def test_an_expired_certificate_may_flag_and_never_stop() -> None:
     unsure = RULE.model_copy(update={"unsure": "review"})
     asked = policy(certificates, unsure, expired=[certificates[1].id])
     action, why = decided(asked, 0.9)
-    assert action == "flag" and "has expired" in why and why.startswith("r: crime 0.900")
+    assert action == "flag" and "certificate expired" in why and why.startswith("r: crime 0.900")
     assert decided(asked, 0.48)[0] == "flag", "nor does its band withhold a text"
     assert [row["expired"] for row in asked.certified()] == [True]
     assert decided(policy(certificates, unsure, expired=[certificates[0].id]), 0.9)[0] == "block", "another one expired"

@@ -128,12 +128,15 @@ def _lesser(
     if rule.category not in taxonomy.categories or not covered:
         return None
     when = rule.when.model_copy(update={"direction": covered})
-    flags = rule.model_copy(update={"action": "flag", "unsure": "flag", "when": when})
-    try:
-        Policy(alone.model_copy(update={"rules": (flags,)}), taxonomy, guards)
-    except ConfigError:
-        return None
-    return flags
+    flags = rule.model_copy(update={"action": "flag", "when": when})
+    for unsure in (rule.unsure and "flag", None, "flag"):
+        found = flags.model_copy(update={"unsure": unsure})
+        try:
+            Policy(alone.model_copy(update={"rules": (found,)}), taxonomy, guards)
+        except ConfigError:
+            continue
+        return found
+    return None
 
 
 def _cost(config: BundleConfig, sizes: Mapping[str, Mapping[str, float]], machine: Machine) -> Cost:

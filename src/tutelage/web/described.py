@@ -9,92 +9,94 @@ from typing import Any
 
 from tutelage.web import wire
 
-_NUMBER = {"type": ["number", "null"]}
 _FLAG = {"type": ["boolean", "null"]}
+_WORDS = {"type": "string"}
+"""A text whose length only the tenant's limit bounds."""
 
 
-def _text(most: int, least: int = 0) -> dict[str, Any]:
-    return {"type": "string", "maxLength": most, "minLength": least}
+def _text(most: int, *, null: bool = True) -> dict[str, Any]:
+    return {"type": ["string", "null"] if null else "string", "maxLength": most}
 
 
 def _object(properties: dict[str, Any], *required: str) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": [*required], "additionalProperties": False}
 
 
-def _whole(low: int, high: int) -> dict[str, Any]:
-    return {"type": ["integer", "null"], "minimum": low, "maximum": high}
+def _list(items: dict[str, Any], most: int, least: int = 1) -> dict[str, Any]:
+    return {"type": "array", "items": items, "minItems": least, "maxItems": most}
+
+
+def _whole(low: int, high: int | None = None) -> dict[str, Any]:
+    return {"type": ["integer", "null"], "minimum": low, **({} if high is None else {"maximum": high})}
 
 
 def _between(low: float, high: float) -> dict[str, Any]:
-    return {**_NUMBER, "minimum": low, "maximum": high}
+    return {"type": ["number", "null"], "minimum": low, "maximum": high}
 
 
-_STOP = {
-    "anyOf": [
-        {"type": "null"},
-        _text(256, 1),
-        {"type": "array", "items": _text(256, 1), "maxItems": 4},
-    ]
+_STOPS = {"type": "string", "minLength": 1, "maxLength": 256}
+_METADATA = {
+    "type": ["object", "null"],
+    "maxProperties": 16,
+    "propertyNames": {"maxLength": 64},
+    "additionalProperties": _text(512, null=False),
 }
-_METADATA = {"type": ["object", "null"], "maxProperties": 16, "additionalProperties": _text(512)}
+_MODEL = {"enum": ["tutelage", "default", None]}
 _SAMPLING: dict[str, Any] = {
-    "model": {"const": "tutelage"},
+    "model": _MODEL,
     "stream": _FLAG,
-    "max_tokens": _whole(1, 64),
+    "max_tokens": _whole(1),
     "temperature": _between(0, 2),
     "top_p": _between(0, 1),
     "top_k": _whole(0, 1_000_000),
     "min_p": _between(0, 1),
-    "n": _whole(1, 4),
-    "seed": _whole(-(2**62), 2**62),
-    "stop": _STOP,
-    "user": {"type": ["string", "null"], "maxLength": 120},
+    "n": _whole(1, wire.MOST_CHOICES),
+    "seed": _whole(-(2**63), 2**63),
+    "stop": {"anyOf": [{"type": "null"}, _STOPS, _list(_STOPS, 4, 0)]},
+    "user": _text(120),
     "metadata": _METADATA,
 }
-_PART = _object({"type": {"const": "text"}, "text": _text(2000)}, "type", "text")
-_CONTENT = {"anyOf": [_text(2000), {"type": "array", "items": _PART, "maxItems": 4}]}
-_MESSAGE = _object(
-    {
-        "role": {"enum": [*wire.ROLES]},
-        "content": _CONTENT,
-        "name": _text(64),
-    },
-    "role",
-    "content",
-)
-_SPOKEN = {"type": {"const": "message"}, "role": {"enum": ["system", "user", "assistant"]}, "content": _text(2000)}
-_ITEM = _object(_SPOKEN, "role", "content")
-_SCHEMA = {"type": "object"}
+_PART = _object({"type": {"enum": ["text", "input_text", "output_text"]}, "text": _WORDS}, "type", "text")
+_CONTENT = {"anyOf": [_WORDS, {"type": "null"}, {"type": "array", "items": _PART}]}
+_ROLE = {"enum": [*wire.ROLES]}
+_MESSAGE = _object({"role": _ROLE, "content": _CONTENT, "name": _text(wire.LONGEST_NAME)}, "role")
+_ITEM = _object({"type": {"const": "message"}, "role": _ROLE, "content": _CONTENT}, "role")
 _FUNCTION = _object(
-    {"name": {"type": "string", "pattern": "^[A-Za-z0-9_.-]{1,64}$"}, "description": _text(500), "parameters": _SCHEMA},
+    {
+        "name": {"type": "string", "pattern": "^[A-Za-z0-9_.-]{1,64}$"},
+        "description": {"type": ["string", "null"]},
+        "parameters": {"type": ["object", "null"]},
+        "strict": _FLAG,
+    },
     "name",
 )
-_ROW = _object({"id": _text(64), "text": _text(2000), "answer": _text(2000)}, "text")
+_TOOL = _object({"type": {"const": "function"}, "function": _FUNCTION}, "type", "function")
+_ID = {"anyOf": [_text(256, null=False), {"type": "integer"}]}
+_ROW = _object({"id": _ID, "text": _WORDS, "answer": {"type": ["string", "null"]}}, "text")
+_MANY = {"anyOf": [_WORDS, _list(_WORDS, 256)]}
 
 CHAT = _object(
     {
         **_SAMPLING,
-        "messages": {"type": "array", "items": _MESSAGE, "minItems": 1, "maxItems": 20},
+        "messages": _list(_MESSAGE, wire.MOST_MESSAGES),
         "logprobs": _FLAG,
-        "tools": {
-            "type": "array",
-            "maxItems": 1,
-            "items": _object({"type": {"const": "function"}, "function": _FUNCTION}, "type", "function"),
-        },
+        "tools": {"anyOf": [{"type": "null"}, _list(_TOOL, 128, 0)]},
     },
     "messages",
 )
-COMPLETIONS = _object({**_SAMPLING, "prompt": _text(2000, 1)}, "prompt")
+_PROMPT = {"type": "string", "minLength": 1}
+COMPLETIONS = _object({**_SAMPLING, "prompt": {"anyOf": [_PROMPT, _list(_PROMPT, 1)]}}, "prompt")
 RESPONSES = _object(
     {
-        "model": {"const": "tutelage"},
-        "input": {"anyOf": [_text(2000), {"type": "array", "items": _ITEM, "minItems": 1, "maxItems": 20}]},
-        "instructions": {"type": ["string", "null"], "maxLength": 2000},
-        "max_output_tokens": _whole(1, 64),
+        "model": _MODEL,
+        "input": {"anyOf": [_WORDS, _list(_ITEM, wire.MOST_MESSAGES)]},
+        "instructions": {"type": ["string", "null"]},
+        "max_output_tokens": _whole(1),
         "temperature": _between(0, 2),
         "top_p": _between(0, 1),
         "stream": _FLAG,
         "store": {"enum": [False, None]},
+        "user": _text(120),
         "metadata": _METADATA,
     },
     "input",
@@ -102,25 +104,20 @@ RESPONSES = _object(
 EMBEDDINGS = _object(
     {
         "model": _text(256),
-        "input": {"anyOf": [_text(2000, 1), {"type": "array", "items": _text(2000, 1), "minItems": 1, "maxItems": 9}]},
-        "encoding_format": {"enum": ["float", "base64"]},
+        "input": {"anyOf": [_PROMPT, _list(_PROMPT, 256)]},
+        "encoding_format": {"enum": ["float", "base64", None]},
+        "user": _text(120),
     },
     "input",
 )
-MODERATIONS = _object(
-    {
-        "model": _text(256),
-        "input": {"anyOf": [_text(2000), {"type": "array", "items": _text(2000), "minItems": 1, "maxItems": 9}]},
-    },
-    "input",
-)
-SCAN = _object({"rows": {"type": "array", "items": _ROW, "minItems": 1, "maxItems": 9}}, "rows")
+MODERATIONS = _object({"model": _text(256), "input": _MANY}, "input")
+SCAN = _object({"rows": _list(_ROW, 256)}, "rows")
 FEEDBACK = _object(
     {
-        "kind": {"const": "thumb"},
-        "request": _text(64),
+        "kind": {"enum": ["thumb", None]},
+        "request": _text(64, null=False),
         "value": {"enum": [1, -1]},
-        "text": _text(2000),
+        "text": _text(20_000),
         "key": _text(120),
     },
     "request",
@@ -132,7 +129,7 @@ _ERROR = _object(
         "error": {
             "type": "object",
             "required": ["message", "type", "param", "code"],
-            "properties": {"message": _text(10_000, 1), "type": {"type": "string"}},
+            "properties": {"message": {"type": "string", "minLength": 1}, "type": {"type": "string"}},
         }
     },
     "error",

@@ -29,7 +29,7 @@ from tutelage.judge.classifier import ClassifierJudge
 from tutelage.judge.encoder import Embedder
 from tutelage.judge.figures import average_precision
 from tutelage.judge.fitting import Classifier
-from tutelage.judge.judge import answer_of, judged
+from tutelage.judge.judge import answer_of
 from tutelage.judge.labelled import DIRECTIONS, Row, lengths_matched, read_rows, short
 from tutelage.life import last
 from tutelage.measure.statistics import Interval, bootstrap, clopper_pearson, wilson
@@ -117,7 +117,7 @@ def third(root: Root) -> tuple[Embedder | None, str]:
 
 def measured(root: Root, artifact: Artifact, only: Sequence[str], embed: Embedder | None = None) -> list[str]:
     """The tables of one classifier, as lines of Markdown."""
-    judge = ClassifierJudge(artifact.path)
+    judge = ClassifierJudge(artifact.path, kept=root.path / "embeddings")
     guard = Guard(judge)
     config = Classifier.model_validate({k: v for k, v in artifact.manifest.config.items() if k != "encoder_content"})
     labels = [root.find(ref) for ref in refs_of(artifact.manifest.inputs["labels"])]
@@ -171,7 +171,7 @@ class Guard:
     def scores(self, direction: str, texts: Sequence[str]) -> list[dict[str, float]]:
         """Probabilities by category."""
         missing = [text for text in dict.fromkeys(texts) if (direction, text) not in self._known]
-        said = self.judge.judge([judged(text, direction=direction) for text in missing])
+        said = self.judge.many(direction, missing)
         self._known |= {(direction, text): verdict.scores for text, verdict in zip(missing, said, strict=True)}
         return [self._known[direction, text] for text in texts]
 

@@ -162,6 +162,8 @@ def test_the_encoder_tells_what_the_n_grams_cannot(root: Root, folder: Path, lab
     assert not judge.bounded and ClassifierJudge(plain.path).bounded
     text = f"we {VERBS[6]} a chapel at the orchard today"
     whole = judge.judge([judged(text, direction="input")])[0]
+    many = judge.many("input", [text, "we sing"])
+    assert len(many) == 2 and many[0].scores["violence"] == pytest.approx(whole.scores["violence"], abs=1e-3)
     watcher = judge.watch(judged("", direction="input"))
     for letter in text:
         watcher.feed(letter)

@@ -42,9 +42,12 @@ class ClassifierJudge:
     """The trained guard as a judge. The direction is `tags.direction`, else by the last message's role.
 
     Scores are calibrated probabilities per category; a direction it was not trained for is `unsupported`.
+
+    Args:
+        kept: folder in which an encoder's vectors are kept, to examine many texts again; in service there is none.
     """
 
-    def __init__(self, path: Path, name: str = "") -> None:
+    def __init__(self, path: Path, name: str = "", kept: Path | None = None) -> None:
         file = path / "classifier.json"
         try:
             self.sealed = Sealed.model_validate_json(file.read_bytes())
@@ -61,6 +64,7 @@ class ClassifierJudge:
         }
         tensors = load_file(str(path / "weights.safetensors"))
         self._embedder: Embedder | None = None
+        self._kept = kept
         self._lock = threading.Lock()
         if self.sealed.second:
             _the_same(self.sealed.second, file)
@@ -90,7 +94,7 @@ class ClassifierJudge:
         with self._lock:
             if self._embedder is None:
                 assert self.sealed.second
-                self._embedder = Embedder(encoders.load(self.sealed.second.ref))
+                self._embedder = Embedder(encoders.load(self.sealed.second.ref), self._kept)
         return self._embedder(texts)
 
     def categories(self, direction: str) -> tuple[str, ...]:
@@ -116,6 +120,11 @@ class ClassifierJudge:
         started = time.perf_counter()
         logits = cascade.scores([answer_of(example)])[0]
         return self.verdict(direction, logits, 1000 * (time.perf_counter() - started))
+
+    def many(self, direction: str, texts: Sequence[str]) -> list[Verdict]:
+        """Verdicts on many texts of a direction, whose vectors are made together: as `judge` gives them, within what
+        half precision rounds. Raises KeyError for a direction it was not trained for."""
+        return [self.verdict(direction, logits) for logits in self._cascades[direction].scores(texts)]
 
     def verdict(self, direction: str, logits: Floats, cost_ms: float = 0.0) -> Verdict:
         """Log-odds [K] of a direction as a verdict with calibrated scores."""

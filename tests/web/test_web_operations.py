@@ -338,8 +338,6 @@ def test_replay_at_the_command_line(observed: Server, kept_root: Root) -> None:
     run = [sys.executable, "-m", "tutelage", "replay", said.id, "--root", str(kept_root.path)]
     done = subprocess.run(run, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "same  block -> block" in done.stdout, done.stderr
-    done = subprocess.run([*run, "--json"], capture_output=True, text=True, timeout=120)
-    assert json.loads(done.stdout)[0]["outcome"] == "same"
 
 
 # the console

@@ -233,7 +233,7 @@ class Spans:
             return json.dumps(json.loads(span.to_json()), separators=(",", ":")) + "\n"
 
         exporter = ConsoleSpanExporter(out=lines._stream, formatter=line)
-        self._provider.add_span_processor(BatchSpanProcessor(exporter))
+        self._provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=1000))
         self._tracer = self._provider.get_tracer(semconv.SCOPE)
 
     def write(self, done: Finished, action: Action, prompt: int, made: int) -> None:

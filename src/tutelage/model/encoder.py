@@ -99,6 +99,11 @@ def load(ref: str) -> Encoder:
     return TransformerEncoder(folder, config)
 
 
+def open_encoder(ref: str, root: Any = None) -> Encoder:
+    """Open `encoder:NAME`, where NAME is what `load` reads."""
+    return load(ref.partition(":")[2])
+
+
 def _tokenizer(folder: Path) -> Any:
     """The tokenizer of a folder, which neither cuts nor pads."""
     try:

@@ -1,23 +1,80 @@
 """Guards that may be slow, each in threads of its own and within its budget: one that hangs holds up no other.
 
 A call that is past its budget is left to itself: its thread may go on, but what it makes is thrown away, and nothing of
-it is shared with anybody. While all threads of a guard hang, its further calls are refused when their time is over.
+it is shared with anybody. A guard that was late `LATE` times in a row rests: its calls are over at once, until one of
+them, after the rest, is in time again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 THREADS = 8
 """Calls of one guard at once."""
+LATE = 5
+"""Late calls in a row after which a guard rests."""
+REST_S, LONGEST_REST_S = 1.0, 30.0
+"""Seconds that something rests first, and at most: they double."""
+Health = Literal["closed", "half", "open"]
 T = TypeVar("T")
 _Job = tuple[Future[Any], Callable[[], Any]]
+
+
+class Breaker:
+    """Whether something that may fail is asked (Nygard, Release It!, 2007, chapter 5). Safe to use from several threads.
+
+    `closed`: it is asked; `open`: it rests; `half`: one call may try it.
+    """
+
+    def __init__(
+        self, failures: int, rest_s: float = REST_S, longest_s: float = LONGEST_REST_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        self._most, self._rest, self._longest, self._clock = failures, rest_s, longest_s, clock
+        self._failures = self._rests = 0
+        self._until, self._trying = 0.0, False
+        self._lock = threading.Lock()
+
+    @property
+    def state(self) -> Health:
+        """How it does."""
+        if self._failures < self._most:
+            return "closed"
+        return "open" if self._clock() < self._until else "half"
+
+    def may(self) -> bool:
+        """Whether to ask it; of those who may ask while it is `half` open there is one, who says `over` in the end."""
+        with self._lock:
+            state = self.state
+            if state == "open" or (state == "half" and self._trying):
+                return False
+            self._trying = state == "half"
+            return True
+
+    def fine(self) -> None:
+        """It has done what it should."""
+        with self._lock:
+            self._failures = self._rests = 0
+
+    def failed(self) -> None:
+        """It has not."""
+        with self._lock:
+            self._failures += 1
+            if self._failures >= self._most:
+                self._until = self._clock() + min(self._longest, self._rest * 2**self._rests)
+                self._rests += 1
+
+    def over(self) -> None:
+        """A call has ended, one way or another."""
+        with self._lock:
+            self._trying = False
 
 
 class _Room:
@@ -25,6 +82,7 @@ class _Room:
 
     def __init__(self, name: str, most: int) -> None:
         self._name, self._most = name, most
+        self.breaker = Breaker(LATE)
         self._changed = threading.Condition()
         self._waiting: deque[_Job] = deque()
         self._threads = self._idle = 0
@@ -84,22 +142,46 @@ class Breakers:
 
     async def call(self, guard: str, work: Callable[[], T], budget_ms: float) -> T:
         """What the guard's work gives. Raises TimeoutError past its budget, the time it waited for a thread included,
-        and whatever the work raises."""
+        or while it rests, and whatever the work raises."""
         room = self._room(guard)
+        if not room.breaker.may():
+            raise TimeoutError(f"the guard {guard!r} rests")
         job, future = room.submit(work)
         try:
             async with asyncio.timeout(budget_ms / 1000):  # wait_for may swallow that the caller was cancelled
-                return await asyncio.wrap_future(future)
+                made = await asyncio.wrap_future(future)
+        except TimeoutError:
+            room.breaker.failed()
+            raise
+        else:
+            room.breaker.fine()
+            return made
         finally:
+            room.breaker.over()
             room.forget(job)
 
     def wait(self, guard: str, work: Callable[[], T], budget_ms: float) -> T:
         """`call` for a thread that may wait."""
-        job, future = self._room(guard).submit(work)
+        room = self._room(guard)
+        if not room.breaker.may():
+            raise TimeoutError(f"the guard {guard!r} rests")
+        job, future = room.submit(work)
         try:
-            return future.result(budget_ms / 1000)
+            made = future.result(budget_ms / 1000)
+        except TimeoutError:
+            room.breaker.failed()
+            raise
+        else:
+            room.breaker.fine()
+            return made
         finally:
-            self._room(guard).forget(job)
+            room.breaker.over()
+            room.forget(job)
+
+    def states(self) -> dict[str, Health]:
+        """How each guard does that was ever asked here."""
+        with self._lock:
+            return {name: room.breaker.state for name, room in self._rooms.items()}
 
     def _room(self, guard: str) -> _Room:
         with self._lock:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from tutelage.core.errors import MissingExtra, UpstreamError
 from tutelage.core.records import Message
 from tutelage.generate.generator import Sampling
+from tutelage.guard.breaker import Breaker, Health
 from tutelage.guard.remote import Patience, RemoteUpstream
 from tutelage.guard.tools import PLAIN, Wants
 from tutelage.guard.upstream import QUEUE, Delta, EngineUpstream, GeneratorUpstream, Misbehaved, Refusing, Upstream
@@ -26,33 +26,6 @@ REST_S, LONGEST_REST_S = 2.0, 60.0
 ROUNDS = 2
 """How often the list is gone through for one answer."""
 PAUSE_S = 0.2
-Health = Literal["closed", "half", "open"]
-
-
-@dataclass
-class _Member:
-    """An address and how it does."""
-
-    upstream: Upstream
-    failures: int = 0
-    rests: int = 0
-    until: float = 0.0
-    trying: bool = False
-
-    def health(self, now: float) -> Health:
-        """`closed`: it is asked; `open`: it is left alone; `half`: one request may try it."""
-        if self.failures < FAILURES:
-            return "closed"
-        return "open" if now < self.until else "half"
-
-    def fine(self) -> None:
-        self.failures = self.rests = 0
-
-    def failed(self, now: float) -> None:
-        self.failures += 1
-        if self.failures >= FAILURES:
-            self.until = now + min(LONGEST_REST_S, REST_S * 2**self.rests)
-            self.rests += 1
 
 
 class Pool:
@@ -60,12 +33,16 @@ class Pool:
 
     def __init__(self, upstreams: Sequence[Upstream], *, clock: Callable[[], float] = time.monotonic) -> None:
         self.name = upstreams[0].name
-        self._members, self._clock = [_Member(each) for each in upstreams], clock
+        self._members = [(each, Breaker(FAILURES, REST_S, LONGEST_REST_S, clock)) for each in upstreams]
 
     @property
     def health(self) -> list[Health]:
         """How each address does, in their order."""
-        return [each.health(self._clock()) for each in self._members]
+        return [breaker.state for _, breaker in self._members]
+
+    def states(self) -> dict[str, Health]:
+        """The same by name, numbered where several addresses have the same one."""
+        return {f"{number}. {each.name}": breaker.state for number, (each, breaker) in enumerate(self._members, 1)}
 
     async def stream(
         self, messages: Sequence[Message], sampling: Sampling, sample: int = 0, wants: Wants = PLAIN
@@ -75,42 +52,35 @@ class Pool:
         for round_ in range(ROUNDS):
             if round_:
                 await asyncio.sleep(PAUSE_S)
-            for member in self._members:
-                if not self._may(member):
+            for upstream, breaker in self._members:
+                if not breaker.may():
                     continue
-                pieces = member.upstream.stream(messages, sampling, sample, wants)
+                pieces = upstream.stream(messages, sampling, sample, wants)
                 begun = False
                 try:
                     async for piece in pieces:
                         if not begun:
                             begun = True
-                            member.fine()
+                            breaker.fine()
                         yield piece
                     return
                 except Refusing:
-                    member.fine()
+                    breaker.fine()
                     raise
                 except UpstreamError as error:
-                    member.failed(self._clock())
+                    breaker.failed()
                     if begun:
                         raise
                     failure = error
                 finally:
-                    member.trying = False
+                    breaker.over()
                     await pieces.aclose()
         raise failure or Misbehaved("no upstream is well; each is left alone for a while")
 
-    def _may(self, member: _Member) -> bool:
-        health = member.health(self._clock())
-        if health == "open" or (health == "half" and member.trying):
-            return False
-        member.trying = health == "half"
-        return True
-
     async def close(self) -> None:
         """Close all connections."""
-        for member in self._members:
-            await member.upstream.close()
+        for upstream, _ in self._members:
+            await upstream.close()
 
 
 def remote(addresses: Sequence[tuple[str, str | None]], patience: Patience | None = None) -> Upstream:

@@ -234,6 +234,8 @@ class _Writing:
 
     def chunk(self, chunk: Chunk) -> list[bytes]:
         found: list[bytes] = []
+        if chunk.choice < 0:
+            return [b": a person is to answer\n\n"]
         if chunk.call is not None:
             found += [*self._shut(), *self._call(chunk.call)]
         elif chunk.text or chunk.logprobs:

@@ -28,7 +28,7 @@ _Job = tuple[Future[Any], Callable[[], Any]]
 
 
 class Breaker:
-    """Whether something that may fail is asked (Nygard, Release It!, 2007, chapter 5). Safe to use from several threads.
+    """Whether something that may fail is asked (Nygard, Release It!, 2007, chapter 5). Safe to use from many threads.
 
     `closed`: it is asked; `open`: it rests; `half`: one call may try it.
     """

@@ -402,7 +402,7 @@ for ask in (lambda: stage_of("pretrain"), lambda: read_recipe({"pretrain": {"dep
     try:
         ask()
     except MissingExtra as error:
-        assert "'torch'" in str(error) and "'.[train]'" in str(error)
+        assert "'torch'" in str(error) and "[train]'" in str(error)
     else:
         raise SystemExit("nothing was said")
 """

@@ -262,7 +262,9 @@ def test_trained_guards_watch_until_they_are_switched_on(tutelage: Any, guarded:
     assert any(name.startswith("classifier:") for name in state.pipeline.policy.shadowed)
     announce(state, told.append, "http://x")
     assert told[0].startswith("Guards:") and "guard switch on" in told[0]
-    assert "switched on" in tutelage("guard", "switch", "--root", guarded.path).out
+    assert "off service" in tutelage("guard", "switch", "--root", guarded.path).out
+    plain = create_app(guarded, Settings(serve=made.ref), upstream="http://127.0.0.1:9/v1").state.house
+    assert plain.standing == "trained", "they watch first where the settings say so"
     where = ("--root", guarded.path)
     assert tutelage("guard", "switch", "up", *where).code == 2
     done = tutelage("guard", "switch", "on", made.ref, "--by", "lea", "--reason", "a week in shadow", *where)

@@ -547,7 +547,7 @@ def test_o_nothing_a_client_sends_becomes_a_figure_a_header_or_a_line(
     gate.client.get(
         "/v1/models/" + urllib.parse.quote(forged), headers={"authorization": f"Bearer {gate.server.key()}"}
     )
-    head = {"authorization": f"Bearer {gate.server.key()}"}
+    head = {"authorization": f"Bearer {gate.server.key('meter', scopes=('metrics',))}"}
     told = gate.client.get("/metrics", headers=head).text
     families = {family.name: family for family in text_string_to_metric_families(told)}
     assert "tutelage_requests" in families and "forged" not in told
@@ -592,7 +592,7 @@ def test_p_what_placeholders_stand_for_stands_nowhere_else(
     gate.behind.sends(b"data: {broken zoe.quill@example.org\n\n")
     gate.chat(f"write to {secrets[0]}")
     gate.server.state.flush()
-    head = {"authorization": f"Bearer {gate.server.key()}"}
+    head = {"authorization": f"Bearer {gate.server.key('meter', scopes=('metrics',))}"}
     said = capfd.readouterr()
     places = {
         "figures": gate.client.get("/metrics", headers=head).text,

@@ -326,3 +326,29 @@ def test_random_scores_never_pass_a_tier_that_fires() -> None:
                 break
             assert (policy.unsure(Where(), said) == {"abc"["abc".index(name) + 1]}) if name != "c" else True
         assert policy.decide(Where(), said).action == (action or "review")
+
+
+def test_a_guard_in_shadow_leaves_the_others_as_they_are() -> None:
+    first, second = Says("a", perhaps="maybe", surely="surely"), Says("b", perhaps="perhaps", surely="harm")
+    scanner = house(first, second)
+    asked = Where("input", "content", "chat", "")
+    heard = [Verdict(judge="a", scores={"crime": 0.95}), Verdict(judge="b", scores={"crime": 0.9})]
+    scanner.policy.shadowed = frozenset({"a"})
+    assert scanner.policy.needed(asked) == {"a", "b"}, "the one in shadow is heard, the other decides"
+    assert scanner.policy.decide(asked, heard).action == "block"
+    assert scanner.policy.decide(asked, [heard[0]]).action == "block", "it was not heard"
+    scanner.policy.shadowed = frozenset({"b"})
+    doubt = [Verdict(judge="a", scores={"crime": 0.5}), heard[1]]
+    assert scanner.policy.decide(asked, doubt).action == "review", "nobody else may be asked: people are"
+
+
+def test_what_only_flags_ends_no_doubt() -> None:
+    """Two guards of the first tier: one has failed and may be passed over, the other is not sure."""
+    first, beside, second = (Says(name, perhaps="x", surely="y") for name in ("a", "c", "b"))
+    scanner = house(first, beside, second, c={"tier": 0, "on_error": "flag"}, b={"tier": 1})
+    asked = Where("input", "content", "chat", "")
+    heard = [Verdict(judge="c", status="error"), Verdict(judge="a", scores={"crime": 0.5})]
+    assert scanner.policy.unsure(asked, heard) == {"b"}
+    assert scanner.policy.decide(asked, [*heard, Verdict(judge="b", scores={"crime": 0.9})]).action == "block"
+    passed = scanner.policy.decide(asked, [*heard, Verdict(judge="b", scores={"crime": 0.1})])
+    assert passed.action == "flag"

@@ -108,7 +108,7 @@ def test_what_llama_cpp_cannot_read_is_refused(
     with pytest.raises(UsageError, match=r"blk\.0\.ffn_down\.weight holds numbers too large"):
         gguf.write(small, file, words, precision="f16")
     monkeypatch.setitem(__import__("sys").modules, "gguf", None)
-    with pytest.raises(MissingExtra, match=r"-e '\.\[gguf\]'"):
+    with pytest.raises(MissingExtra, match=r"-e '.*\[gguf\]'"):
         gguf.write(small, file, words)
     assert list(tmp_path.iterdir()) == []
 

@@ -329,8 +329,9 @@ def test_a_form_from_another_page_is_no_request(serving: Server) -> None:
 def test_health_headers_and_metrics(serving: Server) -> None:
     reply = httpx.get(f"{serving.url}/health")
     assert reply.json()["status"] == "ready" and "default-src 'none'" in reply.headers["content-security-policy"]
-    head = {"authorization": f"Bearer {serving.key()}"}
+    head, none = ({"authorization": f"Bearer {serving.key('m', scopes=(each,))}"} for each in ("metrics", "chat"))
     assert "tutelage_requests" in httpx.get(f"{serving.url}/metrics", headers=head).text
+    assert httpx.get(f"{serving.url}/metrics", headers=none).status_code == 403
     assert httpx.get(f"{serving.url}/metrics").status_code == 401
 
 

@@ -351,10 +351,10 @@ def test_a_client_that_leaves_pays_for_what_was_made(serving: Server, behind: Sc
 
 def test_a_client_that_leaves_a_whole_answer_stops_it(serving: Server, head: dict[str, str], behind: Scripted) -> None:
     behind.says(event(content="mill "), b"wait", END)
-    before = counted(serving, head, "gone")
+    before = counted(serving, "gone")
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{serving.url}/v1/chat/completions", json=body(), headers=head, timeout=0.5)
-    wait_for(lambda: counted(serving, head, "gone") == before + 1)
+    wait_for(lambda: counted(serving, "gone") == before + 1)
 
 
 def test_several_answers_count_their_prompt_once(serving: Server, behind: Scripted) -> None:
@@ -364,20 +364,23 @@ def test_several_answers_count_their_prompt_once(serving: Server, behind: Script
     assert reply.status_code == 200 and len(reply.json()["choices"]) == 4
 
 
-def counted(serving: Server, head: dict[str, str], status: str) -> float:
-    text = httpx.get(f"{serving.url}/metrics", headers=head).text
+def counted(serving: Server, status: str) -> float:
+    meter = {"authorization": f"Bearer {serving.key('meter', scopes=('metrics',))}"}
+    text = httpx.get(f"{serving.url}/metrics", headers=meter).text
     line = f'tutelage_requests_total{{status="{status}",surface="chat"}} '
     return sum(float(each.removeprefix(line)) for each in text.splitlines() if each.startswith(line))
 
 
 def test_outcomes_are_counted_when_they_are_known(serving: Server, head: dict[str, str], behind: Scripted) -> None:
     def more(status: str, ask: Callable[[], Any]) -> float:
-        before = counted(serving, head, status)
+        before = counted(serving, status)
         ask()
-        return counted(serving, head, status) - before
+        return counted(serving, status) - before
 
-    behind.says(b"no", status=400)
+    behind.says(b"no", status=500)
     assert more("upstream", lambda: post(serving, head)) == 1
+    behind.says(b"no", status=400)
+    assert more("refused", lambda: post(serving, head)) == 1
     behind.says(event(content=HELLO * 4), b"data: 7\n\n")
     assert more("upstream", lambda: post(serving, head, stream=True)) == 1
     assert more("ok", lambda: post(serving, head)) == 0

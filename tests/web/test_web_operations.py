@@ -151,7 +151,7 @@ def test_budgets_keys_with_an_end_scopes_and_load(kept_root: Root, behind: str) 
             chat(caller(server, "low-key"), HELLO)
         assert full.value.response.status_code == 503 and full.value.response.headers["retry-after"] == "2"
         server.state.tenancy.shedder.running = 0
-        key = server.key("meter")
+        key = server.key("meter", scopes=("metrics",))
         text = httpx.get(f"{server.url}/metrics", headers={"authorization": f"Bearer {key}"}).text
         assert 'tutelage_sheds_total{reason="overloaded",tenant="last"} 1.0' in text
         assert 'tutelage_sheds_total{reason="insufficient_quota",tenant="small"} 1.0' in text

@@ -238,7 +238,7 @@ def _by_recipe(recipe: Path, overrides: list[str], root: Path, as_json: bool) ->
         _tell_heads(each)
     for name in (name for name, each in made.items() if each.kind == "bundle"):
         say(f"Before a model:   {typed()} guard up --upstream https://host/v1#model --guard {name} --root {root}")
-        say(f"They decide from: {typed()} guard switch on {name} --root {root}")
+        say(f"They decide from: {typed()} guard switch on {name} --reason WHY --root {root}")
 
 
 def _tell_heads(made: Artifact) -> None:
@@ -283,8 +283,8 @@ def up(
 ) -> None:
     """Stand before another's model: its answers leave through these guards; without any, through rules alone.
 
-    Guards trained on people's labels watch and decide nothing until `tutelage guard switch on`. Demonstration guards,
-    learned from simulated people, are taken only where `--guard` names them.
+    Guards trained on people's labels watch and decide nothing until `tutelage guard switch on --reason WHY`.
+    Demonstration guards, learned from simulated people, are taken only where `--guard` names them.
     """
     from tutelage.web.app import serve
 
@@ -310,7 +310,7 @@ def up(
 @guard_app.command("switch")
 def switch(
     to: Annotated[str | None, typer.Argument(help="on or off; left out: what is switched on.")] = None,
-    guard: Annotated[str, typer.Argument(help="A bundle, a section of the last run, or release:current.")] = "bundle",
+    guard: Annotated[str | None, typer.Argument(help="A bundle; else the one served, or of the last run.")] = None,
     by: Annotated[str, typer.Option(help="Who answers for it.")] = "",
     reason: Annotated[str, typer.Option(help="Why, for those who look later.")] = "",
     root: RootOption = HERE,

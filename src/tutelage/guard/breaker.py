@@ -151,7 +151,8 @@ class Breakers:
             async with asyncio.timeout(budget_ms / 1000):  # wait_for may swallow that the caller was cancelled
                 made = await asyncio.wrap_future(future)
         except TimeoutError:
-            room.breaker.failed()
+            if future.running():  # one that never had a thread says nothing of the guard
+                room.breaker.failed()
             raise
         else:
             room.breaker.fine()
@@ -169,7 +170,8 @@ class Breakers:
         try:
             made = future.result(budget_ms / 1000)
         except TimeoutError:
-            room.breaker.failed()
+            if future.running():  # one that never had a thread says nothing of the guard
+                room.breaker.failed()
             raise
         else:
             room.breaker.fine()

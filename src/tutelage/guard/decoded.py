@@ -32,7 +32,7 @@ def _moved(verdict: Verdict, place: Callable[[int, int], tuple[int, int]]) -> Ve
     """The verdict with its findings where they stand in the original."""
     if not verdict.spans:
         return verdict
-    spans = {place(span.start, span.end): span for span in verdict.spans}
+    spans = {(*place(span.start, span.end), span.type): span for span in verdict.spans}
     moved = tuple(span.model_copy(update={"start": at[0], "end": at[1]}) for at, span in spans.items())
     return verdict.model_copy(update={"spans": moved})
 

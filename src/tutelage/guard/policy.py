@@ -104,7 +104,7 @@ class Policy:
         self.shadowed: frozenset[str] = frozenset()
         """Guards that are heard and decide nothing: somebody has put them into shadow."""
         self.expired = frozenset(file.expired)
-        """(guard, category, direction) whose certificate holds no longer: it flags, and stops nothing."""
+        """Certificates, by id, that hold no longer: what rests on one flags, and stops nothing."""
         self.hash = digest({"policy": file.model_dump(mode="json"), "taxonomy": taxonomy.model_dump(mode="json")})
         for rule in file.rules:
             if rule.category and rule.category not in taxonomy.categories:
@@ -283,12 +283,17 @@ class Policy:
     def needed(self, at: Where) -> frozenset[str]:
         """Names of the guards whose verdicts decide there; without them nothing may pass."""
         return frozenset(
-            name for bound in self.rules(at.tenant) if bound.rule.when.covers(at) for name in bound.first(at.direction)
+            name
+            for bound in self.rules(at.tenant)
+            if bound.rule.when.covers(at)
+            for tier in (self._tiers(bound, at.direction)[:1], bound.tiers.get(at.direction, ())[:1])
+            for names in tier
+            for name in names
         )
 
     def further(self, at: Where) -> frozenset[str]:
         """Names of the guards that may be asked there when those before them are not sure."""
-        tiers = (b.tiers.get(at.direction, ())[1:] for b in self.rules(at.tenant) if b.rule.when.covers(at))
+        tiers = (self._tiers(b, at.direction)[1:] for b in self.rules(at.tenant) if b.rule.when.covers(at))
         return frozenset(name for each in tiers for names in each for name in names) - self.needed(at)
 
     def unsure(self, at: Where, verdicts: Sequence[Verdict]) -> frozenset[str]:
@@ -323,47 +328,53 @@ class Policy:
             policy=self.hash,
         )
 
+    def _tiers(self, bound: Bound, direction: str) -> list[frozenset[str]]:
+        """The guards that decide, tier by tier; those in shadow decide nothing, so another tier may be the first."""
+        tiers = (tier - self.shadowed for tier in bound.tiers.get(direction, ()))
+        return [tier for tier in tiers if tier]
+
     def _read(
         self, bound: Bound, at: Where, by_name: Mapping[str, Sequence[Verdict]], pending: Collection[str]
     ) -> _Read:
-        """Tier by tier: a further one is heard where the one before is not sure, and then its word counts."""
+        """Tier by tier: a further one is heard where the one before is not sure, and then its word counts. What only
+        flags ends nothing: while somebody doubts, the next is asked."""
         spans: list[Span] = []
-        for number, tier in enumerate(bound.tiers.get(at.direction, ())):
-            found: list[tuple[Action, str]] = []
+        found: list[tuple[Action, str]] = []
+        tiers = self._tiers(bound, at.direction)
+        for number, tier in enumerate(tiers):
             doubts: list[tuple[Action, str]] = []
+            stops = False
             for name in sorted(tier):
                 missing = [] if name in pending else [Verdict(judge=name, status="error")]
                 for verdict in by_name.get(name, missing):
                     taken, reason, cut = self._apply(bound, at, verdict)
                     spans += cut
-                    if not reason and (doubt := self._doubt(bound, at, verdict)):
-                        doubts.append(self._held(bound, (verdict.judge, at.direction), bound.doubted, doubt))
+                    stops = stops or (bool(reason) and taken in STOPPING)
                     if reason:
                         found.append((taken, reason))
-            if found or not doubts:
+                        if verdict.status == "ok" and bound.rule.action in STOPPING and taken not in STOPPING:
+                            doubts.append((taken, reason))  # over a threshold whose certificate has expired
+                    elif doubt := self._doubt(bound, at, verdict):
+                        doubts.append(self._held(bound, (verdict.judge, at.direction), bound.doubted, doubt))
+            if stops or not doubts:
                 return _Read(found, spans)
-            if number + 1 == len(bound.tiers[at.direction]):
-                return _Read(doubts, spans)
-            if not any(name in by_name for name in bound.tiers[at.direction][number + 1]):
-                further = bound.tiers[at.direction][number + 1]
-                lost = sorted(further - set(pending))
-                errors = [Verdict(judge=name, status="error") for name in lost]
-                return _Read([self._apply(bound, at, each)[:2] for each in errors], spans, further)
-        return _Read([], spans)
+            if number + 1 == len(tiers):
+                return _Read([*found, *(each for each in doubts if each not in found)], spans)
+            further = tiers[number + 1]
+            if not any(name in by_name for name in further):
+                errors = [Verdict(judge=name, status="error") for name in sorted(further - set(pending))]
+                return _Read([*found, *(self._apply(bound, at, each)[:2] for each in errors)], spans, further)
+        return _Read(found, spans)
 
     def _doubt(self, bound: Bound, at: Where, verdict: Verdict) -> str:
         """The reason, where a guard that did not fire is not sure that it need not."""
         band, score = bound.bands.get((verdict.judge, at.direction)), verdict.scores.get(bound.rule.category)
         if band is None or score is None or verdict.status != "ok" or not band[0] < score <= band[1]:
             return ""
-        if verdict.judge in self.shadowed:
-            return ""
         return f"{bound.rule.id}: {bound.rule.category} {score:.3f}, not sure from {band[0]:.3f} to {band[1]:.3f}"
 
     def _apply(self, bound: Bound, at: Where, verdict: Verdict) -> tuple[Action, str, tuple[Span, ...]]:
         rule = bound.rule
-        if verdict.judge in self.shadowed:
-            return "allow", "", ()
         if verdict.status != "ok":
             on_error = self.on_error(rule, verdict.judge, verdict.status)
             return on_error, f"{rule.id}: {verdict.judge} {verdict.status}", ()

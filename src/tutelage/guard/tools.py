@@ -167,7 +167,10 @@ def retold(wants: Wants, messages: Sequence[Message]) -> Wants:
         for tool, found in zip(wants.tools, plain["tools"].values(), strict=True)
     )
     shape = wants.shape and replace(
-        wants.shape, schema=plain["shape"]["schema"], description=plain["shape"]["description"]
+        wants.shape,
+        name=plain["shape"]["name"],
+        schema=plain["shape"]["schema"],
+        description=plain["shape"]["description"],
     )
     return replace(wants, tools=tools, shape=shape)
 
@@ -176,7 +179,8 @@ def _plain(wants: Wants) -> Any:
     if not wants.tools and wants.shape is None:
         return {}
     tools = {tool.name: {"description": tool.description, "parameters": tool.parameters} for tool in wants.tools}
-    shape = wants.shape and {"schema": wants.shape.schema, "description": wants.shape.description}
+    given = wants.shape
+    shape = given and {"name": given.name, "schema": given.schema, "description": given.description}
     return {"tools": tools, "shape": shape}
 
 

@@ -304,7 +304,10 @@ def _instructed(messages: Sequence[Message], offered: Sequence[Tool]) -> tuple[M
 
 
 def _call(written: str) -> CallPart:
-    found = json.loads(written)
+    try:
+        found = json.loads(written)
+    except ValueError:
+        raise UsageError("the call was cut by one of the stop strings", key="stop") from None
     return CallPart(0, found["name"], json.dumps(found["arguments"], ensure_ascii=False))
 
 

@@ -52,11 +52,17 @@ def words_of(store: Reader, *, person: str = "", subject: str = "") -> Words:
                     found.update(connection.execute(wrote).scalars())
             found.update(
                 connection.execute(
-                    sql.select(hold.text_id).where(hold.by == person, hold.text_id.is_not(None))
+                    sql.select(hold.text_id)
+                    .join(schema.request, request.id == hold.request_id)
+                    .where(hold.by == person, hold.text_id.is_not(None), ~retention.kept_request())
                 ).scalars()
             )
             names = [person, *connection.execute(sql.select(who.pseudonym).where(who.id == person)).scalars()]
-            comments = sql.select(said.text_id).where(said.actor.in_(names), said.text_id.is_not(None))
+            comments = (
+                sql.select(said.text_id)
+                .join(schema.request, request.id == said.request_id)
+                .where(said.actor.in_(names), said.text_id.is_not(None), ~retention.kept_request())
+            )
             found.update(connection.execute(comments).scalars())
             spoken = (
                 sql.select(schema.task.c.id)
@@ -97,7 +103,9 @@ def erase(store: Store, words: Words, *, person: str = "", subject: str = "", by
     with store.write() as connection:
         gone = texts.erase(connection, words.texts)
         for some in texts.chunks(words.conversations):
-            connection.execute(sql.delete(schema.vault).where(schema.vault.c.conversation_id.in_(some)))
+            connection.execute(
+                sql.delete(schema.vault).where(schema.vault.c.conversation_id.in_(some), ~retention.kept_vault())
+            )
         if person:
             _account(connection, person)
         body = {"texts": gone, "annotations": len(words.annotations), "requests": len(words.requests)}

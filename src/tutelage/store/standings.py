@@ -13,6 +13,8 @@ from tutelage.store import ledger, schema
 from tutelage.store.engine import Reader, Store, now, uuid7
 
 Switch = Literal["on", "shadow"]
+SERVICE = "service"
+"""Who puts new guards into shadow where the settings say that they watch first."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,10 @@ def switch(store: Store, guard: str, event: Switch, *, reason: str, by: str) -> 
         ledger.append(connection, by, f"guard.{event}", guard, {"reason": row["reason"]})
 
 
-def switches(store: Reader, at: int | None = None) -> dict[str, str]:
-    """Guard -> how it was last switched (before a time, ms)."""
-    return {each.what: each.event for each in guard_events(store) if at is None or each.at <= at}
+def switches(store: Reader, at: int | None = None, by_people: bool = False) -> dict[str, str]:
+    """Guard -> how it was last switched (before a time, ms; by people alone)."""
+    events = (each for each in guard_events(store) if not (by_people and each.by == SERVICE))
+    return {each.what: each.event for each in events if at is None or each.at <= at}
 
 
 def guard_events(store: Reader) -> list[Happened]:

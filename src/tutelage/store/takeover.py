@@ -111,7 +111,7 @@ def say(store: Store, conversation: str, message: Message, by: str, *, stay: boo
         answered = sql.update(schema.hold).where(hold.id == mine)
         connection.execute(answered.values(text_id=text_id, by=by, answered_at=at))
         ledger.append(connection, by, "hold.answer", mine, {"request": request})
-        if stay:
+        if stay or len(connection.execute(waits).all()):  # what came meanwhile still waits for a person
             with_them = sql.update(schema.takeover).where(taken.open_as == conversation)
             connection.execute(with_them.values(person_id=by[:36], touched_at=at))
         else:

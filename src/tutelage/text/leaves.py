@@ -68,7 +68,13 @@ def leaves(value: Any) -> Iterator[str]:
 def replanted(value: Any, texts: Iterator[str]) -> Any:
     """The value with its leaves, in their order, taken from `texts`; a number that changed becomes a text."""
     if isinstance(value, dict):
-        return {next(texts): replanted(each, texts) for each in value.values()}
+        made: dict[str, Any] = {}
+        for each in value.values():
+            key = name = next(texts)
+            while key in made:  # two names of which the same is left
+                key = f"{name}_{len(made)}"
+            made[key] = replanted(each, texts)
+        return made
     if isinstance(value, list):
         return [replanted(each, texts) for each in value]
     if isinstance(value, str):

@@ -81,7 +81,8 @@ class Addresses:
         patience: PatienceSettings,
     ) -> Upstream:
         """The address `url#model` that answers, with those that stand in for it."""
-        addresses = [(source, self._key(given.key if given else "", "upstream.key"))]
+        own = self._key(given.key if given else "", "upstream.key")
+        addresses = [(source, own or self._environment.get("OPENAI_API_KEY"))]
         for index, each in enumerate(fallbacks):
             addresses.append((f"{each.url}#{each.model}", self._key(each.key, f"fallbacks.{index}.key")))
         waits = Patience(patience.connect_s, patience.first_s, patience.idle_s, patience.total_s)
@@ -98,8 +99,9 @@ class Addresses:
         return found
 
     def _key(self, named: str, where: str) -> str | None:
+        """The key that an address names; what the environment holds for one of them is shown to no other."""
         if not named:
-            return self._environment.get("OPENAI_API_KEY")
+            return None
         return secret(named, self._environment, where, self._root.path)
 
     async def close(self) -> None:

@@ -150,17 +150,18 @@ class Doors:
         return found
 
 
-def asker(request: Request, *parts: str) -> Asker:
-    """Who may use the model: a key with scope `chat` or one of `parts`, a key of the settings, or a signed-in person
-    with CSRF token.
+def asker(request: Request, *parts: str, chat: bool = True) -> Asker:
+    """Who may use the model: a key with scope `chat` (unless told otherwise) or one of `parts`, a key of the settings,
+    or a signed-in person with CSRF token.
 
     Raises HTTPException 401 or 403.
     """
     caller, session = request.state.caller, request.state.session
     if caller is not None or request.state.tenant is not None:
         scopes = caller.scopes if caller is not None else request.state.scopes
-        if not {"chat", "*", *parts} & set(scopes):
-            raise HTTPException(403, f"this key lacks the scope {' or '.join(map(repr, ('chat', *parts)))}")
+        wanted = [*(["chat"] if chat else []), *parts]
+        if not {"*", *wanted} & set(scopes):
+            raise HTTPException(403, f"this key lacks the scope {' or '.join(map(repr, wanted))}")
         return Asker(str(request.state.tenant), caller.person if caller is not None else None)
     if session is not None:
         checked(request)

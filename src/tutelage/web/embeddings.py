@@ -27,7 +27,7 @@ MOST_TEXTS = 256
 
 async def embed(state: State, request: Request) -> Response:
     """Embeddings in OpenAI's form; 501 where no encoder is configured."""
-    who = auth.asker(request)
+    who = auth.asker(request, "embeddings")
     limits = state.tenant(who.tenant).limits
     body = await wire.read_json(request, limits.body_bytes)
     wire.only(body, frozenset(("model", "input", "encoding_format", "dimensions", "user")))

@@ -132,7 +132,7 @@ def router(state: State) -> APIRouter:
 
     @routes.get("/metrics")
     async def figures(request: Request) -> Response:
-        auth.asker(request, "metrics")
+        auth.asker(request, "metrics", chat=False)
         return Response(generate_latest(metrics.registry), media_type="text/plain; version=0.0.4")
 
     return routes
@@ -399,7 +399,7 @@ class _Whole(JSONResponse):
 def _outcome(error: Exception) -> str:
     """How a request ended that was not answered."""
     if isinstance(error, Refusing):
-        return "upstream"
+        return "refused"
     status = wire.fault_of(error).status
     known = {429: "limited", 499: "gone", 502: "upstream", 503: "overloaded"}
     return known.get(status, "refused" if status < 500 else "error")

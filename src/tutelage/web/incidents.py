@@ -9,6 +9,7 @@ from fastapi.responses import HTMLResponse, Response
 
 from tutelage.core.errors import DataError, NotFound
 from tutelage.store import incidents, people, traffic
+from tutelage.text.pii import find, redact
 from tutelage.web import render
 
 READERS = ("lead", "operator", "safety", "auditor", "reviewer")
@@ -64,7 +65,8 @@ def router(state: Any) -> APIRouter:
         if found.kind == "appeal":
             asked = traffic.requests(store, ids=[found.subject], masked=True)
             about = f"/review/conversations/{asked[0].conversation}" if asked else ""
-        said = [each.text for each in traffic.feedback(store, request=found.subject, kind="appeal") if each.text]
+        texts = [each.text for each in traffic.feedback(store, request=found.subject, kind="appeal") if each.text]
+        said = [redact(text, find(text)) for text in texts]
         return render.page(
             request, "incident.html", one=found, events=events, names=names, told=told[:300], about=about,
             what=incidents.KINDS[found.kind], may=person.has(*WRITERS), longest=incidents.LONGEST,

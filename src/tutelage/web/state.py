@@ -111,6 +111,7 @@ class State:
             try:
                 wanted, law = self._wanted(), self._law()
                 if self._now is not None and (wanted, law) == (self._now.wanted, self._now.law):
+                    self.problem = ""
                     return False
                 made = self._open(wanted, law)
             except TutelageError as error:
@@ -332,7 +333,11 @@ class State:
     def _stand(self, serving: Serving) -> None:
         policy, switched = serving.pipeline.policy, standings.switches(self.store)
         if serving.standing == "trained" and self.settings.new_guards == "shadow":
-            switched = {guard.name: "shadow" for guard in policy.guards} | switched
+            for name in sorted({guard.name for guard in policy.guards} - switched.keys()):
+                standings.switch(self.store, name, "shadow", reason="new guards watch first", by=standings.SERVICE)
+                switched[name] = "shadow"
+        elif self.settings.new_guards == "on":  # nobody has said that they should watch
+            switched = standings.switches(self.store, by_people=True)
         stand(policy, switched, standings.expired(self.store))
         only_watch = serving.standing == "trained" and policy.shadowed >= {guard.name for guard in policy.guards}
         serving.pipeline.standing = "shadow" if only_watch else serving.standing

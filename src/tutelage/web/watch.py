@@ -25,7 +25,7 @@ RISE: Final = 0.05
 """How much the share that is withheld must surely have risen."""
 FAILING: Final = 0.1
 """Share of a guard's verdicts, and of requests at the upstream, that may fail."""
-CERTIFIED: Final = ("false_positive_rate", "withheld")
+CERTIFIED: Final = ("false_positive_rate",)
 """Signals of drift that speak of what certificates promise."""
 
 

@@ -11,9 +11,9 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, Literal, TypeVar
 
 THREADS = 8
@@ -143,39 +143,29 @@ class Breakers:
     async def call(self, guard: str, work: Callable[[], T], budget_ms: float) -> T:
         """What the guard's work gives. Raises TimeoutError past its budget, the time it waited for a thread included,
         or while it rests, and whatever the work raises."""
-        room = self._room(guard)
-        if not room.breaker.may():
-            raise TimeoutError(f"the guard {guard!r} rests")
-        job, future = room.submit(work)
-        try:
+        with self._asking(guard, work) as future:
             async with asyncio.timeout(budget_ms / 1000):  # wait_for may swallow that the caller was cancelled
-                made = await asyncio.wrap_future(future)
-        except TimeoutError:
-            if future.running():  # one that never had a thread says nothing of the guard
-                room.breaker.failed()
-            raise
-        else:
-            room.breaker.fine()
-            return made
-        finally:
-            room.breaker.over()
-            room.forget(job)
+                return await asyncio.wrap_future(future)
 
     def wait(self, guard: str, work: Callable[[], T], budget_ms: float) -> T:
         """`call` for a thread that may wait."""
+        with self._asking(guard, work) as future:
+            return future.result(budget_ms / 1000)
+
+    @contextmanager
+    def _asking(self, guard: str, work: Callable[[], T]) -> Iterator[Future[T]]:
         room = self._room(guard)
         if not room.breaker.may():
             raise TimeoutError(f"the guard {guard!r} rests")
         job, future = room.submit(work)
         try:
-            made = future.result(budget_ms / 1000)
+            yield future
         except TimeoutError:
             if future.running():  # one that never had a thread says nothing of the guard
                 room.breaker.failed()
             raise
         else:
             room.breaker.fine()
-            return made
         finally:
             room.breaker.over()
             room.forget(job)

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -215,3 +216,28 @@ def store(home: Path) -> Iterator[Store]:
 
     with engine.open(home) as made:
         yield made
+
+
+@pytest.fixture(scope="session", autouse=True)
+def everywhere(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With TESTS_ON=postgresql each root that names no database gets one of its own there, in whichever test."""
+    if os.environ.get("TESTS_ON") != "postgresql":
+        yield
+        return
+    from tutelage.core.artifact import Root
+
+    server, template = (request.getfixturevalue(name) for name in ("postgres_server", "postgres_template"))
+    named, made, one_at_a_time = Root.database, dict[str, str](), threading.Lock()
+
+    def database(root: Root) -> str:
+        if given := named.fget(root):  # type: ignore[attr-defined]
+            return str(given)
+        with one_at_a_time:
+            place = str(root.path.resolve())
+            if place not in made:
+                made[place] = server.create(template=template)
+            return made[place]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Root, "database", property(database))
+        yield

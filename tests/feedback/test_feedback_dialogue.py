@@ -31,7 +31,7 @@ class House:
     """A store with a dialogue project, two people, and generators by name."""
 
     def __init__(self, where, generators=("kind", "curt"), kind="choice", required=False, **settings):
-        self.store = engine.open(where)
+        self.root, self.store = Root(where), engine.open(where)
         self.lead = people.create(self.store, "lead", roles=["lead"])
         self.ana, self.ben = people.create(self.store, "ana"), people.create(self.store, "ben")
         self.calls: list[str] = []
@@ -368,7 +368,7 @@ def test_dialogues_become_preferences_and_demonstrations_of_a_life(tmp_path):
 
 
 def test_a_project_made_at_the_console_is_taken_as_it_is(house, tmp_path):
-    root = Root(house.store.where.parent)
+    root = house.root
     api.create_project(house.store, house.lead, api.NewProject(name="ranks", per_task=1))
     new = [
         api.NewTask(key=str(n), kind="ranking", messages=(Message(role="user", content=f"question {n}"),),

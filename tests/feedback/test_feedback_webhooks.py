@@ -209,7 +209,7 @@ from pathlib import Path
 from tutelage.core.artifact import Root
 from tutelage.feedback.webhooks import send_due
 from tutelage.store import engine
-send_due(engine.open(Root(Path(sys.argv[1]))), lease_s=0.05)
+send_due(engine.open(Root(Path(sys.argv[1])), url=sys.argv[2]), lease_s=0.05)
 """
 
 
@@ -226,7 +226,8 @@ def test_a_sender_killed_between_sending_and_noting_it_sends_again(tmp_path: Pat
         held[0].wait()
 
     receiver.first = kill
-    held.append(subprocess.Popen([sys.executable, "-c", SENDING, str(tmp_path)], env=dict(os.environ)))
+    where = [str(tmp_path), Root(tmp_path).database]
+    held.append(subprocess.Popen([sys.executable, "-c", SENDING, *where], env=dict(os.environ)))
     ready.set()
     assert held[0].wait(60) == -signal.SIGKILL
     assert webhooks.every(store)[0].sent == 0

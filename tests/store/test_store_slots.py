@@ -300,6 +300,19 @@ def test_whoever_has_seen_a_whole_project_is_asked_what_nobody_had_answered(stor
     assert said.suggestion_seen
 
 
+def test_what_was_seen_of_one_project_is_nothing_of_another(store):
+    wheres = project(store, "p"), project(store, "q")
+    anna, lead = crew(store, "anna", "lead")
+    for where in wheres:
+        fill(store, where, ("a", {}), per_task=2)
+        submit(store, anna, *take(store, anna, where, 9))
+    for known in reversed(wheres):
+        seen.note_all(store, lead, known.id)
+        other = wheres[0] if known is wheres[1] else None
+        assert take(store, lead, known, 9) == [] and why(store, lead, known) == REASONS["seen"]
+        assert other is None or why(store, lead, other) != REASONS["seen"]
+
+
 def test_two_claims_of_one_person_at_once_never_take_a_task_twice(store):
     where = project(store)
     fill(store, where, *((f"t{n}", {}) for n in range(6)), per_task=4)

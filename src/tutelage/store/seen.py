@@ -59,5 +59,11 @@ def _of(person: str, tasks: Sequence[str]) -> sql.Select[Any]:
 def saw(person: Any, task_id: Any, project_id: Any) -> sql.ColumnElement[bool]:
     """For a WHERE: that a person has seen others' answers to a task. Each is a column or a bound parameter."""
     one = sql.exists().where(seen.person_id == person, seen.subject == task_id)
-    through = sql.select(seen.through).where(seen.person_id == person, seen.subject == project_id).scalar_subquery()
-    return sql.or_(one, sql.exists().where(given.task_id == task_id, given.seq <= through))
+    all_of_it = schema.seen.alias("all_of_it").c  # beside the answer, not within: a query in it would not know `task_id`
+    whole = sql.exists().where(
+        given.task_id == task_id,
+        all_of_it.person_id == person,
+        all_of_it.subject == project_id,
+        given.seq <= all_of_it.through,
+    )
+    return sql.or_(one, whole)

@@ -141,6 +141,21 @@ class Thinks(Pieces):
             yield delta
 
 
+def test_what_a_rule_on_personal_data_stops_is_kept_without_it() -> None:
+    rule = Rule.model_validate({"id": "in", "when": {"direction": "input"}, "pii": "all", "action": "block"})
+    done: list[Finished] = []
+    policy = Policy(PolicyFile(rules=(rule,)), Taxonomy(categories={}))
+    pipe = Pipeline(Scanner(policy, {}), Pieces("yes", [9]), key=b"k" * 32, record=done.append)
+    asked = Ask((Message(role="user", content="my card is 4111 1111 1111 1111, keep it"),))
+
+    async def run() -> None:
+        async for _ in pipe.serve(asked):
+            pass
+
+    asyncio.run(run())
+    assert done[0].input.decision.action == "block" and done[0].masked[0].content == "my card is [CARD], keep it"
+
+
 def test_what_was_found_in_thoughts_stands_beside_what_was_said() -> None:
     """Each channel's findings are places of its own text."""
     done: list[Finished] = []

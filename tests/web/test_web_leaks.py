@@ -364,6 +364,16 @@ def test_several_answers_count_their_prompt_once(serving: Server, behind: Script
     assert reply.status_code == 200 and len(reply.json()["choices"]) == 4
 
 
+def test_what_nobody_says_of_the_sampling_is_left_to_the_upstream(
+    serving: Server, head: dict[str, str], behind: Scripted
+) -> None:
+    behind.says(event(content=HELLO), END)
+    assert post(serving, head).status_code == post(serving, head, seed=3, max_tokens=9).status_code == 200
+    nothing, some = behind.asked
+    assert not {"seed", "top_p", "max_tokens", "temperature"} & (nothing.keys() - body().keys())
+    assert some["seed"] == 3 and some["max_tokens"] == 9
+
+
 def counted(serving: Server, status: str) -> float:
     meter = {"authorization": f"Bearer {serving.key('meter', scopes=('metrics',))}"}
     text = httpx.get(f"{serving.url}/metrics", headers=meter).text

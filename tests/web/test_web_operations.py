@@ -18,7 +18,7 @@ from guard_house import make_bundle, make_root
 from test_web_gateway import ATTACK, HELLO, behind, chat, wait_for  # noqa: F401
 
 from tutelage.core.artifact import Root
-from tutelage.core.config import build
+from tutelage.core.config import build, parse_yaml
 from tutelage.core.errors import ConfigError, NotFound
 from tutelage.core.records import Verdict
 from tutelage.feedback.client import Client
@@ -26,7 +26,7 @@ from tutelage.govern.replay import replay
 from tutelage.store import access, incidents, people, review, standings, traces, traffic
 from tutelage.web import semconv, watch
 from tutelage.web.app import Server, create_app
-from tutelage.web.settings import Settings
+from tutelage.web.settings import Key, Settings
 
 MAIL = "write to ana.lopez@example.org about the parcel"
 
@@ -58,6 +58,14 @@ def lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
 
+def test_the_settings_that_the_readme_shows_are_settings() -> None:
+    (shown,) = re.findall(r"```yaml\n(tenants:.*?)```", (Path(__file__).parents[2] / "README.md").read_text(), re.S)
+    made = build(Settings, parse_yaml(shown))
+    old, new, scan = made.tenants["acme"].keys
+    assert isinstance(old, Key) and old.until == "2027-01-31" and old.ends and isinstance(new, Key) and new.ends is None
+    assert isinstance(scan, Key) and scan.scopes == ("guard",) and made.max_tokens == 4096
+
+
 # what is told
 
 
@@ -83,7 +91,9 @@ def test_a_request_is_a_line_and_a_span_without_a_word_of_it(observed: Server, k
 
 
 def test_figures_by_stage_guard_and_tenant(observed: Server) -> None:
-    chat(caller(observed), HELLO)
+    for text in (HELLO, ATTACK):
+        chat(caller(observed), text)
+    observed.state.flush()
     key = observed.key("meter", scopes=("metrics",))
     text = httpx.get(f"{observed.url}/metrics", headers={"authorization": f"Bearer {key}"}).text
     for stage in ("input_guards", "output_guards", "first_byte", "total"):

@@ -92,7 +92,8 @@ def replay(store: Reader, root: Root, decision: str) -> Replayed:
     seen = scan.output if row.direction == "output" and scan.output is not None else scan.input
     if row.direction == "output" and row.redactions:
         notes.append("the answer is kept without its personal data: what was redacted in it is not compared")
-    personal = bool(left or (row.direction == "output" and row.redactions))
+    stopped = any(": personal data (" in each for each in row.reasons)  # what was kept of it is masked
+    personal = bool(left or stopped or (row.direction == "output" and row.redactions))
     cut = row.direction == "output" and request.finish in ("blocked", "error")
     differs, more = _differences(row.action, row.reasons, row.verdicts, seen, personal, cut)
     return found.model_copy(

@@ -56,7 +56,9 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
     for row in rows:
         told = ", ".join(dict.fromkeys(f"{each['rule']} ({each['action']})" for each in row["checks"]))
         surfaces.setdefault((row["direction"], row["channel"], told or "NOT GUARDED"), []).append(row["surface"])
-    lines = [f"{'direction':<11}{'channel':<13}{'surfaces':<24}rules"]
-    for (direction, channel, rules), named in surfaces.items():
-        lines.append(f"{direction:<11}{channel:<13}{'all' if set(named) == every else ', '.join(named):<24}{rules}")
+    found = {key: "all" if set(named) == every else ", ".join(named) for key, named in surfaces.items()}
+    width = max(len(each) for each in (*found.values(), "surfaces")) + 2
+    lines = [f"{'direction':<11}{'channel':<13}{'surfaces':<{width}}rules"]
+    for (direction, channel, rules), where in found.items():
+        lines.append(f"{direction:<11}{channel:<13}{where:<{width}}{rules}")
     return lines

@@ -432,6 +432,8 @@ class Pipeline:
         if self._record is None:
             return None
         spent, name = 1000 * (time.perf_counter() - started), self.conversation(ask)
+        if stops(seen.decision) and any(bound.rule.pii for bound in self.policy.rules(ask.tenant)):
+            masked = tuple(_without_personal(each) for each in masked)  # a rule that stops a text has masked nothing
         return self._record(
             Finished(ask, self.release, self.model, seen, masked, tuple(answers), spent, error, name, held)
         )
@@ -449,6 +451,12 @@ class Pipeline:
         self._vaulting.shutdown(wait=False, cancel_futures=True)
         if upstream:
             await self.upstream.close()
+
+
+def _without_personal(message: Message) -> Message:
+    parts = tuple(part.model_copy(update={"text": redact(part.text, find(part.text))}) for part in message.parts)
+    said = {name: redact(text, find(text)) for name in ("content", "reasoning") if (text := getattr(message, name))}
+    return message.model_copy(update={**said, "parts": parts})
 
 
 async def _promised(kept: Future[None]) -> None:

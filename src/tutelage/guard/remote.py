@@ -141,6 +141,8 @@ class RemoteUpstream:
             "stream_options": {"include_usage": True},
             **wire_sampling(sampling, (sampling.seed + sample) % 2**31),
         }
+        for name in wants.left_open:
+            body.pop(name, None)
         if all(message.role == "text" for message in messages):
             return "/completions", {**body, "prompt": "".join(message.content for message in messages)}
         if any(message.role == "text" for message in messages):  # under a system prompt, say

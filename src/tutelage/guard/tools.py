@@ -59,6 +59,8 @@ class Wants:
     """Prompts share what they begin with only under the same salt: a tenant's."""
     priority: int = 0
     """The higher, the sooner, where answers wait."""
+    left_open: frozenset[str] = frozenset()
+    """What nobody said of the sampling: another's model draws by its own lights there."""
 
 
 PLAIN = Wants()

@@ -59,7 +59,7 @@ def _of(person: str, tasks: Sequence[str]) -> sql.Select[Any]:
 def saw(person: Any, task_id: Any, project_id: Any) -> sql.ColumnElement[bool]:
     """For a WHERE: that a person has seen others' answers to a task. Each is a column or a bound parameter."""
     one = sql.exists().where(seen.person_id == person, seen.subject == task_id)
-    all_of_it = schema.seen.alias("all_of_it").c  # beside the answer, not within: a query in it would not know `task_id`
+    all_of_it = schema.seen.alias("all_of_it").c  # beside `given`: a query within would not know `task_id`
     whole = sql.exists().where(
         given.task_id == task_id,
         all_of_it.person_id == person,

@@ -301,7 +301,7 @@ def serve(
 STANDING = {
     "rules": "the policy's rules alone, no classifier",
     "demo": "a demonstration, learned from simulated people",
-    "trained": "classifiers trained on people's labels",
+    "trained": "trained classifiers, none of whose labels simulated people gave",
     "shadow": "rules decide; trained classifiers watch until `tutelage guard switch on --reason WHY`",
 }
 TRIED = (

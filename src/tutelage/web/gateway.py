@@ -185,7 +185,7 @@ async def _ask(
         Ask(
             messages=messages,
             sampling=responses.sampling(body, *lengths) if surface == "responses" else wire.sampling(body, *lengths),
-            wants=replace(wants, salt=who.tenant, priority=RANKS[tenant.priority]),
+            wants=replace(wants, salt=who.tenant, priority=RANKS[tenant.priority], left_open=wire.left_open(body)),
             surface=surface,
             tenant=who.tenant,
             conversation=request.headers.get("x-conversation-id", "")[:200],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -25,6 +25,11 @@ class Key(Config):
     """A time (`2027-01-31` or `2027-01-31T12:00:00Z`) after which it works no more; "" has no end."""
     scopes: tuple[str, ...] = ("chat",)
     """What it may ask: `chat` is all that a tenant's programs need, the others are parts of it."""
+
+    @field_validator("until", mode="before")
+    @classmethod
+    def _as_written(cls, until: object) -> object:
+        return until.isoformat() if isinstance(until, date) else until  # YAML reads 2027-01-31 as a date
 
     @field_validator("until")
     @classmethod
@@ -171,9 +176,9 @@ class Settings(Config):
     new_guards: Literal["on", "shadow"] = "on"
     """How a guard trained on people's labels stands until somebody has switched it: in `shadow` it decides nothing."""
     max_tokens: int = Field(1024, ge=1)
-    """Longest answer."""
+    """Longest answer that may be asked for."""
     default_tokens: int = Field(128, ge=1)
-    """Length of an answer when the request does not say."""
+    """Length of an answer when the request does not say: of the embedded model, and as limits and budgets reckon it."""
     workers: int = Field(64, ge=1)
     """Answers made at once by the embedded model."""
     queue: int = Field(256, ge=0)

@@ -19,7 +19,7 @@ from typing import Any, cast
 
 from tutelage.core import refs
 from tutelage.core.artifact import Root
-from tutelage.core.config import load_yaml
+from tutelage.core.config import build, load_yaml
 from tutelage.core.errors import NotFound, TutelageError, UsageError
 from tutelage.core.records import Message, digest
 from tutelage.feedback.desk import Kept
@@ -32,6 +32,7 @@ from tutelage.guard.request import Ending, Finished
 from tutelage.guard.scan import Scanner
 from tutelage.guard.upstream import Upstream
 from tutelage.guard.vault import Vault
+from tutelage.guard.written import PolicyFile
 from tutelage.review import queue
 from tutelage.store import engine, incidents, releases, retention, review, standings, takeover, traces
 from tutelage.store.keys import now
@@ -180,7 +181,7 @@ class State:
         if not self.settings.policy:
             return ""
         path = self.root.path / self.settings.policy
-        values = load_yaml(path)
+        values = build(PolicyFile, load_yaml(path), file=path).model_dump(mode="json")
         return digest([values, load_yaml(path.parent / str(values.get("taxonomy", "taxonomy.yaml")))])
 
     def _open(self, wanted: str, law: str) -> Serving:

@@ -240,6 +240,13 @@ def flag(body: Mapping[str, Any], name: str) -> bool:
     return bool(value)
 
 
+def left_open(body: Mapping[str, Any]) -> frozenset[str]:
+    """What a request leaves to the model that answers it."""
+    lengths = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+    named = {"max_tokens": lengths, "temperature": ("temperature",), "top_p": ("top_p",), "seed": ("seed",)}
+    return frozenset(name for name, said in named.items() if all(body.get(each) is None for each in said))
+
+
 def sampling(body: Mapping[str, Any], default_tokens: int, most_tokens: int) -> Sampling:
     """How answers are to be drawn."""
     name = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"

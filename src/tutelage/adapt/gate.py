@@ -19,6 +19,7 @@ from tutelage.core.errors import ConfigError
 from tutelage.core.records import Record, digest
 from tutelage.evaluate.suite import Result
 from tutelage.evaluate.suites.kinds import Ground, Metric, common
+from tutelage.measure.intervals import upper_bound
 from tutelage.measure.paired import error_of
 from tutelage.measure.statistics import Interval, items_needed, non_inferior, undefined
 
@@ -185,6 +186,8 @@ def _compared(
 ) -> tuple[Interval, bool | None, str]:
     """The candidate beside what it would replace, item by item: positive is better, whichever way is better."""
     gap = metric.difference(mine, theirs, ground, level=level).difference
+    if not gap.defined and metric.bounds and [each.output for each in mine] == [each.output for each in theirs]:
+        gap = _unchanged(metric, mine, level)
     (new, _), (old, _) = metric.value(mine, ground), metric.value(theirs, ground)
     figure = metric.upward(gap, old, new)
     passed = non_inferior(figure, margin).passed
@@ -195,6 +198,17 @@ def _compared(
         needed = items_needed(margin, deviation, alpha=1 - level)
         reason += f"; some {needed} items would tell" if needed > len(mine) else ""
     return figure, passed, reason
+
+
+def _unchanged(metric: Metric, rows: Sequence[Result], level: float) -> Interval:
+    """The difference where every answer is what it was: as far as a share of others could still differ, exactly."""
+    clusters = len({each.cluster for each in rows})
+    assert metric.bounds is not None
+    low, high = metric.bounds
+    reach = (upper_bound(0, clusters, (1 + level) / 2) or 1.0) * (high - low)
+    return Interval(
+        value=0.0, low=-reach, high=reach, n=len(rows), clusters=clusters, level=level, method="same answers"
+    )
 
 
 def _alone(

@@ -171,14 +171,14 @@ def attend_plain(query: Tensor, key: Tensor, value: Tensor, rotation: Tensor, gr
 class _Attention(torch.autograd.Function):
     """Rotation and attention with whole score matrices, and their gradient, in batched matrix products.
 
-    Where the products around it are in bf16, so are these; softmax, rotation and sums over blocks are not. Queries go
-    in blocks of `BLOCK` positions, each against the keys up to its end: what lies beyond is never computed.
+    In float32, also where products around it are in bf16. Queries go in blocks of `BLOCK` positions, each against the
+    keys up to its end: what lies beyond is never computed.
     Heads that share keys are rows of one product, so grouped keys are never repeated, and the sum over the heads that
     share them comes with the product that makes the gradient. Source of the formulas: Dao et al., 2022, appendix B.
     """
 
     @staticmethod
-    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.bfloat16)  # type: ignore[untyped-decorator]
+    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)  # type: ignore[untyped-decorator]
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, rotation: Tensor, groups: tuple[Group, ...]
     ) -> Tensor:
@@ -215,8 +215,7 @@ class _Attention(torch.autograd.Function):
         for group in ctx.groups:
             q, k, v = next(left), next(left), next(left)
             grad = _by_head(mixed_grad, group, None, ctx.shared, padding=False)
-            q_grad = torch.empty_like(q)
-            k_grad, v_grad = k.new_zeros(2, *k.shape, dtype=torch.promote_types(k.dtype, torch.float32))
+            q_grad, k_grad, v_grad = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
             for rows, _, stop in _blocks(group.time, heads // ctx.shared):
                 weights = next(left)
                 v_grad[:, :stop] += torch.bmm(weights.transpose(1, 2), grad[:, rows])
@@ -258,7 +257,7 @@ def _by_head(x: Tensor, group: Group, rotation: Tensor | None, shared: int, padd
     if rotation is None:
         return x.reshape(group.rows * shared, -1, width)
     result = x.new_empty(x.shape)
-    _rotate(x, rotation[:, None], result)
+    torch.mul(_pairs(x), rotation[:, None], out=_pairs(result))
     return result.view(group.rows * shared, -1, width)
 
 
@@ -267,22 +266,14 @@ def _by_token(x: Tensor, group: Group, rotation: Tensor | None, out: Tensor) -> 
     heads, width = out.shape[1:]
     x = x.view(group.rows, -1, group.time, heads * group.rows // x.shape[0], width)
     whole = group.scatter is None
-    flat = out[:-1] if whole else out.new_empty(group.rows * group.time, heads, width)
+    flat = out[:-1] if whole else x.new_empty(group.rows * group.time, heads, width)
     target = flat.view(group.rows, group.time, x.shape[1], -1, width).transpose(1, 2)
     if rotation is None:
         target.copy_(x)
     else:
-        _rotate(x, rotation[:, None], target)
+        torch.mul(_pairs(x), rotation[:, None], out=_pairs(target))
     if group.scatter is not None:
         out.index_copy_(0, group.scatter, flat)
-
-
-def _rotate(x: Tensor, rotation: Tensor, out: Tensor) -> None:
-    """Write x, its neighbouring pairs turned, into `out`; there are no complex numbers of half precision."""
-    if out.dtype == torch.bfloat16:
-        out.copy_(torch.view_as_real(_pairs(x.float()) * rotation).flatten(-2))
-    else:
-        torch.mul(_pairs(x), rotation, out=_pairs(out))
 
 
 def _pairs(x: Tensor) -> Tensor:

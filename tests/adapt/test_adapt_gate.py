@@ -207,6 +207,11 @@ def test_a_release_is_gated_on_the_texts_and_the_judge_of_its_evaluation(tmp_pat
     whole = sacrebleu.corpus_chrf([row.output for row in found], [[str(item.target) for item in items]]).score / 100
     assert told.value == pytest.approx(whole) and told.low < whole < told.high
     assert decide(rule, {"evaluation": found}, {}, against="nothing").checks[0].passed is None
+    # answers that did not change are known to be no worse, as far as so many can tell; the resamples vary in nothing
+    for margin, passed in ((0.1, True), (0.03, None)):
+        rule = policy({"kind": "non_inferior", "bound": None, "margin": margin, "min_n": 50})
+        same = decide(rule, {"evaluation": found}, {"evaluation": found}, against="x", ground=ground).checks[0]
+        assert same.passed is passed and same.figure.value == 0 and same.figure.low == pytest.approx(-0.0596, abs=1e-4)
 
 
 def test_what_only_one_side_was_asked_lowers_coverage() -> None:

@@ -186,7 +186,8 @@ def _compared(
 ) -> tuple[Interval, bool | None, str]:
     """The candidate beside what it would replace, item by item: positive is better, whichever way is better."""
     gap = metric.difference(mine, theirs, ground, level=level).difference
-    if not gap.defined and metric.bounds and [each.output for each in mine] == [each.output for each in theirs]:
+    corpus = metric.sums is not None and metric.apart is None and metric.bounds is not None
+    if not gap.defined and corpus and [each.output for each in mine] == [each.output for each in theirs]:
         gap = _unchanged(metric, mine, level)
     (new, _), (old, _) = metric.value(mine, ground), metric.value(theirs, ground)
     figure = metric.upward(gap, old, new)

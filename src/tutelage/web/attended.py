@@ -70,7 +70,8 @@ async def _answered(
     held = decision.model_copy(update={"action": "review"})
     given: Sequence[Message] = ()
     name, patience = pipeline.conversation(ask), state.settings.takeover
-    until = time.monotonic() + (patience.stream_s if ask.stream else patience.whole_s)
+    wait = patience.stream_s if ask.stream else patience.whole_s
+    until = time.monotonic() + (wait if ask.people == "live" else 0.0)  # simulated users wait for nobody
     alive = 0.0
     while time.monotonic() < until and not state.draining and state.waits(name):
         if ask.stream and time.monotonic() >= alive:

@@ -305,10 +305,10 @@ def _fires(scanner: Scanner, text: str) -> int:
     return len(text)  # when the end has come
 
 
-@pytest.mark.parametrize("count", [25, pytest.param(25_000, marks=[pytest.mark.slow, pytest.mark.timeout(7200)])])
+@pytest.mark.parametrize("count", [25, pytest.param(6_250, marks=pytest.mark.slow)])
 def test_zero_leaked_bytes_in_every_random_chunking(small_root: Root, small_bundle: Artifact, count: int) -> None:
     """n-gram heads, another guard and redaction at once, on what is said and thought, of two choices, whole and as a
-    stream: four chunkings a request."""
+    stream: four chunkings a request. (The barrier by itself is tried with 100,000.)"""
     parts = open_parts(small_bundle, small_root)
     name, trained = next(iter(parts.scanner.judges.items()))
     file = parts.scanner.policy.file.model_copy(update={"defaults": Defaults(budget_ms=60_000, max_bound=1)})
